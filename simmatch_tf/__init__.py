@@ -1,0 +1,45 @@
+"""SimMatch on TensorFlow and Keras: image classifiers from few labels.
+
+    import simmatch_tf
+
+    config = simmatch_tf.Config.from_flagfile("configs/digits_40.cfg")
+    result = simmatch_tf.fit(config)
+    model = simmatch_tf.load(config.workdir)
+
+Importing this is light: TensorFlow is imported when a name needs it.
+"""
+
+import importlib
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# TensorFlow's own start-up notices drown the progress bar.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Algorithm": "simmatch_tf.algorithms.algorithm",
+    "Config": "simmatch_tf.config",
+    "Images": "simmatch_tf.data.source",
+    "InputError": "simmatch_tf.commandline",
+    "Interrupted": "simmatch_tf.training.interruption",
+    "Result": "simmatch_tf.training.results",
+    "Source": "simmatch_tf.data.source",
+    "fit": "simmatch_tf.training.loop",
+    "load": "simmatch_tf.training.assembly",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

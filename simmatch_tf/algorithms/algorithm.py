@@ -1,0 +1,122 @@
+"""What every algorithm is: the state of a run and one step over it."""
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.modules import optimizer, record, replica, teacher
+from simmatch_tf.ops import schedules
+
+Metrics = dict[str, tf.Tensor]
+
+
+class Algorithm(tf.Module):
+    """All state of a run; `tf.train.Checkpoint(algorithm=…)` saves it whole.
+
+    A subclass writes `train_step`, and adds its own state in `__init__`.
+
+    Attributes:
+        student: The network that is trained.
+        teacher: Its EMA.
+        optimizer: SGD with one velocity for each weight.
+        record: Last loss and best step.
+        step: Steps done, int64.
+        weights_of_record: "student" or "ema": whose figures are the result.
+        needs_unlabeled: Whether batches need unlabeled views.
+        needs_embeddings: Whether the network needs its projection head.
+    """
+
+    needs_unlabeled: ClassVar[bool] = True
+    needs_embeddings: ClassVar[bool] = True
+    weights_of_record: str = "ema"
+
+    def __init__(
+        self,
+        config: config_lib.Config,
+        make_network: Callable[[], keras.Model],
+        *,
+        num_classes: int,
+        slot_labels: np.ndarray,
+    ) -> None:
+        """Makes networks, optimizer and counters.
+
+        Args:
+            config: The run's, with its durations in steps.
+            make_network: Makes a network (see `networks.network.build`).
+            num_classes: L.
+            slot_labels: Class of each labeled image [K], in slot order.
+
+        Raises:
+            ValueError: A class is not in [0, num_classes).
+        """
+        super().__init__(name=type(self).__name__.lower())
+        if slot_labels.min() < 0 or slot_labels.max() >= num_classes:
+            raise ValueError(
+                f"labels from {slot_labels.min()} to {slot_labels.max()}: must "
+                f"be in [0, {num_classes})"
+            )
+        self.config, self.num_classes = config, num_classes
+        self.student = make_network()
+        self.teacher = teacher.Teacher(
+            make_network(),
+            self.student,
+            momentum=config.ema_momentum,
+            warmup=config.ema_warmup,
+        )
+        self.learning_rate = functools.partial(
+            schedules.learning_rate,
+            peak=config.learning_rate,
+            steps=config.steps,
+            warmup_steps=config.warmup_steps,
+            shape=config.schedule,
+        )
+        self.optimizer = optimizer.Sgd(
+            optimizer.Schedule(self.learning_rate),
+            momentum=config.momentum,
+            decay=config.weight_decay,
+            decay_on=config.weight_decay_on,
+        )
+        self.optimizer.build(self.student.trainable_variables)
+        self.record = record.Record()
+        self.step = replica.variable(0, "step", tf.int64)
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> Metrics:
+        """One step on one replica's share of a batch.
+
+        Args:
+            batch: See `data.pipeline` for its keys.
+
+        Returns:
+            Scalars whose names are the TensorBoard tags; "loss/total" at
+            least. Each is this replica's share of the mean.
+        """
+        raise TypeError(f"{type(self).__name__} has no train_step")
+
+    def networks(self) -> dict[str, keras.Model]:
+        """The networks to evaluate, by name."""
+        return {"student": self.student, "ema": self.teacher.model}
+
+    def minimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
+        """Ends a step: optimizer, EMA, the loss on record, the count.
+
+        Args:
+            tape: It recorded the student's work.
+            loss: Mean over this replica's images. The only place that divides
+                by the number of replicas, whose gradients are summed.
+        """
+        weights = self.student.trainable_variables
+        gradients = tape.gradient(
+            loss,
+            [weight.value for weight in weights],
+            output_gradients=tf.ones_like(loss) / replica.count(),
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        self.optimizer.apply(gradients, weights)
+        self.teacher.update(self.student, self.step)
+        self.record.keep_loss(loss)
+        self.step.assign_add(1)

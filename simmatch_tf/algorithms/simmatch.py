@@ -1,0 +1,143 @@
+"""SimMatch: matching classes and instances at once (CVPR 2022, Algorithm 1).
+
+| here        | shape   | meaning                                              |
+|-------------|---------|------------------------------------------------------|
+| B, U        |         | labeled and unlabeled images here, U = μB            |
+| L, K, D     |         | classes; slots of the memory; width of embeddings    |
+| x_l, x_w, x_s | [·, H, W, C] | labeled, weak and strong unlabeled views      |
+| p_w         | [U, L]  | aligned class probabilities of the weak views        |
+| z_l, z_w, z_s | [·, D] | unit embeddings                                     |
+| Q_f, Q_l    | [K, D], [K] | memory: embeddings and classes of labeled images |
+| q_w         | [U, K]  | instance similarity of the weak views                |
+| q_hat, p_hat | [U, K], [U, L] | pseudo-labels: instances, classes |
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.algorithms import algorithm
+from simmatch_tf.modules import alignment, memory
+from simmatch_tf.ops import losses, propagation, similarity
+
+
+class SimMatch(algorithm.Algorithm):
+    """Both forms: student–teacher, and temporal ensemble.
+
+    Attributes:
+        align: The distribution alignment's window.
+        memory: Q_f and Q_l.
+    """
+
+    def __init__(
+        self,
+        config: config_lib.Config,
+        make_network: Callable[[], keras.Model],
+        *,
+        num_classes: int,
+        slot_labels: np.ndarray,
+    ) -> None:
+        """See `Algorithm`; adds the window and the memory."""
+        super().__init__(
+            config,
+            make_network,
+            num_classes=num_classes,
+            slot_labels=slot_labels,
+        )
+        self.from_teacher = config.memory == "teacher"
+        self.weights_of_record = "student" if self.from_teacher else "ema"
+        self.align = alignment.DistributionAlignment(
+            num_classes, config.da_window
+        )
+        self.memory = memory.MemoryBuffer(
+            slot_labels,
+            config.projection_dim,
+            momentum=0.0 if self.from_teacher else config.memory_momentum,
+        )
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
+        """One step of Algorithm 1."""
+        x_l, y = batch["labeled_weak"], batch["labels"]  # [B, ...], [B]
+        x_w, x_s = batch["unlabeled_weak"], batch["unlabeled_strong"]  # [U]
+        b, u = x_l.shape[0], x_w.shape[0]
+        ready = self.memory.full() & (
+            self.step >= self.config.matching_start_steps
+        )
+
+        if self.from_teacher:
+            # Differs: the teacher runs on its averaged BatchNorm statistics.
+            out = self.teacher.model(tf.concat([x_l, x_w], 0), training=False)
+            z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
+            p_w = tf.nn.softmax(out["logits"][b:])  # [U, L]
+            p_hat, q_hat = self.propagate(p_w, z_w, ready)
+
+        with tf.GradientTape() as tape:
+            if self.from_teacher:
+                out = self.student(tf.concat([x_l, x_s], 0), training=True)
+                logits_l, logits_s = tf.split(out["logits"], [b, u])
+                z_s = out["embeddings"][b:]  # [U, D]
+            else:
+                views = tf.concat([x_l, x_s, x_w], 0)
+                out = self.student(views, training=True)
+                logits_l, logits_s, logits_w = tf.split(
+                    out["logits"], [b, u, u]
+                )  # [B, L], [U, L], [U, L]
+                z_l, z_s, z_w = tf.split(out["embeddings"], [b, u, u])
+                p_w = tf.stop_gradient(tf.nn.softmax(logits_w))  # [U, L]
+                z_w, z_l = tf.stop_gradient(z_w), tf.stop_gradient(z_l)
+                p_hat, q_hat = self.propagate(p_w, z_w, ready)
+
+            # L_s: labeled images against their labels.
+            loss_s = losses.supervised_loss(logits_l, y)
+            # L_u: strong views against confident class pseudo-labels.
+            loss_u, mask = losses.unsupervised_loss(
+                logits_s, p_hat, self.config.threshold
+            )
+            # L_in: strong views against instance pseudo-labels.
+            loss_in = losses.instance_loss(
+                z_s, self.memory.features, q_hat, self.config.temperature
+            )
+            loss_in = tf.where(ready, loss_in, 0.0)
+            loss = (
+                loss_s
+                + self.config.lambda_u * loss_u
+                + self.config.lambda_in * loss_in
+            )
+
+        self.minimize(tape, loss)
+        self.memory.update(batch["slots"], z_l)
+        return {
+            "loss/total": loss,
+            "loss/s": loss_s,
+            "loss/u": loss_u,
+            "loss/in": loss_in,
+            "pseudo_label/mask_rate": tf.reduce_mean(mask),
+        }
+
+    def propagate(
+        self, p_w: tf.Tensor, z_w: tf.Tensor, ready: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Makes both pseudo-labels from the weak views.
+
+        Args:
+            p_w: Class probabilities [U, L], not aligned yet.
+            z_w: Embeddings [U, D].
+            ready: Bool scalar: smooth p̂ by the memory.
+
+        Returns:
+            p̂ [U, L] (p^w until ready) and q̂ [U, K].
+        """
+        p_w = self.align(p_w)  # [U, L]
+        q_w = similarity.instance_similarity(
+            z_w, self.memory.features, self.config.temperature
+        )  # [U, K], Eq. 3
+        p_unfold = propagation.unfold(p_w, self.memory.labels)  # [U, K], Eq. 7
+        q_hat = propagation.scale(q_w, p_unfold)  # [U, K], Eq. 8
+        q_agg = propagation.aggregate(
+            q_w, self.memory.labels, self.num_classes
+        )  # [U, L], Eq. 9
+        p_hat = propagation.smooth(p_w, q_agg, self.config.alpha)  # Eq. 10
+        return tf.where(ready, p_hat, p_w), q_hat

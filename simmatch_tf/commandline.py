@@ -1,0 +1,274 @@
+"""How a command reads its flags: frozen dataclasses as absl flags.
+
+A configuration is a frozen dataclass whose fields are made by `flag`. absl
+parses the command line and the flagfiles; the dataclass checks the values.
+Nothing here imports TensorFlow: a wrong flag is answered at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import pathlib
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from absl import app, flags
+
+PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+class InputError(ValueError):
+    """Something the user can put right; commands print it bare."""
+
+
+def flag(
+    default: Any,
+    text: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] = (),
+    rare: bool = False,
+    operational: bool = False,
+) -> Any:
+    """Declares one flag, its range (both ends allowed) and its kind.
+
+    `rare` flags are listed by --helpfull only; `operational` ones do not change
+    the weights, so they may differ when a run is resumed.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": text,
+            "low": low,
+            "high": high,
+            "choices": tuple(choices),
+            "rare": rare,
+            "operational": operational,
+        },
+    )
+
+
+def _value_type(cls: type, name: str) -> type:
+    """The flag's own type: `int` for a field declared `int | None`."""
+    declared = typing.get_type_hints(cls)[name]
+    if isinstance(declared, types.UnionType):
+        declared = typing.get_args(declared)[0]
+    return declared
+
+
+class Flags:
+    """What every command's configuration can do."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            self._check_field(field)
+        self.check()
+
+    def check(self) -> None:
+        """Checks what concerns several flags at once."""
+
+    def named_after(self, flagfile: str | None) -> Self:
+        """Fills in what the last flagfile's bare name decides: nothing."""
+        del flagfile
+        return self
+
+    def _check_field(self, field: dataclasses.Field) -> None:
+        value, rule = getattr(self, field.name), field.metadata
+        if value is None and field.default is None:
+            return
+        wanted = _value_type(type(self), field.name)
+        if wanted is float and type(value) is int:
+            object.__setattr__(self, field.name, float(value))
+        elif type(value) is not wanted:
+            raise InputError(
+                f"--{field.name}={value!r} is not of type {wanted.__name__}"
+            )
+        if rule["choices"] and value not in rule["choices"]:
+            raise InputError(
+                f"--{field.name}={value} is unknown"
+                + nearest(value, rule["choices"])
+            )
+        low, high = rule["low"], rule["high"]
+        if wanted in (int, float) and not (
+            math.isfinite(value)
+            and (low is None or value >= low)
+            and (high is None or value <= high)
+        ):
+            room = f"at least {low}" if high is None else f"in [{low}, {high}]"
+            if low is None and high is None:
+                room = "a finite number"
+            raise InputError(f"--{field.name}={value}: must be {room}")
+
+    @classmethod
+    def define_flags(cls, values: flags.FlagValues) -> None:
+        """Declares every field as an absl flag in `values`."""
+        define = {
+            str: flags.DEFINE_string,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            bool: flags.DEFINE_boolean,
+        }
+        for field in dataclasses.fields(cls):
+            text = field.metadata["help"]
+            if field.metadata["choices"]:
+                text = "|".join(field.metadata["choices"]) + ": " + text
+            define[_value_type(cls, field.name)](
+                field.name,
+                field.default,
+                text,
+                flag_values=values,
+                module_name=cls.__module__,
+            )
+            if not field.metadata["rare"]:
+                values.register_key_flag_for_module(
+                    sys.argv[0], values[field.name]
+                )
+
+    @classmethod
+    def from_flags(cls, values: flags.FlagValues) -> Self:
+        """Reads parsed flags.
+
+        Raises:
+            InputError: A value is out of its range, or two do not go together.
+        """
+        return cls(
+            **{f.name: values[f.name].value for f in dataclasses.fields(cls)}
+        )
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str]) -> Self:
+        """Reads a command line, `argv[0]` being the program's name."""
+        values = flags.FlagValues()
+        cls.define_flags(values)
+        try:
+            rest = values(expand_flagfiles(argv))
+        except flags.Error as error:
+            raise InputError(str(error)) from None
+        if len(rest) > 1:
+            raise InputError(f"{rest[1]!r} is not a flag: flags begin with --")
+        return cls.from_flags(values).named_after(last_flagfile(argv))
+
+    @classmethod
+    def from_flagfile(cls, path: str | os.PathLike) -> Self:
+        """Reads a .cfg flagfile (found in the folder or beside the package).
+
+        Raises:
+            InputError: The file, or what stands in it, is not right.
+        """
+        return cls.from_argv(["config", f"--flagfile={os.fspath(path)}"])
+
+
+def nearest(value: str, names: Sequence[str]) -> str:
+    """The end of a message on an unknown name: what may have been meant."""
+    close = difflib.get_close_matches(value, names, 3, 0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; known: {', '.join(names)}"
+
+
+def find_flagfile(name: str) -> pathlib.Path:
+    """Finds a flagfile in the current folder or beside the package.
+
+    Raises:
+        InputError: It is in neither.
+    """
+    path = pathlib.Path(name).expanduser()
+    # A checkout has configs/ beside the package, a wheel inside it.
+    for candidate in (path, PACKAGE.parent / path, PACKAGE / path):
+        if candidate.is_file():
+            return candidate
+    shipped = [
+        f"configs/{p.name}"
+        for folder in (PACKAGE.parent / "configs", PACKAGE / "configs")
+        for p in sorted(folder.glob("*.cfg"))
+    ]
+    raise InputError(
+        f"--flagfile={name}: no such file" + nearest(name, shipped)
+    )
+
+
+def expand_flagfiles(
+    argv: Sequence[str], inside: tuple[pathlib.Path, ...] = ()
+) -> list[str]:
+    """Replaces every --flagfile=FILE by what stands in FILE.
+
+    absl's own reader knows the current folder only; this one also finds the
+    files that came with the package. As with absl's, what comes later wins.
+
+    Raises:
+        InputError: A file is missing, unreadable, or names itself.
+    """
+    result, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
+        if not match or "--" in result:
+            result.append(word)
+            continue
+        name = match[1] if match[1] is not None else (rest or [""]).pop(0)
+        path = find_flagfile(name)
+        if path.resolve() in inside:
+            raise InputError(f"--flagfile={name}: the file includes itself")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--flagfile={name}: {error}") from None
+        words = [line.strip() for line in lines]
+        words = [w for w in words if w and not w.startswith(("#", "//"))]
+        for line in words:
+            if not line.startswith("-"):
+                raise InputError(
+                    f"--flagfile={name}: {line!r} is neither a flag nor a "
+                    "comment (comments stand on lines of their own)"
+                )
+        result += expand_flagfiles(words, (*inside, path.resolve()))
+    return result
+
+
+def last_flagfile(argv: Sequence[str]) -> str | None:
+    """Name, without folder and ending, of the last flagfile in `argv`."""
+    names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
+    return pathlib.Path(names[-1]).stem if names else None
+
+
+def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
+    """Runs a command: reads the flags, then calls `command(config)`.
+
+    Args:
+        command: The command; what it returns is the exit status.
+        kind: The command's configuration.
+    """
+    kind.define_flags(flags.FLAGS)
+    found = {}
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            expanded = expand_flagfiles(argv)
+            rest = flags.FLAGS(expanded)
+            if len(rest) > 1:
+                raise InputError(
+                    f"{rest[1]!r} is not a flag: flags begin with --"
+                )
+            found["config"] = kind.from_flags(flags.FLAGS).named_after(
+                last_flagfile(argv)
+            )
+        except (InputError, flags.Error) as error:
+            sys.exit(f"error: {error}\nSee --help, or --helpfull for all.")
+        except SystemExit:  # absl ends --help with status 1
+            sys.exit(0)
+        return rest
+
+    def main(argv: list[str]) -> int | None:
+        del argv
+        try:
+            return command(found["config"])
+        except InputError as error:
+            sys.exit(f"error: {error}")
+
+    app.run(main, flags_parser=parse)

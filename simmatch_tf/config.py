@@ -1,0 +1,372 @@
+"""Every flag, the frozen `Config`, every check of a value."""
+
+import dataclasses
+import os
+import re
+from typing import Any, Self
+
+from simmatch_tf import commandline
+from simmatch_tf.commandline import InputError, flag
+
+# Name → (classes, training images). "custom" is given in Python, to `fit`.
+DATASETS = {
+    "digits": (10, 1_400),
+    "cifar10": (10, 50_000),
+    "cifar100": (100, 50_000),
+    "imagenet2012": (1_000, 1_281_167),
+    "custom": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(commandline.Flags):
+    """A training run: every value that decides what is trained, and how."""
+
+    # Data.
+    dataset: str = flag("digits", "the images.", choices=tuple(DATASETS))
+    labels: int | None = flag(
+        None, "labeled images in all, the same number of each class.", low=1
+    )
+    label_fraction: float | None = flag(
+        None, "labeled share of each class; instead of --labels.", low=0, high=1
+    )
+    split_seed: int = flag(0, "which images are labeled.", low=0)
+    validation_fraction: float = flag(
+        0.0,
+        "share of the labeled images of each class (at least one) that is set "
+        "aside to choose the best step.",
+        low=0,
+        high=0.9,
+    )
+    unlabeled_includes_labeled: bool = flag(
+        True, "labeled images are in the unlabeled set, too.", rare=True
+    )
+    image_size: int | None = flag(
+        None, "side in pixels; default: the dataset's own.", low=8, high=1024
+    )
+    flip: bool | None = flag(
+        None, "views may be mirrored; default: the dataset's own.", rare=True
+    )
+    weak: str = flag(
+        "flip_crop",
+        "the weak view.",
+        choices=("flip_crop", "resized_crop"),
+        rare=True,
+    )
+    strong: str = flag(
+        "randaugment",
+        "the strong view.",
+        choices=("randaugment", "moco"),
+        rare=True,
+    )
+    randaugment_operations: int = flag(
+        2, "operations drawn for each image (n).", low=0, high=14, rare=True
+    )
+    randaugment_probability: float = flag(
+        0.5, "that a drawn operation is applied.", low=0, high=1, rare=True
+    )
+    randaugment_low: float = flag(
+        0.1, "least strength of an operation.", low=0, high=1, rare=True
+    )
+    randaugment_high: float = flag(
+        0.9, "greatest strength of an operation.", low=0, high=1, rare=True
+    )
+    randaugment_levels: int = flag(
+        9, "evenly spaced strengths; 0: any in between.", low=0, rare=True
+    )
+    cutout: float = flag(
+        0.5, "side of the strong view's cutout, as a share.", low=0, high=1
+    )
+    eval_resize: int | None = flag(
+        None, "evaluation resizes to this, then crops.", low=8, rare=True
+    )
+
+    # Network.
+    backbone: str = flag("wrn_28_2", "wrn_DEPTH_WIDTH, resnet50 or custom.")
+    projection_dim: int = flag(
+        128, "width D of the embeddings.", low=1, rare=True
+    )
+    batch_norm_momentum: float | None = flag(
+        None,
+        "weight of BatchNorm's old statistics; default: the published one.",
+        low=0,
+        high=0.99999,
+    )
+
+    # Method.
+    algorithm: str = flag(
+        "simmatch",
+        "what is trained.",
+        choices=("simmatch", "supervised", "custom"),
+    )
+    memory: str = flag(
+        "ensemble",
+        "EMA teacher with a plain memory (large label sets), or temporal "
+        "ensemble (small ones).",
+        choices=("teacher", "ensemble"),
+    )
+    alpha: float = flag(
+        0.9, "weight of p^w in the smoothed pseudo-label.", low=0, high=1
+    )
+    temperature: float = flag(
+        0.1, "t of the instance similarities.", low=0.005, high=10
+    )
+    threshold: float = flag(
+        0.95, "tau: least confidence of a pseudo-label.", low=0, high=1
+    )
+    lambda_u: float = flag(
+        1.0, "weight of the pseudo-label loss.", low=0, high=1e6
+    )
+    lambda_in: float = flag(
+        1.0, "weight of the instance loss.", low=0, high=1e6
+    )
+    memory_momentum: float = flag(
+        0.7, "weight of the old embedding, ensemble form.", low=0, high=0.99999
+    )
+    ema_momentum: float = flag(
+        0.999, "weight of the EMA teacher's old value.", low=0, high=1
+    )
+    ema_warmup: bool = flag(
+        False, "EMA momentum is at most (1 + step) / (10 + step).", rare=True
+    )
+    da_window: int = flag(
+        32, "batches that distribution alignment averages.", low=1
+    )
+    matching_start_steps: int = flag(
+        0,
+        "instance loss and smoothing wait for this step, and in any case until "
+        "the memory is full.",
+        low=0,
+        rare=True,
+    )
+
+    # Optimizer and schedule.
+    batch_size: int = flag(64, "labeled images a step, all devices.", low=1)
+    unlabeled_ratio: int = flag(
+        7, "mu: unlabeled images for each labeled one.", low=1
+    )
+    steps: int | None = flag(None, "length of the run.", low=1)
+    epochs: float | None = flag(
+        None, "the same in passes over the unlabeled images.", low=0
+    )
+    warmup_steps: int | None = flag(
+        None, "linear warm-up of the rate; default: none.", low=0
+    )
+    warmup_epochs: float | None = flag(
+        None, "the same in passes over the unlabeled images.", low=0, rare=True
+    )
+    learning_rate: float = flag(0.03, "peak rate of SGD.", low=0, high=100)
+    schedule: str = flag(
+        "cosine_7_16",
+        "the rate after warm-up: cos(7 pi s / 16 S), half a cosine, or flat.",
+        choices=("cosine_7_16", "half_cosine", "constant"),
+        rare=True,
+    )
+    momentum: float = flag(
+        0.9, "of Nesterov SGD.", low=0, high=0.99999, rare=True
+    )
+    weight_decay: float = flag(
+        5e-4, "L2 penalty, added to the gradient.", low=0, high=1
+    )
+    weight_decay_on: str = flag(
+        "kernels",
+        "kernels alone, or biases and BatchNorm as well.",
+        choices=("kernels", "all"),
+        rare=True,
+    )
+    seed: int = flag(0, "of weights, order and views.", low=0, high=2**31 - 1)
+
+    # Operation: may differ when a run is resumed.
+    workdir: str | None = flag(
+        None,
+        "folder of the run; default: runs/<name of the last .cfg>.",
+        operational=True,
+    )
+    overwrite: bool = flag(
+        False, "start anew where the workdir holds a run.", operational=True
+    )
+    strategy: str = flag(
+        "one", "devices.", choices=("one",), operational=True, rare=True
+    )
+    eval_every: int = flag(500, "steps.", low=1, operational=True)
+    checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
+    log_every: int = flag(20, "steps.", low=1, operational=True)
+    keep: int = flag(3, "checkpoints kept.", low=1, operational=True)
+    eval_batch_size: int = flag(
+        256, "images.", low=1, operational=True, rare=True
+    )
+    parallel_calls: int = flag(
+        2, "batches prepared at once.", low=1, operational=True, rare=True
+    )
+    progress: bool = flag(
+        True, "a progress bar, on a terminal.", operational=True, rare=True
+    )
+
+    def check(self) -> None:
+        """Checks what concerns several flags at once."""
+        _check_backbone(self.backbone)
+        self._check_labels()
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError(
+                f"--steps={self.steps} and --epochs={self.epochs}: give "
+                "exactly one of the two"
+            )
+        if self.epochs == 0:
+            raise InputError("--epochs=0.0: must be above 0")
+        if None not in (self.warmup_steps, self.warmup_epochs):
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
+                f"{self.warmup_epochs}: give at most one of the two"
+            )
+        if self.steps and (self.warmup_steps or 0) >= self.steps:
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps}: must be below "
+                f"--steps={self.steps}"
+            )
+        if self.randaugment_low > self.randaugment_high:
+            raise InputError(
+                f"--randaugment_low={self.randaugment_low}: must not be above "
+                f"--randaugment_high={self.randaugment_high}"
+            )
+
+    def _check_labels(self) -> None:
+        if (self.labels is None) == (self.label_fraction is None):
+            raise InputError(
+                f"--labels={self.labels} and --label_fraction="
+                f"{self.label_fraction}: give exactly one of the two"
+            )
+        if self.label_fraction == 0:
+            raise InputError("--label_fraction=0.0: must be above 0")
+        if self.labels is None or DATASETS[self.dataset] is None:
+            return
+        classes, images = DATASETS[self.dataset]
+        if self.labels % classes:
+            raise InputError(
+                f"--labels={self.labels}: not divisible by the {classes} "
+                f"classes of {self.dataset}"
+            )
+        if self.labels > images:
+            raise InputError(
+                f"--labels={self.labels}: {self.dataset} has {images} training "
+                "images"
+            )
+
+    def named_after(self, flagfile: str | None) -> Self:
+        """Names the workdir after the recipe, where none is given."""
+        workdir = self.workdir or os.path.join("runs", flagfile or "default")
+        return dataclasses.replace(self, workdir=workdir)
+
+    def check_available(self) -> None:
+        """Refuses what this version can name but not yet run.
+
+        Raises:
+            InputError: It lists all that is missing.
+        """
+        missing = []
+        if self.dataset not in ("digits", "custom"):
+            missing.append(f"--dataset={self.dataset} (there is: digits)")
+        if self.backbone == "resnet50":
+            missing.append("--backbone=resnet50 (there is: wrn_DEPTH_WIDTH)")
+        if self.weak != "flip_crop":
+            missing.append(f"--weak={self.weak} (there is: flip_crop)")
+        if self.strong != "randaugment":
+            missing.append(f"--strong={self.strong} (there is: randaugment)")
+        if self.eval_resize is not None:
+            missing.append(f"--eval_resize={self.eval_resize} (there is: none)")
+        if missing:
+            raise InputError("not in this version yet: " + ", ".join(missing))
+
+    def with_durations(self, unlabeled_images: int) -> Self:
+        """Turns epochs into steps.
+
+        Args:
+            unlabeled_images: Size of the unlabeled set; an epoch is that
+                // (batch_size * unlabeled_ratio) steps.
+
+        Returns:
+            A Config whose `steps` and `warmup_steps` are set.
+
+        Raises:
+            InputError: One unlabeled batch is larger than the unlabeled set
+                and epochs are asked for, or the warm-up is no shorter than
+                the run.
+        """
+        unlabeled_batch = self.batch_size * self.unlabeled_ratio
+        epoch_steps = unlabeled_images // unlabeled_batch
+        if epoch_steps == 0 and (self.epochs or self.warmup_epochs):
+            raise InputError(
+                f"an epoch has no step: {unlabeled_images} unlabeled images, "
+                f"--batch_size={self.batch_size} times --unlabeled_ratio="
+                f"{self.unlabeled_ratio} in one; use --steps"
+            )
+        steps = self.steps or max(1, round(self.epochs * epoch_steps))
+        warmup_steps = self.warmup_steps
+        if warmup_steps is None:
+            warmup_steps = round((self.warmup_epochs or 0) * epoch_steps)
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            epochs=None,
+            warmup_steps=warmup_steps,
+            warmup_epochs=None,
+        )
+
+    def to_flagfile(self) -> str:
+        """The text of a flagfile that starts the same run again."""
+        lines = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or field.name == "overwrite":
+                continue
+            if isinstance(value, bool):
+                lines.append(f"--{'' if value else 'no'}{field.name}")
+            else:
+                lines.append(f"--{field.name}={value}")
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:
+        """Fields that differ: name → (own, other's, operational)."""
+        result = {}
+        for field in dataclasses.fields(self):
+            own, others = getattr(self, field.name), getattr(other, field.name)
+            if own != others and field.name not in ("workdir", "overwrite"):
+                result[field.name] = (
+                    own,
+                    others,
+                    field.metadata["operational"],
+                )
+        return result
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(commandline.Flags):
+    """What `python -m simmatch_tf.evaluate` takes."""
+
+    workdir: str | None = flag(None, "folder of the run to evaluate.")
+    output: str | None = flag(
+        None, "JSON file; default: evaluation.json in the workdir."
+    )
+    batch_size: int = flag(256, "images.", low=1)
+    bins: int = flag(15, "of the calibration error.", low=1, high=10000)
+
+    def check(self) -> None:
+        """A workdir is needed."""
+        if self.workdir is None:
+            raise InputError("--workdir=None: name the folder of a run")
+
+
+def _check_backbone(name: str) -> None:
+    if name in ("resnet50", "custom"):
+        return
+    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    if not match:
+        raise InputError(
+            f"--backbone={name} is unknown; known: wrn_DEPTH_WIDTH (such as "
+            "wrn_28_2), resnet50"
+        )
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise InputError(
+            f"--backbone={name}: the depth must be 6n + 4 with n at least 1 "
+            "(10, 16, 22, 28 …) and the width at least 1"
+        )

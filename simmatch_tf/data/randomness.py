@@ -1,0 +1,81 @@
+"""Stateless random numbers: functions of (key, epoch, image)."""
+
+import numpy as np
+import tensorflow as tf
+
+# The shuffle behind tf.random.experimental.index_shuffle is a block cipher;
+# at that function's own 4 rounds neighbouring indices come out correlated.
+_ROUNDS = 24
+_RANGE = 2**24  # the integers that float32 holds exactly
+
+
+def key(seed: int, stream: str) -> int:
+    """An int32 that is different for every seed and stream.
+
+    Args:
+        seed: The run's seed, ≥ 0.
+        stream: What the numbers are for, such as "weak".
+    """
+    sequence = np.random.SeedSequence([seed, *stream.encode()])
+    return int(sequence.generate_state(1)[0] >> 1)
+
+
+def _cipher(index: tf.Tensor, seeds: tf.Tensor, largest: int) -> tf.Tensor:
+    return tf.raw_ops.RandomIndexShuffle(
+        index=index,
+        seed=seeds,
+        max_index=tf.cast(largest, index.dtype),
+        rounds=_ROUNDS,
+    )
+
+
+def shuffle(
+    key: int, epoch: tf.Tensor, index: tf.Tensor, size: int
+) -> tf.Tensor:
+    """Looks places up in the epoch's permutation of 0 … size - 1.
+
+    Args:
+        key: See `key`.
+        epoch: [N], int64.
+        index: Places [N] int64, in [0, size).
+        size: Of the set.
+
+    Returns:
+        [N] int64; over all places of one epoch, each number once.
+    """
+    seeds = tf.stack(
+        [tf.fill(tf.shape(epoch), tf.constant(key, tf.int64)), epoch, epoch], 1
+    )
+    return _cipher(index, tf.cast(seeds, tf.int32), size - 1)
+
+
+def seeds(key: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """One seed for each image of a batch.
+
+    Args:
+        key: See `key`.
+        epoch: [N], integers.
+        index: Of the images in their set, [N].
+
+    Returns:
+        [N, 3] int32.
+    """
+    epoch, index = tf.cast(epoch, tf.int32), tf.cast(index, tf.int32)
+    return tf.stack([tf.fill(tf.shape(index), key), epoch, index], axis=1)
+
+
+def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws numbers for each image.
+
+    Args:
+        seeds: [N, 3] int32.
+        count: How many for each.
+
+    Returns:
+        [N, count] float32, uniform in [0, 1). The first `n` of a longer draw
+        are the shorter draw.
+    """
+    images = tf.shape(seeds)[0]
+    index = tf.tile(tf.range(count), [images])
+    bits = _cipher(index, tf.repeat(seeds, count, axis=0), _RANGE - 1)
+    return tf.reshape(tf.cast(bits, tf.float32) / _RANGE, [images, count])

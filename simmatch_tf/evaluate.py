@@ -1,0 +1,48 @@
+"""Evaluates a run: accuracy, confusion, calibration; student and EMA.
+
+python -m simmatch_tf.evaluate --workdir=runs/digits_40
+"""
+
+import pathlib
+
+import numpy as np
+
+from simmatch_tf import commandline
+from simmatch_tf import config as config_lib
+from simmatch_tf.reporting import tables
+from simmatch_tf.training import results, workdir
+
+
+def main(config: config_lib.EvaluateConfig) -> None:
+    """Evaluates the last checkpoint on the test split."""
+    folder = workdir.Workdir(config.workdir)
+    run = folder.read_config()
+
+    from simmatch_tf.training import assembly, evaluation
+
+    custom = assembly.Custom()
+    custom.check(run)
+    algorithm, strategy, step = assembly.restore(folder.path, custom)
+    test = assembly.make_source(run, custom).test
+    evaluator = evaluation.Evaluator(
+        strategy, algorithm.networks(), config.batch_size
+    )
+    logits = evaluator.logits(test, np.arange(len(test)))
+    report = {
+        "step": step,
+        "weights_of_record": algorithm.weights_of_record,
+        "class_names": assembly.make_source(run, custom).class_names,
+        "test_images": len(test),
+        **{
+            name: evaluation.describe(values, test.labels, bins=config.bins)
+            for name, values in logits.items()
+        },
+    }
+    output = pathlib.Path(config.output or folder.evaluation)
+    results.write_json(output, report)
+    print(tables.evaluation(report))
+    print(f"\nWritten to {output}.")
+
+
+if __name__ == "__main__":
+    commandline.run(main, config_lib.EvaluateConfig)

@@ -1,0 +1,81 @@
+"""The optimizer of the published runs."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+
+class Sgd(keras.optimizers.Optimizer):
+    """SGD with Nesterov momentum and L2 in the gradient.
+
+    g ← gradient + weight_decay · w
+    v ← momentum · v + g
+    w ← w - rate · (g + momentum · v)
+
+    Keras' own SGD keeps -rate · g in its velocity and its `weight_decay` is
+    decoupled: under a changing rate both are other optimizers.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        *,
+        momentum: float = 0.9,
+        decay: float = 0.0,
+        decay_on: str = "kernels",
+    ) -> None:
+        """Makes the optimizer; `build` makes its velocities.
+
+        Args:
+            learning_rate: Rate, or schedule of the step.
+            momentum: Weight of the old velocity, in [0, 1).
+            decay: L2 coefficient, ≥ 0.
+            decay_on: "kernels": matrices and convolutions only; "all": biases
+                and BatchNorm's weights as well.
+
+        Raises:
+            ValueError: `decay_on` is unknown.
+        """
+        super().__init__(learning_rate=learning_rate, name="sgd")
+        if decay_on not in ("kernels", "all"):
+            raise ValueError(f"decay_on={decay_on!r}: must be kernels or all")
+        self.momentum, self.decay, self.decay_on = momentum, decay, decay_on
+        self.velocities: list[keras.Variable] = []
+
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes one velocity for each variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(
+        self,
+        gradient: tf.Tensor,
+        variable: keras.Variable,
+        learning_rate: tf.Tensor,
+    ) -> None:
+        """Updates one variable and its velocity."""
+        velocity = self.velocities[self._get_variable_index(variable)]
+        w, v = (keras.ops.convert_to_tensor(x) for x in (variable, velocity))
+        rate = tf.cast(learning_rate, w.dtype)
+        g = tf.cast(gradient, w.dtype)
+        # Vectors are biases and BatchNorm's scale and offset.
+        if self.decay and (self.decay_on == "all" or len(w.shape) > 1):
+            g = g + self.decay * w
+        v = self.momentum * v + g
+        self.assign(velocity, v)
+        self.assign_sub(variable, rate * (g + self.momentum * v))
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A function of the step as a Keras schedule."""
+
+    def __init__(self, function: Callable[[tf.Tensor], tf.Tensor]) -> None:
+        """Wraps `function`: step → rate."""
+        self._function = function
+
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """The rate of a step."""
+        return self._function(step)

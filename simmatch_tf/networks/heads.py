@@ -1,0 +1,85 @@
+"""Classifier and projection head. Both compute in float32 always."""
+
+import keras
+
+
+@keras.saving.register_keras_serializable("simmatch_tf")
+class Normalize(keras.layers.Layer):
+    """(x / 255 - mean) / std, the two kept as weights, so in checkpoints."""
+
+    def __init__(self, mean: list[float], std: list[float], **kwargs) -> None:
+        """Sets the statistics.
+
+        Args:
+            mean: Of each channel, in units of 1 (white).
+            std: Likewise, above 0.
+            **kwargs: Keras' own.
+        """
+        super().__init__(trainable=False, **kwargs)
+        self._initial = {"mean": list(mean), "std": list(std)}
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the two weights [C]."""
+        self.mean, self.std = (
+            self.add_weight(
+                name=name,
+                shape=(input_shape[-1],),
+                initializer=lambda shape, dtype, v=value: (
+                    keras.ops.broadcast_to(keras.ops.cast(v, dtype), shape)
+                ),
+                dtype="float32",
+                trainable=False,
+            )
+            for name, value in self._initial.items()
+        )
+
+    def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
+        """Normalises [N, H, W, C] of any dtype, 0 to 255."""
+        x = keras.ops.cast(images, "float32") / 255.0
+        x = (x - self.mean) / self.std
+        return keras.ops.cast(x, self.compute_dtype)
+
+    def get_config(self) -> dict:
+        """The layer's configuration, for saving."""
+        return {**super().get_config(), **self._initial}
+
+
+def classifier(
+    width: int, num_classes: int, initializer: str | keras.Initializer
+) -> keras.Model:
+    """φ: one Dense layer, features [N, width] → logits [N, L] float32.
+
+    Args:
+        width: Of the features.
+        num_classes: L.
+        initializer: Of the kernel; the bias is 0.
+    """
+    features = keras.Input((width,), name="features")
+    logits = keras.layers.Dense(
+        num_classes, kernel_initializer=initializer, dtype="float32"
+    )(features)
+    return keras.Model(features, logits, name="classifier")
+
+
+def projection_head(
+    width: int, dim: int, initializer: str | keras.Initializer
+) -> keras.Model:
+    """g: Dense–ReLU–Dense and L2 norm, features → unit embeddings [N, D].
+
+    Args:
+        width: Of the features, and of the hidden layer.
+        dim: D.
+        initializer: Of the kernels; the biases are 0.
+    """
+    features = keras.Input((width,), name="features")
+    x = keras.layers.Dense(
+        width,
+        activation="relu",
+        kernel_initializer=initializer,
+        dtype="float32",
+    )(features)
+    x = keras.layers.Dense(
+        dim, kernel_initializer=initializer, dtype="float32"
+    )(x)
+    x = keras.layers.UnitNormalization(axis=-1, dtype="float32")(x)
+    return keras.Model(features, x, name="projection_head")

@@ -1,0 +1,104 @@
+"""Wide residual networks, as in the FixMatch paper's own code."""
+
+import keras
+
+LEAK = 0.1
+
+
+def _batch_norm(momentum: float, synchronized: bool) -> keras.layers.Layer:
+    return keras.layers.BatchNormalization(
+        momentum=momentum, epsilon=1e-3, synchronized=synchronized
+    )
+
+
+def _activation() -> keras.layers.Layer:
+    return keras.layers.LeakyReLU(negative_slope=LEAK)
+
+
+def _convolution(
+    x: keras.KerasTensor, filters: int, size: int, stride: int
+) -> keras.KerasTensor:
+    """A convolution that pads symmetrically at any stride.
+
+    "same" would pad a stride of 2 on one side only, off the centres of the
+    strided 1×1 shortcut.
+    """
+    if stride > 1 and size > 1:
+        x = keras.layers.ZeroPadding2D(size // 2)(x)
+    return keras.layers.Conv2D(
+        filters,
+        size,
+        strides=stride,
+        padding="same" if stride == 1 else "valid",
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(
+            2.0, "fan_out", "untruncated_normal"
+        ),
+    )(x)
+
+
+def _block(
+    x: keras.KerasTensor,
+    filters: int,
+    stride: int,
+    batch_norm: dict,
+    activate_shortcut: bool,
+) -> keras.KerasTensor:
+    """BN, activation, convolution, twice; around it the shortcut."""
+    shortcut = x
+    x = _activation()(_batch_norm(**batch_norm)(x))
+    if activate_shortcut:
+        shortcut = x
+    x = _convolution(x, filters, 3, stride)
+    x = _activation()(_batch_norm(**batch_norm)(x))
+    x = _convolution(x, filters, 3, 1)
+    if shortcut.shape[-1] != filters:
+        shortcut = _convolution(shortcut, filters, 1, stride)
+    return keras.layers.Add()([shortcut, x])
+
+
+def wide_resnet(
+    depth: int,
+    width: int,
+    image_shape: tuple[int, int, int],
+    *,
+    batch_norm_momentum: float | None = None,
+    synchronized: bool = False,
+) -> keras.Model:
+    """Builds WRN-depth-width: images → features after the global pool.
+
+    Args:
+        depth: 6n + 4, n ≥ 1.
+        width: Multiplier ≥ 1 of the 16, 32 and 64 filters.
+        image_shape: (height, width, channels), sides of at least 8.
+        batch_norm_momentum: Weight of the old statistics; default: the
+            published 0.999, made for runs of 2^20 steps.
+        synchronized: BatchNorm over all replicas.
+
+    Returns:
+        A Keras model, [N, H, W, C] normalised floats → [N, 64 · width].
+
+    Raises:
+        ValueError: `depth` is not 6n + 4, or a side is below 8.
+    """
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError(f"depth={depth}: must be 6n + 4 with n at least 1")
+    if min(image_shape[:2]) < 8:
+        raise ValueError(f"image_shape={image_shape}: sides must be at least 8")
+    momentum = 0.999 if batch_norm_momentum is None else batch_norm_momentum
+    batch_norm = {"momentum": momentum, "synchronized": synchronized}
+    images = keras.Input(image_shape, name="images")
+    x = _convolution(images, 16, 3, 1)
+    for group, filters in enumerate((16 * width, 32 * width, 64 * width)):
+        for block in range((depth - 4) // 6):
+            first = block == 0
+            x = _block(
+                x,
+                filters,
+                stride=2 if first and group else 1,
+                batch_norm=batch_norm,
+                activate_shortcut=first and group == 0,
+            )
+    x = _activation()(_batch_norm(**batch_norm)(x))
+    x = keras.layers.GlobalAveragePooling2D(name="features")(x)
+    return keras.Model(images, x, name=f"wrn_{depth}_{width}")

@@ -1,0 +1,29 @@
+"""Distribution alignment: the pure part."""
+
+import tensorflow as tf
+
+from simmatch_tf.ops import shapes
+
+
+def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+    """Divides by the mean prediction and renormalises (slides, DA).
+
+    DA(p) = Normalize(p / p_avg), Normalize(x)_i = x_i / Σ_j x_j
+
+    Args:
+        p: [N, L], class probabilities.
+        mean: [L], their mean over the last batches; 0 / 0 counts as 0.
+
+    Returns:
+        [N, L] float32, rows sum to 1 (to 0 where nothing is left to share).
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    p = tf.cast(tf.convert_to_tensor(p), tf.float32)
+    mean = tf.cast(tf.convert_to_tensor(mean), tf.float32)
+    shapes.check(p=(p, "NL"), mean=(mean, "L"))
+    ratio = tf.math.divide_no_nan(p, mean)  # [N, L]
+    return tf.math.divide_no_nan(
+        ratio, tf.reduce_sum(ratio, axis=1, keepdims=True)
+    )

@@ -1,0 +1,102 @@
+"""The three losses of SimMatch. All in float32, all from logits."""
+
+import tensorflow as tf
+
+from simmatch_tf.ops import shapes, similarity
+
+
+def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of labeled images (slides, L_s).
+
+    L_s = (1/B) Σ H(y, p^l)
+
+    Args:
+        logits: [B, L].
+        labels: y [B], int32 or int64 in [0, L); not checked.
+
+    Returns:
+        A float32 scalar, ≥ 0.
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
+    labels = tf.convert_to_tensor(labels)
+    shapes.check(logits=(logits, "BL"), labels=(labels, "B"))
+    return tf.reduce_mean(
+        tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    )
+
+
+def unsupervised_loss(
+    logits: tf.Tensor, p_hat: tf.Tensor, threshold: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cross-entropy against confident soft pseudo-labels (slides, L_u).
+
+    L_u = (1/μB) Σ 1(max p̂ ≥ τ) H(p̂, p^s)
+
+    Args:
+        logits: Of the strong views, [N, L].
+        p_hat: p̂ [N, L], a target: no gradient goes to it.
+        threshold: τ.
+
+    Returns:
+        The loss, a float32 scalar: the sum over the images kept, divided by
+        all N; and which were kept, [N] float32 of 0 and 1.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
+    p_hat = tf.cast(tf.convert_to_tensor(p_hat), tf.float32)
+    p_hat = tf.stop_gradient(p_hat)
+    shapes.check(logits=(logits, "NL"), p_hat=(p_hat, "NL"))
+    # Differs: ≥ as in the published runs, where the slides write >.
+    kept = tf.reduce_max(p_hat, axis=1) >= threshold  # [N]
+    entropies = tf.nn.softmax_cross_entropy_with_logits(p_hat, logits)
+    loss = tf.reduce_mean(tf.where(kept, entropies, 0.0))
+    return loss, tf.cast(kept, tf.float32)
+
+
+def instance_loss(
+    z_s: tf.Tensor,
+    memory: tf.Tensor,
+    q_hat: tf.Tensor,
+    temperature: float,
+    valid: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Cross-entropy against instance pseudo-labels (slides, L_in).
+
+    L_in = (1/μB) Σ H(q̂, q^s), and without a log of q^s
+    H(q̂, q^s) = logsumexp_k(z^s·Q_f[k] / t) - z^s·(Σ_k q̂_k Q_f[k]) / t
+
+    Args:
+        z_s: Of the strong views, [N, D], unit rows.
+        memory: Q_f [K, D], unit rows; no gradient goes to it.
+        q_hat: q̂ [N, K], rows sum to 1 (or are 0: such an image adds 0); a
+            target: no gradient goes to it.
+        temperature: t > 0.
+        valid: [K] bool, slots that take part; default: all.
+
+    Returns:
+        A float32 scalar, ≥ 0; 0 with gradient 0 if no slot is valid.
+
+    Raises:
+        ValueError: A shape does not fit, or `temperature` is not above 0.
+    """
+    z_s = tf.cast(tf.convert_to_tensor(z_s), tf.float32)
+    memory = tf.stop_gradient(tf.cast(tf.convert_to_tensor(memory), tf.float32))
+    q_hat = tf.stop_gradient(tf.cast(tf.convert_to_tensor(q_hat), tf.float32))
+    shapes.check(z_s=(z_s, "ND"), memory=(memory, "KD"), q_hat=(q_hat, "NK"))
+    logits, shift = similarity.similarity_logits(
+        z_s, memory, temperature, valid
+    )
+    if valid is not None:
+        q_hat = tf.where(valid, q_hat, 0.0)
+        memory = tf.where(tf.convert_to_tensor(valid)[:, None], memory, 0.0)
+    total = tf.reduce_sum(tf.exp(logits), axis=1)  # [N], ≥ 1 or no valid slot
+    log_sum = tf.math.log(tf.where(total > 0, total, 1.0)) + shift[:, 0]
+    context = tf.matmul(q_hat, memory)  # [N, D]
+    mass = tf.reduce_sum(q_hat, axis=1)  # [N], 1 or 0
+    match = tf.reduce_sum(z_s * context, axis=1) / temperature
+    return tf.reduce_mean(mass * log_sum - match)

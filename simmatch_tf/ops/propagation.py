@@ -1,0 +1,106 @@
+"""Label propagation between classes and instances (slides, Eq. 7 to 10)."""
+
+import tensorflow as tf
+
+from simmatch_tf.ops import shapes
+
+
+def unfold(p_w: tf.Tensor, memory_labels: tf.Tensor) -> tf.Tensor:
+    """Gives each labeled image its class's probability (slides, Eq. 7).
+
+    p^unfold_k = p^w[Q_l[k]]
+
+    Args:
+        p_w: [N, L], class probabilities.
+        memory_labels: Q_l [K], int32 or int64 in [0, L); not checked.
+
+    Returns:
+        p^unfold [N, K] float32.
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    p_w = tf.cast(tf.convert_to_tensor(p_w), tf.float32)
+    memory_labels = tf.convert_to_tensor(memory_labels)
+    shapes.check(p_w=(p_w, "NL"), memory_labels=(memory_labels, "K"))
+    return tf.gather(p_w, memory_labels, axis=1)
+
+
+def scale(q_w: tf.Tensor, p_unfold: tf.Tensor) -> tf.Tensor:
+    """Scales instance similarity by class similarity (slides, Eq. 8).
+
+    q̂_k = q^w_k p^unfold_k / Σ_j q^w_j p^unfold_j
+
+    Args:
+        q_w: [N, K], rows sum to 1.
+        p_unfold: [N, K], in [0, 1].
+
+    Returns:
+        q̂ [N, K] float32, rows sum to 1. A row whose products are all 0 (p^w
+        rules out the class of every slot) keeps its q^w.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    q_w = tf.cast(tf.convert_to_tensor(q_w), tf.float32)
+    p_unfold = tf.cast(tf.convert_to_tensor(p_unfold), tf.float32)
+    shapes.check(q_w=(q_w, "NK"), p_unfold=(p_unfold, "NK"))
+    # Only the ratio of the products counts; the largest p is made 1 so that
+    # two small factors do not underflow to a row of zeros.
+    largest = tf.stop_gradient(tf.reduce_max(p_unfold, axis=1, keepdims=True))
+    products = q_w * tf.math.divide_no_nan(p_unfold, largest)  # [N, K]
+    total = tf.reduce_sum(products, axis=1, keepdims=True)
+    return tf.where(total > 0, tf.math.divide_no_nan(products, total), q_w)
+
+
+def aggregate(
+    q_w: tf.Tensor, memory_labels: tf.Tensor, num_classes: int
+) -> tf.Tensor:
+    """Adds up instance similarity class by class (slides, Eq. 9).
+
+    q^agg_i = Σ_{k: Q_l[k] = i} q^w_k
+
+    Args:
+        q_w: [N, K].
+        memory_labels: Q_l [K], int32 or int64 in [0, num_classes); not
+            checked.
+        num_classes: L.
+
+    Returns:
+        q^agg [N, L] float32; rows sum to what those of q_w sum to.
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    q_w = tf.cast(tf.convert_to_tensor(q_w), tf.float32)
+    memory_labels = tf.convert_to_tensor(memory_labels)
+    shapes.check(q_w=(q_w, "NK"), memory_labels=(memory_labels, "K"))
+    return tf.transpose(
+        tf.math.unsorted_segment_sum(
+            tf.transpose(q_w), memory_labels, num_classes
+        )
+    )
+
+
+def smooth(p_w: tf.Tensor, q_agg: tf.Tensor, alpha: float) -> tf.Tensor:
+    """Smooths the class pseudo-label by the instances' (slides, Eq. 10).
+
+    p̂ = α p^w + (1 - α) q^agg
+
+    Args:
+        p_w: [N, L].
+        q_agg: [N, L].
+        alpha: α in [0, 1]; 1 leaves p^w as it is.
+
+    Returns:
+        p̂ [N, L] float32.
+
+    Raises:
+        ValueError: The shapes differ, or `alpha` is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha}: must be in [0, 1]")
+    p_w = tf.cast(tf.convert_to_tensor(p_w), tf.float32)
+    q_agg = tf.cast(tf.convert_to_tensor(q_agg), tf.float32)
+    shapes.check(p_w=(p_w, "NL"), q_agg=(q_agg, "NL"))
+    return alpha * p_w + (1.0 - alpha) * q_agg

@@ -1,0 +1,63 @@
+"""Learning rate and EMA momentum as functions of the step."""
+
+import math
+
+import tensorflow as tf
+
+
+def learning_rate(
+    step: tf.Tensor, *, peak: float, steps: int, warmup_steps: int, shape: str
+) -> tf.Tensor:
+    """The rate of one step: linear warm-up, then the schedule's shape.
+
+    Args:
+        step: Number of the step, from 0.
+        peak: The rate at the end of the warm-up.
+        steps: S, length of the run with the warm-up.
+        warmup_steps: W ≥ 0; step s < W has rate peak · (s + 1) / W.
+        shape: "cosine_7_16": peak · cos(7π s / 16 S), s counted from the start
+            of the run as in FixMatch; "half_cosine": peak · ½ (1 + cos(π
+            (s - W) / (S - W))); "constant": peak.
+
+    Returns:
+        A float32 scalar ≥ 0.
+
+    Raises:
+        ValueError: `shape` is unknown.
+    """
+    s = tf.cast(step, tf.float32)
+    if shape == "cosine_7_16":
+        rate = peak * tf.cos(7.0 * math.pi / 16.0 * s / steps)
+    elif shape == "half_cosine":
+        done = (s - warmup_steps) / max(steps - warmup_steps, 1)
+        rate = peak * 0.5 * (1.0 + tf.cos(math.pi * done))
+    elif shape == "constant":
+        rate = tf.constant(peak, tf.float32)
+    else:
+        raise ValueError(
+            f"shape={shape!r}: must be cosine_7_16, half_cosine or constant"
+        )
+    if warmup_steps:
+        rate = tf.where(s < warmup_steps, peak * (s + 1.0) / warmup_steps, rate)
+    return rate
+
+
+def ema_momentum(
+    step: tf.Tensor, *, momentum: float, warmup: bool
+) -> tf.Tensor:
+    """Weight of the EMA's old value after one step.
+
+    Args:
+        step: Number of the step, from 0.
+        momentum: m in [0, 1].
+        warmup: Take min(m, (1 + step) / (10 + step)) instead, so that a short
+            run forgets its first weights.
+
+    Returns:
+        A float32 scalar in [0, 1].
+    """
+    m = tf.constant(momentum, tf.float32)
+    if warmup:
+        s = tf.cast(step, tf.float32)
+        m = tf.minimum(m, (1.0 + s) / (10.0 + s))
+    return m

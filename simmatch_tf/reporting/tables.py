@@ -1,0 +1,88 @@
+"""Plain-text tables for the terminal. Nothing here imports TensorFlow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from simmatch_tf.training import results
+
+_WIDE = 15  # classes beyond which a confusion matrix is not for a terminal
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligns columns: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [
+            cell.rjust(width)
+            for cell, width in zip(row[1:], widths[1:], strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def result(found: results.Result) -> str:
+    """The table that ends a run."""
+    rows = [["weights", "top-1", "top-5", "best top-1", "at step"]]
+    for name in ("student", "ema"):
+        figures = getattr(found, name)
+        mark = " *" if name == found.weights_of_record else ""
+        rows.append(
+            [
+                name + mark,
+                _percent(figures["last"]["top1"]),
+                _percent(figures["last"]["top5"]),
+                _percent(figures["best"]["top1"]),
+                str(figures["best"]["step"]),
+            ]
+        )
+    chosen_on = found.student["best"]["chosen_on"]
+    return (
+        f"{found.algorithm} on {found.dataset}: {found.labels} labels, "
+        f"{found.steps} steps, seed {found.seed}, split seed "
+        f"{found.split_seed}\n\n{table(rows)}\n\n"
+        f"* the result: last checkpoint, {found.test_images} test images. "
+        f"Best is chosen on the {chosen_on} images."
+    )
+
+
+def evaluation(report: dict[str, Any]) -> str:
+    """The table of `evaluate`: both networks side by side."""
+    names = ("student", "ema")
+    rows = [
+        ["", *(n + (" *" if n == report["weights_of_record"] else "")
+               for n in names)]
+    ]  # fmt: skip
+    for key, title in (
+        ("top1", "top-1"),
+        ("top5", "top-5"),
+        ("calibration_error", "calibration error"),
+    ):
+        rows.append([title, *(_percent(report[n][key]) for n in names)])
+    for label, class_name in enumerate(report["class_names"]):
+        rows.append(
+            [
+                f"class {class_name}",
+                *(_percent(report[n]["per_class"][label]) for n in names),
+            ]
+        )
+    text = (
+        f"Step {report['step']}, {report['test_images']} test images, "
+        f"* weights of record\n\n{table(rows)}"
+    )
+    class_names = [str(name) for name in report["class_names"]]
+    if len(class_names) <= _WIDE:
+        record = report["weights_of_record"]
+        rows = [["true \\ predicted", *class_names]]
+        for name, counts in zip(
+            class_names, report[record]["confusion"], strict=True
+        ):
+            rows.append([name, *(str(count or ".") for count in counts)])
+        text += f"\n\nConfusion of {record}:\n\n{table(rows)}"
+    return text

@@ -1,0 +1,45 @@
+"""Trains an image classifier from few labels and many unlabeled images.
+
+python -m simmatch_tf.train --flagfile=configs/digits_40.cfg
+
+Started again with the same --workdir, it goes on where it was stopped.
+"""
+
+import sys
+
+from simmatch_tf import commandline
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+from simmatch_tf.training import results, workdir
+
+
+def main(config: config_lib.Config) -> int | None:
+    """Trains, prints the result; 42 if it was interrupted and saved."""
+    config.check_available()
+    for name in ("dataset", "backbone", "algorithm"):
+        if getattr(config, name) == "custom":
+            raise InputError(f"--{name}=custom is for simmatch_tf.fit only")
+    with workdir.claim(config) as folder:
+        if folder.finished():
+            result = results.read(folder.results)
+        else:
+            # TensorFlow is imported only now that all that is cheap is checked.
+            from simmatch_tf.training import assembly, interruption, loop
+
+            try:
+                result = loop.fit_in(folder, config, assembly.Custom())
+            except interruption.Interrupted as stop:
+                print(stop, file=sys.stderr)
+                return interruption.RESUME_ME
+            except FloatingPointError as error:
+                sys.exit(f"error: {error}")
+        from simmatch_tf.reporting import tables
+
+        print(tables.result(result))
+        print(f"\nIn {folder.path}: results.json, checkpoints, tensorboard.")
+        print(f"Next: python -m simmatch_tf.evaluate --workdir={folder.path}")
+        return None
+
+
+if __name__ == "__main__":
+    commandline.run(main, config_lib.Config)

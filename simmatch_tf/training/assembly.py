@@ -1,0 +1,251 @@
+"""Puts a run together from its flags: strategy, data, networks, algorithm."""
+
+import dataclasses
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.algorithms import simmatch, supervised
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import digits, pipeline, splits, views
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.networks import network
+from simmatch_tf.training import checkpoints
+from simmatch_tf.training import workdir as workdir_lib
+
+ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
+    "simmatch": simmatch.SimMatch,
+    "supervised": supervised.Supervised,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom:
+    """Parts that the caller brings instead of naming them in a flag.
+
+    Attributes:
+        source: For --dataset=custom.
+        backbone: For --backbone=custom, from an image shape to a Keras model.
+        algorithm: For --algorithm=custom, a subclass of Algorithm.
+    """
+
+    source: source_lib.Source | None = None
+    backbone: network.Backbone | None = None
+    algorithm: type[algorithm_lib.Algorithm] | None = None
+
+    def check(self, config: config_lib.Config) -> None:
+        """Checks that the parts and the flags agree.
+
+        Raises:
+            InputError: A part is given whose flag is not "custom", or the
+                other way round.
+        """
+        for name, flag in (
+            ("source", "dataset"),
+            ("backbone", "backbone"),
+            ("algorithm", "algorithm"),
+        ):
+            value, given = getattr(config, flag), getattr(self, name)
+            if (value == "custom") != (given is not None):
+                raise InputError(
+                    f"--{flag}={value}, and {name}={given}: with "
+                    f'{flag}="custom", and only then, pass {name}= from Python'
+                )
+
+
+def make_strategy() -> tf.distribute.Strategy:
+    """The one device: the first GPU, or else the CPU."""
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
+        )
+    gpu = tf.config.list_logical_devices("GPU")
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
+
+
+def make_source(config: config_lib.Config, custom: Custom) -> source_lib.Source:
+    """Loads the images that the flags name."""
+    return custom.source or digits.load(config.image_size)
+
+
+def make_split(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    folder: workdir_lib.Workdir,
+) -> splits.Split:
+    """Reads the run's split, or draws and writes it."""
+    if folder.split.is_file():
+        return splits.read(folder.split, source)
+    if any(folder.checkpoints.glob("*.index")):
+        raise InputError(
+            f"{folder.split} is missing: without it the memory's slots cannot "
+            "be told apart; restore it, or --overwrite"
+        )
+    split = splits.draw(
+        source,
+        labels=config.labels,
+        label_fraction=config.label_fraction,
+        split_seed=config.split_seed,
+        validation_fraction=config.validation_fraction,
+        unlabeled_includes_labeled=config.unlabeled_includes_labeled,
+    )
+    splits.write(folder.split, split, source)
+    return split
+
+
+def make_pipeline(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    split: splits.Split,
+    *,
+    unlabeled: bool,
+) -> pipeline.Pipeline:
+    """The training input; `unlabeled`: whether it has unlabeled views."""
+    side = source.image_shape[0]
+    ratio = config.unlabeled_ratio if unlabeled else 0
+    return pipeline.Pipeline(
+        source=source,
+        split=split,
+        recipe=views.Recipe(
+            flip=source.flip if config.flip is None else config.flip,
+            pad=side // 8,
+            cutout=round(config.cutout * side),
+            operations=config.randaugment_operations,
+            probability=config.randaugment_probability,
+            low=config.randaugment_low,
+            high=config.randaugment_high,
+            levels=config.randaugment_levels,
+        ),
+        batch_size=config.batch_size,
+        unlabeled_batch_size=config.batch_size * ratio,
+        seed=config.seed,
+        parallel_calls=config.parallel_calls,
+    )
+
+
+def make_algorithm(
+    config: config_lib.Config,
+    custom: Custom,
+    strategy: tf.distribute.Strategy,
+    *,
+    image_shape: tuple[int, int, int],
+    slot_labels: np.ndarray,
+    num_classes: int,
+    statistics: tuple[list[float], list[float]] | None = None,
+) -> algorithm_lib.Algorithm:
+    """Builds networks and state, initialised from the run's seed.
+
+    Args:
+        config: The run's, with its durations in steps.
+        custom: The caller's own parts.
+        strategy: Where the state lives.
+        image_shape: (height, width, channels).
+        slot_labels: Class of each labeled image [K], in slot order.
+        num_classes: L.
+        statistics: The images' mean and standard deviation; None, where a
+            checkpoint brings them.
+    """
+    keras.utils.set_random_seed(config.seed)
+    kind = custom.algorithm or ALGORITHMS[config.algorithm]
+    channels = image_shape[-1]
+    mean, std = statistics or ([0.0] * channels, [1.0] * channels)
+
+    def make_network() -> keras.Model:
+        return network.build(
+            custom.backbone
+            or network.backbone(
+                config.backbone,
+                batch_norm_momentum=config.batch_norm_momentum,
+                synchronized=strategy.num_replicas_in_sync > 1,
+            ),
+            image_shape=image_shape,
+            num_classes=num_classes,
+            projection_dim=(
+                config.projection_dim if kind.needs_embeddings else None
+            ),
+            mean=mean,
+            std=std,
+        )
+
+    with strategy.scope():
+        return kind(
+            config,
+            make_network,
+            num_classes=num_classes,
+            slot_labels=slot_labels,
+        )
+
+
+def restore(
+    workdir: str | os.PathLike, custom: Custom
+) -> tuple[algorithm_lib.Algorithm, tf.distribute.Strategy, int]:
+    """Rebuilds the algorithm of a run from its last checkpoint.
+
+    Args:
+        workdir: The run's folder.
+        custom: Backbone and algorithm of a run that has its own; no source.
+
+    Returns:
+        The algorithm, its strategy and the checkpoint's step.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or it does not fit.
+    """
+    folder = workdir_lib.Workdir(workdir)
+    config = folder.read_config()
+    known = dataclasses.replace(custom, source=None)
+    known.check(dataclasses.replace(config, dataset="digits"))
+    content = splits.read_content(folder.split)
+    slot_labels = np.asarray(content["labels"], np.int32)
+    strategy = make_strategy()
+    excluded = len(content["unlabeled_excludes"])
+    algorithm = make_algorithm(
+        config.with_durations(content["train_images"] - excluded),
+        custom,
+        strategy,
+        image_shape=tuple(content["image_shape"]),
+        slot_labels=slot_labels,
+        num_classes=len(content["class_names"]),
+    )
+    with strategy.scope():
+        saved = checkpoints.Checkpoints(folder.checkpoints, algorithm)
+        step = saved.restore()
+    if step is None:
+        raise InputError(f"{folder.checkpoints}: no checkpoint yet")
+    return algorithm, strategy, step
+
+
+def load(
+    workdir: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    backbone: network.Backbone | None = None,
+    algorithm: type[algorithm_lib.Algorithm] | None = None,
+) -> keras.Model:
+    """Loads the trained network of a run.
+
+    Args:
+        workdir: The run's folder.
+        weights: "student" or "ema"; default: the weights of record.
+        backbone: That of a run with --backbone=custom.
+        algorithm: That of a run with --algorithm=custom.
+
+    Returns:
+        A Keras model from images [N, H, W, C], 0 to 255, to a dict with
+        `features`, `logits` and (SimMatch) `embeddings`.
+
+    Raises:
+        InputError: There is no run or no checkpoint, it does not fit, or
+            `weights` is unknown.
+    """
+    custom = Custom(backbone=backbone, algorithm=algorithm)
+    restored, _, _ = restore(workdir, custom)
+    networks = restored.networks()
+    name = weights or restored.weights_of_record
+    if name not in networks:
+        raise InputError(f"weights={weights!r}: must be student or ema")
+    return networks[name]

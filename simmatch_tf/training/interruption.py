@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM: finish the step, save, then leave."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+# The status with which TensorFlow's own preemption handler asks to be resumed.
+RESUME_ME = 42
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped from outside; its state is in its last checkpoint."""
+
+
+class Request:
+    """Whether someone asked to stop.
+
+    Attributes:
+        signal: Name of the signal, or None.
+    """
+
+    signal: str | None = None
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Request]:
+    """Notes SIGINT and SIGTERM instead of dying of them.
+
+    A second signal of a kind acts as ever. Outside the main thread, where
+    Python allows no handlers, nothing is caught.
+    """
+    request = Request()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        del frame
+        request.signal = signal.Signals(number).name
+        signal.signal(number, before[number])
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

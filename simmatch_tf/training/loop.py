@@ -1,0 +1,310 @@
+"""The outer loop: from flags to a result, in one place."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.networks import network
+from simmatch_tf.training import (
+    assembly,
+    checkpoints,
+    evaluation,
+    interruption,
+    progress,
+    results,
+)
+from simmatch_tf.training import workdir as workdir_lib
+
+
+def fit(
+    config: config_lib.Config,
+    *,
+    source: source_lib.Source | None = None,
+    backbone: network.Backbone | None = None,
+    algorithm: type[algorithm_lib.Algorithm] | None = None,
+) -> results.Result:
+    """Trains, or resumes what stands in the workdir.
+
+    Args:
+        config: The run.
+        source: Images, for `dataset="custom"`.
+        backbone: From an image shape to a Keras model that ends in a global
+            pool, for `backbone="custom"`.
+        algorithm: A subclass of Algorithm, for `algorithm="custom"`.
+
+    Returns:
+        The result. A finished run's is read, not computed again.
+
+    Raises:
+        InputError: Something the caller can put right.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+        FloatingPointError: The loss is no longer a finite number.
+    """
+    config.check_available()
+    custom = assembly.Custom(source, backbone, algorithm)
+    custom.check(config)
+    with workdir_lib.claim(config) as folder:
+        return fit_in(folder, config, custom)
+
+
+def fit_in(
+    folder: workdir_lib.Workdir,
+    config: config_lib.Config,
+    custom: assembly.Custom,
+) -> results.Result:
+    """As `fit`, in a workdir that is already claimed."""
+    if folder.finished():
+        return results.read(folder.results)
+    with interruption.watch() as request:
+        return _Run(folder, config, custom).train(request)
+
+
+class _Run:
+    """One session of a run: what `train` needs at hand."""
+
+    def __init__(
+        self,
+        folder: workdir_lib.Workdir,
+        config: config_lib.Config,
+        custom: assembly.Custom,
+    ) -> None:
+        self.folder = folder
+        # ------------------------------------------------------------ data --
+        self.source = assembly.make_source(config, custom)
+        self.split = assembly.make_split(config, self.source, folder)
+        self.config = config.with_durations(len(self.split.unlabeled))
+        # ------------------------------------------------------- algorithm --
+        self.strategy = assembly.make_strategy()
+        self.algorithm = assembly.make_algorithm(
+            self.config,
+            custom,
+            self.strategy,
+            image_shape=self.source.image_shape,
+            slot_labels=self.source.train.labels[self.split.labeled],
+            num_classes=self.source.num_classes,
+            statistics=self.source.statistics(),
+        )
+        self.checkpoints = checkpoints.Checkpoints(
+            folder.checkpoints, self.algorithm, self.config.keep
+        )
+        self.evaluator = evaluation.Evaluator(
+            self.strategy,
+            self.algorithm.networks(),
+            self.config.eval_batch_size,
+        )
+        self.writer = tf.summary.create_file_writer(str(folder.tensorboard))
+        self.accuracy: dict[str, dict[str, float]] = {}
+
+    def train(self, request: interruption.Request) -> results.Result:
+        """Trains to the end, or until it is asked to stop."""
+        config = self.config
+        # ---------------------------------------------------------- resume --
+        self.checkpoints.tidy()
+        with self.strategy.scope():
+            start = self.checkpoints.restore() or 0
+        bar = progress.Progress(start, config.steps, bar=config.progress)
+        self._say_what(bar, start)
+        # ----------------------------------------------------------- input --
+        pipeline = assembly.make_pipeline(
+            config,
+            self.source,
+            self.split,
+            unlabeled=self.algorithm.needs_unlabeled,
+        )
+        batches = iter(
+            self.strategy.distribute_datasets_from_function(
+                lambda context: pipeline.dataset(start, config.steps, context)
+            )
+        )
+        train_step = self._compiled_step()
+        began = time.monotonic()
+        # ------------------------------------------------------------ loop --
+        for step in range(start + 1, config.steps + 1):
+            metrics = train_step(next(batches))
+            itstime = _Clock(step, start, config.steps)
+            bar.advance(
+                step,
+                self._log(step, metrics) if itstime(config.log_every) else None,
+            )
+            if itstime(config.eval_every):
+                self._evaluate(step, bar)
+            if itstime(config.checkpoint_every) or request.signal:
+                self._check_finite(step)
+                self.checkpoints.save(step)
+            if request.signal and step < config.steps:
+                bar.close()
+                self._write_timing(start, step, time.monotonic() - began)
+                raise interruption.Interrupted(
+                    f"{request.signal} after step {step} of {config.steps}; "
+                    f"saved in {self.folder.path}: start it again to go on"
+                )
+        # ---------------------------------------------------------- result --
+        self._write_timing(start, config.steps, time.monotonic() - began)
+        if not self.accuracy:  # killed between checkpoint and result
+            self._evaluate(config.steps, bar)
+        bar.close()
+        self.writer.close()
+        result = self._result()
+        result.write(self.folder.results)
+        return result
+
+    def _compiled_step(self):
+        strategy, algorithm = self.strategy, self.algorithm
+
+        @tf.function
+        def train_step(batch):
+            metrics = strategy.run(algorithm.train_step, args=(batch,))
+            return {
+                name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
+                for name, value in metrics.items()
+            }
+
+        return train_step
+
+    def _say_what(self, bar: progress.Progress, start: int) -> None:
+        config, split = self.config, self.split
+        bar.say(
+            f"{config.algorithm} on {self.source.name}: "
+            f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
+            f"{len(self.source.test)} test images; {config.backbone}; "
+            f"{config.steps} steps in {self.folder.path}"
+        )
+        if len(split.validation):
+            bar.say(
+                f"{len(split.validation)} labeled images set aside to choose "
+                f"the best step; {len(split.labeled)} are left to train on"
+            )
+        if start:
+            bar.say(f"resumed after step {start}")
+
+    def _log(
+        self, step: int, metrics: dict[str, tf.Tensor]
+    ) -> dict[str, float]:
+        """Fetches a step's metrics and writes them to TensorBoard."""
+        values = {name: float(value) for name, value in metrics.items()}
+        self._check_finite(step)
+        rate = self.algorithm.learning_rate(step - 1)
+        with self.writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+            tf.summary.scalar("learning_rate", rate)
+        return values
+
+    def _check_finite(self, step: int) -> None:
+        """Stops before a broken state can replace a good checkpoint."""
+        loss = float(self.algorithm.record.loss.numpy())
+        if not math.isfinite(loss):
+            saved = self.checkpoints.steps()
+            last = f"step {saved[-1]}" if saved else "none"
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}; last good checkpoint: "
+                f"{last}, in {self.folder.checkpoints}. A lower "
+                "--learning_rate or a --warmup_steps may help"
+            )
+
+    def _evaluate(self, step: int, bar: progress.Progress) -> None:
+        """Evaluates all networks; keeps the best on record."""
+        test, split = self.source.test, self.split
+        self.accuracy = self.evaluator.accuracy(test, np.arange(len(test)))
+        chosen = self.accuracy
+        if len(split.validation):
+            chosen = self.evaluator.accuracy(
+                self.source.train, split.validation
+            )
+        with self.writer.as_default(step):
+            for name, accuracy in self.accuracy.items():
+                score = chosen[name]["top1"]
+                self.algorithm.record.keep_best(
+                    name, score, accuracy["top1"], step
+                )
+                tf.summary.scalar(f"test/{name}_top1", accuracy["top1"])
+                if chosen is not self.accuracy:
+                    tf.summary.scalar(f"validation/{name}_top1", score)
+        figures = ", ".join(
+            f"{name} {accuracy['top1']:.2%}"
+            for name, accuracy in self.accuracy.items()
+        )
+        bar.say(f"step {step}: test top-1 {figures}")
+
+    def _result(self) -> results.Result:
+        """Collects results.json from the state after the last step."""
+        config, record = self.config, self.algorithm.record
+        chosen_on = "validation" if len(self.split.validation) else "test"
+        networks = {}
+        for name, accuracy in self.accuracy.items():
+            _, best, step = record.best[name].numpy().tolist()
+            networks[name] = {
+                "last": {**accuracy, "step": config.steps},
+                "best": {
+                    # Kept as float32; the test split's size gives the rest.
+                    "top1": round(best * len(self.source.test))
+                    / len(self.source.test),
+                    "step": int(step),
+                    "chosen_on": chosen_on,
+                },
+            }
+        last = networks[self.algorithm.weights_of_record]["last"]
+        return results.Result(
+            top1=last["top1"],
+            top5=last["top5"],
+            loss=float(record.loss.numpy()),
+            steps=config.steps,
+            weights_of_record=self.algorithm.weights_of_record,
+            **networks,
+            algorithm=config.algorithm,
+            dataset=self.source.name,
+            class_names=list(self.source.class_names),
+            labels=len(self.split.labeled),
+            validation_labels=len(self.split.validation),
+            unlabeled=len(self.split.unlabeled),
+            test_images=len(self.source.test),
+            seed=config.seed,
+            split_seed=config.split_seed,
+            versions={
+                name: importlib.metadata.version(name)
+                for name in ("tensorflow", "keras", "numpy")
+            },
+        )
+
+    def _write_timing(self, start: int, stop: int, seconds: float) -> None:
+        """Adds this session to timing.json."""
+        sessions = []
+        if self.folder.timing.is_file():
+            try:
+                sessions = json.loads(self.folder.timing.read_text("utf-8"))
+            except ValueError:
+                sessions = []  # a torn file of times is no reason to stop
+        images = self.config.batch_size
+        if self.algorithm.needs_unlabeled:
+            images *= 1 + 2 * self.config.unlabeled_ratio
+        sessions.append(
+            {
+                "first_step": start + 1,
+                "last_step": stop,
+                "seconds": round(seconds, 3),
+                "views_per_second": round(
+                    (stop - start) * images / max(seconds, 1e-9), 1
+                ),
+            }
+        )
+        results.write_json(self.folder.timing, sessions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clock:
+    """Answers whether it is time for something: every n steps and last."""
+
+    step: int
+    start: int
+    steps: int
+
+    def __call__(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.steps

@@ -1,0 +1,85 @@
+"""What a run came to, and its file. Nothing here imports TensorFlow."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from simmatch_tf.commandline import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The result of a finished run. All accuracies are in [0, 1].
+
+    Everything in it is decided by the flags: two runs of one machine write
+    the same file, whether or not they were killed on the way.
+
+    Attributes:
+        top1: Of the weights of record at the last step, on the test split.
+        top5: Likewise.
+        loss: Total loss of the very last training step.
+        steps: Length of the run.
+        weights_of_record: "student" or "ema".
+        student: {"last": {"top1", "top5", "step"}, "best": {"top1", "step",
+            "chosen_on": "validation" | "test"}}.
+        ema: The same of the EMA teacher.
+        algorithm: As in --algorithm.
+        dataset: As in --dataset.
+        class_names: L names.
+        labels: Labeled images in training, K.
+        validation_labels: Labeled images set aside.
+        unlabeled: Unlabeled images.
+        test_images: Images behind every top-1.
+        seed: As in --seed.
+        split_seed: As in --split_seed.
+        versions: Package → version.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    steps: int
+    weights_of_record: str
+    student: dict[str, Any]
+    ema: dict[str, Any]
+    algorithm: str
+    dataset: str
+    class_names: list[str]
+    labels: int
+    validation_labels: int
+    unlabeled: int
+    test_images: int
+    seed: int
+    split_seed: int
+    versions: dict[str, str]
+
+    def write(self, path: pathlib.Path) -> None:
+        """Writes results.json, whole or not at all."""
+        write_json(path, dataclasses.asdict(self))
+
+
+def read(path: str | os.PathLike) -> Result:
+    """Reads results.json.
+
+    Raises:
+        InputError: It cannot be read, or is no result.
+    """
+    try:
+        return Result(**json.loads(pathlib.Path(path).read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a result ({error}); delete it and "
+            "start the run again: it is written from the last checkpoint"
+        ) from None
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
+    aside.replace(path)

@@ -1,0 +1,170 @@
+"""The folder of a run: who may use it, and what stands in it.
+
+    flags.cfg      the flags; `--flagfile=` of it starts the same run again
+    split.json     which images are labeled, in slot order
+    checkpoints/   step_00000400.index …
+    tensorboard/   scalars
+    results.json   the result, once the run is finished
+    timing.json    when it ran and how fast
+    lock           held while a process trains here
+
+Nothing here imports TensorFlow.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from absl import logging
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+
+FLAGFILE = "flags.cfg"
+_OWN = (
+    FLAGFILE,
+    "split.json",
+    "checkpoints",
+    "tensorboard",
+    "results.json",
+    "timing.json",
+    "evaluation.json",
+)
+
+
+class Workdir:
+    """Paths of one run's files."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Names the folder; creates nothing."""
+        self.path = pathlib.Path(path).expanduser()
+        self.flagfile = self.path / FLAGFILE
+        self.split = self.path / "split.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tensorboard"
+        self.results = self.path / "results.json"
+        self.timing = self.path / "timing.json"
+        self.evaluation = self.path / "evaluation.json"
+
+    def read_config(self) -> config_lib.Config:
+        """The flags of the run in this folder.
+
+        Raises:
+            InputError: There is no run, or its flagfile is not right.
+        """
+        if not self.flagfile.is_file():
+            raise InputError(
+                f"--workdir={self.path}: no run here ({FLAGFILE} is missing)"
+            )
+        config = config_lib.Config.from_flagfile(self.flagfile.absolute())
+        return config
+
+    def finished(self) -> bool:
+        """Whether the run has its results."""
+        return self.results.is_file()
+
+
+@contextlib.contextmanager
+def claim(config: config_lib.Config) -> Iterator[Workdir]:
+    """Takes a workdir for training: a new run, or one to resume.
+
+    Args:
+        config: The flags of this command.
+
+    Yields:
+        The folder, locked until the end; its flagfile is in place.
+
+    Raises:
+        InputError: The folder cannot be written, another process trains in
+            it, or the run in it was started with other flags.
+    """
+    folder = Workdir(config.workdir or os.path.join("runs", "default"))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"--workdir={folder.path}: cannot be written ({error.strerror})"
+        ) from None
+    with lock:
+        _lock(lock, folder)
+        if config.overwrite:
+            _clear(folder)
+        if folder.flagfile.is_file():
+            _check_same(folder, config)
+        elif any(folder.checkpoints.glob("*.index")):
+            raise InputError(
+                f"--workdir={folder.path}: checkpoints of a run whose "
+                f"{FLAGFILE} is missing; restore it, or --overwrite"
+            )
+        else:
+            _write_flags(folder, config)
+        yield folder
+
+
+def _lock(lock, folder: Workdir) -> None:
+    """Locks, or says who holds it. The system frees a dead process's lock."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        raise InputError(
+            f"--workdir={folder.path}: in use by a live run (process {holder})"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+
+
+def _clear(folder: Workdir) -> None:
+    """Removes what a run wrote, and nothing else."""
+    for name in _OWN:
+        path = folder.path / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
+    text = (
+        "# The flags of this run. To resume it, or start it again elsewhere:\n"
+        f"#   python -m simmatch_tf.train --flagfile={folder.flagfile}\n"
+    )
+    # A resumed run must come back here from whatever folder it is started in.
+    text += f"--workdir={folder.path.absolute()}\n"
+    lines = config.to_flagfile().splitlines(keepends=True)
+    text += "".join(w for w in lines if not w.startswith("--workdir="))
+    aside = folder.flagfile.with_suffix(".tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(folder.flagfile)
+    except OSError as error:
+        raise InputError(
+            f"--workdir={folder.path}: cannot be written ({error.strerror})"
+        ) from None
+
+
+def _check_same(folder: Workdir, config: config_lib.Config) -> None:
+    """Refuses flags that would change the result of the run in the folder."""
+    wrong = []
+    for name, (old, new, operational) in (
+        folder.read_config().differences(config).items()
+    ):
+        if operational:
+            logging.info("--%s was %s and is now %s", name, old, new)
+            continue
+        reason = ""
+        if name in ("steps", "epochs"):
+            reason = " (the learning rate was planned for the run's length)"
+        wrong.append(f"--{name} is {old} there and {new} here{reason}")
+    if wrong:
+        raise InputError(
+            f"--workdir={folder.path} holds a run with other flags: "
+            + "; ".join(wrong)
+            + ". Use another --workdir, or --overwrite to start anew"
+        )
