@@ -75,6 +75,8 @@ class Pipeline:
         make = functools.partial(
             self.batch, replicas=replicas, here=here, first=first
         )
+        # Nothing to convert: AutoGraph would only cost seconds at the start.
+        make = tf.autograph.experimental.do_not_convert(make)
         dataset = tf.data.Dataset.range(start * here, stop * here)
         dataset = dataset.map(
             make, num_parallel_calls=self.parallel_calls, deterministic=True

@@ -29,7 +29,8 @@ class Evaluator:
             name: tf.function(
                 lambda images, model=model: strategy.run(
                     lambda x: model(x, training=False)["logits"], args=(images,)
-                )
+                ),
+                autograph=False,
             )
             for name, model in networks.items()
         }

@@ -14,6 +14,7 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
+    allocator,
     assembly,
     checkpoints,
     evaluation,
@@ -63,6 +64,7 @@ def fit_in(
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
         return results.read(folder.results)
+    allocator.keep_memory()
     with interruption.watch() as request:
         return _Run(folder, config, custom).train(request)
 
@@ -159,7 +161,8 @@ class _Run:
     def _compiled_step(self):
         strategy, algorithm = self.strategy, self.algorithm
 
-        @tf.function
+        # AutoGraph would read a thousand lines for seconds and change none.
+        @tf.function(autograph=False)
         def train_step(batch):
             metrics = strategy.run(algorithm.train_step, args=(batch,))
             return {
