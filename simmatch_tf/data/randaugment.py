@@ -114,7 +114,7 @@ def _transform(
     def amount(name: str, most: float) -> tf.Tensor:
         return tf.where(_is(operation, name), most * strength, 0.0)  # [N]
 
-    angle = amount("Rotate", math.radians(30.0))
+    angle = amount("Rotate", -math.radians(30.0))  # counter-clockwise
     cos, sin = tf.cos(angle), tf.sin(angle)
     shear_x, shear_y = amount("ShearX", 0.3), amount("ShearY", 0.3)
     # Of the output pixel (x, y), both at pixel centres, the input pixel is

@@ -3,8 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-# The shuffle behind tf.random.experimental.index_shuffle is a block cipher;
-# at that function's own 4 rounds neighbouring indices come out correlated.
+# The shuffle behind tf.random.experimental.index_shuffle is a block cipher. At
+# that function's own 4 rounds neighbouring indices come out correlated, and
+# seeds that differ in few bits give related permutations of small sets: hence
+# more rounds, and seeds that went through the cipher themselves.
 _ROUNDS = 24
 _RANGE = 2**24  # the integers that float32 holds exactly
 
@@ -29,6 +31,15 @@ def _cipher(index: tf.Tensor, seeds: tf.Tensor, largest: int) -> tf.Tensor:
     )
 
 
+def _mix(seeds: tf.Tensor) -> tf.Tensor:
+    """Spreads every bit of a seed [N, 3] over all of it."""
+    words = [
+        _cipher(tf.fill([tf.shape(seeds)[0]], word), seeds, 2**31 - 1)
+        for word in range(3)
+    ]
+    return tf.stack(words, axis=1)
+
+
 def shuffle(
     key: int, epoch: tf.Tensor, index: tf.Tensor, size: int
 ) -> tf.Tensor:
@@ -43,10 +54,9 @@ def shuffle(
     Returns:
         [N] int64; over all places of one epoch, each number once.
     """
-    seeds = tf.stack(
-        [tf.fill(tf.shape(epoch), tf.constant(key, tf.int64)), epoch, epoch], 1
+    return _cipher(
+        index, _mix(seeds(key, epoch, tf.zeros_like(epoch))), size - 1
     )
-    return _cipher(index, tf.cast(seeds, tf.int32), size - 1)
 
 
 def seeds(key: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
@@ -77,5 +87,5 @@ def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
     """
     images = tf.shape(seeds)[0]
     index = tf.tile(tf.range(count), [images])
-    bits = _cipher(index, tf.repeat(seeds, count, axis=0), _RANGE - 1)
+    bits = _cipher(index, tf.repeat(_mix(seeds), count, axis=0), _RANGE - 1)
     return tf.reshape(tf.cast(bits, tf.float32) / _RANGE, [images, count])

@@ -1,0 +1,143 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.data import digits, pipeline, splits, views
+
+
+@pytest.fixture(scope="module")
+def make():
+    data = digits.load(8)
+    split = splits.draw(
+        data,
+        labels=20,
+        label_fraction=None,
+        split_seed=0,
+        validation_fraction=0.0,
+        unlabeled_includes_labeled=True,
+    )
+    return pipeline.Pipeline(
+        source=data,
+        split=split,
+        recipe=views.Recipe(flip=False, pad=1, cutout=4),
+        batch_size=8,
+        unlabeled_batch_size=16,
+        seed=0,
+    )
+
+
+def read(dataset):
+    return [{k: v.numpy() for k, v in batch.items()} for batch in dataset]
+
+
+def assert_equal(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_contract(make):
+    spec = make.dataset(0, 1).element_spec
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in spec.items()} == {
+        "labeled_weak": (tf.uint8, (8, 8, 8, 1)),
+        "labels": (tf.int32, (8,)),
+        "slots": (tf.int64, (8,)),
+        "unlabeled_weak": (tf.uint8, (16, 8, 8, 1)),
+        "unlabeled_strong": (tf.uint8, (16, 8, 8, 1)),
+    }
+
+
+def test_any_start_gives_the_same_batches(make):
+    assert_equal(read(make.dataset(0, 7))[3:], read(make.dataset(3, 7)))
+
+
+def test_number_of_parallel_calls_changes_nothing(make):
+    one = dataclasses.replace(make, parallel_calls=1)
+    many = dataclasses.replace(make, parallel_calls=8)
+    assert_equal(read(one.dataset(0, 10)), read(many.dataset(0, 10)))
+
+
+def test_every_slot_once_in_each_pass(make):
+    slots = np.concatenate([b["slots"] for b in read(make.dataset(0, 15))])
+    passes = slots.reshape(-1, 20)  # the passes do not end with batches
+    for one in passes:
+        assert sorted(one) == list(range(20))
+    assert (passes[0] != passes[1]).any()
+    # So the memory is full after ⌈K / B⌉ steps.
+    assert len(np.unique(slots[: 3 * 8])) == 20
+
+
+def test_labels_belong_to_slots(make):
+    truth = make.source.train.labels[make.split.labeled]
+    for batch in read(make.dataset(0, 5)):
+        np.testing.assert_array_equal(batch["labels"], truth[batch["slots"]])
+
+
+def test_every_unlabeled_image_once_in_an_epoch(make):
+    plain = dataclasses.replace(
+        make, recipe=views.Recipe(flip=False, pad=0, cutout=0, operations=0)
+    )
+    steps = 1400 // 16
+    found = np.concatenate(
+        [b["unlabeled_weak"] for b in read(plain.dataset(0, steps))]
+    )
+    wanted = make.source.train.images
+    wanted = {image.tobytes() for image in wanted}
+    seen = [image.tobytes() for image in found]
+    assert set(seen) <= wanted and len(set(seen)) >= len(seen) - 5
+
+
+def test_weak_and_strong_are_views_of_the_same_images(make):
+    plain = dataclasses.replace(
+        make, recipe=views.Recipe(flip=False, pad=0, cutout=0, operations=0)
+    )
+    for batch in read(plain.dataset(0, 3)):
+        np.testing.assert_array_equal(
+            batch["unlabeled_weak"], batch["unlabeled_strong"]
+        )
+
+
+def test_replicas_share_the_global_batch(make):
+    whole = read(make.dataset(0, 3))
+    for pipelines in (1, 2):  # two replicas on one worker, or on two
+        parts = []
+        for worker in range(pipelines):
+            context = tf.distribute.InputContext(pipelines, worker, 2)
+            parts.append(read(make.dataset(0, 3, context)))
+        for step, batch in enumerate(whole):
+            if pipelines == 1:
+                shares = parts[0][2 * step : 2 * step + 2]
+            else:
+                shares = [part[step] for part in parts]
+            for name in batch:
+                np.testing.assert_array_equal(
+                    np.concatenate([share[name] for share in shares]),
+                    batch[name],
+                )
+
+
+def test_a_batch_that_does_not_divide(make):
+    context = tf.distribute.InputContext(1, 0, 3)
+    with pytest.raises(ValueError, match="batch_size=8 does not divide by 3"):
+        make.dataset(0, 1, context)
+
+
+def test_without_unlabeled_images(make):
+    alone = dataclasses.replace(make, unlabeled_batch_size=0)
+    batch = read(alone.dataset(0, 1))[0]
+    assert set(batch) == {"labeled_weak", "labels", "slots"}
+    np.testing.assert_array_equal(
+        batch["labeled_weak"], read(make.dataset(0, 1))[0]["labeled_weak"]
+    )
+
+
+def test_evaluation_pads_the_last_batch(make):
+    test = make.source.test
+    dataset = pipeline.evaluation_dataset(test, np.arange(10), 4)
+    found = np.concatenate([batch.numpy() for batch in dataset])
+    assert len(found) == 12
+    np.testing.assert_array_equal(found[:10], test.images[:10])

@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import digits, source, splits
+
+DRAW = {
+    "labels": 40,
+    "label_fraction": None,
+    "split_seed": 0,
+    "validation_fraction": 0.0,
+    "unlabeled_includes_labeled": True,
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return digits.load(8)
+
+
+def draw(data, **changes):
+    return splits.draw(data, **{**DRAW, **changes})
+
+
+def test_digits_are_1400_and_397_distinct_images(data):
+    assert len(data.train) == 1400 and len(data.test) == 397
+    assert data.train.images.dtype == np.uint8
+    assert data.image_shape == (8, 8, 1) and not data.flip
+    assert digits.load().image_shape == (16, 16, 1)
+    again = digits.load(8)
+    np.testing.assert_array_equal(data.test.images, again.test.images)
+    # All values of the originals, 0 to 16, fill the range of a byte.
+    assert data.train.images.min() == 0 and data.train.images.max() == 255
+
+
+def test_balanced_in_class_order_then_by_index(data):
+    split = draw(data)
+    labels = data.train.labels[split.labeled]
+    np.testing.assert_array_equal(labels, np.repeat(np.arange(10), 4))
+    for label in range(10):
+        assert (np.diff(split.labeled[labels == label]) > 0).all()
+    assert len(split.unlabeled) == 1400 and not len(split.validation)
+
+
+def test_a_function_of_the_seed(data):
+    one, same, other = draw(data), draw(data), draw(data, split_seed=1)
+    np.testing.assert_array_equal(one.labeled, same.labeled)
+    assert len(np.intersect1d(one.labeled, other.labeled)) < 10
+    # Fewer labels of a seed are among its more.
+    more = draw(data, labels=100)
+    assert np.isin(one.labeled, more.labeled).all()
+
+
+def test_validation_leaves_training_memory_and_unlabeled(data):
+    split = draw(data, validation_fraction=0.25)
+    assert len(split.labeled) == 30 and len(split.validation) == 10
+    np.testing.assert_array_equal(
+        data.train.labels[split.validation], np.arange(10)
+    )
+    assert not np.isin(split.validation, split.labeled).any()
+    assert not np.isin(split.validation, split.unlabeled).any()
+    assert len(split.unlabeled) == 1390
+    # At least one of each class, however small the share.
+    assert len(draw(data, validation_fraction=0.01).validation) == 10
+
+
+def test_labeled_images_out_of_the_unlabeled_set(data):
+    split = draw(data, unlabeled_includes_labeled=False)
+    assert len(split.unlabeled) == 1360
+    assert not np.isin(split.labeled, split.unlabeled).any()
+
+
+def test_label_fraction(data):
+    split = draw(data, labels=None, label_fraction=0.1)
+    counts = np.bincount(data.train.labels[split.labeled])
+    sizes = np.bincount(data.train.labels)
+    np.testing.assert_array_equal(counts, np.round(0.1 * sizes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": 45}, "--labels=45 is not divisible by the 10 classes"),
+        ({"labels": 2000}, "200 images of each class are wanted, but class"),
+        (
+            {"labels": 10, "validation_fraction": 0.5},
+            "has 1 labeled images, and with 1 set aside none would be left",
+        ),
+    ],
+)
+def test_bad_arguments(data, changes, message):
+    with pytest.raises(InputError, match=message):
+        draw(data, **changes)
+
+
+def test_no_unlabeled_image_left():
+    images = np.zeros([4, 8, 8, 1], np.uint8)
+    labels = np.array([0, 0, 1, 1])
+    tiny = source.Source(
+        "tiny",
+        ["a", "b"],
+        source.Images(images, labels),
+        source.Images(images, labels),
+        False,
+    )
+    with pytest.raises(InputError, match="no unlabeled image is left"):
+        draw(tiny, labels=4, unlabeled_includes_labeled=False)
+
+
+def test_written_and_read_back(data, tmp_path):
+    split = draw(data, validation_fraction=0.25)
+    path = tmp_path / "split.json"
+    splits.write(path, split, data)
+    found = splits.read(path, data)
+    for name in ("labeled", "validation", "unlabeled"):
+        np.testing.assert_array_equal(
+            getattr(found, name), getattr(split, name)
+        )
+    content = json.loads(path.read_text())
+    assert content["labels"] == [label for label in range(10) for _ in range(3)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unreadable_or_foreign_file(data, tmp_path):
+    path = tmp_path / "split.json"
+    with pytest.raises(InputError, match="cannot read the run's label split"):
+        splits.read(path, data)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="cannot read the run's label split"):
+        splits.read(path, data)
+    split = draw(data)
+    splits.write(path, split, data)
+    content = json.loads(path.read_text())
+    content["labels"] = content["labels"][::-1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="does not fit the dataset digits"):
+        splits.read(path, data)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros([2, 8, 8, 1]), [0, 0], "images are float64"),
+        (np.zeros([2, 8, 8, 2], np.uint8), [0, 0], "have 2 channels"),
+        (np.zeros([2, 8, 8, 1], np.uint8), [0], r"labels have shape \(1,\)"),
+    ],
+)
+def test_bad_images(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        source.Images(images, np.array(labels))
+
+
+def test_labels_beyond_the_classes():
+    images = source.Images(np.zeros([1, 8, 8, 1], np.uint8), np.array([2]))
+    with pytest.raises(ValueError, match="label 2 in train, but there are 2"):
+        source.Source("x", ["a", "b"], images, images, False)

@@ -1,0 +1,57 @@
+"""The optimizer against the published update written out in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.modules import optimizer
+
+
+@pytest.mark.parametrize("decay_on", ["kernels", "all"])
+def test_nesterov_with_l2_under_a_changing_rate(decay_on):
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=[3, 2]).astype(np.float32)
+    b = rng.normal(size=[2]).astype(np.float32)
+    variables = [keras.Variable(w), keras.Variable(b)]
+    sgd = optimizer.Sgd(
+        optimizer.Schedule(
+            lambda step: 0.1 / (1.0 + tf.cast(step, tf.float32))
+        ),
+        momentum=0.9,
+        decay=0.01,
+        decay_on=decay_on,
+    )
+    sgd.build(variables)
+    values, velocities = [w, b], [np.zeros_like(w), np.zeros_like(b)]
+    for step in range(5):
+        gradients = [rng.normal(size=v.shape) for v in values]
+        sgd.apply([tf.constant(g, tf.float32) for g in gradients], variables)
+        for i, g in enumerate(gradients):
+            if decay_on == "all" or values[i].ndim > 1:
+                g = g + 0.01 * values[i]
+            velocities[i] = 0.9 * velocities[i] + g
+            rate = 0.1 / (1 + step)
+            values[i] = values[i] - rate * (g + 0.9 * velocities[i])
+    for variable, value in zip(variables, values, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-5)
+    for velocity, value in zip(sgd.velocities, velocities, strict=True):
+        np.testing.assert_allclose(velocity, value, rtol=1e-5)
+
+
+def test_differs_from_keras_sgd_under_a_changing_rate():
+    # Trap: Keras keeps -rate · g in its velocity.
+    rates = keras.optimizers.schedules.PiecewiseConstantDecay([0], [1.0, 0.1])
+    ours, theirs = keras.Variable([1.0]), keras.Variable([1.0])
+    sgd = optimizer.Sgd(rates, momentum=0.9)
+    keras_sgd = keras.optimizers.SGD(rates, momentum=0.9, nesterov=True)
+    sgd.build([ours])
+    for _ in range(2):
+        sgd.apply([tf.ones([1])], [ours])
+        keras_sgd.apply([tf.ones([1])], [theirs])
+    assert abs(float(ours[0]) - float(theirs[0])) > 0.1
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="decay_on='some'"):
+        optimizer.Sgd(0.1, decay_on="some")

@@ -1,0 +1,182 @@
+"""Empty memories, zero rows, NaN in unused slots, shapes that do not fit."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.ops import (
+    alignment,
+    losses,
+    propagation,
+    schedules,
+    similarity,
+)
+
+Z = np.float32([[1, 0], [0, 1]])
+MEMORY = np.float32([[1, 0], [0, 1], [-1, 0]])
+NONE = np.zeros(3, bool)
+
+
+def value_and_gradient(function, x):
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return y.numpy(), tape.gradient(y, x).numpy()
+
+
+def test_no_valid_slot_gives_zeros():
+    q, dq = value_and_gradient(
+        lambda z: similarity.instance_similarity(z, MEMORY, 0.1, NONE), Z
+    )
+    assert not q.any() and not dq.any()
+    loss, dz = value_and_gradient(
+        lambda z: losses.instance_loss(z, MEMORY, np.zeros([2, 3]), 0.1, NONE),
+        Z,
+    )
+    assert loss == 0 and not dz.any()
+    assert not propagation.scale(q, np.ones([2, 3])).numpy().any()
+    assert not propagation.aggregate(q, [0, 1, 1], 2).numpy().any()
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
+def test_slots_left_out_may_hold_anything(garbage):
+    memory = MEMORY.copy()
+    memory[1] = garbage
+    valid = np.array([True, False, True])
+    q, dq = value_and_gradient(
+        lambda z: similarity.instance_similarity(z, memory, 0.1, valid), Z
+    )
+    np.testing.assert_allclose(q, [[1, 0, 2e-9], [0.5, 0, 0.5]], atol=1e-8)
+    assert np.isfinite(dq).all()
+    loss, dz = value_and_gradient(
+        lambda z: losses.instance_loss(z, memory, q, 0.1, valid), Z
+    )
+    assert np.isfinite(loss) and np.isfinite(dz).all()
+
+
+def test_zero_embedding_is_finite():
+    loss, dz = value_and_gradient(
+        lambda z: losses.instance_loss(z, MEMORY, np.ones([2, 3]) / 3, 0.1),
+        np.zeros([2, 2], np.float32),
+    )
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+    assert np.isfinite(dz).all()
+
+
+def test_scale_keeps_a_row_that_p_rules_out():
+    q = np.float32([[0.7, 0.3], [0.7, 0.3]])
+    p = np.float32([[0.0, 0.0], [0.5, 0.0]])
+    scaled, gradient = value_and_gradient(lambda x: propagation.scale(x, p), q)
+    np.testing.assert_allclose(scaled, [[0.7, 0.3], [1.0, 0.0]])
+    assert np.isfinite(gradient).all()
+
+
+def test_scale_does_not_underflow():
+    q = np.float32([[1 - 1e-30, 1e-30]])
+    p = np.float32([[0.0, 1e-20]])
+    np.testing.assert_allclose(propagation.scale(q, p), [[0.0, 1.0]])
+
+
+def test_alpha_one_is_the_identity():
+    p = np.float32([[0.2, 0.8]])
+    np.testing.assert_array_equal(
+        propagation.smooth(p, np.float32([[1, 0]]), 1.0), p
+    )
+
+
+def test_unfold_then_aggregate_gives_p_back():
+    p = np.float32([[0.1, 0.2, 0.7]])
+    labels = np.repeat(np.arange(3), 4)
+    uniform = np.full([1, 12], 1 / 12, np.float32)
+    q_hat = propagation.scale(uniform, propagation.unfold(p, labels))
+    np.testing.assert_allclose(
+        propagation.aggregate(q_hat, labels, 3), p, rtol=1e-6
+    )
+
+
+def test_align_by_hand():
+    p = np.float32([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]])
+    np.testing.assert_allclose(
+        alignment.align(p, [0.25, 0.75, 0.0]),
+        [[0.75, 0.25, 0], [3 / 7, 4 / 7, 0]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: similarity.instance_similarity(Z, MEMORY[:, :1], 0.1),
+        lambda: similarity.instance_similarity(Z[0], MEMORY, 0.1),
+        lambda: similarity.instance_similarity(Z, MEMORY, 0.1, NONE[:2]),
+        lambda: propagation.unfold(Z, [[0, 1]]),
+        lambda: propagation.scale(Z, MEMORY),
+        lambda: propagation.aggregate(Z, [0, 1, 1], 2),
+        lambda: propagation.smooth(Z, MEMORY, 0.5),
+        lambda: alignment.align(Z, [1.0, 1.0, 1.0]),
+        lambda: losses.supervised_loss(Z, [0, 1, 1]),
+        lambda: losses.unsupervised_loss(Z, MEMORY, 0.5),
+        lambda: losses.instance_loss(Z, MEMORY, Z, 0.1),
+    ],
+)
+def test_shapes_that_do_not_fit(call):
+    with pytest.raises(ValueError, match="has shape .* is wanted"):
+        call()
+    with pytest.raises(ValueError, match="has shape .* is wanted"):
+        tf.function(call)()  # at trace time
+
+
+def test_values_out_of_range():
+    with pytest.raises(ValueError, match=r"temperature=0: must be above 0"):
+        similarity.instance_similarity(Z, MEMORY, 0)
+    with pytest.raises(ValueError, match=r"alpha=1.5: must be in \[0, 1\]"):
+        propagation.smooth(Z, Z, 1.5)
+
+
+def test_unknown_sizes_pass_at_trace_time():
+    traced = tf.function(
+        lambda z: similarity.instance_similarity(z, MEMORY, 0.1),
+        input_signature=[tf.TensorSpec([None, None])],
+    )
+    assert traced(Z).shape == (2, 3)
+    unranked = tf.function(
+        lambda p: propagation.unfold(p, [0, 1]),
+        input_signature=[tf.TensorSpec(None)],
+    )
+    assert unranked(Z).shape == (2, 2)
+
+
+def rate(step, shape, warmup=0, steps=100):
+    return float(
+        schedules.learning_rate(
+            step, peak=0.5, steps=steps, warmup_steps=warmup, shape=shape
+        )
+    )
+
+
+def test_learning_rate_by_hand():
+    assert rate(0, "cosine_7_16") == 0.5
+    np.testing.assert_allclose(
+        rate(100, "cosine_7_16"), 0.5 * np.cos(7 * np.pi / 16), rtol=1e-5
+    )
+    np.testing.assert_allclose(rate(50, "half_cosine"), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(rate(55, "half_cosine", 10), 0.25, rtol=1e-5)
+    assert [rate(s, "constant", 4) for s in range(5)] == [
+        0.125,
+        0.25,
+        0.375,
+        0.5,
+        0.5,
+    ]
+    with pytest.raises(ValueError, match="shape='linear': must be"):
+        rate(0, "linear")
+
+
+def test_ema_momentum():
+    def m(step, warmup):
+        return float(schedules.ema_momentum(step, momentum=0.9, warmup=warmup))
+
+    np.testing.assert_allclose(m(0, False), 0.9)
+    np.testing.assert_allclose(m(0, True), 0.1)
+    np.testing.assert_allclose(m(1000, True), 0.9)

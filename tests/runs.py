@@ -1,0 +1,43 @@
+"""Small training runs for tests: 8×8 digits, seconds each."""
+
+import pathlib
+
+import simmatch_tf
+
+SMALL = {
+    "dataset": "digits",
+    "image_size": 8,
+    "labels": 20,
+    "backbone": "wrn_10_1",
+    "projection_dim": 16,
+    "batch_norm_momentum": 0.9,
+    "ema_momentum": 0.9,
+    "ema_warmup": True,
+    "batch_size": 8,
+    "unlabeled_ratio": 2,
+    "threshold": 0.5,
+    "steps": 6,
+    "da_window": 4,
+    "eval_every": 3,
+    "checkpoint_every": 2,
+    "log_every": 2,
+}
+
+
+def config(workdir: pathlib.Path, **changes) -> simmatch_tf.Config:
+    return simmatch_tf.Config(**{**SMALL, "workdir": str(workdir), **changes})
+
+
+def argv(workdir: pathlib.Path, **changes) -> list[str]:
+    """The same as a command line."""
+    words = []
+    for name, value in {**SMALL, "workdir": workdir, **changes}.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no'}{name}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def fit(workdir: pathlib.Path, **changes) -> simmatch_tf.Result:
+    return simmatch_tf.fit(config(workdir, **changes))
