@@ -84,7 +84,8 @@ class Flags:
             return
         wanted = _value_type(type(self), field.name)
         if wanted is float and type(value) is int:
-            object.__setattr__(self, field.name, float(value))
+            value = float(value)
+            object.__setattr__(self, field.name, value)
         elif type(value) is not wanted:
             raise InputError(
                 f"--{field.name}={value!r} is not of type {wanted.__name__}"

@@ -28,7 +28,11 @@ class Config(commandline.Flags):
         None, "labeled images in all, the same number of each class.", low=1
     )
     label_fraction: float | None = flag(
-        None, "labeled share of each class; instead of --labels.", low=0, high=1
+        None,
+        "labeled share of each class; instead of --labels.",
+        low=0,
+        high=1,
+        rare=True,
     )
     split_seed: int = flag(0, "which images are labeled.", low=0)
     validation_fraction: float = flag(
@@ -42,7 +46,11 @@ class Config(commandline.Flags):
         True, "labeled images are in the unlabeled set, too.", rare=True
     )
     image_size: int | None = flag(
-        None, "side in pixels; default: the dataset's own.", low=8, high=1024
+        None,
+        "side in pixels; default: the dataset's own.",
+        low=8,
+        high=1024,
+        rare=True,
     )
     flip: bool | None = flag(
         None, "views may be mirrored; default: the dataset's own.", rare=True
@@ -75,7 +83,11 @@ class Config(commandline.Flags):
         9, "evenly spaced strengths; 0: any in between.", low=0, rare=True
     )
     cutout: float = flag(
-        0.5, "side of the strong view's cutout, as a share.", low=0, high=1
+        0.5,
+        "side of the strong view's cutout, as a share.",
+        low=0,
+        high=1,
+        rare=True,
     )
     eval_resize: int | None = flag(
         None, "evaluation resizes to this, then crops.", low=8, rare=True
@@ -91,6 +103,7 @@ class Config(commandline.Flags):
         "weight of BatchNorm's old statistics; default: the published one.",
         low=0,
         high=0.99999,
+        rare=True,
     )
 
     # Method.
@@ -130,7 +143,7 @@ class Config(commandline.Flags):
         False, "EMA momentum is at most (1 + step) / (10 + step).", rare=True
     )
     da_window: int = flag(
-        32, "batches that distribution alignment averages.", low=1
+        32, "batches that distribution alignment averages.", low=1, rare=True
     )
     matching_start_steps: int = flag(
         0,
@@ -150,7 +163,7 @@ class Config(commandline.Flags):
         None, "the same in passes over the unlabeled images.", low=0
     )
     warmup_steps: int | None = flag(
-        None, "linear warm-up of the rate; default: none.", low=0
+        None, "linear warm-up of the rate; default: none.", low=0, rare=True
     )
     warmup_epochs: float | None = flag(
         None, "the same in passes over the unlabeled images.", low=0, rare=True
@@ -166,7 +179,7 @@ class Config(commandline.Flags):
         0.9, "of Nesterov SGD.", low=0, high=0.99999, rare=True
     )
     weight_decay: float = flag(
-        5e-4, "L2 penalty, added to the gradient.", low=0, high=1
+        5e-4, "L2 penalty, added to the gradient.", low=0, high=1, rare=True
     )
     weight_decay_on: str = flag(
         "kernels",

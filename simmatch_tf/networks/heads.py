@@ -15,7 +15,7 @@ class Normalize(keras.layers.Layer):
             std: Likewise, above 0.
             **kwargs: Keras' own.
         """
-        super().__init__(trainable=False, **kwargs)
+        super().__init__(**{"trainable": False, **kwargs})
         self._initial = {"mean": list(mean), "std": list(std)}
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:

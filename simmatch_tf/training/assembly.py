@@ -37,22 +37,28 @@ class Custom:
     backbone: network.Backbone | None = None
     algorithm: type[algorithm_lib.Algorithm] | None = None
 
-    def check(self, config: config_lib.Config) -> None:
+    def check(
+        self, config: config_lib.Config, *, needs_source: bool = True
+    ) -> None:
         """Checks that the parts and the flags agree.
+
+        Args:
+            config: The run's flags.
+            needs_source: Whether the images are needed, too.
 
         Raises:
             InputError: A part is given whose flag is not "custom", or the
                 other way round.
         """
-        for name, flag in (
-            ("source", "dataset"),
-            ("backbone", "backbone"),
-            ("algorithm", "algorithm"),
-        ):
-            value, given = getattr(config, flag), getattr(self, name)
-            if (value == "custom") != (given is not None):
+        parts = {"backbone": self.backbone, "algorithm": self.algorithm}
+        if needs_source:
+            parts["dataset"] = self.source
+        for flag, part in parts.items():
+            value = getattr(config, flag)
+            name = "source" if flag == "dataset" else flag
+            if (value == "custom") != (part is not None):
                 raise InputError(
-                    f"--{flag}={value}, and {name}={given}: with "
+                    f"--{flag}={value}, and {name}={part}: with "
                     f'{flag}="custom", and only then, pass {name}= from Python'
                 )
 
@@ -197,8 +203,7 @@ def restore(
     """
     folder = workdir_lib.Workdir(workdir)
     config = folder.read_config()
-    known = dataclasses.replace(custom, source=None)
-    known.check(dataclasses.replace(config, dataset="digits"))
+    custom.check(config, needs_source=False)
     content = splits.read_content(folder.split)
     slot_labels = np.asarray(content["labels"], np.int32)
     strategy = make_strategy()

@@ -1,0 +1,55 @@
+"""Packaging of simmatch_tf."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.*)"',
+    (ROOT / "simmatch_tf" / "__init__.py").read_text(encoding="utf-8"),
+)[1]
+
+setuptools.setup(
+    name="simmatch_tf",
+    version=VERSION,
+    description="SimMatch on TensorFlow and Keras: image classifiers from a "
+    "handful of labels and many unlabeled images",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[
+        *setuptools.find_packages(include=["simmatch_tf", "simmatch_tf.*"]),
+        "simmatch_tf.configs",
+    ],
+    # The recipes are part of the wheel: --flagfile=configs/x.cfg finds them.
+    package_dir={"simmatch_tf.configs": "configs"},
+    package_data={"simmatch_tf.configs": ["*.cfg"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "keras>=3.10,<4",
+        "keras-cv>=0.9,<0.10",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.19,<2.22",
+        "tensorflow>=2.19,<2.22",
+        # TFDS imports importlib_resources and does not ask for it.
+        "importlib_resources",
+        "tensorflow-datasets>=4.9.7,<5",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
+        "test": [
+            "build",
+            "pillow>=10",
+            "pytest>=8",
+            "pytest-cov>=5",
+            "ruff==0.17.6",
+            "setuptools>=70",
+            "wheel",
+        ],
+    },
+)

@@ -1,0 +1,73 @@
+import dataclasses
+
+from simmatch_tf.reporting import tables
+from simmatch_tf.training import results
+
+FIGURES = {
+    "last": {"top1": 0.975, "top5": 1.0, "step": 400},
+    "best": {"top1": 0.98, "step": 300, "chosen_on": "test"},
+}
+RESULT = results.Result(
+    top1=0.975,
+    top5=1.0,
+    loss=0.5,
+    steps=400,
+    weights_of_record="ema",
+    student=FIGURES,
+    ema=FIGURES,
+    algorithm="simmatch",
+    dataset="digits",
+    class_names=["0", "1"],
+    labels=40,
+    validation_labels=0,
+    unlabeled=1400,
+    test_images=397,
+    seed=1,
+    split_seed=2,
+    versions={},
+)
+
+
+def test_result():
+    text = tables.result(RESULT)
+    assert text.splitlines()[0] == (
+        "simmatch on digits: 40 labels, 400 steps, seed 1, split seed 2"
+    )
+    assert "ema *    97.50 %  100.00 %     98.00 %      300" in text
+    assert "student *" not in text
+    assert "Best is chosen on the test images." in text
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_result_written_and_read(tmp_path):
+    RESULT.write(tmp_path / "results.json")
+    assert results.read(tmp_path / "results.json") == RESULT
+    assert dataclasses.asdict(RESULT)["top1"] == 0.975
+
+
+def test_evaluation_without_images_of_a_class():
+    one = {
+        "top1": 0.5,
+        "top5": 1.0,
+        "per_class": [0.5, None],
+        "confusion": [[3, 3], [0, 0]],
+        "calibration_error": 0.1,
+    }
+    report = {
+        "step": 4,
+        "weights_of_record": "student",
+        "class_names": ["cat", "dog"],
+        "test_images": 6,
+        "student": one,
+        "ema": one,
+    }
+    text = tables.evaluation(report)
+    assert "student *" in text
+    (row,) = (x for x in text.splitlines() if x.startswith("class dog"))
+    assert row.split() == ["class", "dog", "-", "-"]
+    assert "cat                 3    3" in text
+    assert "dog                 .    ." in text
+    many = {**report, "class_names": [str(i) for i in range(16)]}
+    for name in ("student", "ema"):
+        many[name] = {**one, "per_class": [0.5] * 16}
+    assert "Confusion" not in tables.evaluation(many)

@@ -1,0 +1,316 @@
+"""Flags: their checks, their files, and how fast a wrong one is answered."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from simmatch_tf import commandline
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+
+Config = config_lib.Config
+GOOD = {"labels": 40, "steps": 10}
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_defaults_are_the_published_cifar_settings():
+    c = Config(**GOOD)
+    assert (c.batch_size, c.unlabeled_ratio, c.learning_rate) == (64, 7, 0.03)
+    assert (c.threshold, c.temperature, c.alpha) == (0.95, 0.1, 0.9)
+    assert (c.lambda_u, c.lambda_in, c.da_window) == (1.0, 1.0, 32)
+    assert (c.memory, c.memory_momentum, c.ema_momentum) == (
+        "ensemble",
+        0.7,
+        0.999,
+    )
+    assert (c.weight_decay, c.weight_decay_on) == (5e-4, "kernels")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 1.5}, r"--alpha=1.5: must be in \[0, 1\]"),
+        ({"alpha": -0.1}, r"--alpha=-0.1: must be in \[0, 1\]"),
+        ({"alpha": float("nan")}, r"--alpha=nan: must be in \[0, 1\]"),
+        ({"threshold": 1.01}, r"--threshold=1.01: must be in \[0, 1\]"),
+        ({"temperature": 0.001}, r"=0.001: must be in \[0.005, 10\]"),
+        ({"temperature": 11}, r"=11.0: must be in \[0.005, 10\]"),
+        ({"labels": 0}, "--labels=0: must be at least 1"),
+        ({"labels": 45}, "--labels=45: not divisible by the 10 classes of dig"),
+        ({"labels": 1410}, "--labels=1410: digits has 1400 training images"),
+        ({"labels": None}, "give exactly one of the two"),
+        ({"label_fraction": 0.1}, "give exactly one of the two"),
+        ({"labels": None, "label_fraction": 0.0}, "must be above 0"),
+        ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
+        ({"steps": None}, "--steps=None and --epochs=None: give exactly one"),
+        ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be above 0"),
+        ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
+        ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
+        ({"dataset": "digit"}, "--dataset=digit is unknown; did you mean dig"),
+        ({"dataset": "zzz"}, "--dataset=zzz is unknown; known: digits, cifar"),
+        ({"backbone": "vgg"}, "--backbone=vgg is unknown; known: wrn_DEPTH"),
+        ({"backbone": "wrn_12_1"}, "the depth must be 6n . 4"),
+        ({"memory": "students"}, "--memory=students is unknown"),
+        ({"image_size": 4}, r"--image_size=4: must be in \[8, 1024\]"),
+        ({"steps": 1.5}, "--steps=1.5 is not of type int"),
+        ({"alpha": "x"}, "--alpha='x' is not of type float"),
+        ({"learning_rate": float("inf")}, "--learning_rate=inf: must be in"),
+        (
+            {"randaugment_low": 0.9, "randaugment_high": 0.1},
+            "--randaugment_low=0.9: must not be above",
+        ),
+    ],
+)
+def test_bad_values(changes, message):
+    with pytest.raises(InputError, match=message):
+        Config(**{**GOOD, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "cifar10"}, r"--dataset=cifar10 \(there is: digits\)"),
+        ({"backbone": "resnet50"}, "--backbone=resnet50"),
+        ({"weak": "resized_crop"}, "--weak=resized_crop"),
+        ({"strong": "moco"}, "--strong=moco"),
+        ({"eval_resize": 256}, "--eval_resize=256"),
+    ],
+)
+def test_what_is_not_there_yet_is_refused(changes, message):
+    with pytest.raises(InputError, match="not in this version yet: " + message):
+        Config(**{**GOOD, **changes}).check_available()
+
+
+def test_epochs_become_steps():
+    c = Config(labels=40, epochs=2.5, warmup_epochs=0.5, batch_size=10)
+    found = c.with_durations(1400)  # 1,400 // 70 = 20 steps an epoch
+    assert (found.steps, found.warmup_steps) == (50, 10)
+    assert found.epochs is None and found.warmup_epochs is None
+    assert Config(**GOOD).with_durations(5).steps == 10
+    with pytest.raises(InputError, match="an epoch has no step: 60 unlabeled"):
+        c.with_durations(60)
+
+
+def test_a_run_s_flagfile_starts_the_same_run(tmp_path):
+    c = Config(
+        **GOOD,
+        ema_warmup=True,
+        unlabeled_includes_labeled=False,
+        workdir="x y",
+        learning_rate=1e-7,
+    )
+    path = tmp_path / "flags.cfg"
+    path.write_text(c.to_flagfile())
+    assert Config.from_flagfile(path) == c
+    assert c.differences(dataclasses.replace(c, alpha=0.8, keep=9)) == {
+        "alpha": (0.9, 0.8, False),
+        "keep": (3, 9, True),
+    }
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.name
+)
+def test_every_recipe_is_accepted_and_says_what_it_is(path):
+    text = path.read_text()
+    assert text.startswith("#")
+    if path.name.startswith("base_"):
+        return
+    config = Config.from_flagfile(path)
+    assert config.workdir == f"runs/{path.stem}"
+    for word in ("python -m simmatch_tf.train", f"configs/{path.name}"):
+        assert word in text.split("\n--")[0]
+
+
+def test_cifar10_40_has_the_published_settings():
+    c = Config.from_flagfile("configs/cifar10_40.cfg")
+    wanted = {
+        "dataset": "cifar10",
+        "labels": 40,
+        "backbone": "wrn_28_2",
+        "batch_norm_momentum": None,  # the published 0.999
+        "memory": "ensemble",
+        "batch_size": 64,
+        "unlabeled_ratio": 7,
+        "steps": 2**20,
+        "schedule": "cosine_7_16",
+        "learning_rate": 0.03,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "weight_decay_on": "kernels",
+        "lambda_u": 1.0,
+        "lambda_in": 1.0,
+        "threshold": 0.95,
+        "temperature": 0.1,
+        "alpha": 0.9,
+        "da_window": 32,
+        "memory_momentum": 0.7,
+        "ema_momentum": 0.999,
+        "ema_warmup": False,
+        "weak": "flip_crop",
+        "strong": "randaugment",
+        "unlabeled_includes_labeled": True,
+    }
+    assert {name: getattr(c, name) for name in wanted} == wanted
+
+
+def test_imagenet_10pct_has_the_published_settings():
+    c = Config.from_flagfile("configs/imagenet_10pct.cfg")
+    wanted = {
+        "dataset": "imagenet2012",
+        "label_fraction": 0.1,
+        "backbone": "resnet50",
+        "image_size": 224,
+        "memory": "teacher",
+        "batch_size": 64,
+        "unlabeled_ratio": 5,
+        "epochs": 400.0,
+        "warmup_epochs": 5.0,
+        "schedule": "half_cosine",
+        "learning_rate": 0.03,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "weight_decay_on": "all",
+        "lambda_u": 10.0,
+        "lambda_in": 5.0,
+        "threshold": 0.7,
+        "temperature": 0.1,
+        "alpha": 0.9,
+        "da_window": 256,
+        "ema_momentum": 0.999,
+        "weak": "resized_crop",
+        "strong": "moco",
+        "eval_resize": 256,
+        "unlabeled_includes_labeled": False,
+    }
+    assert {name: getattr(c, name) for name in wanted} == wanted
+    # One pass over the unlabeled images.
+    assert c.matching_start_steps == (1_281_167 - 128_117) // (64 * 5)
+
+
+def test_flagfiles_nest_and_the_later_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.cfg").write_text("# base\n--alpha=0.5\n--labels=40\n")
+    (tmp_path / "mine.cfg").write_text(
+        "--flagfile=base.cfg\n\n// also a comment\n--steps=5\n--alpha=0.6\n"
+    )
+    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--steps=7"])
+    assert (c.alpha, c.labels, c.steps) == (0.6, 40, 7)
+    assert c.workdir == "runs/mine"
+    c = Config.from_argv(["x", "--flagfile", "mine.cfg", "--workdir=w"])
+    assert c.workdir == "w"
+    # A recipe of the package, from a folder that has no configs/.
+    assert Config.from_flagfile("configs/digits_40.cfg").labels == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("alpha=1", "'alpha=1' is neither a flag nor a comment"),
+        ("--flagfile=self.cfg", "the file includes itself"),
+        ("--alhpa=1", "Unknown command line flag 'alhpa'. Did you mean: alpha"),
+        ("--alpha=x", "could not convert string to float"),
+        ("--flagfile=other.cfg", "--flagfile=other.cfg: no such file"),
+        ("--labels=40\n--steps=5\n--\nword", "'word' is neither a flag"),
+    ],
+)
+def test_bad_flagfiles(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "self.cfg").write_text(content)
+    with pytest.raises(InputError, match=message):
+        Config.from_flagfile("self.cfg")
+
+
+def test_a_missing_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean configs/digits_40"):
+        commandline.find_flagfile("configs/digit_40.cfg")
+
+
+def test_a_flagfile_that_is_not_text(tmp_path):
+    path = tmp_path / "x.cfg"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="can't decode"):
+        Config.from_flagfile(path)
+
+
+def test_words_that_are_no_flags():
+    with pytest.raises(InputError, match="'more' is not a flag"):
+        Config.from_argv(["x", "--labels=40", "--steps=5", "more"])
+
+
+# TensorFlow takes seconds to import: a command that answers without it is one
+# that never loads it.
+_WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+sys.argv = ["{0}", *sys.argv[1:]]
+runpy.run_module("simmatch_tf.{0}", run_name="__main__")
+"""
+
+
+def answer(command, *words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TENSORFLOW.format(command), *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_needs_no_tensorflow_and_two_screens(command):
+    found = answer(command, "--help")
+    assert found.returncode == 0, found.stderr
+    assert "--workdir" in found.stdout
+    full = answer(command, "--helpfull")
+    assert full.returncode == 0
+    if command == "train":
+        assert "--randaugment_levels" not in found.stdout
+        assert "--randaugment_levels" in full.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels=0", "--steps=5"], "error: --labels=0: must be at least 1"),
+        (["--labels=40"], "error: --steps=None and --epochs=None"),
+        (["--labels=40", "--steps=5", "--alpha=2"], "error: --alpha=2.0"),
+        (["--steps=x"], "error: flag --steps=x"),
+        (["--nothing"], "error: Unknown command line flag 'nothing'"),
+        (["word"], "error: 'word' is not a flag"),
+        (["--flagfile=configs/cifar10_40.cfg"], "not in this version yet"),
+        (
+            ["--labels=40", "--steps=5", "--dataset=custom"],
+            "--dataset=custom is for simmatch_tf.fit only",
+        ),
+    ],
+)
+def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
+    found = answer("train", *words, cwd=tmp_path)
+    assert found.returncode == 1
+    assert message in found.stderr and "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, simmatch_tf; simmatch_tf.Config; "
+        "assert 'tensorflow' not in sys.modules; print(dir(simmatch_tf))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "'fit'" in found.stdout, found.stderr
+
+
+def test_public_names_resolve():
+    import simmatch_tf
+
+    for name in simmatch_tf.__all__:
+        assert getattr(simmatch_tf, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        simmatch_tf.nothing  # noqa: B018

@@ -1,0 +1,400 @@
+"""Whole runs, in this process: results, resume, refusals."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf.commandline import InputError
+from simmatch_tf.ops import losses
+from simmatch_tf.training import loop, results
+from simmatch_tf.training import workdir as workdir_lib
+from tests import runs
+
+
+def tensors(workdir, step):
+    """Every tensor of a checkpoint."""
+    path = str(workdir / "checkpoints" / f"step_{step:08d}")
+    reader = tf.train.load_checkpoint(path)
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "OBJECT_GRAPH" not in name
+    }
+
+
+def assert_same_run(one, other, step):
+    a, b = tensors(one, step), tensors(other, step)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    first, second = (p / "results.json" for p in (one, other))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_results(finished_run):
+    workdir, result = finished_run
+    content = json.loads((workdir / "results.json").read_text())
+    assert content["steps"] == 6
+    assert content["weights_of_record"] == "ema"
+    assert content["top1"] == content["ema"]["last"]["top1"] == result.top1
+    for name in ("student", "ema"):
+        last, best = content[name]["last"], content[name]["best"]
+        assert last["step"] == 6 and best["step"] in (3, 6)
+        assert 0 <= last["top1"] <= best["top1"] <= 1
+        assert last["top5"] >= last["top1"]
+        assert best["chosen_on"] == "test"
+        # A number of the 397 test images, exactly.
+        for value in (last["top1"], best["top1"]):
+            assert value * 397 == pytest.approx(round(value * 397), abs=1e-9)
+    assert isinstance(content["loss"], float)
+    assert content["loss"] == float(np.float32(content["loss"]))
+
+
+def test_result_is_the_last_checkpoint_s(finished_run):
+    workdir, result = finished_run
+    model = simmatch_tf.load(workdir)
+    from simmatch_tf.data import digits
+
+    test = digits.load(8).test
+    logits = model.predict(test.images, verbose=0)["logits"]
+    assert np.mean(logits.argmax(1) == test.labels) == result.top1
+    student = simmatch_tf.load(workdir, weights="student")
+    logits = student.predict(test.images, verbose=0)["logits"]
+    assert (
+        np.mean(logits.argmax(1) == test.labels)
+        == (result.student["last"]["top1"])
+    )
+    with pytest.raises(InputError, match="weights='best': must be"):
+        simmatch_tf.load(workdir, weights="best")
+
+
+def test_what_stands_in_the_workdir(finished_run):
+    workdir, _ = finished_run
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {
+        "flags.cfg",
+        "split.json",
+        "checkpoints",
+        "tensorboard",
+        "results.json",
+        "timing.json",
+        "lock",
+    }
+    # Of 2, 4 and 6 all three are kept; nothing else lies about.
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == [
+        f"step_{step:08d}.{kind}"
+        for step in (2, 4, 6)
+        for kind in ("data-00000-of-00001", "index")
+    ]
+    (session,) = json.loads((workdir / "timing.json").read_text())
+    assert (session["first_step"], session["last_step"]) == (1, 6)
+
+
+def test_tensorboard_scalars(finished_run):
+    workdir, result = finished_run
+    (events,) = (workdir / "tensorboard").iterdir()
+    found = {}
+    for event in tf.compat.v1.train.summary_iterator(str(events)):
+        for value in event.summary.value:
+            found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(
+                value.tensor
+            ).item()
+    assert found.keys() == {
+        "loss/total",
+        "loss/s",
+        "loss/u",
+        "loss/in",
+        "pseudo_label/mask_rate",
+        "learning_rate",
+        "test/student_top1",
+        "test/ema_top1",
+    }
+    assert list(found["loss/total"]) == [2, 4, 6]
+    assert found["loss/total"][6] == np.float32(result.loss)
+    assert list(found["test/ema_top1"]) == [3, 6]
+    assert found["learning_rate"][2] == pytest.approx(
+        0.03 * np.cos(7 * np.pi / 16 * 1 / 6)
+    )
+
+
+@pytest.mark.parametrize("memory", ["ensemble", "teacher"])
+def test_interrupted_and_resumed_is_the_same_run(
+    memory, tmp_path, monkeypatch, finished_run
+):
+    whole = finished_run[0]
+    if memory == "teacher":
+        whole = tmp_path / "whole"
+        runs.fit(whole, memory=memory)
+    # Dies after step 3: the checkpoint of step 2 is the last.
+    broken = tmp_path / "broken"
+    evaluate = loop._Run._evaluate
+
+    def die(self, step, bar):
+        if step == 3:
+            raise RuntimeError("killed")
+        evaluate(self, step, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_evaluate", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            runs.fit(broken, memory=memory)
+    assert not (broken / "results.json").exists()
+    # Operational flags may differ.
+    runs.fit(broken, memory=memory, log_every=1, parallel_calls=1)
+    assert_same_run(whole, broken, 6)
+
+
+def test_the_flagfile_of_a_run_starts_the_same_run(finished_run, tmp_path):
+    config = workdir_lib.Workdir(finished_run[0]).read_config()
+    simmatch_tf.fit(
+        simmatch_tf.Config.from_argv(
+            [
+                "x",
+                f"--flagfile={finished_run[0] / 'flags.cfg'}",
+                f"--workdir={tmp_path / 'again'}",
+            ]
+        )
+    )
+    assert_same_run(finished_run[0], tmp_path / "again", 6)
+    assert config.workdir == str(finished_run[0])
+
+
+def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch):
+    workdir, result = finished_run
+    monkeypatch.setattr(loop, "_Run", None)
+    assert runs.fit(workdir) == result
+
+
+def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "results.json").unlink()
+    runs.fit(workdir)
+    assert_same_run(finished_run[0], workdir, 6)
+
+
+def test_supervised_runs(tmp_path):
+    result = runs.fit(tmp_path, algorithm="supervised", steps=3)
+    assert result.algorithm == "supervised"
+    assert "embeddings" not in simmatch_tf.load(tmp_path).output
+
+
+def test_best_is_chosen_on_validation_images(tmp_path, capsys):
+    result = runs.fit(tmp_path, labels=40, validation_fraction=0.25, steps=3)
+    assert result.validation_labels == 10 and result.labels == 30
+    assert result.student["best"]["chosen_on"] == "validation"
+    assert result.unlabeled == 1390
+    split = json.loads((tmp_path / "split.json").read_text())
+    assert len(split["validation"]) == 10 and len(split["labeled"]) == 30
+
+
+def test_batch_larger_than_the_labeled_set(tmp_path):
+    result = runs.fit(tmp_path, labels=10, batch_size=32, steps=2)
+    assert result.labels == 10
+
+
+def test_epochs(tmp_path):
+    # 1,400 images // (8 · 2) = 87 steps an epoch.
+    result = runs.fit(tmp_path, steps=None, epochs=0.02)
+    assert result.steps == 2
+
+
+def test_result_changing_flags_are_refused(finished_run):
+    workdir, _ = finished_run
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    for changes, message in (
+        ({"alpha": 0.8}, "--alpha is 0.9 there and 0.8 here"),
+        ({"seed": 1}, "--seed is 0 there and 1 here"),
+        (
+            {"steps": 9},
+            r"--steps is 6 there and 9 here \(the learning rate was planned",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            runs.fit(workdir, **changes)
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    del before[workdir / "lock"], after[workdir / "lock"]
+    assert before == after
+
+
+def test_overwrite_starts_anew(tmp_path):
+    runs.fit(tmp_path, steps=2)
+    (tmp_path / "mine.txt").write_text("not the run's")
+    result = runs.fit(tmp_path, steps=3, overwrite=True)
+    assert result.steps == 3
+    assert (tmp_path / "mine.txt").exists()
+    assert "--overwrite" not in (tmp_path / "flags.cfg").read_text()
+
+
+def spoil(path, how):
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "flipped":
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 64] = bytes(
+            255 - value for value in content[middle : middle + 64]
+        )
+        path.write_bytes(content)
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("ending", "how"),
+    [
+        ("data-00000-of-00001", "truncated"),
+        ("data-00000-of-00001", "flipped"),
+        ("data-00000-of-00001", "deleted"),
+        ("index", "truncated"),
+        ("index", "empty"),
+    ],
+)
+def test_a_corrupt_newest_checkpoint_falls_back(
+    ending, how, finished_run, tmp_path, caplog
+):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "results.json").unlink()
+    spoil(workdir / "checkpoints" / f"step_00000006.{ending}", how)
+    with caplog.at_level("WARNING"):
+        runs.fit(workdir)
+    assert "cannot read the checkpoint of step 6" in caplog.text
+    assert "falling back to the one of step 4" in caplog.text
+    assert_same_run(finished_run[0], workdir, 6)
+
+
+def test_no_readable_checkpoint(finished_run, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "results.json").unlink()
+    for path in (workdir / "checkpoints").glob("*.index"):
+        spoil(path, "empty")
+    with pytest.raises(InputError, match="no checkpoint in .* can be read"):
+        runs.fit(workdir)
+
+
+@pytest.mark.parametrize("name", ["split.json", "flags.cfg"])
+def test_a_hand_deleted_file(name, finished_run, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "results.json").unlink()
+    (workdir / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        runs.fit(workdir)
+
+
+def test_a_result_that_cannot_be_read(finished_run, tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot be read as a result"):
+        results.read(tmp_path / "results.json")
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(
+        FloatingPointError, match="the loss is (nan|inf) at step .* last good"
+    ):
+        runs.fit(
+            tmp_path,
+            steps=30,
+            learning_rate=100.0,
+            weight_decay=1.0,
+            eval_every=30,
+            checkpoint_every=1,
+            log_every=30,
+        )
+    # No broken state replaced a good one.
+    saved = sorted((tmp_path / "checkpoints").glob("*.index"))
+    last = int(saved[-1].stem.split("_")[1])
+    loss = tensors(tmp_path, last)[
+        "algorithm/record/loss/.ATTRIBUTES/VARIABLE_VALUE"
+    ]
+    assert np.isfinite(loss)
+
+
+class Quiet(simmatch_tf.Algorithm):
+    needs_unlabeled = False
+    needs_embeddings = False
+
+    def train_step(self, batch):
+        with tf.GradientTape() as tape:
+            logits = self.student(batch["labeled_weak"], training=True)
+            loss = losses.supervised_loss(logits["logits"], batch["labels"])
+        self.minimize(tape, loss)
+        return {"loss/total": loss}
+
+
+def tiny(shape):
+    images = keras.Input(shape)
+    x = keras.layers.Conv2D(4, 3)(images)
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+
+def test_own_source_backbone_and_algorithm(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def images(count):
+        x = rng.integers(0, 256, [count, 10, 12, 3]).astype(np.uint8)
+        return simmatch_tf.Images(x, np.arange(count) % 3)
+
+    source = simmatch_tf.Source(
+        "mine", ["a", "b", "c"], images(30), images(9), True
+    )
+    config = runs.config(
+        tmp_path,
+        dataset="custom",
+        backbone="custom",
+        algorithm="custom",
+        labels=6,
+        image_size=None,
+    )
+    result = simmatch_tf.fit(
+        config, source=source, backbone=tiny, algorithm=Quiet
+    )
+    assert result.dataset == "mine" and result.test_images == 9
+    assert result.class_names == ["a", "b", "c"]
+    model = simmatch_tf.load(tmp_path, backbone=tiny, algorithm=Quiet)
+    assert model(np.zeros([1, 10, 12, 3], np.uint8))["logits"].shape == (1, 3)
+    with pytest.raises(InputError, match="only then, pass backbone= from Py"):
+        simmatch_tf.load(tmp_path, algorithm=Quiet)
+    with pytest.raises(InputError, match="--backbone=wrn_10_1, and backbone="):
+        simmatch_tf.fit(runs.config(tmp_path / "x"), backbone=tiny)
+
+
+def test_load_without_a_run(tmp_path):
+    with pytest.raises(InputError, match="no run here"):
+        simmatch_tf.load(tmp_path)
+
+
+def test_load_before_the_first_checkpoint(finished_run, tmp_path):
+    import shutil
+
+    for name in ("flags.cfg", "split.json"):
+        shutil.copy(finished_run[0] / name, tmp_path / name)
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        simmatch_tf.load(tmp_path)
+
+
+def test_a_checkpoint_of_another_network(finished_run, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    flags = (workdir / "flags.cfg").read_text()
+    (workdir / "flags.cfg").write_text(flags.replace("wrn_10_1", "wrn_16_1"))
+    with pytest.raises(InputError):
+        simmatch_tf.load(workdir)
