@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Format, lint, tests, wheel: what CI and the pre-commit hook run.
+#   tools/check.sh            all of it
+#   tools/check.sh --quick    format and lint only
+#   tools/check.sh --no-tests all but the tests (CI has run them already)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ruff format --check .
+ruff check .
+[ "${1:-}" = "--quick" ] && exit 0
+
+if [ "${1:-}" != "--no-tests" ]; then
+  python -m pytest
+fi
+
+# The wheel must hold every module and every recipe of the checkout.
+wheels=$(mktemp -d)
+trap 'rm -rf "$wheels" build' EXIT
+rm -rf build  # a module deleted since would still be in it
+python -m build --wheel --no-isolation --outdir "$wheels" . >"$wheels/log" 2>&1 \
+  || { cat "$wheels/log"; exit 1; }
+python tools/check_wheel.py "$wheels"/*.whl

@@ -1,0 +1,33 @@
+"""Checks that a wheel holds every module and recipe of this checkout.
+
+python tools/check_wheel.py dist/simmatch_tf-0.1.0-py3-none-any.whl
+"""
+
+import pathlib
+import sys
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Names what is missing and what should not be there."""
+    names = set(zipfile.ZipFile(sys.argv[1]).namelist())
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "simmatch_tf").rglob("*.py")
+    } | {
+        f"simmatch_tf/configs/{path.name}"
+        for path in (ROOT / "configs").glob("*.cfg")
+    }
+    found = {name for name in names if ".dist-info/" not in name}
+    if wanted != found:
+        sys.exit(
+            f"{sys.argv[1]}: missing {sorted(wanted - found)}, "
+            f"unexpected {sorted(found - wanted)}"
+        )
+    print(f"{sys.argv[1]}: {len(found)} files, all that belong there")
+
+
+if __name__ == "__main__":
+    main()
