@@ -42,6 +42,7 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
+        "figures": ["matplotlib>=3.8"],
         "test": [
             "build",
             "pillow>=10",

@@ -271,5 +271,7 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
             return command(found["config"])
         except InputError as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:  # before there was anything to save
+            sys.exit(130)
 
     app.run(main, flags_parser=parse)

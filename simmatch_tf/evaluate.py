@@ -23,7 +23,8 @@ def main(config: config_lib.EvaluateConfig) -> None:
     custom = assembly.Custom()
     custom.check(run)
     algorithm, strategy, step = assembly.restore(folder.path, custom)
-    test = assembly.make_source(run, custom).test
+    source = assembly.make_source(run, custom)
+    test = source.test
     evaluator = evaluation.Evaluator(
         strategy, algorithm.networks(), config.batch_size
     )
@@ -31,7 +32,7 @@ def main(config: config_lib.EvaluateConfig) -> None:
     report = {
         "step": step,
         "weights_of_record": algorithm.weights_of_record,
-        "class_names": assembly.make_source(run, custom).class_names,
+        "class_names": list(source.class_names),
         "test_images": len(test),
         **{
             name: evaluation.describe(values, test.labels, bins=config.bins)

@@ -25,7 +25,9 @@ def imports(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             parts = node.module.split(".")
             if parts[0] == "simmatch_tf":
-                names = [parts[1]] if parts[1:] else [a.name for a in node.names]
+                names = (
+                    [parts[1]] if parts[1:] else [a.name for a in node.names]
+                )
                 for name in names:
                     yield node.lineno, name
         elif isinstance(node, ast.Import):
@@ -55,7 +57,9 @@ def test_imports_point_down(folder):
 
 
 def test_every_folder_has_a_level():
-    folders = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    folders = {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
+    }
     assert folders == set(LEVELS)
 
 

@@ -70,6 +70,9 @@ def make_strategy() -> tf.distribute.Strategy:
             f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
         )
     gpu = tf.config.list_logical_devices("GPU")
+    if gpu:
+        # Same flags, same weights: on the CPU that holds without.
+        tf.config.experimental.enable_op_determinism()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
 
 

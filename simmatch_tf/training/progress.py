@@ -4,7 +4,12 @@ import sys
 import time
 
 import tqdm
-from absl import logging
+from absl import flags, logging
+
+
+def _quiet() -> bool:
+    """Whether a command was given a --verbosity below 0, that of progress."""
+    return flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
 
 
 class Progress:
@@ -24,7 +29,7 @@ class Progress:
         """
         self.done = start
         self._start, self._steps, self._began = start, steps, time.monotonic()
-        self._loud = logging.get_verbosity() >= logging.INFO
+        self._loud = not _quiet()
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,

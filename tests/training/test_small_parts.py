@@ -2,42 +2,42 @@
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
-from absl import logging
 
 from simmatch_tf.training import allocator, interruption, progress
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.INFO)
-    try:
-        shown = progress.Progress(5, 10, bar=True)
-        shown.advance(6, None)
-        shown.advance(
-            7, {"loss/total": 1.5, "pseudo_label/mask_rate": 0.25, "x": 1.0}
-        )
-        shown.close()
-    finally:
-        logging.set_verbosity(before)
+    shown = progress.Progress(5, 10, bar=True)
+    shown.advance(6, None)
+    shown.advance(
+        7, {"loss/total": 1.5, "pseudo_label/mask_rate": 0.25, "x": 1.0}
+    )
+    shown.close()
     line = capsys.readouterr().err.strip()
     assert line.startswith("step 7/10: total 1.500, mask_rate 0.250 (")
     assert line.endswith("s left)") and "steps/s" in line
 
 
-def test_quiet(capsys):
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.WARNING)
-    try:
-        shown = progress.Progress(0, 10, bar=True)
-        shown.advance(1, {"loss/total": 1.5})
-        shown.say("nothing")
-        shown.close()
-    finally:
-        logging.set_verbosity(before)
+def test_quiet(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_quiet", lambda: True)
+    shown = progress.Progress(0, 10, bar=True)
+    shown.advance(1, {"loss/total": 1.5})
+    shown.say("nothing")
+    shown.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = progress.Progress(5, 10, bar=True)
+    shown.advance(7, {"loss/total": 1.5})
+    shown.close()
+    out = capsys.readouterr().err
+    assert "7/10" in out and "total=1.500" in out
 
 
 def test_a_signal_is_noted_once():

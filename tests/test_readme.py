@@ -1,0 +1,68 @@
+"""What the README says is so."""
+
+import dataclasses
+import importlib
+import pathlib
+import re
+
+import simmatch_tf
+from simmatch_tf import config as config_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+SMALL = "steps=2, batch_size=4, unlabeled_ratio=2, image_size=8"
+
+
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, *own = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    assert len(own) == 2
+    for example in own:
+        assert example.count("\n") < 15
+        exec(example.replace("steps=200", SMALL), {})
+    assert (tmp_path / "runs" / "mine" / "results.json").is_file()
+    assert (tmp_path / "runs" / "default" / "results.json").is_file()
+    # The first with its recipe's run made short.
+    made = simmatch_tf.Config.from_flagfile
+    monkeypatch.setattr(
+        simmatch_tf.Config,
+        "from_flagfile",
+        lambda path: dataclasses.replace(
+            made(path), steps=2, batch_size=4, backbone="wrn_10_1"
+        ),
+    )
+    names = {}
+    exec(recipe, names)
+    assert names["result"].steps == 2
+    assert "logits" in names["model"].output
+
+
+def test_every_flag_it_names_exists():
+    names = set(re.findall(r"`--(\w+)", TEXT))
+    names -= {"flagfile", "help", "helpfull", "full", "verbosity"}
+    fields = {
+        name
+        for kind in (config_lib.Config, config_lib.EvaluateConfig)
+        for name in kind.__dataclass_fields__
+    }
+    assert names <= fields, names - fields
+
+
+def test_every_file_and_function_it_names_exists():
+    for path in re.findall(r"`((?:configs|tests|tools)/[\w/.]+)`", TEXT):
+        assert (ROOT / path).exists(), path
+    for dotted in re.findall(r"`((?:ops|modules|algorithms)\.[\w.]+)`", TEXT):
+        names = dotted.split(".")
+        found = importlib.import_module(".".join(["simmatch_tf", *names[:2]]))
+        for name in names[2:]:
+            found = getattr(found, name)
+
+
+def test_the_first_screen_has_the_two_commands():
+    first = TEXT.split("## Results")[0]
+    commands = re.findall(r"```\n(.*?)\n```", first, re.S)
+    assert len(commands) == 2 and all("\n" not in c for c in commands)
+    assert "simmatch_tf.train --flagfile=configs/digits_40.cfg" in commands[0]
+    assert commands[1].endswith("-m pytest")

@@ -1,0 +1,72 @@
+"""Draws runs from their TensorBoard files: accuracy and mask rate.
+
+python tools/plot_run.py --output=run.png SimMatch=DIR supervised=DIR
+"""
+
+import pathlib
+import sys
+
+import matplotlib
+import tensorflow as tf
+from absl import flags
+
+matplotlib.use("agg")
+from matplotlib import pyplot  # noqa: E402
+
+OUTPUT = flags.DEFINE_string("output", "run.png", "PNG file.")
+COLOURS = ("#1f6fb4", "#c44e52", "#55a868", "#8172b3")
+
+
+def scalars(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
+    """Tag → step → value, of all event files of a run."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((workdir / "tensorboard").glob("events.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                number = float(tf.make_ndarray(value.tensor))
+                found.setdefault(value.tag, {})[event.step] = number
+    return found
+
+
+def main() -> None:
+    """Draws all runs named on the command line."""
+    words = flags.FLAGS(sys.argv)[1:]
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(9, 3.2), dpi=150, constrained_layout=True
+    )
+    for word, colour in zip(words, COLOURS, strict=False):
+        name, workdir = word.split("=", 1)
+        found = scalars(pathlib.Path(workdir))
+        for network, style in (("ema", "-"), ("student", ":")):
+            points = found[f"test/{network}_top1"]
+            left.plot(
+                list(points),
+                [100 * v for v in points.values()],
+                style,
+                color=colour,
+                label=f"{name}, {'EMA' if network == 'ema' else network}",
+            )
+        mask = found.get("pseudo_label/mask_rate", {})
+        if mask:
+            right.plot(
+                list(mask),
+                [100 * v for v in mask.values()],
+                color=colour,
+                label=name,
+            )
+    left.set(xlabel="step", ylabel="test top-1, %", ylim=(60, 100))
+    right.set(
+        xlabel="step",
+        ylabel="pseudo-labels above the threshold, %",
+        ylim=(0, 100),
+    )
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    right.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.savefig(OUTPUT.value)
+
+
+if __name__ == "__main__":
+    main()
