@@ -41,9 +41,21 @@ class Checkpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint, then deletes those beyond `keep`."""
-        self._folder.mkdir(exist_ok=True)
-        self._checkpoint.write(self._prefix(step))
+        """Writes a checkpoint, then deletes those beyond `keep`.
+
+        Raises:
+            InputError: It cannot be written; those before stay.
+        """
+        try:
+            self._folder.mkdir(exist_ok=True)
+            self._checkpoint.write(self._prefix(step))
+        except (OSError, tf.errors.OpError) as error:
+            text = str(error).splitlines()[0]
+            raise InputError(
+                f"the checkpoint of step {step} cannot be written to "
+                f"{self._folder} ({text}); make room and start the run again: "
+                f"it goes on from the last of {self.steps() or 'none'}"
+            ) from None
         for old in self.steps()[: -self._keep]:
             self._delete(old)
 

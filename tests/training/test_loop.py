@@ -179,9 +179,21 @@ def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
     assert_same_run(finished_run[0], workdir, 6)
 
 
-def test_supervised_runs(tmp_path):
-    result = runs.fit(tmp_path, algorithm="supervised", steps=3)
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(
+        InputError, match="the checkpoint of step 2 cannot be written"
+    ):
+        runs.fit(tmp_path, algorithm="supervised")
+
+
+def test_supervised_runs_and_keeps_as_many_as_asked(tmp_path):
+    result = runs.fit(
+        tmp_path, algorithm="supervised", steps=3, checkpoint_every=1, keep=1
+    )
     assert result.algorithm == "supervised"
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert {name.split(".")[0] for name in names} == {"step_00000003"}
     assert "embeddings" not in simmatch_tf.load(tmp_path).output
 
 
