@@ -18,7 +18,8 @@ import simmatch_tf
 from simmatch_tf.data import digits
 
 SET_ASIDE = 200
-RUNS = flags.DEFINE_integer("runs", 3, "Split seeds to train with, from 100.")
+RUNS = flags.DEFINE_integer("runs", 3, "How many split seeds to train with.")
+FIRST = flags.DEFINE_integer("first", 100, "The first of them.")
 
 
 def source(image_size: int | None) -> simmatch_tf.Source:
@@ -42,11 +43,11 @@ def source(image_size: int | None) -> simmatch_tf.Source:
 
 def main() -> None:
     """Trains once a split seed and prints the scores."""
-    own = [a for a in sys.argv if a.startswith("--runs=")]
+    own = [a for a in sys.argv if a.startswith(("--runs=", "--first="))]
     flags.FLAGS(sys.argv[:1] + own)
     scores = {"student": [], "ema": []}
     began = time.monotonic()
-    for seed in range(100, 100 + RUNS.value):
+    for seed in range(FIRST.value, FIRST.value + RUNS.value):
         with tempfile.TemporaryDirectory() as workdir:
             argv = [a for a in sys.argv if a not in own]
             argv += ["--dataset=custom", f"--workdir={workdir}"]

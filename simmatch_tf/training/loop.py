@@ -1,6 +1,6 @@
 """The outer loop: from flags to a result, in one place."""
 
-import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -69,6 +69,11 @@ def fit_in(
         return _Run(folder, config, custom).train(request)
 
 
+def _itstime(step: int, last: int, every: int) -> bool:
+    """Whether something that is done every so many steps, and last, is due."""
+    return step % every == 0 or step == last
+
+
 class _Run:
     """One session of a run: what `train` needs at hand."""
 
@@ -131,7 +136,7 @@ class _Run:
         # ------------------------------------------------------------ loop --
         for step in range(start + 1, config.steps + 1):
             metrics = train_step(next(batches))
-            itstime = _Clock(step, start, config.steps)
+            itstime = functools.partial(_itstime, step, config.steps)
             bar.advance(
                 step,
                 self._log(step, metrics) if itstime(config.log_every) else None,
@@ -299,15 +304,3 @@ class _Run:
             }
         )
         results.write_json(self.folder.timing, sessions)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clock:
-    """Answers whether it is time for something: every n steps and last."""
-
-    step: int
-    start: int
-    steps: int
-
-    def __call__(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.steps
