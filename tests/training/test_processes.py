@@ -40,6 +40,11 @@ def wait_for_step(process, step):
     raise AssertionError("the process ended before that step")
 
 
+def kill(process):
+    process.kill()
+    process.communicate()
+
+
 def finish(process):
     out, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -54,8 +59,7 @@ def test_sigkill_at_a_random_step_and_resume(tmp_path):
     step = random.randrange(6, 50)
     process = start(tmp_path / "killed", **LONG)
     wait_for_step(process, step)
-    process.kill()
-    process.wait()
+    kill(process)
     assert not (tmp_path / "killed" / "results.json").exists()
     out = finish(start(tmp_path / "killed", **LONG))
     test_loop.assert_same_run(tmp_path / "whole", tmp_path / "killed", 60)
@@ -82,8 +86,7 @@ def test_two_runs_in_one_workdir(tmp_path):
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 1
     assert f"in use by a live run (process {process.pid})" in errors
-    process.kill()
-    process.wait()
+    kill(process)
 
 
 def test_evaluate_and_a_second_start(finished_run, tmp_path):
