@@ -245,19 +245,16 @@ def test_overwrite_starts_anew(tmp_path):
 
 
 def spoil(path, how):
+    content = path.read_bytes()
+    middle = len(content) // 2
     if how == "truncated":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        content = content[:middle]
     elif how == "flipped":
-        content = bytearray(path.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 64] = bytes(
-            255 - value for value in content[middle : middle + 64]
-        )
-        path.write_bytes(content)
-    elif how == "empty":
-        path.write_bytes(b"")
+        flipped = bytes(255 - value for value in content[middle : middle + 64])
+        content = content[:middle] + flipped + content[middle + 64 :]
     else:
-        path.unlink()
+        content = b""
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -265,8 +262,6 @@ def spoil(path, how):
     [
         ("data-00000-of-00001", "truncated"),
         ("data-00000-of-00001", "flipped"),
-        ("data-00000-of-00001", "deleted"),
-        ("index", "truncated"),
         ("index", "empty"),
     ],
 )

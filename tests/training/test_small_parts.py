@@ -40,15 +40,22 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "7/10" in out and "total=1.500" in out
 
 
-def test_a_signal_is_noted_once():
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def interrupts():
+    """Python's own SIGINT handler, which a background shell takes away."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_is_noted_once(interrupts):
     with interruption.watch() as request:
         assert request.signal is None
         os.kill(os.getpid(), signal.SIGINT)
         assert request.signal == "SIGINT"
         with pytest.raises(KeyboardInterrupt):  # the second acts as ever
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signal.SIGINT) is interrupts
 
 
 def test_no_handlers_outside_the_main_thread():
