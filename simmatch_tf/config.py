@@ -236,6 +236,11 @@ class Config(commandline.Flags):
                 f"--warmup_steps={self.warmup_steps}: must be below "
                 f"--steps={self.steps}"
             )
+        if self.dataset == "custom" and self.image_size is not None:
+            raise InputError(
+                f"--image_size={self.image_size}: images given from Python "
+                'keep their own size; leave it out with dataset="custom"'
+            )
         if self.randaugment_low > self.randaugment_high:
             raise InputError(
                 f"--randaugment_low={self.randaugment_low}: must not be above "

@@ -55,6 +55,10 @@ def test_defaults_are_the_published_cifar_settings():
         ({"backbone": "wrn_12_1"}, "the depth must be 6n . 4"),
         ({"memory": "students"}, "--memory=students is unknown"),
         ({"image_size": 4}, r"--image_size=4: must be in \[8, 1024\]"),
+        (
+            {"dataset": "custom", "image_size": 16},
+            "--image_size=16: images given from Python keep their own size",
+        ),
         ({"steps": 1.5}, "--steps=1.5 is not of type int"),
         ({"alpha": "x"}, "--alpha='x' is not of type float"),
         ({"learning_rate": float("inf")}, "--learning_rate=inf: must be in"),

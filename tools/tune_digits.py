@@ -6,6 +6,7 @@ Trains on 1,200 of the 1,400 training images, once for each of the split seeds
 100, 101 …, and scores on the other 200. The 397 test images stay unseen.
 """
 
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -50,10 +51,14 @@ def main() -> None:
     for seed in range(FIRST.value, FIRST.value + RUNS.value):
         with tempfile.TemporaryDirectory() as workdir:
             argv = [a for a in sys.argv if a not in own]
-            argv += ["--dataset=custom", f"--workdir={workdir}"]
+            argv += [f"--workdir={workdir}"]
             argv += [f"--seed={seed}", f"--split_seed={seed}"]
             config = simmatch_tf.Config.from_argv(argv)
-            found = simmatch_tf.fit(config, source=source(config.image_size))
+            images = source(config.image_size)
+            config = dataclasses.replace(
+                config, dataset="custom", image_size=None
+            )
+            found = simmatch_tf.fit(config, source=images)
         for name, values in scores.items():
             values.append(100 * getattr(found, name)["last"]["top1"])
         print(seed, {name: v[-1] for name, v in scores.items()}, flush=True)

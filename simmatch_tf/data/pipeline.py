@@ -81,7 +81,7 @@ class Pipeline:
         dataset = dataset.map(
             make, num_parallel_calls=self.parallel_calls, deterministic=True
         )
-        return dataset.prefetch(2)
+        return _without_autotune(dataset.prefetch(2))
 
     def batch(
         self, element: tf.Tensor, *, replicas: int, here: int, first: int
@@ -172,4 +172,15 @@ def evaluation_dataset(
     dataset = tf.data.Dataset.from_tensor_slices(
         padded.reshape(batches, batch_size)
     )
-    return dataset.map(images.fetch).prefetch(1)
+    return _without_autotune(dataset.map(images.fetch).prefetch(1))
+
+
+def _without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Every number here is given, so there is nothing to tune.
+
+    The tuner's thread sleeps for up to a minute, and with one core the end of
+    an iterator may wait until it wakes.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

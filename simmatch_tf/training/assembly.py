@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -133,6 +134,26 @@ def make_pipeline(
         unlabeled_batch_size=config.batch_size * ratio,
         seed=config.seed,
         parallel_calls=config.parallel_calls,
+    )
+
+
+def make_batches(
+    strategy: tf.distribute.Strategy,
+    batches: pipeline.Pipeline,
+    start: int,
+    stop: int,
+) -> Iterator[pipeline.Batch]:
+    """The batches of steps start … stop - 1, as `strategy.run` takes them."""
+    devices = strategy.extended.worker_devices
+    if len(devices) == 1 and "CPU" in devices[0]:
+        # Nothing to divide or to copy. The strategy's iterator would have a
+        # tuner whose thread sleeps for up to a minute: where there is one core
+        # a finished run waits for it.
+        return iter(batches.dataset(start, stop))
+    return iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: batches.dataset(start, stop, context)
+        )
     )
 
 

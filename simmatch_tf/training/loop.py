@@ -126,10 +126,8 @@ class _Run:
             self.split,
             unlabeled=self.algorithm.needs_unlabeled,
         )
-        batches = iter(
-            self.strategy.distribute_datasets_from_function(
-                lambda context: pipeline.dataset(start, config.steps, context)
-            )
+        batches = assembly.make_batches(
+            self.strategy, pipeline, start, config.steps
         )
         train_step = self._compiled_step()
         began = time.monotonic()
