@@ -7,6 +7,7 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import pathlib
@@ -246,6 +247,10 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         kind: The command's configuration.
     """
     kind.define_flags(flags.FLAGS)
+    # TensorFlow has a line to say about every checkpoint that is written.
+    logging.getLogger("absl").addFilter(
+        lambda record: record.module != "functional_saver"
+    )
     found = {}
 
     def parse(argv: list[str]) -> list[str]:

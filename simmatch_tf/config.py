@@ -217,6 +217,11 @@ class Config(commandline.Flags):
 
     def check(self) -> None:
         """Checks what concerns several flags at once."""
+        if self.workdir is not None and not self.workdir.strip():
+            raise InputError(
+                f"--workdir={self.workdir!r}: names no folder; leave it out "
+                "for the default"
+            )
         _check_backbone(self.backbone)
         self._check_labels()
         if (self.steps is None) == (self.epochs is None):
@@ -291,6 +296,9 @@ class Config(commandline.Flags):
             missing.append(f"--strong={self.strong} (there is: randaugment)")
         if self.eval_resize is not None:
             missing.append(f"--eval_resize={self.eval_resize} (there is: none)")
+        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+        if backend != "tensorflow":
+            raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
         if missing:
             raise InputError("not in this version yet: " + ", ".join(missing))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
 
@@ -17,6 +18,11 @@ def main(config: config_lib.EvaluateConfig) -> None:
     """Evaluates the last checkpoint on the test split."""
     folder = workdir.Workdir(config.workdir)
     run = folder.read_config()
+    output = pathlib.Path(config.output or folder.evaluation).expanduser()
+    if output.is_dir() or not output.parent.is_dir():
+        raise InputError(
+            f"--output={output}: must be a file in a folder that exists"
+        )
 
     from simmatch_tf.training import assembly, evaluation
 
@@ -39,9 +45,8 @@ def main(config: config_lib.EvaluateConfig) -> None:
             for name, values in logits.items()
         },
     }
-    output = pathlib.Path(config.output or folder.evaluation)
-    results.write_json(output, report)
     print(tables.evaluation(report))
+    results.write_json(output, report)
     print(f"\nWritten to {output}.")
 
 

@@ -10,7 +10,17 @@ import sys
 from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.training import results, workdir
+from simmatch_tf.training import interruption, results, workdir
+
+
+def _train(
+    folder: workdir.Workdir, config: config_lib.Config
+) -> results.Result:
+    with interruption.watch():
+        # TensorFlow is imported only now that all that is cheap is checked.
+        from simmatch_tf.training import assembly, loop
+
+        return loop.fit_in(folder, config, assembly.Custom())
 
 
 def main(config: config_lib.Config) -> int | None:
@@ -23,11 +33,8 @@ def main(config: config_lib.Config) -> int | None:
         if folder.finished():
             result = results.read(folder.results)
         else:
-            # TensorFlow is imported only now that all that is cheap is checked.
-            from simmatch_tf.training import assembly, interruption, loop
-
             try:
-                result = loop.fit_in(folder, config, assembly.Custom())
+                result = _train(folder, config)
             except interruption.Interrupted as stop:
                 print(stop, file=sys.stderr)
                 return interruption.RESUME_ME

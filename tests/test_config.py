@@ -59,6 +59,7 @@ def test_defaults_are_the_published_cifar_settings():
             {"dataset": "custom", "image_size": 16},
             "--image_size=16: images given from Python keep their own size",
         ),
+        ({"workdir": " "}, "--workdir=' ': names no folder"),
         ({"steps": 1.5}, "--steps=1.5 is not of type int"),
         ({"alpha": "x"}, "--alpha='x' is not of type float"),
         ({"learning_rate": float("inf")}, "--learning_rate=inf: must be in"),
@@ -86,6 +87,12 @@ def test_bad_values(changes, message):
 def test_what_is_not_there_yet_is_refused(changes, message):
     with pytest.raises(InputError, match="not in this version yet: " + message):
         Config(**{**GOOD, **changes}).check_available()
+
+
+def test_another_keras_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(InputError, match="KERAS_BACKEND=jax: must be tensorfl"):
+        Config(**GOOD).check_available()
 
 
 def test_epochs_become_steps():

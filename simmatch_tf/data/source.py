@@ -12,7 +12,7 @@ class Images:
     """A set of images of one size, in memory.
 
     Attributes:
-        images: uint8 [N, H, W, C], C 1 or 3.
+        images: uint8 [N, H, W, C], N at least 1, C 1 or 3.
         labels: int32 [N], classes from 0; -1 where the class is not known.
     """
 
@@ -21,6 +21,8 @@ class Images:
 
     def __post_init__(self) -> None:
         """Checks types and shapes."""
+        for name in ("images", "labels"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"images are {self.images.dtype} of shape {self.images.shape}, "
@@ -35,6 +37,18 @@ class Images:
             raise ValueError(
                 f"labels have shape {self.labels.shape}, but "
                 f"[{len(self.images)}] is wanted"
+            )
+        if not len(self.images):
+            raise ValueError("there are 0 images, but at least 1 is wanted")
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise ValueError(
+                f"labels are {self.labels.dtype}, but integers are wanted"
+            )
+        low, high = self.labels.min(), self.labels.max()
+        if low < -1 or high > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"labels from {low} to {high}: must be classes from 0, or -1 "
+                "where the class is not known"
             )
         object.__setattr__(self, "labels", self.labels.astype(np.int32))
 
@@ -66,7 +80,18 @@ class Source:
     flip: bool
 
     def __post_init__(self) -> None:
-        """Checks the labels."""
+        """Checks that labels, names and the two sets go together."""
+        train, test = (x.images.shape[1:] for x in (self.train, self.test))
+        if train != test:
+            raise ValueError(
+                f"{self.name}: training images have shape {train}, test images "
+                f"{test}; they must be equal"
+            )
+        if self.test.labels.min() < 0:
+            raise ValueError(
+                f"{self.name}: label {self.test.labels.min()} in test, but the "
+                "class of every test image must be known"
+            )
         for split in ("train", "test"):
             labels = getattr(self, split).labels
             if labels.max(initial=0) >= self.num_classes:

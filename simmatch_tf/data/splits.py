@@ -111,7 +111,11 @@ def _count(
 
 
 def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
-    """Writes a split, with what is needed to rebuild the network."""
+    """Writes a split, with what is needed to rebuild the network.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     content = {
         "dataset": source.name,
         "class_names": list(source.class_names),
@@ -125,8 +129,13 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
         ).tolist(),
     }
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from None
 
 
 def read_content(path: pathlib.Path) -> dict[str, Any]:
@@ -137,11 +146,18 @@ def read_content(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content["labeled"], content["class_names"], content["image_shape"]
+        images = content["train_images"]
+        for name in ("labeled", "validation", "unlabeled_excludes"):
+            if not all(0 <= index < images for index in content[name]):
+                raise ValueError(f"{name}: not all are in [0, {images})")
+        if len(content["labels"]) != len(content["labeled"]):
+            raise ValueError("labels and labeled are not of one length")
+        content["class_names"], content["image_shape"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot read the run's label split ({error!r}); without "
-            "it the run cannot go on: restore the file, or --overwrite"
+            "it the run cannot go on: restore the file, or train anew with "
+            "--overwrite"
         ) from None
     return content
 
@@ -153,15 +169,22 @@ def read(path: pathlib.Path, source: source_lib.Source) -> Split:
         InputError: The file cannot be read, or does not fit the dataset.
     """
     content = read_content(path)
-    labeled = np.asarray(content["labeled"], np.int64)
     images = len(source.train)
-    if content["train_images"] != images or not np.array_equal(
-        source.train.labels[labeled], content["labels"]
+    for name, here in (
+        ("train_images", images),
+        ("image_shape", list(source.image_shape)),
+        ("class_names", list(source.class_names)),
     ):
+        if content[name] != here:
+            raise InputError(
+                f"{path}: the split does not fit the dataset {source.name}: "
+                f"{name} is {content[name]} there and {here} here"
+            )
+    labeled = np.asarray(content["labeled"], np.int64)
+    if not np.array_equal(source.train.labels[labeled], content["labels"]):
         raise InputError(
-            f"{path}: the split does not fit the dataset {source.name}: it was "
-            f"drawn from {content['train_images']} training images with other "
-            f"labels, here are {images}"
+            f"{path}: the split does not fit the dataset {source.name}: the "
+            "labeled images have other labels here"
         )
     excluded = np.asarray(content["unlabeled_excludes"], np.int64)
     return Split(

@@ -92,8 +92,9 @@ def instance_loss(
         z_s, memory, temperature, valid
     )
     if valid is not None:
+        valid = tf.cast(tf.convert_to_tensor(valid), tf.bool)
         q_hat = tf.where(valid, q_hat, 0.0)
-        memory = tf.where(tf.convert_to_tensor(valid)[:, None], memory, 0.0)
+        memory = tf.where(valid[:, None], memory, 0.0)
     total = tf.reduce_sum(tf.exp(logits), axis=1)  # [N], ≥ 1 or no valid slot
     log_sum = tf.math.log(tf.where(total > 0, total, 1.0)) + shift[:, 0]
     context = tf.matmul(q_hat, memory)  # [N, D]

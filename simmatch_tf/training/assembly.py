@@ -1,7 +1,10 @@
 """Puts a run together from its flags: strategy, data, networks, algorithm."""
 
+import contextlib
 import dataclasses
 import os
+import random
+import threading
 from collections.abc import Iterator
 
 import keras
@@ -22,6 +25,7 @@ ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
     "simmatch": simmatch.SimMatch,
     "supervised": supervised.Supervised,
 }
+_SEEDING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Custom:
             name = "source" if flag == "dataset" else flag
             if (value == "custom") != (part is not None):
                 raise InputError(
-                    f"--{flag}={value}, and {name}={part}: with "
+                    f"--{flag}={value}, and {name} is "
+                    f"{'not ' if part is None else ''}given: with "
                     f'{flag}="custom", and only then, pass {name}= from Python'
                 )
 
@@ -87,15 +92,15 @@ def make_split(
     source: source_lib.Source,
     folder: workdir_lib.Workdir,
 ) -> splits.Split:
-    """Reads the run's split, or draws and writes it."""
-    if folder.split.is_file():
+    """Reads the run's split, or draws one."""
+    if folder.split.is_file() and not folder.anew:
         return splits.read(folder.split, source)
-    if any(folder.checkpoints.glob("*.index")):
+    if folder.started() and not folder.anew:
         raise InputError(
             f"{folder.split} is missing: without it the memory's slots cannot "
             "be told apart; restore it, or --overwrite"
         )
-    split = splits.draw(
+    return splits.draw(
         source,
         labels=config.labels,
         label_fraction=config.label_fraction,
@@ -103,8 +108,6 @@ def make_split(
         validation_fraction=config.validation_fraction,
         unlabeled_includes_labeled=config.unlabeled_includes_labeled,
     )
-    splits.write(folder.split, split, source)
-    return split
 
 
 def make_pipeline(
@@ -179,7 +182,6 @@ def make_algorithm(
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
-    keras.utils.set_random_seed(config.seed)
     kind = custom.algorithm or ALGORITHMS[config.algorithm]
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
@@ -201,7 +203,7 @@ def make_algorithm(
             std=std,
         )
 
-    with strategy.scope():
+    with _seeded(config.seed), strategy.scope():
         return kind(
             config,
             make_network,
@@ -210,8 +212,25 @@ def make_algorithm(
         )
 
 
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds what Keras draws first weights from, one thread at a time.
+
+    The generators are the process's, so runs in several threads must take
+    turns; Python's and NumPy's are given back to the caller as they were.
+    """
+    with _SEEDING:
+        before = random.getstate(), np.random.get_state()
+        keras.utils.set_random_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
 def restore(
-    workdir: str | os.PathLike, custom: Custom
+    workdir: str | os.PathLike | None, custom: Custom
 ) -> tuple[algorithm_lib.Algorithm, tf.distribute.Strategy, int]:
     """Rebuilds the algorithm of a run from its last checkpoint.
 
@@ -249,7 +268,7 @@ def restore(
 
 
 def load(
-    workdir: str | os.PathLike,
+    workdir: str | os.PathLike | None,
     *,
     weights: str | None = None,
     backbone: network.Backbone | None = None,
@@ -258,7 +277,7 @@ def load(
     """Loads the trained network of a run.
 
     Args:
-        workdir: The run's folder.
+        workdir: The run's folder; None is runs/default, as for `fit`.
         weights: "student" or "ema"; default: the weights of record.
         backbone: That of a run with --backbone=custom.
         algorithm: That of a run with --algorithm=custom.

@@ -94,7 +94,8 @@ class Checkpoints:
             raise InputError(
                 f"no checkpoint in {self._folder} can be read ("
                 + "; ".join(errors)
-                + "); --overwrite starts anew"
+                + "). If flags or backbone are not the run's own, that is "
+                "why; --overwrite starts anew"
             )
         return None
 

@@ -23,17 +23,25 @@ class Request:
     signal: str | None = None
 
 
+_watching: list[Request] = []
+
+
 @contextlib.contextmanager
 def watch() -> Iterator[Request]:
     """Notes SIGINT and SIGTERM instead of dying of them.
 
     A second signal of a kind acts as ever. Outside the main thread, where
-    Python allows no handlers, nothing is caught.
+    Python allows no handlers, nothing is caught. Inside another watch this is
+    that one: a command watches while TensorFlow is imported, too.
     """
-    request = Request()
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield Request()
         return
+    if _watching:
+        yield _watching[0]
+        return
+    request = Request()
+    _watching.append(request)
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: object) -> None:
@@ -46,5 +54,6 @@ def watch() -> Iterator[Request]:
             signal.signal(number, note)
         yield request
     finally:
+        _watching.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -8,10 +8,13 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
+from simmatch_tf.data import splits
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
@@ -53,6 +56,12 @@ def fit(
     custom = assembly.Custom(source, backbone, algorithm)
     custom.check(config)
     with workdir_lib.claim(config) as folder:
+        if folder.finished():
+            logging.warning(
+                "%s holds a finished run: its result is read, nothing is "
+                "trained; overwrite=True trains anew",
+                folder.path,
+            )
         return fit_in(folder, config, custom)
 
 
@@ -99,6 +108,10 @@ class _Run:
             num_classes=self.source.num_classes,
             statistics=self.source.statistics(),
         )
+        # --------------------------------------------------------- workdir --
+        folder.begin(config)
+        if not folder.split.is_file():
+            splits.write(folder.split, self.split, self.source)
         self.checkpoints = checkpoints.Checkpoints(
             folder.checkpoints, self.algorithm, self.config.keep
         )
@@ -107,7 +120,12 @@ class _Run:
             self.algorithm.networks(),
             self.config.eval_batch_size,
         )
-        self.writer = tf.summary.create_file_writer(str(folder.tensorboard))
+        try:
+            self.writer = tf.summary.create_file_writer(str(folder.tensorboard))
+        except tf.errors.OpError as error:
+            raise InputError(
+                f"{folder.tensorboard}: cannot be written ({error.message})"
+            ) from None
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def train(self, request: interruption.Request) -> results.Result:

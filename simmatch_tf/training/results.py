@@ -1,5 +1,6 @@
 """What a run came to, and its file. Nothing here imports TensorFlow."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -76,10 +77,21 @@ def read(path: str | os.PathLike) -> Result:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    aside.replace(path)
+    try:
+        aside.write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from None

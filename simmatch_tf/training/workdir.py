@@ -36,10 +36,17 @@ _OWN = (
 
 
 class Workdir:
-    """Paths of one run's files."""
+    """Paths of one run's files.
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        """Names the folder; creates nothing."""
+    Attributes:
+        anew: What stands here is of another run, and `begin` removes it.
+    """
+
+    anew: bool = False
+
+    def __init__(self, path: str | os.PathLike | None) -> None:
+        """Names the folder, default runs/default; creates nothing."""
+        path = path or os.path.join("runs", "default")
         self.path = pathlib.Path(path).expanduser()
         self.flagfile = self.path / FLAGFILE
         self.split = self.path / "split.json"
@@ -62,9 +69,33 @@ class Workdir:
         config = config_lib.Config.from_flagfile(self.flagfile.absolute())
         return config
 
+    def started(self) -> bool:
+        """Whether a run left something here that is worth keeping."""
+        return self.results.is_file() or any(self.checkpoints.glob("*.index"))
+
     def finished(self) -> bool:
         """Whether the run has its results."""
-        return self.results.is_file()
+        return self.results.is_file() and not self.anew
+
+    def begin(self, config: config_lib.Config) -> None:
+        """Writes the flags of a new run, once it is known that it can start.
+
+        Only here anything is removed: a run that is refused leaves the folder
+        as it was.
+
+        Raises:
+            InputError: The folder cannot be written.
+        """
+        try:
+            if self.anew:
+                _clear(self)
+                self.anew = False
+            if not self.flagfile.is_file():
+                _write_flags(self, config)
+        except OSError as error:
+            raise InputError(
+                f"--workdir={self.path}: cannot be written ({error.strerror})"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -75,13 +106,13 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         config: The flags of this command.
 
     Yields:
-        The folder, locked until the end; its flagfile is in place.
+        The folder, locked until the end. Nothing in it is changed.
 
     Raises:
         InputError: The folder cannot be written, another process trains in
             it, or the run in it was started with other flags.
     """
-    folder = Workdir(config.workdir or os.path.join("runs", "default"))
+    folder = Workdir(config.workdir)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -92,16 +123,17 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
     with lock:
         _lock(lock, folder)
         if config.overwrite:
-            _clear(folder)
-        if folder.flagfile.is_file():
+            folder.anew = True
+        elif folder.started():
+            if not folder.flagfile.is_file():
+                raise InputError(
+                    f"--workdir={folder.path}: checkpoints of a run whose "
+                    f"{FLAGFILE} is missing; restore it, or --overwrite"
+                )
             _check_same(folder, config)
-        elif any(folder.checkpoints.glob("*.index")):
-            raise InputError(
-                f"--workdir={folder.path}: checkpoints of a run whose "
-                f"{FLAGFILE} is missing; restore it, or --overwrite"
-            )
-        else:
-            _write_flags(folder, config)
+        elif folder.flagfile.is_file():
+            # It ended before its first checkpoint: nothing is lost.
+            folder.anew = bool(_differences(folder, config))
         yield folder
 
 
@@ -116,8 +148,11 @@ def _lock(lock, folder: Workdir) -> None:
             f"--workdir={folder.path}: in use by a live run (process {holder})"
         ) from None
     lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    with contextlib.suppress(
+        OSError
+    ):  # a full disk: the lock holds all the same
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
 
 
 def _clear(folder: Workdir) -> None:
@@ -140,17 +175,12 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
     lines = config.to_flagfile().splitlines(keepends=True)
     text += "".join(w for w in lines if not w.startswith("--workdir="))
     aside = folder.flagfile.with_suffix(".tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder.flagfile)
-    except OSError as error:
-        raise InputError(
-            f"--workdir={folder.path}: cannot be written ({error.strerror})"
-        ) from None
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(folder.flagfile)
 
 
-def _check_same(folder: Workdir, config: config_lib.Config) -> None:
-    """Refuses flags that would change the result of the run in the folder."""
+def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
+    """Flags that differ and change the result; logs those that do not."""
     wrong = []
     for name, (old, new, operational) in (
         folder.read_config().differences(config).items()
@@ -162,6 +192,12 @@ def _check_same(folder: Workdir, config: config_lib.Config) -> None:
         if name in ("steps", "epochs"):
             reason = " (the learning rate was planned for the run's length)"
         wrong.append(f"--{name} is {old} there and {new} here{reason}")
+    return wrong
+
+
+def _check_same(folder: Workdir, config: config_lib.Config) -> None:
+    """Refuses flags that would change the result of the run in the folder."""
+    wrong = _differences(folder, config)
     if wrong:
         raise InputError(
             f"--workdir={folder.path} holds a run with other flags: "

@@ -132,11 +132,24 @@ def test_unreadable_or_foreign_file(data, tmp_path):
         splits.read(path, data)
     split = draw(data)
     splits.write(path, split, data)
-    content = json.loads(path.read_text())
-    content["labels"] = content["labels"][::-1]
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="does not fit the dataset digits"):
-        splits.read(path, data)
+    good = json.loads(path.read_text())
+    for changes, message in (
+        ({"labels": good["labels"][::-1]}, "fit the dataset digits: the label"),
+        ({"image_shape": [9, 8, 1]}, r"is \[9, 8, 1\] there and \[8, 8, 1\] h"),
+        ({"class_names": ["a"]}, r"class_names is \['a'\] there"),
+        ({"train_images": 1401}, "train_images is 1401 there and 1400 here"),
+        ({"validation": [1400]}, r"validation: not all are in \[0, 1400\)"),
+        ({"labels": [0]}, "labels and labeled are not of one length"),
+    ):
+        path.write_text(json.dumps({**good, **changes}))
+        with pytest.raises(InputError, match=message):
+            splits.read(path, data)
+
+
+def test_a_split_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "split.json").mkdir()
+    with pytest.raises(InputError, match="split.json: cannot be written"):
+        splits.write(tmp_path / "split.json", draw(data), data)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +158,33 @@ def test_unreadable_or_foreign_file(data, tmp_path):
         (np.zeros([2, 8, 8, 1]), [0, 0], "images are float64"),
         (np.zeros([2, 8, 8, 2], np.uint8), [0, 0], "have 2 channels"),
         (np.zeros([2, 8, 8, 1], np.uint8), [0], r"labels have shape \(1,\)"),
+        (np.zeros([2, 8, 8, 1], np.uint8), [0, 1.7], "labels are float64"),
+        (np.zeros([2, 8, 8, 1], np.uint8), [0, -2], "labels from -2 to 0"),
+        (
+            np.zeros([2, 8, 8, 1], np.uint8),
+            [0, 2**32],
+            "labels from 0 to 42949",
+        ),
+        (np.zeros([0, 8, 8, 1], np.uint8), [], "there are 0 images"),
     ],
 )
 def test_bad_images(images, labels, message):
     with pytest.raises(ValueError, match=message):
-        source.Images(images, np.array(labels))
+        source.Images(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("shape", "label", "message"),
+    [
+        ((8, 8, 3), 0, r"shape \(8, 8, 1\), test images \(8, 8, 3\)"),
+        ((8, 8, 1), -1, "label -1 in test, but the class of every test image"),
+    ],
+)
+def test_a_test_split_that_does_not_fit(shape, label, message):
+    train = source.Images(np.zeros([1, 8, 8, 1], np.uint8), [-1])
+    test = source.Images(np.zeros([1, *shape], np.uint8), [label])
+    with pytest.raises(ValueError, match=message):
+        source.Source("x", ["a"], train, test, False)
 
 
 def test_labels_beyond_the_classes():

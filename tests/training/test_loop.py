@@ -1,6 +1,9 @@
 """Whole runs, in this process: results, resume, refusals."""
 
 import json
+import random
+import shutil
+import threading
 
 import keras
 import numpy as np
@@ -163,15 +166,14 @@ def test_the_flagfile_of_a_run_starts_the_same_run(finished_run, tmp_path):
     assert config.workdir == str(finished_run[0])
 
 
-def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch):
+def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch, caplog):
     workdir, result = finished_run
     monkeypatch.setattr(loop, "_Run", None)
     assert runs.fit(workdir) == result
+    assert "holds a finished run: its result is read" in caplog.text
 
 
 def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
@@ -235,6 +237,62 @@ def test_result_changing_flags_are_refused(finished_run):
     assert before == after
 
 
+def test_a_run_that_cannot_start_removes_nothing(finished_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="140 images of each class"):
+        runs.fit(workdir, labels=1400, overwrite=True)
+    after = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    del before[workdir / "lock"], after[workdir / "lock"]
+    assert before == after
+    # Nor does it leave anything in the way of the next.
+    with pytest.raises(InputError, match="140 images of each class"):
+        runs.fit(tmp_path / "new", labels=1400)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["lock"]
+
+
+def test_flags_may_change_before_the_first_checkpoint(tmp_path):
+    quick = {"algorithm": "supervised", "steps": 2}
+    with workdir_lib.claim(runs.config(tmp_path, **quick)) as folder:
+        folder.begin(runs.config(tmp_path, **quick))
+    result = runs.fit(tmp_path, **quick, labels=10)
+    assert result.labels == 10
+    assert folder.read_config().labels == 10
+
+
+def test_runs_in_threads_do_not_disturb_each_other(tmp_path):
+    random.seed(5)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    paths = [tmp_path / name for name in ("alone", "one", "other")]
+    runs.fit(paths[0], algorithm="supervised")
+    threads = [
+        threading.Thread(
+            target=runs.fit, args=(path,), kwargs={"algorithm": "supervised"}
+        )
+        for path in paths[1:]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for path in paths[1:]:
+        assert_same_run(paths[0], path, 6)
+    # The caller's own random numbers go on where they were.
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+
+@pytest.mark.parametrize("name", ["split.json", "tensorboard", "results.json"])
+def test_a_file_that_cannot_be_written(name, tmp_path):
+    aside = {"split.json": "split.tmp", "results.json": "results.json.tmp"}
+    if name in aside:
+        (tmp_path / aside[name]).mkdir()
+    else:
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=f"{name}: cannot be written"):
+        runs.fit(tmp_path, algorithm="supervised", steps=2)
+
+
 def test_overwrite_starts_anew(tmp_path):
     runs.fit(tmp_path, steps=2)
     (tmp_path / "mine.txt").write_text("not the run's")
@@ -268,8 +326,6 @@ def spoil(path, how):
 def test_a_corrupt_newest_checkpoint_falls_back(
     ending, how, finished_run, tmp_path, caplog
 ):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
@@ -282,8 +338,6 @@ def test_a_corrupt_newest_checkpoint_falls_back(
 
 
 def test_no_readable_checkpoint(finished_run, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
@@ -295,8 +349,6 @@ def test_no_readable_checkpoint(finished_run, tmp_path):
 
 @pytest.mark.parametrize("name", ["split.json", "flags.cfg"])
 def test_a_hand_deleted_file(name, finished_run, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
@@ -378,7 +430,7 @@ def test_own_source_backbone_and_algorithm(tmp_path):
     assert model(np.zeros([1, 10, 12, 3], np.uint8))["logits"].shape == (1, 3)
     with pytest.raises(InputError, match="only then, pass backbone= from Py"):
         simmatch_tf.load(tmp_path, algorithm=Quiet)
-    with pytest.raises(InputError, match="--backbone=wrn_10_1, and backbone="):
+    with pytest.raises(InputError, match="--backbone=wrn_10_1, and backbone is g"):
         simmatch_tf.fit(runs.config(tmp_path / "x"), backbone=tiny)
 
 
@@ -388,8 +440,6 @@ def test_load_without_a_run(tmp_path):
 
 
 def test_load_before_the_first_checkpoint(finished_run, tmp_path):
-    import shutil
-
     for name in ("flags.cfg", "split.json"):
         shutil.copy(finished_run[0] / name, tmp_path / name)
     with pytest.raises(InputError, match="no checkpoint yet"):
@@ -397,8 +447,6 @@ def test_load_before_the_first_checkpoint(finished_run, tmp_path):
 
 
 def test_a_checkpoint_of_another_network(finished_run, tmp_path):
-    import shutil
-
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     flags = (workdir / "flags.cfg").read_text()

@@ -129,6 +129,15 @@ def test_a_workdir_without_permission(tmp_path):
     assert "cannot be written (Permission denied)" in errors
 
 
+def test_evaluate_into_a_folder_that_is_not_there(finished_run, tmp_path):
+    words = [f"--workdir={finished_run[0]}", f"--output={tmp_path}/no/x.json"]
+    process = start(tmp_path, *words, command="evaluate")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "no/x.json: must be a file in a folder that exists" in errors
+    assert "Traceback" not in errors
+
+
 def test_evaluate_without_a_run(tmp_path):
     process = start(tmp_path, f"--workdir={tmp_path}", command="evaluate")
     _, errors = process.communicate(timeout=60)

@@ -58,6 +58,14 @@ def test_a_signal_is_noted_once(interrupts):
     assert signal.getsignal(signal.SIGINT) is interrupts
 
 
+def test_a_watch_inside_another_is_the_same(interrupts):
+    with interruption.watch() as outer:
+        os.kill(os.getpid(), signal.SIGINT)
+        with interruption.watch() as inner:
+            assert inner is outer and inner.signal == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is interrupts
+
+
 def test_no_handlers_outside_the_main_thread():
     found = []
 
