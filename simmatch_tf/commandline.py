@@ -74,8 +74,8 @@ class Flags:
     def check(self) -> None:
         """Checks what concerns several flags at once."""
 
-    def named_after(self, flagfile: str | None) -> Self:
-        """Fills in what the last flagfile's bare name decides: nothing."""
+    def named_after(self, flagfile: pathlib.Path | None) -> Self:
+        """Fills in what the last flagfile's name decides: nothing."""
         del flagfile
         return self
 
@@ -165,6 +165,35 @@ class Flags:
         """
         return cls.from_argv(["config", f"--flagfile={os.fspath(path)}"])
 
+    def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
+        """The text of a flagfile that says the same.
+
+        Args:
+            without: Names of flags to leave out.
+        """
+        lines = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None or field.name in without:
+                continue
+            if isinstance(value, bool):
+                lines.append(f"--{'' if value else 'no'}{field.name}")
+            else:
+                lines.append(f"--{field.name}={value}")
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:
+        """Flags that differ: name → (own, other's, operational)."""
+        values = {
+            field.name: (
+                getattr(self, field.name),
+                getattr(other, field.name),
+                field.metadata["operational"],
+            )
+            for field in dataclasses.fields(self)
+        }
+        return {k: v for k, v in values.items() if v[0] != v[1]}
+
 
 def nearest(value: str, names: Sequence[str]) -> str:
     """The end of a message on an unknown name: what may have been meant."""
@@ -233,10 +262,10 @@ def expand_flagfiles(
     return result
 
 
-def last_flagfile(argv: Sequence[str]) -> str | None:
-    """Name, without folder and ending, of the last flagfile in `argv`."""
+def last_flagfile(argv: Sequence[str]) -> pathlib.Path | None:
+    """The last flagfile in `argv`."""
     names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
-    return pathlib.Path(names[-1]).stem if names else None
+    return pathlib.Path(names[-1]) if names else None
 
 
 def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:

@@ -2,11 +2,15 @@
 
 import dataclasses
 import os
+import pathlib
 import re
-from typing import Any, Self
+from typing import Self
 
 from simmatch_tf import commandline
 from simmatch_tf.commandline import InputError, flag
+
+# A run's flags, in its workdir.
+RUN_FLAGFILE = "flags.cfg"
 
 # Name → (classes, training images). "custom" is given in Python, to `fit`.
 DATASETS = {
@@ -274,9 +278,18 @@ class Config(commandline.Flags):
                 "images"
             )
 
-    def named_after(self, flagfile: str | None) -> Self:
-        """Names the workdir after the recipe, where none is given."""
-        workdir = self.workdir or os.path.join("runs", flagfile or "default")
+    def named_after(self, flagfile: pathlib.Path | None) -> Self:
+        """Names the workdir, where none is given.
+
+        It is runs/<name of the recipe>; a run's own flagfile means its folder,
+        wherever that was moved.
+        """
+        workdir = self.workdir
+        if workdir is None and flagfile and flagfile.name == RUN_FLAGFILE:
+            workdir = str(flagfile.parent)
+        elif workdir is None:
+            name = flagfile.stem if flagfile else "default"
+            workdir = os.path.join("runs", name)
         return dataclasses.replace(self, workdir=workdir)
 
     def check_available(self) -> None:
@@ -336,32 +349,6 @@ class Config(commandline.Flags):
             warmup_steps=warmup_steps,
             warmup_epochs=None,
         )
-
-    def to_flagfile(self) -> str:
-        """The text of a flagfile that starts the same run again."""
-        lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None or field.name == "overwrite":
-                continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            else:
-                lines.append(f"--{field.name}={value}")
-        return "\n".join(lines) + "\n"
-
-    def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:
-        """Fields that differ: name → (own, other's, operational)."""
-        result = {}
-        for field in dataclasses.fields(self):
-            own, others = getattr(self, field.name), getattr(other, field.name)
-            if own != others and field.name not in ("workdir", "overwrite"):
-                result[field.name] = (
-                    own,
-                    others,
-                    field.metadata["operational"],
-                )
-        return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,9 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
-FLAGFILE = "flags.cfg"
+FLAGFILE = config_lib.RUN_FLAGFILE
+# Flags that are no part of a run: where it is, and what to do with it.
+_OF_THE_CALL = ("workdir", "overwrite")
 _OWN = (
     FLAGFILE,
     "split.json",
@@ -167,13 +169,12 @@ def _clear(folder: Workdir) -> None:
 
 def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
     text = (
-        "# The flags of this run. To resume it, or start it again elsewhere:\n"
+        "# The flags of this run. To resume it, or (with --workdir=OTHER) to\n"
+        "# start it again elsewhere:\n"
         f"#   python -m simmatch_tf.train --flagfile={folder.flagfile}\n"
     )
-    # A resumed run must come back here from whatever folder it is started in.
-    text += f"--workdir={folder.path.absolute()}\n"
-    lines = config.to_flagfile().splitlines(keepends=True)
-    text += "".join(w for w in lines if not w.startswith("--workdir="))
+    # Without the workdir: it is where this file is, wherever that is moved.
+    text += config.to_flagfile(without=_OF_THE_CALL)
     aside = folder.flagfile.with_suffix(".tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(folder.flagfile)
@@ -185,6 +186,8 @@ def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
     for name, (old, new, operational) in (
         folder.read_config().differences(config).items()
     ):
+        if name in _OF_THE_CALL:
+            continue
         if operational:
             logging.info("--%s was %s and is now %s", name, old, new)
             continue

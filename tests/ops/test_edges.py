@@ -53,6 +53,8 @@ def test_slots_left_out_may_hold_anything(garbage):
         lambda z: losses.instance_loss(z, memory, q, 0.1, valid), Z
     )
     assert np.isfinite(loss) and np.isfinite(dz).all()
+    same = losses.instance_loss(Z, memory, q, 0.1, valid.astype(np.int32))
+    assert same == loss
 
 
 def test_zero_embedding_is_finite():

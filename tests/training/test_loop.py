@@ -166,6 +166,14 @@ def test_the_flagfile_of_a_run_starts_the_same_run(finished_run, tmp_path):
     assert config.workdir == str(finished_run[0])
 
 
+def test_a_run_that_was_moved(finished_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run[0], tmp_path / "moved")
+    config = simmatch_tf.Config.from_flagfile("moved/flags.cfg")
+    assert config.workdir == "moved"
+    assert simmatch_tf.fit(config) == finished_run[1]
+
+
 def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch, caplog):
     workdir, result = finished_run
     monkeypatch.setattr(loop, "_Run", None)
@@ -430,7 +438,9 @@ def test_own_source_backbone_and_algorithm(tmp_path):
     assert model(np.zeros([1, 10, 12, 3], np.uint8))["logits"].shape == (1, 3)
     with pytest.raises(InputError, match="only then, pass backbone= from Py"):
         simmatch_tf.load(tmp_path, algorithm=Quiet)
-    with pytest.raises(InputError, match="--backbone=wrn_10_1, and backbone is g"):
+    with pytest.raises(
+        InputError, match="--backbone=wrn_10_1, and backbone is g"
+    ):
         simmatch_tf.fit(runs.config(tmp_path / "x"), backbone=tiny)
 
 
