@@ -1,4 +1,4 @@
-"""Draws runs from their TensorBoard files: accuracy and mask rate.
+"""Draws runs from their TensorBoard files: accuracy, and the first's losses.
 
 python tools/plot_run.py --output=run.png SimMatch=DIR supervised=DIR
 """
@@ -15,6 +15,11 @@ from matplotlib import pyplot  # noqa: E402
 
 OUTPUT = flags.DEFINE_string("output", "run.png", "PNG file.")
 COLOURS = ("#1f6fb4", "#c44e52", "#55a868", "#8172b3")
+LOSSES = (
+    ("loss/s", "#c44e52", "labels, L_s"),
+    ("loss/u", "#1f6fb4", "pseudo-labels, L_u"),
+    ("loss/in", "#55a868", "instances, L_in"),
+)
 
 
 def scalars(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
@@ -46,22 +51,18 @@ def main() -> None:
                 color=colour,
                 label=f"{name}, {'EMA' if network == 'ema' else network}",
             )
-        mask = found.get("pseudo_label/mask_rate", {})
-        if mask:
+        if right.lines:
+            continue
+        for tag, shade, text in LOSSES:
+            points = found.get(tag, {})
             right.plot(
-                list(mask),
-                [100 * v for v in mask.values()],
-                color=colour,
-                label=name,
+                list(points), list(points.values()), color=shade, label=text
             )
+        right.set_title(name, fontsize=9)
     left.set(xlabel="step", ylabel="test top-1, %", ylim=(60, 100))
-    right.set(
-        xlabel="step",
-        ylabel="pseudo-labels above the threshold, %",
-        ylim=(0, 100),
-    )
+    right.set(xlabel="step", ylabel="loss, unweighted", ylim=(0, None))
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    right.legend(frameon=False, fontsize=8, loc="lower right")
+    right.legend(frameon=False, fontsize=8, loc="upper right")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
