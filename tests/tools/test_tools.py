@@ -83,7 +83,7 @@ def test_digits_table(tool):
         }
 
     module = tool("digits_table")
-    cells = {name: [cell(0, 0.97), cell(1, 0.99)] for name in module.RECIPES}
+    cells = {name: [cell(0, 0.97), cell(1, 0.99)] for name in module.ROWS}
     line = module.markdown(cells).splitlines()[2]
     assert "| 400 | **98.0 ± 1.4** | 97.0 | 97.0 / 98.0 | 100 |" in line
 
