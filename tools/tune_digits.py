@@ -67,7 +67,7 @@ def main() -> None:
                 model = simmatch_tf.load(workdir, weights=name)
                 logits = model.predict(images.train.images, verbose=0)["logits"]
                 right = logits.argmax(axis=1) == images.train.labels
-                scores[f"{name}, seen"].append(100 * right.mean())
+                scores[f"{name}, seen"].append(float(100 * right.mean()))
         print(seed, {name: v[-1] for name, v in scores.items()}, flush=True)
     each = (time.monotonic() - began) / RUNS.value
     for name, values in scores.items():
