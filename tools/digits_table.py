@@ -33,23 +33,25 @@ def run(recipe: str, steps: int | None, seed: int) -> dict[str, float]:
     name = f"{recipe}_{seed}" if steps is None else f"{recipe}_{steps}_{seed}"
     workdir = ROOT / "runs" / "table" / name
     wall = workdir / "wall_seconds"
-    if not wall.is_file():
-        began = time.monotonic()
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "simmatch_tf.train",
-                f"--flagfile=configs/{recipe}.cfg",
-                f"--workdir={workdir}",
-                f"--seed={seed}",
-                f"--split_seed={seed}",
-                "--overwrite",
-                *([] if steps is None else [f"--steps={steps}"]),
-            ],
-            check=True,
-            cwd=ROOT,
-        )
+    command = [
+        sys.executable,
+        "-m",
+        "simmatch_tf.train",
+        f"--flagfile=configs/{recipe}.cfg",
+        f"--workdir={workdir}",
+        f"--seed={seed}",
+        f"--split_seed={seed}",
+    ]
+    if steps is not None:
+        command.append(f"--steps={steps}")
+    # A finished run is called again as it is: if the recipe has changed since,
+    # that is refused.
+    timed = wall.is_file()
+    began = time.monotonic()
+    subprocess.run(
+        command + ([] if timed else ["--overwrite"]), check=True, cwd=ROOT
+    )
+    if not timed:
         wall.write_text(f"{time.monotonic() - began:.1f}\n")
     found = json.loads((workdir / "results.json").read_text())
     return {

@@ -150,11 +150,10 @@ def _lock(lock, folder: Workdir) -> None:
             f"--workdir={folder.path}: in use by a live run (process {holder})"
         ) from None
     lock.truncate(0)
-    with contextlib.suppress(
-        OSError
-    ):  # a full disk: the lock holds all the same
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+    # On a full disk the lock holds all the same. Unbuffered: nothing is left
+    # to be written when the file is closed.
+    with contextlib.suppress(OSError):
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
 
 def _clear(folder: Workdir) -> None:
