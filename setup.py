@@ -32,6 +32,7 @@ setuptools.setup(
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=1.26",
+        "pillow>=10",
         "scikit-learn>=1.4",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",
@@ -45,7 +46,6 @@ setuptools.setup(
         "figures": ["matplotlib>=3.8"],
         "test": [
             "build",
-            "pillow>=10",
             "pytest>=8",
             "pytest-cov>=5",
             "ruff==0.17.6",

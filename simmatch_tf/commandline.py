@@ -16,7 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from absl import app, flags
 
@@ -64,7 +64,13 @@ def _value_type(cls: type, name: str) -> type:
 
 
 class Flags:
-    """What every command's configuration can do."""
+    """What every command's configuration can do.
+
+    Attributes:
+        alternatives: Groups of flags of which one is given.
+    """
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -149,7 +155,7 @@ class Flags:
         values = flags.FlagValues()
         cls.define_flags(values)
         try:
-            rest = values(expand_flagfiles(argv))
+            rest = values(expand_flagfiles(argv, cls.alternatives))
         except flags.Error as error:
             raise InputError(str(error)) from None
         if len(rest) > 1:
@@ -225,47 +231,91 @@ def find_flagfile(name: str) -> pathlib.Path:
 
 
 def expand_flagfiles(
-    argv: Sequence[str], inside: tuple[pathlib.Path, ...] = ()
+    argv: Sequence[str],
+    alternatives: Sequence[Sequence[str]] = (),
+    inside: tuple[pathlib.Path, ...] = (),
 ) -> list[str]:
     """Replaces every --flagfile=FILE by what stands in FILE.
 
     absl's own reader knows the current folder only; this one also finds the
-    files that came with the package. As with absl's, what comes later wins.
+    files that came with the package. As with absl's, what comes later wins,
+    also over its alternatives in the files before: --epochs replaces a
+    recipe's --steps.
+
+    Args:
+        argv: The words of a command line.
+        alternatives: Groups of flags of which one is given.
+        inside: Files that are being read.
 
     Raises:
         InputError: A file is missing, unreadable, or names itself.
     """
-    result, rest = [], list(argv)
+    result, files, rest = [], [], list(argv)
     while rest:
         word = rest.pop(0)
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
         if not match or "--" in result:
+            dropped = _alternatives(word, alternatives)
+            files = [w for w in files if _name(w) not in dropped]
             result.append(word)
             continue
         name = match[1] if match[1] is not None else (rest or [""]).pop(0)
-        path = find_flagfile(name)
-        if path.resolve() in inside:
-            raise InputError(f"--flagfile={name}: the file includes itself")
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--flagfile={name}: {error}") from None
-        words = [line.strip() for line in lines]
-        words = [w for w in words if w and not w.startswith(("#", "//"))]
-        for line in words:
-            if not line.startswith("-"):
-                raise InputError(
-                    f"--flagfile={name}: {line!r} is neither a flag nor a "
-                    "comment (comments stand on lines of their own)"
-                )
-        result += expand_flagfiles(words, (*inside, path.resolve()))
-    return result
+        words, path = _read_flagfile(name, inside)
+        words = expand_flagfiles(words, alternatives, (*inside, path))
+        # What stands before a file is as what stands in an earlier one.
+        files, result = files + result, []
+        for later in words:
+            dropped = _alternatives(later, alternatives)
+            files = [w for w in files if _name(w) not in dropped]
+        files += words
+    return files + result
+
+
+def _name(word: str) -> str:
+    match = re.match(r"--?(\w+)", word)
+    return match[1] if match else ""
+
+
+def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
+    """The flags that `word` stands in for."""
+    name = _name(word)
+    return {other for g in groups if name in g for other in g} - {name}
+
+
+def _read_flagfile(
+    name: str, inside: tuple[pathlib.Path, ...]
+) -> tuple[list[str], pathlib.Path]:
+    """The flags in a file, and its path."""
+    path = find_flagfile(name)
+    if path.resolve() in inside:
+        raise InputError(f"--flagfile={name}: the file includes itself")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--flagfile={name}: {error}") from None
+    words = [line.strip() for line in lines]
+    words = [w for w in words if w and not w.startswith(("#", "//"))]
+    for line in words:
+        if not line.startswith("-"):
+            raise InputError(
+                f"--flagfile={name}: {line!r} is neither a flag nor a "
+                "comment (comments stand on lines of their own)"
+            )
+    return words, path.resolve()
 
 
 def last_flagfile(argv: Sequence[str]) -> pathlib.Path | None:
     """The last flagfile in `argv`."""
     names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
     return pathlib.Path(names[-1]) if names else None
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Leaves out what TensorFlow and TFDS say about every single file."""
+    tfds = "tensorflow_datasets" in record.pathname
+    return record.module != "functional_saver" and not (
+        tfds and record.levelno <= logging.INFO
+    )
 
 
 def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
@@ -276,15 +326,12 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         kind: The command's configuration.
     """
     kind.define_flags(flags.FLAGS)
-    # TensorFlow has a line to say about every checkpoint that is written.
-    logging.getLogger("absl").addFilter(
-        lambda record: record.module != "functional_saver"
-    )
+    logging.getLogger("absl").addFilter(_is_of_interest)
     found = {}
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            expanded = expand_flagfiles(argv)
+            expanded = expand_flagfiles(argv, kind.alternatives)
             rest = flags.FLAGS(expanded)
             if len(rest) > 1:
                 raise InputError(

@@ -1,33 +1,53 @@
-"""Every flag, the frozen `Config`, every check of a value."""
+"""Every flag, and the frozen `Config` that holds their values."""
 
 import dataclasses
 import os
 import pathlib
-import re
-from typing import Self
+from typing import ClassVar, Self
 
-from simmatch_tf import commandline
+from simmatch_tf import checks, commandline
 from simmatch_tf.commandline import InputError, flag
 
 # A run's flags, in its workdir.
 RUN_FLAGFILE = "flags.cfg"
-
-# Name → (classes, training images). "custom" is given in Python, to `fit`.
-DATASETS = {
-    "digits": (10, 1_400),
-    "cifar10": (10, 50_000),
-    "cifar100": (100, 50_000),
-    "imagenet2012": (1_000, 1_281_167),
-    "custom": None,
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(commandline.Flags):
     """A training run: every value that decides what is trained, and how."""
 
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("labels", "label_fraction", "labeled_list", "split_file"),
+        ("steps", "epochs"),
+        ("warmup_steps", "warmup_epochs"),
+    )
+
     # Data.
-    dataset: str = flag("digits", "the images.", choices=tuple(DATASETS))
+    dataset: str = flag(
+        "digits",
+        "digits, folder, or any image classification dataset of TFDS: NAME, "
+        "NAME/CONFIG, NAME:VERSION.",
+    )
+    data_dir: str | None = flag(
+        None,
+        "for --dataset=folder: holds labeled/CLASS/*, unlabeled/** and, where "
+        "there is one, test/CLASS/*.",
+    )
+    tfds_dir: str | None = flag(
+        None,
+        "prepared datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        rare=True,
+    )
+    tfds_manual_dir: str | None = flag(
+        None, "archives that TFDS cannot download itself.", rare=True
+    )
+    on_bad_image: str = flag(
+        "error",
+        "an image that cannot be read stops the run before it trains, or is "
+        "left out (at most 1 % of them).",
+        choices=("error", "skip"),
+        rare=True,
+    )
     labels: int | None = flag(
         None, "labeled images in all, the same number of each class.", low=1
     )
@@ -36,13 +56,23 @@ class Config(commandline.Flags):
         "labeled share of each class; instead of --labels.",
         low=0,
         high=1,
+    )
+    labeled_list: str | None = flag(
+        None,
+        "the labeled images: a file with one file name or index a line, or "
+        "imagenet2012_subset/1pct|10pct.",
+    )
+    split_file: str | None = flag(
+        None,
+        "the labeled and validation images of another run: its split.json.",
         rare=True,
     )
     split_seed: int = flag(0, "which images are labeled.", low=0)
     validation_fraction: float = flag(
         0.0,
         "share of the labeled images of each class (at least one) that is set "
-        "aside to choose the best step.",
+        "aside to choose the best step, and to score by where there is no "
+        "test set.",
         low=0,
         high=0.9,
     )
@@ -51,7 +81,7 @@ class Config(commandline.Flags):
     )
     image_size: int | None = flag(
         None,
-        "side in pixels; default: the dataset's own.",
+        "side in pixels; default: the dataset's own, or 224.",
         low=8,
         high=1024,
         rare=True,
@@ -61,14 +91,20 @@ class Config(commandline.Flags):
     )
     weak: str = flag(
         "flip_crop",
-        "the weak view.",
+        "the weak view: flip and a shifted crop, or a random crop resized.",
         choices=("flip_crop", "resized_crop"),
-        rare=True,
     )
     strong: str = flag(
         "randaugment",
-        "the strong view.",
-        choices=("randaugment", "moco"),
+        "what the strong view adds to it; keras_cv is that library's "
+        "RandAugment, whose random state makes no two runs alike.",
+        choices=("randaugment", "moco", "keras_cv", "none"),
+    )
+    crop_area: float = flag(
+        0.2,
+        "least share of the image in a resized_crop.",
+        low=0.01,
+        high=1,
         rare=True,
     )
     randaugment_operations: int = flag(
@@ -94,11 +130,22 @@ class Config(commandline.Flags):
         rare=True,
     )
     eval_resize: int | None = flag(
-        None, "evaluation resizes to this, then crops.", low=8, rare=True
+        None,
+        "evaluation resizes the shorter side to this, then crops.",
+        low=8,
+        high=2048,
+        rare=True,
     )
 
     # Network.
     backbone: str = flag("wrn_28_2", "wrn_DEPTH_WIDTH, resnet50 or custom.")
+    stem_stride: int = flag(
+        1,
+        "of a WRN's first convolution; 2 for large images.",
+        low=1,
+        high=4,
+        rare=True,
+    )
     projection_dim: int = flag(
         128, "width D of the embeddings.", low=1, rare=True
     )
@@ -207,13 +254,21 @@ class Config(commandline.Flags):
     )
     eval_every: int = flag(500, "steps.", low=1, operational=True)
     checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
-    log_every: int = flag(20, "steps.", low=1, operational=True)
-    keep: int = flag(3, "checkpoints kept.", low=1, operational=True)
+    log_every: int = flag(20, "steps.", low=1, operational=True, rare=True)
+    keep: int = flag(3, "checkpoints kept.", low=1, operational=True, rare=True)
     eval_batch_size: int = flag(
         256, "images.", low=1, operational=True, rare=True
     )
     parallel_calls: int = flag(
         2, "batches prepared at once.", low=1, operational=True, rare=True
+    )
+    views_on: str = flag(
+        "host",
+        "where views are finished once images are read and cropped: beside "
+        "the step, or in front of it on its device.",
+        choices=("host", "device"),
+        operational=True,
+        rare=True,
     )
     progress: bool = flag(
         True, "a progress bar, on a terminal.", operational=True, rare=True
@@ -221,62 +276,11 @@ class Config(commandline.Flags):
 
     def check(self) -> None:
         """Checks what concerns several flags at once."""
-        if self.workdir is not None and not self.workdir.strip():
-            raise InputError(
-                f"--workdir={self.workdir!r}: names no folder; leave it out "
-                "for the default"
-            )
-        _check_backbone(self.backbone)
-        self._check_labels()
-        if (self.steps is None) == (self.epochs is None):
-            raise InputError(
-                f"--steps={self.steps} and --epochs={self.epochs}: give "
-                "exactly one of the two"
-            )
-        if self.epochs == 0:
-            raise InputError("--epochs=0.0: must be above 0")
-        if None not in (self.warmup_steps, self.warmup_epochs):
-            raise InputError(
-                f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
-                f"{self.warmup_epochs}: give at most one of the two"
-            )
-        if self.steps and (self.warmup_steps or 0) >= self.steps:
-            raise InputError(
-                f"--warmup_steps={self.warmup_steps}: must be below "
-                f"--steps={self.steps}"
-            )
-        if self.dataset == "custom" and self.image_size is not None:
-            raise InputError(
-                f"--image_size={self.image_size}: images given from Python "
-                'keep their own size; leave it out with dataset="custom"'
-            )
-        if self.randaugment_low > self.randaugment_high:
-            raise InputError(
-                f"--randaugment_low={self.randaugment_low}: must not be above "
-                f"--randaugment_high={self.randaugment_high}"
-            )
+        checks.check_together(self)
 
-    def _check_labels(self) -> None:
-        if (self.labels is None) == (self.label_fraction is None):
-            raise InputError(
-                f"--labels={self.labels} and --label_fraction="
-                f"{self.label_fraction}: give exactly one of the two"
-            )
-        if self.label_fraction == 0:
-            raise InputError("--label_fraction=0.0: must be above 0")
-        if self.labels is None or DATASETS[self.dataset] is None:
-            return
-        classes, images = DATASETS[self.dataset]
-        if self.labels % classes:
-            raise InputError(
-                f"--labels={self.labels}: not divisible by the {classes} "
-                f"classes of {self.dataset}"
-            )
-        if self.labels > images:
-            raise InputError(
-                f"--labels={self.labels}: {self.dataset} has {images} training "
-                "images"
-            )
+    def check_available(self) -> None:
+        """Checks what the flags name on this machine; see `checks`."""
+        checks.check_available(self)
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
         """Names the workdir, where none is given.
@@ -292,28 +296,12 @@ class Config(commandline.Flags):
             workdir = os.path.join("runs", name)
         return dataclasses.replace(self, workdir=workdir)
 
-    def check_available(self) -> None:
-        """Refuses what this version can name but not yet run.
-
-        Raises:
-            InputError: It lists all that is missing.
-        """
-        missing = []
-        if self.dataset not in ("digits", "custom"):
-            missing.append(f"--dataset={self.dataset} (there is: digits)")
-        if self.backbone == "resnet50":
-            missing.append("--backbone=resnet50 (there is: wrn_DEPTH_WIDTH)")
-        if self.weak != "flip_crop":
-            missing.append(f"--weak={self.weak} (there is: flip_crop)")
-        if self.strong != "randaugment":
-            missing.append(f"--strong={self.strong} (there is: randaugment)")
-        if self.eval_resize is not None:
-            missing.append(f"--eval_resize={self.eval_resize} (there is: none)")
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        if backend != "tensorflow":
-            raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
-        if missing:
-            raise InputError("not in this version yet: " + ", ".join(missing))
+    def published_list(self) -> str | None:
+        """The list that a share of ImageNet's labels means by default."""
+        shares = {0.01: "1pct", 0.1: "10pct"}
+        if self.dataset != "imagenet2012" or self.label_fraction not in shares:
+            return None
+        return f"imagenet2012_subset/{shares[self.label_fraction]}"
 
     def with_durations(self, unlabeled_images: int) -> Self:
         """Turns epochs into steps.
@@ -366,20 +354,3 @@ class EvaluateConfig(commandline.Flags):
         """A workdir is needed."""
         if self.workdir is None:
             raise InputError("--workdir=None: name the folder of a run")
-
-
-def _check_backbone(name: str) -> None:
-    if name in ("resnet50", "custom"):
-        return
-    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
-    if not match:
-        raise InputError(
-            f"--backbone={name} is unknown; known: wrn_DEPTH_WIDTH (such as "
-            "wrn_28_2), resnet50"
-        )
-    depth, width = int(match[1]), int(match[2])
-    if depth < 10 or (depth - 4) % 6 or width < 1:
-        raise InputError(
-            f"--backbone={name}: the depth must be 6n + 4 with n at least 1 "
-            "(10, 16, 22, 28 …) and the width at least 1"
-        )

@@ -5,8 +5,6 @@ python -m simmatch_tf.evaluate --workdir=runs/digits_40
 
 import pathlib
 
-import numpy as np
-
 from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
@@ -24,24 +22,33 @@ def main(config: config_lib.EvaluateConfig) -> None:
             f"--output={output}: must be a file in a folder that exists"
         )
 
+    from simmatch_tf.data import splits
     from simmatch_tf.training import assembly, evaluation
 
     custom = assembly.Custom()
     custom.check(run)
     algorithm, strategy, step = assembly.restore(folder.path, custom)
     source = assembly.make_source(run, custom)
-    test = source.test
+    split = splits.read(folder.split, source)
+    scored_on, images, places = assembly.scored_images(source, split.validation)
     evaluator = evaluation.Evaluator(
-        strategy, algorithm.networks(), config.batch_size
+        strategy,
+        algorithm.networks(),
+        config.batch_size,
+        side=source.image_shape[0],
+        resize=run.eval_resize,
+        parallel_calls=run.parallel_calls,
     )
-    logits = evaluator.logits(test, np.arange(len(test)))
+    logits = evaluator.logits(images, places)
+    labels = images.labels[places]
     report = {
         "step": step,
         "weights_of_record": algorithm.weights_of_record,
         "class_names": list(source.class_names),
-        "test_images": len(test),
+        "scored_on": scored_on,
+        "test_images": len(places),
         **{
-            name: evaluation.describe(values, test.labels, bins=config.bins)
+            name: evaluation.describe(values, labels, bins=config.bins)
             for name, values in logits.items()
         },
     }

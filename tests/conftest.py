@@ -7,7 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import tensorflow as tf
 
-from tests import runs
+from tests import runs, small_datasets
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(
@@ -28,3 +28,23 @@ def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     result = runs.fit(workdir)
     return workdir, result
+
+
+@pytest.fixture(scope="session")
+def small_tfds(tmp_path_factory):
+    """A TFDS folder with small datasets in place of the real ones."""
+    folder = tmp_path_factory.mktemp("tfds")
+    for name in small_datasets.KINDS:
+        many = small_datasets.KINDS[name][3] > 10
+        per_class = 2 if many else 4
+        if name.startswith("imagenet2012_subset"):
+            per_class = 1  # the first image of each class
+        small_datasets.prepare(folder, name, per_class)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Indices that are kept stay out of the user's folder."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

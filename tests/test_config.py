@@ -41,16 +41,51 @@ def test_defaults_are_the_published_cifar_settings():
         ({"labels": 0}, "--labels=0: must be at least 1"),
         ({"labels": 45}, "--labels=45: not divisible by the 10 classes of dig"),
         ({"labels": 1410}, "--labels=1410: digits has 1400 training images"),
-        ({"labels": None}, "give exactly one of the two"),
-        ({"label_fraction": 0.1}, "give exactly one of the two"),
+        ({"labels": None}, "give exactly one of --labels, --label_fraction"),
+        (
+            {"label_fraction": 0.1},
+            "--labels=40 and --label_fraction=0.1: give exactly one of",
+        ),
+        (
+            {"labeled_list": "x", "split_file": "y"},
+            "--labels=40 and --labeled_list=x and --split_file=y: give exact",
+        ),
+        (
+            {
+                "labels": None,
+                "split_file": "y",
+                "validation_fraction": 0.1,
+            },
+            "--validation_fraction=0.1: --split_file brings its own",
+        ),
+        (
+            {"labels": None, "labeled_list": "imagenet2012_subset/1pct"},
+            "is for --dataset=imagenet2012, not digits",
+        ),
+        ({"dataset": "folder"}, "--data_dir=None: --dataset=folder, and only"),
+        ({"data_dir": "x"}, "--data_dir=x: --dataset=folder, and only that"),
+        ({"data_dir": " "}, "--data_dir=' ': names no folder"),
+        (
+            {"image_size": 64, "eval_resize": 32},
+            "--eval_resize=32: must be at least --image_size=64",
+        ),
+        (
+            {"backbone": "resnet50", "stem_stride": 2},
+            "--stem_stride=2: is for wrn_DEPTH_WIDTH",
+        ),
+        (
+            {"strong": "keras_cv", "views_on": "device"},
+            "--views_on=device and --strong=keras_cv",
+        ),
+        ({"strong": "weak"}, "--strong=weak is unknown"),
+        ({"crop_area": 0.0}, r"--crop_area=0.0: must be in \[0.01, 1\]"),
+        ({"on_bad_image": "x"}, "--on_bad_image=x is unknown"),
         ({"labels": None, "label_fraction": 0.0}, "must be above 0"),
         ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
         ({"steps": None}, "--steps=None and --epochs=None: give exactly one"),
         ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be above 0"),
         ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
-        ({"dataset": "digit"}, "--dataset=digit is unknown; did you mean dig"),
-        ({"dataset": "zzz"}, "--dataset=zzz is unknown; known: digits, cifar"),
         ({"backbone": "vgg"}, "--backbone=vgg is unknown; known: wrn_DEPTH"),
         ({"backbone": "wrn_12_1"}, "the depth must be 6n . 4"),
         ({"memory": "students"}, "--memory=students is unknown"),
@@ -77,16 +112,61 @@ def test_bad_values(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "cifar10"}, r"--dataset=cifar10 \(there is: digits\)"),
-        ({"backbone": "resnet50"}, "--backbone=resnet50"),
-        ({"weak": "resized_crop"}, "--weak=resized_crop"),
-        ({"strong": "moco"}, "--strong=moco"),
-        ({"eval_resize": 256}, "--eval_resize=256"),
+        ({"dataset": "digit"}, "--dataset=digit is unknown; did you mean dig"),
+        (
+            {"dataset": "folder", "data_dir": "/no/such"},
+            "--data_dir=/no/such: no such folder",
+        ),
+        (
+            {"dataset": "cifar10", "tfds_manual_dir": "/no/such"},
+            "--tfds_manual_dir=/no/such: no such folder",
+        ),
+        (
+            {"labels": None, "labeled_list": "/no/such"},
+            "--labeled_list=/no/such: no such file",
+        ),
+        (
+            {"labels": None, "split_file": "/no/such"},
+            "--split_file=/no/such: no such file",
+        ),
+        (
+            {"backbone": "resnet50"},
+            "not in this version yet: --backbone=resnet50",
+        ),
     ],
 )
-def test_what_is_not_there_yet_is_refused(changes, message):
-    with pytest.raises(InputError, match="not in this version yet: " + message):
+def test_what_is_not_there_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
         Config(**{**GOOD, **changes}).check_available()
+
+
+def test_what_a_flag_brings_replaces_its_alternatives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.cfg").write_text("--labels=40\n--steps=5\n")
+    (tmp_path / "mine.cfg").write_text(
+        "--flagfile=base.cfg\n--label_fraction=0.1\n"
+    )
+    c = Config.from_argv(["x", "--flagfile=mine.cfg"])
+    assert (c.labels, c.label_fraction, c.steps) == (None, 0.1, 5)
+    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--epochs=2"])
+    assert (c.steps, c.epochs) == (None, 2.0)
+    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--labels", "20"])
+    assert (c.labels, c.label_fraction) == (20, None)
+    (tmp_path / "more.cfg").write_text("--flagfile=mine.cfg\n--epochs=3\n")
+    c = Config.from_argv(["x", "--flagfile=base.cfg", "--flagfile=more.cfg"])
+    assert (c.label_fraction, c.labels, c.epochs) == (0.1, None, 3.0)
+    # Side by side they contradict each other.
+    with pytest.raises(InputError, match="--steps=7 and --epochs=2.0: give"):
+        Config.from_argv(
+            ["x", "--flagfile=base.cfg", "--steps=7", "--epochs=2"]
+        )
+
+
+def test_published_lists_stand_for_shares_of_imagenet():
+    c = Config(dataset="imagenet2012", label_fraction=0.01, steps=1)
+    assert c.published_list() == "imagenet2012_subset/1pct"
+    assert dataclasses.replace(c, label_fraction=0.02).published_list() is None
+    assert Config(**GOOD).published_list() is None
 
 
 def test_another_keras_backend_is_refused(monkeypatch):
@@ -130,7 +210,8 @@ def test_every_recipe_is_accepted_and_says_what_it_is(path):
     assert text.startswith("#")
     if path.name.startswith("base_"):
         return
-    config = Config.from_flagfile(path)
+    more = ["--data_dir=x"] if path.stem == "folder" else []
+    config = Config.from_argv(["x", f"--flagfile={path}", *more])
     assert config.workdir == f"runs/{path.stem}"
     for word in ("python -m simmatch_tf.train", f"configs/{path.name}"):
         assert word in text.split("\n--")[0]
@@ -168,6 +249,38 @@ def test_cifar10_40_has_the_published_settings():
     assert {name: getattr(c, name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("cifar10_250", ("cifar10", 250, "wrn_28_2", 5e-4, 1)),
+        ("cifar10_4000", ("cifar10", 4000, "wrn_28_2", 5e-4, 1)),
+        ("cifar100_400", ("cifar100", 400, "wrn_28_8", 1e-3, 1)),
+        ("cifar100_2500", ("cifar100", 2500, "wrn_28_8", 1e-3, 1)),
+        ("cifar100_10000", ("cifar100", 10000, "wrn_28_8", 1e-3, 1)),
+        ("svhn_40", ("svhn_cropped", 40, "wrn_28_2", 5e-4, 1)),
+        ("stl10_40", ("stl10", 40, "wrn_28_2", 5e-4, 2)),
+    ],
+)
+def test_its_relatives_differ_in_this_alone(recipe, wanted):
+    c = Config.from_flagfile(f"configs/{recipe}.cfg")
+    base = Config.from_flagfile("configs/cifar10_40.cfg")
+    assert wanted == (
+        c.dataset,
+        c.labels,
+        c.backbone,
+        c.weight_decay,
+        c.stem_stride,
+    )
+    assert set(base.differences(c)) <= {
+        "dataset",
+        "labels",
+        "backbone",
+        "weight_decay",
+        "stem_stride",
+        "workdir",
+    }
+
+
 def test_imagenet_10pct_has_the_published_settings():
     c = Config.from_flagfile("configs/imagenet_10pct.cfg")
     wanted = {
@@ -199,7 +312,17 @@ def test_imagenet_10pct_has_the_published_settings():
     }
     assert {name: getattr(c, name) for name in wanted} == wanted
     # One pass over the unlabeled images.
-    assert c.matching_start_steps == (1_281_167 - 128_117) // (64 * 5)
+    assert c.matching_start_steps == (1_281_167 - 128_116) // (64 * 5)
+    less = Config.from_flagfile("configs/imagenet_1pct.cfg")
+    assert less.label_fraction == 0.01
+    assert less.matching_start_steps == (1_281_167 - 12_811) // (64 * 5)
+    assert set(c.differences(less)) == {
+        "label_fraction",
+        "matching_start_steps",
+        "eval_every",
+        "checkpoint_every",
+        "workdir",
+    }
 
 
 def test_flagfiles_nest_and_the_later_wins(tmp_path, monkeypatch):
@@ -293,7 +416,11 @@ def test_help_needs_no_tensorflow_and_two_screens(command):
         (["--steps=x"], "error: flag --steps=x"),
         (["--nothing"], "error: Unknown command line flag 'nothing'"),
         (["word"], "error: 'word' is not a flag"),
-        (["--flagfile=configs/cifar10_40.cfg"], "not in this version yet"),
+        (["--flagfile=configs/imagenet_1pct.cfg"], "not in this version yet"),
+        (
+            ["--labels=40", "--steps=5", "--dataset=cifar01"],
+            "--dataset=cifar01 is unknown; did you mean cifar10",
+        ),
         (
             ["--labels=40", "--steps=5", "--dataset=custom"],
             "--dataset=custom is for simmatch_tf.fit only",

@@ -16,7 +16,7 @@ LEVELS = {
     "reporting": 4,
 }
 # Flags and their machinery: at the bottom, for everyone.
-EVERYWHERE = {"commandline", "config"}
+EVERYWHERE = {"checks", "commandline", "config", "datasets"}
 
 
 def imports(path):
@@ -77,8 +77,10 @@ def test_only_the_bottom_knows_no_tensorflow():
     """Flags and workdir are checked before TensorFlow is imported."""
     for name in (
         "__init__.py",
+        "checks.py",
         "commandline.py",
         "config.py",
+        "datasets.py",
         "training/workdir.py",
         "training/results.py",
         "reporting/tables.py",

@@ -61,7 +61,7 @@ def test_every_file_and_function_it_names_exists():
 
 
 def test_the_first_screen_has_the_two_commands():
-    first = TEXT.split("## Results")[0]
+    first = TEXT.split("## Your own images")[0]
     commands = re.findall(r"```\n(.*?)\n```", first, re.S)
     assert len(commands) == 2 and all("\n" not in c for c in commands)
     assert "simmatch_tf.train --flagfile=configs/digits_40.cfg" in commands[0]

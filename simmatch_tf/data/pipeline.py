@@ -15,7 +15,7 @@ import functools
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.data import randomness, splits, views
+from simmatch_tf.data import cropping, randomness, splits, views
 from simmatch_tf.data import source as source_lib
 
 Batch = dict[str, tf.Tensor]
@@ -33,6 +33,8 @@ class Pipeline:
         unlabeled_batch_size: Unlabeled ones; 0 leaves them out.
         seed: Of order and views.
         parallel_calls: Batches prepared at once; no batch depends on it.
+        finished: Whether views are finished here; if not, the batch has the
+            crops and, as `draws/VIEW`, what `recipe.finish_batch` needs.
     """
 
     source: source_lib.Source
@@ -42,6 +44,7 @@ class Pipeline:
     unlabeled_batch_size: int
     seed: int
     parallel_calls: int = 2
+    finished: bool = True
 
     def dataset(
         self,
@@ -102,15 +105,15 @@ class Pipeline:
             self.batch_size // replicas,
             len(self.split.labeled),
         )
-        index = tf.gather(tf.constant(self.split.labeled), slots)
         labels = self.source.train.labels[self.split.labeled]
         batch = {
-            "labeled_weak": self.recipe.weak(
-                self.source.train.fetch(index),
-                self._seeds("labeled_weak", epoch, index),
-            ),
-            "labels": tf.gather(tf.constant(labels), slots),
+            "labels": tf.gather(_held(labels), slots),
             "slots": slots,
+            **self._crops(
+                tf.gather(_held(self.split.labeled), slots),
+                epoch,
+                ["labeled_weak"],
+            ),
         }
         if self.unlabeled_batch_size:
             place, epoch = self._positions(
@@ -120,12 +123,26 @@ class Pipeline:
                 self.unlabeled_batch_size // replicas,
                 len(self.split.unlabeled),
             )
-            index = tf.gather(tf.constant(self.split.unlabeled), place)
-            images = self.source.train.fetch(index)
-            for name in ("weak", "strong"):
-                batch[f"unlabeled_{name}"] = getattr(self.recipe, name)(
-                    images, self._seeds(f"unlabeled_{name}", epoch, index)
-                )
+            index = tf.gather(_held(self.split.unlabeled), place)
+            batch |= self._crops(
+                index, epoch, ["unlabeled_weak", "unlabeled_strong"]
+            )
+        return self.recipe.finish_batch(batch) if self.finished else batch
+
+    def _crops(
+        self, index: tf.Tensor, epoch: tf.Tensor, names: list[str]
+    ) -> Batch:
+        """The crops of some views of the same images, and their draws."""
+        seeds = [
+            randomness.seeds(randomness.key(self.seed, name), epoch, index)
+            for name in names
+        ]
+        crops = self.recipe.crops(self.source.train, index, seeds)
+        batch = dict(zip(names, crops, strict=True))
+        for name, seed in zip(names, seeds, strict=True):
+            batch[f"draws/{name}"] = self.recipe.draws(
+                seed, strong=name.endswith("strong")
+            )
         return batch
 
     def _positions(
@@ -147,15 +164,21 @@ class Pipeline:
         place = randomness.shuffle(key, epoch, within, size)
         return tf.ensure_shape(place, [count]), epoch
 
-    def _seeds(
-        self, stream: str, epoch: tf.Tensor, index: tf.Tensor
-    ) -> tf.Tensor:
-        key = randomness.key(self.seed, stream)
-        return randomness.seeds(key, epoch, index)
+
+def _held(array: np.ndarray) -> tf.Tensor:
+    """An array as a tensor that graphs refer to, instead of holding a copy."""
+    with tf.init_scope():
+        return tf.convert_to_tensor(array)
 
 
 def evaluation_dataset(
-    images: source_lib.Images, indices: np.ndarray, batch_size: int
+    images: source_lib.Images | source_lib.Encoded,
+    indices: np.ndarray,
+    batch_size: int,
+    *,
+    side: int,
+    resize: int | None = None,
+    parallel_calls: int = 1,
 ) -> tf.data.Dataset:
     """Images in batches of one size; the last is filled with repeats.
 
@@ -163,6 +186,9 @@ def evaluation_dataset(
         images: The set.
         indices: Which of them, in order; at least one.
         batch_size: Of every batch.
+        side: Of the crops; see `cropping.whole`.
+        resize: Likewise.
+        parallel_calls: Batches prepared at once.
 
     Returns:
         uint8 [batch_size, H, W, C]; drop what is beyond len(indices).
@@ -172,7 +198,13 @@ def evaluation_dataset(
     dataset = tf.data.Dataset.from_tensor_slices(
         padded.reshape(batches, batch_size)
     )
-    return _without_autotune(dataset.map(images.fetch).prefetch(1))
+    crop = tf.autograph.experimental.do_not_convert(
+        functools.partial(cropping.whole, images, side=side, resize=resize)
+    )
+    dataset = dataset.map(
+        crop, num_parallel_calls=parallel_calls, deterministic=True
+    )
+    return _without_autotune(dataset.prefetch(1))
 
 
 def _without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:

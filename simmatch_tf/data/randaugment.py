@@ -1,16 +1,14 @@
 """RandAugment in its common form, a whole batch at a time.
 
-Nearly every operation is one projective transform, or one table of 256 values
-for each image and channel. So an operation slot is one transform, one table
-look-up and two blends over the batch, each the identity for the images that
-drew something else.
+Every operation runs on the images that drew it only, in Pillow's own integers
+where Pillow computes in integers.
 """
 
 import math
 
 import tensorflow as tf
 
-from simmatch_tf.data import randomness
+from simmatch_tf.data import batched
 
 OPERATIONS = (
     "AutoContrast",
@@ -32,13 +30,14 @@ OPERATIONS = (
 
 def rand_augment(
     images: tf.Tensor,
-    seeds: tf.Tensor,
+    draws: tf.Tensor,
     *,
     operations: int = 2,
     probability: float = 0.5,
     low: float = 0.1,
     high: float = 0.9,
     levels: int = 9,
+    dense: bool = False,
 ) -> tf.Tensor:
     """Applies operations drawn with replacement, each at its own strength.
 
@@ -46,40 +45,42 @@ def rand_augment(
     levels=0, operations=3` is USB's form.
 
     Args:
-        images: uint8 [N, H, W, C], or one image [H, W, C].
-        seeds: int32 [N, 3], or [3].
+        images: uint8 [N, H, W, C], C 1 or 3.
+        draws: [N, 4 · operations] in [0, 1); of each operation: which one,
+            whether it is applied, how strong, in which direction.
         operations: How many are drawn for each image.
         probability: That a drawn operation is applied.
         low: Least strength r, in [0, 1].
         high: Greatest strength.
         levels: Evenly spaced strengths from low to high; 0: any between.
+        dense: See `batched.on_drawn`.
 
     Returns:
-        uint8, the shape of `images`.
+        uint8 [N, H, W, C].
     """
-    images, seeds = tf.convert_to_tensor(images), tf.convert_to_tensor(seeds)
-    if images.shape.rank == 3:
-        images, seeds, one = images[None], seeds[None], True
-    else:
-        one = False
-    draws = randomness.uniform(seeds, 4 * operations)  # [N, 4n]
     for slot in range(operations):
         which, applied, strength, sign = tf.unstack(
             draws[:, 4 * slot : 4 * slot + 4], axis=1
         )
-        operation = tf.cast(tf.floor(which * len(OPERATIONS)), tf.int32)
         operation = tf.where(
-            applied < probability, operation, OPERATIONS.index("Identity")
+            applied < probability,
+            batched.integers(which, len(OPERATIONS)),
+            OPERATIONS.index("Identity"),
         )
         if levels:
             strength = tf.floor(strength * levels) / max(levels - 1, 1)
         r = low + (high - low) * strength
-        images = apply(images, operation, tf.where(sign < 0.5, -r, r))
-    return images[0] if one else images
+        r = tf.where(sign < 0.5, -r, r)
+        images = apply(images, operation, r, dense=dense)
+    return images
 
 
 def apply(
-    images: tf.Tensor, operation: tf.Tensor, strength: tf.Tensor
+    images: tf.Tensor,
+    operation: tf.Tensor,
+    strength: tf.Tensor,
+    *,
+    dense: bool = False,
 ) -> tf.Tensor:
     """Applies one operation to each image, as Pillow defines it.
 
@@ -88,34 +89,173 @@ def apply(
         operation: Places in OPERATIONS, int32 [N].
         strength: r in [-1, 1] [N]; its sign is the direction of the geometric
             operations and nothing to the others.
+        dense: See `batched.on_drawn`.
 
     Returns:
         uint8 [N, H, W, C].
     """
-    images = _transform(images, operation, strength)
-    r = tf.abs(strength)
-    grey = _grey(images)  # [N, H, W, 1]
-    images = _look_up(images, _tables(images, grey, operation, r))
-    factor = 0.05 + 0.9 * r
-    images = _blend_if(operation, "Color", images, grey, factor)
-    return _blend_if(operation, "Sharpness", images, _smooth(images), factor)
+    for name, change in _CHANGES.items():
+        images = batched.on_drawn(
+            images,
+            _is(operation, name),
+            change,
+            tf.abs(strength),
+            dense=dense,
+        )
+    return batched.on_drawn(
+        images,
+        operation >= OPERATIONS.index("Rotate"),
+        _transform,
+        operation,
+        strength,
+        dense=dense,
+    )
 
 
 def _is(operation: tf.Tensor, name: str) -> tf.Tensor:
     return operation == OPERATIONS.index(name)
 
 
+def _each(numbers: tf.Tensor) -> tf.Tensor:
+    """One number for each image, to go with images: [n] → [n, 1, 1, 1]."""
+    return numbers[:, None, None, None]
+
+
+def _auto_contrast(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    """Stretches each channel over the whole range."""
+    del r
+    values = tf.cast(images, tf.float32)
+    low = tf.reduce_min(values, axis=[1, 2], keepdims=True)
+    high = tf.reduce_max(values, axis=[1, 2], keepdims=True)
+    # floor(255 (v - low) / (high - low)), as exact as Pillow's float64: the
+    # half keeps whole quotients clear of any rounding of the division.
+    scale = tf.maximum(high - low, 1.0)
+    stretched = tf.floor((255.0 * (values - low) + 0.5) / scale)
+    flat = tf.cast(high == low, tf.float32) * low  # one value: it stays
+    return tf.cast(stretched + flat, tf.uint8)
+
+
+def _equalize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    """Makes each channel's histogram flat."""
+    del r
+    channels = images.shape[-1]
+    series = tf.shape(images)[0] * channels  # n · C
+    offsets = tf.reshape(tf.range(series) * 256, [-1, 1, 1, channels])
+    places = tf.cast(images, tf.int32) + offsets
+    flat = tf.reshape(places, [-1])
+    histograms = tf.reshape(
+        tf.math.unsorted_segment_sum(tf.ones_like(flat), flat, series * 256),
+        [-1, 256],
+    )
+    values = tf.range(256)
+    last = tf.reduce_max(
+        tf.where(histograms > 0, values, 0), axis=1, keepdims=True
+    )
+    in_last = tf.gather(histograms, last, batch_dims=1)
+    total = images.shape[1] * images.shape[2]
+    step = (total - in_last) // 255
+    below = tf.cumsum(histograms, axis=1, exclusive=True) + step // 2
+    table = tf.minimum(below // tf.maximum(step, 1), 255)
+    table = tf.cast(tf.where(step > 0, table, values), tf.uint8)
+    return tf.gather(tf.reshape(table, [-1]), places)
+
+
+def _posterize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    """Keeps int(4 r) + 4 bits."""
+    dropped = 4 - tf.cast(4.0 * r, tf.int32)
+    kept = tf.cast(tf.bitwise.left_shift(255, dropped) % 256, tf.uint8)
+    return tf.bitwise.bitwise_and(images, _each(kept))
+
+
+def _solarize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    """Inverts what is not below 256 - int(256 r)."""
+    threshold = 256 - tf.cast(256.0 * r, tf.int32)
+    bright = tf.cast(images, tf.int32) >= _each(threshold)
+    return tf.bitwise.bitwise_xor(images, 255 * tf.cast(bright, tf.uint8))
+
+
+def _blend(
+    images: tf.Tensor, degenerate: tf.Tensor | float, r: tf.Tensor
+) -> tf.Tensor:
+    """Degenerate + factor (image - degenerate), Pillow's enhancers."""
+    factor = _each(0.05 + 0.9 * r)
+    blend = degenerate + factor * (tf.cast(images, tf.float32) - degenerate)
+    return tf.cast(blend, tf.uint8)
+
+
+def _grey(images: tf.Tensor) -> tf.Tensor:
+    """Luminance in whole numbers, float32 [n, H, W, 1]."""
+    values = tf.cast(images, tf.float32)
+    if images.shape[-1] == 1:
+        return values
+    red, green, blue = tf.split(values, 3, axis=-1)
+    # Pillow's 16-bit weights; float32 holds the sum exactly.
+    total = 19595.0 * red + 38470.0 * green + 7471.0 * blue
+    return tf.floor((total + 32768.0) / 65536.0)
+
+
+def _brightness(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    return _blend(images, 0.0, r)
+
+
+def _color(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    return _blend(images, _grey(images), r)
+
+
+def _contrast(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    mean = tf.reduce_mean(_grey(images), axis=[1, 2, 3], keepdims=True)
+    return _blend(images, tf.floor(mean + 0.5), r)
+
+
+def _sharpness(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
+    """Away from Pillow's SMOOTH filter: 3×3, centre 5 of 13; the edge stays."""
+    values = tf.cast(images, tf.float32)
+    total = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
+    total = total[:, :, :-2] + total[:, :, 1:-1] + total[:, :, 2:]
+    total += 4.0 * values[:, 1:-1, 1:-1]
+    inner = [[0, 0], [1, 1], [1, 1], [0, 0]]
+    smooth = tf.pad(tf.floor((total + 6.5) / 13.0), inner)  # rounded
+    edge = 1.0 - tf.pad(tf.ones_like(total[:1, :, :, :1]), inner)
+    return _blend(images, smooth + edge * values, r)
+
+
+_CHANGES = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Brightness": _brightness,
+    "Color": _color,
+    "Contrast": _contrast,
+    "Sharpness": _sharpness,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+}
+
+
+def _cos_sin(angle: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of angles up to 30°, by their series: exact to float32.
+
+    tf.cos and tf.sin round by an image's place in the batch.
+    """
+    cosine = [1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1.0]
+    sine = [1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0]
+    square = angle * angle
+    return (
+        tf.math.polyval(cosine, square),
+        angle * tf.math.polyval(sine, square),
+    )
+
+
 def _transform(
     images: tf.Tensor, operation: tf.Tensor, strength: tf.Tensor
 ) -> tf.Tensor:
     """The geometric operations: nearest neighbour, black outside."""
-    height, width = images.shape[1:3]
+    height, width, channels = images.shape[1:]
 
     def amount(name: str, most: float) -> tf.Tensor:
-        return tf.where(_is(operation, name), most * strength, 0.0)  # [N]
+        return tf.where(_is(operation, name), most * strength, 0.0)  # [n]
 
     angle = amount("Rotate", -math.radians(30.0))  # counter-clockwise
-    cos, sin = tf.cos(angle), tf.sin(angle)
+    cos, sin = _cos_sin(angle)
     shear_x, shear_y = amount("ShearX", 0.3), amount("ShearY", 0.3)
     # Of the output pixel (x, y), both at pixel centres, the input pixel is
     # (a x + b y + c, d x + e y + f).
@@ -126,141 +266,19 @@ def _transform(
     c -= a * centre_x + b * centre_y
     f = amount("TranslateY", 0.3 * height) + centre_y
     f -= d * centre_x + e * centre_y
-    # Pillow puts centres at half pixels and rounds halves up; the op here has
-    # them at whole pixels and rounds halves away from 0.
+    # Pillow rounds halves up: so do these, whichever way a sum was rounded.
     upward = 1e-4
-    c += 0.5 * (a + b) - 0.5 + upward
-    f += 0.5 * (d + e) - 0.5 + upward
-    zero = tf.zeros_like(a)
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
-        output_shape=[height, width],
-        fill_value=0.0,
-        interpolation="NEAREST",
-        fill_mode="CONSTANT",
-    )
-
-
-def _grey(images: tf.Tensor) -> tf.Tensor:
-    """Luminance, uint8 [N, H, W, 1], in Pillow's integers."""
-    if images.shape[-1] == 1:
-        return images
-    weights = tf.constant([19595, 38470, 7471])
-    total = tf.reduce_sum(
-        tf.cast(images, tf.int32) * weights, axis=-1, keepdims=True
-    )
-    return tf.cast(tf.bitwise.right_shift(total + 0x8000, 16), tf.uint8)
-
-
-def _histograms(images: tf.Tensor) -> tf.Tensor:
-    """Counts of each value: [N, H, W, C] → int32 [N, C, 256]."""
-    count, height, width, channels = images.shape
-    count = count or tf.shape(images)[0]
-    values = tf.reshape(images, [count, height * width, channels])
-    place = tf.range(count * channels) * 256
-    place = tf.reshape(place, [count, 1, channels])
-    flat = tf.reshape(tf.cast(values, tf.int32) + place, [-1])
-    counts = tf.math.unsorted_segment_sum(
-        tf.ones_like(flat), flat, count * channels * 256
-    )
-    return tf.reshape(counts, [count, channels, 256])
-
-
-def _auto_contrast(histograms: tf.Tensor) -> tf.Tensor:
-    """Tables [N, C, 256] that stretch each channel over the whole range."""
-    values = tf.range(256)
-    present = histograms > 0
-    low = tf.reduce_min(tf.where(present, values, 255), axis=2, keepdims=True)
-    high = tf.reduce_max(tf.where(present, values, 0), axis=2, keepdims=True)
-    # 255 (v - low) / (high - low) in whole numbers, as exact as Pillow's
-    # float64 and not off by one where the quotient is whole.
-    stretched = 255 * (values - low) // tf.maximum(high - low, 1)
-    return tf.where(high > low, tf.clip_by_value(stretched, 0, 255), values)
-
-
-def _equalize(histograms: tf.Tensor) -> tf.Tensor:
-    """Tables [N, C, 256] that make each channel's histogram flat."""
-    values = tf.range(256)
-    last = tf.reduce_max(
-        tf.where(histograms > 0, values, 0), axis=2, keepdims=True
-    )
-    total = tf.reduce_sum(histograms, axis=2, keepdims=True)
-    in_last = tf.reduce_sum(
-        tf.where(values == last, histograms, 0), axis=2, keepdims=True
-    )
-    step = (total - in_last) // 255
-    below = tf.cumsum(histograms, axis=2, exclusive=True) + step // 2
-    flat = tf.minimum(below // tf.maximum(step, 1), 255)
-    return tf.where(step > 0, flat, values)
-
-
-def _tables(
-    images: tf.Tensor, grey: tf.Tensor, operation: tf.Tensor, r: tf.Tensor
-) -> tf.Tensor:
-    """The table of each image's operation: uint8 [N, C, 256]."""
-    r = r[:, None, None]  # [N, 1, 1]
-    values = tf.range(256)
-    factor = 0.05 + 0.9 * r
-    histograms = _histograms(images)
-    mean = tf.reduce_mean(tf.cast(grey, tf.float32), axis=[1, 2, 3])  # [N]
-    mean = tf.floor(mean + 0.5)[:, None, None]
-    bits = tf.cast(4.0 * r, tf.int32) + 4
-    threshold = 256 - tf.cast(256.0 * r, tf.int32)
-    shift = 8 - bits
-    choices = {
-        "AutoContrast": _auto_contrast(histograms),
-        "Equalize": _equalize(histograms),
-        "Brightness": tf.cast(factor * tf.cast(values, tf.float32), tf.int32),
-        "Contrast": tf.cast(
-            mean + factor * (tf.cast(values, tf.float32) - mean), tf.int32
-        ),
-        "Posterize": tf.bitwise.left_shift(
-            tf.bitwise.right_shift(values + tf.zeros_like(shift), shift), shift
-        ),
-        "Solarize": tf.where(values < threshold, values, 255 - values),
-    }
-    table = tf.broadcast_to(values, tf.shape(histograms))
-    for name, choice in choices.items():
-        table = tf.where(_is(operation, name)[:, None, None], choice, table)
-    return tf.cast(table, tf.uint8)
-
-
-def _look_up(images: tf.Tensor, tables: tf.Tensor) -> tf.Tensor:
-    """Replaces every value by its table's entry."""
-    shape = tf.shape(images)
-    place = tf.range(shape[0] * shape[3]) * 256
-    place = tf.reshape(place, [shape[0], 1, 1, shape[3]])
+    a, b, c, d, e, f = (t[:, None, None] for t in (a, b, c, d, e, f))
+    x = tf.range(width, dtype=tf.float32) + 0.5  # [W]
+    y = tf.range(height, dtype=tf.float32)[:, None] + 0.5  # [H, 1]
+    column = tf.floor(a * x + (b * y + (c + upward)))  # [n, H, W]
+    row = tf.floor(d * x + (e * y + (f + upward)))
+    # What lies outside falls on a black border of one pixel.
+    column = tf.clip_by_value(column, -1.0, width) + 1.0
+    row = tf.clip_by_value(row, -1.0, height) + 1.0
+    pixels = tf.cast(row * (width + 2.0) + column, tf.int32)
+    padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    size = (height + 2) * (width + 2)
     return tf.gather(
-        tf.reshape(tables, [-1]), tf.cast(images, tf.int32) + place
+        tf.reshape(padded, [-1, size, channels]), pixels, batch_dims=1
     )
-
-
-def _smooth(images: tf.Tensor) -> tf.Tensor:
-    """Pillow's SMOOTH filter: 3×3, centre 5 of 13; the edge stays."""
-    padded = tf.pad(tf.cast(images, tf.int32), [[0, 0], [1, 1], [1, 1], [0, 0]])
-    height, width = images.shape[1:3]
-    total = 4 * padded[:, 1 : height + 1, 1 : width + 1]
-    for y in range(3):
-        for x in range(3):
-            total += padded[:, y : y + height, x : x + width]
-    inner = tf.pad(tf.ones([height - 2, width - 2], tf.bool), [[1, 1], [1, 1]])[
-        None, :, :, None
-    ]
-    smooth = tf.cast((2 * total + 13) // 26, tf.uint8)  # rounded
-    return tf.where(inner, smooth, images)
-
-
-def _blend_if(
-    operation: tf.Tensor,
-    name: str,
-    images: tf.Tensor,
-    degenerate: tf.Tensor,
-    factor: tf.Tensor,
-) -> tf.Tensor:
-    """Degenerate + factor (image - degenerate), where `name` was drawn."""
-    base = tf.cast(degenerate, tf.float32)
-    factor = factor[:, None, None, None]
-    blend = base + factor * (tf.cast(images, tf.float32) - base)
-    drawn = _is(operation, name)[:, None, None, None]
-    return tf.where(drawn, tf.cast(blend, tf.uint8), images)

@@ -1,10 +1,39 @@
-"""Where images come from: the contract, and images held in memory."""
+"""Where images come from: the contract, and images held in memory.
+
+A set of images is either in memory, all of one size (`Images`: `fetch`), or
+encoded and of any sizes (`files.FileImages`, `records.RecordImages`: `read`).
+Both have `labels` [N] and, where there are any, `names`.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+# Mean and standard deviation of each channel, in units of 1 (white).
+Statistics = tuple[list[float], list[float]]
+
+
+class Encoded(Protocol):
+    """Images of any sizes, decoded when they are needed; always RGB.
+
+    Attributes:
+        labels: int32 [N], classes from 0; -1 where the class is not known.
+        names: N names that lists of labeled images use, or None.
+    """
+
+    encoded: ClassVar[bool] = True
+    labels: np.ndarray
+    names: Sequence[str] | None
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The image's bytes (scalar string) and EXIF orientation (int32)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,10 +43,13 @@ class Images:
     Attributes:
         images: uint8 [N, H, W, C], N at least 1, C 1 or 3.
         labels: int32 [N], classes from 0; -1 where the class is not known.
+        names: N names that lists of labeled images may use, or None.
     """
 
+    encoded: ClassVar[bool] = False
     images: np.ndarray
     labels: np.ndarray
+    names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Checks types and shapes."""
@@ -40,17 +72,12 @@ class Images:
             )
         if not len(self.images):
             raise ValueError("there are 0 images, but at least 1 is wanted")
-        if not np.issubdtype(self.labels.dtype, np.integer):
+        if self.names is not None and len(self.names) != len(self.images):
             raise ValueError(
-                f"labels are {self.labels.dtype}, but integers are wanted"
+                f"there are {len(self.names)} names, but {len(self.images)} "
+                "images"
             )
-        low, high = self.labels.min(), self.labels.max()
-        if low < -1 or high > np.iinfo(np.int32).max:
-            raise ValueError(
-                f"labels from {low} to {high}: must be classes from 0, or -1 "
-                "where the class is not known"
-            )
-        object.__setattr__(self, "labels", self.labels.astype(np.int32))
+        object.__setattr__(self, "labels", check_labels(self.labels))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -58,7 +85,30 @@ class Images:
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
         """Images [n, H, W, C] uint8 at `indices` [n]."""
-        return tf.gather(tf.constant(self.images), indices)
+        return tf.gather(self._tensor, indices)
+
+    @functools.cached_property
+    def _tensor(self) -> tf.Tensor:
+        """The images, once: a constant in a graph would be a copy in each."""
+        with tf.init_scope():
+            return tf.convert_to_tensor(self.images)
+
+
+def check_labels(labels: np.ndarray) -> np.ndarray:
+    """Gives labels [N] as int32.
+
+    Raises:
+        ValueError: They are no integers, or not all -1 or more.
+    """
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are {labels.dtype}, but integers are wanted")
+    low, high = labels.min(), labels.max()
+    if low < -1 or high > np.iinfo(np.int32).max:
+        raise ValueError(
+            f"labels from {low} to {high}: must be classes from 0, or -1 "
+            "where the class is not known"
+        )
+    return labels.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,36 +119,49 @@ class Source:
         name: As in --dataset.
         class_names: L names.
         train: Images to draw labeled and unlabeled ones from.
-        test: Images for the results.
+        test: Images for the results; None: the validation images are.
         flip: Whether a mirrored image is still of its class.
+        image_size: Side of the square views of encoded images; images in
+            memory have their own size.
+        measure: Computes the statistics of encoded training images.
     """
 
     name: str
     class_names: Sequence[str]
-    train: Images
-    test: Images
+    train: Images | Encoded
+    test: Images | Encoded | None
     flip: bool
+    image_size: int | None = None
+    measure: Callable[[], Statistics] | None = None
 
     def __post_init__(self) -> None:
         """Checks that labels, names and the two sets go together."""
+        if self.train.encoded and self.image_size is None:
+            raise ValueError(f"{self.name}: encoded images need an image_size")
+        self._check_labels("train", self.train.labels)
+        if self.test is None:
+            return
+        self._check_labels("test", self.test.labels)
+        if self.test.labels.min() < 0:
+            raise ValueError(
+                f"{self.name}: label {self.test.labels.min()} in test, but the "
+                "class of every test image must be known"
+            )
+        if self.train.encoded or self.test.encoded:
+            return
         train, test = (x.images.shape[1:] for x in (self.train, self.test))
         if train != test:
             raise ValueError(
                 f"{self.name}: training images have shape {train}, test images "
                 f"{test}; they must be equal"
             )
-        if self.test.labels.min() < 0:
+
+    def _check_labels(self, split: str, labels: np.ndarray) -> None:
+        if labels.max(initial=0) >= self.num_classes:
             raise ValueError(
-                f"{self.name}: label {self.test.labels.min()} in test, but the "
-                "class of every test image must be known"
+                f"{self.name}: label {labels.max()} in {split}, but there "
+                f"are {self.num_classes} classes (labels from 0)"
             )
-        for split in ("train", "test"):
-            labels = getattr(self, split).labels
-            if labels.max(initial=0) >= self.num_classes:
-                raise ValueError(
-                    f"{self.name}: label {labels.max()} in {split}, but there "
-                    f"are {self.num_classes} classes (labels from 0)"
-                )
 
     @property
     def num_classes(self) -> int:
@@ -107,16 +170,35 @@ class Source:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+        """(height, width, channels) of the views."""
+        if self.train.encoded:
+            return self.image_size, self.image_size, 3
         return tuple(self.train.images.shape[1:])
 
-    def statistics(self) -> tuple[list[float], list[float]]:
+    def statistics(self) -> Statistics:
         """Mean and standard deviation of the training images' channels.
 
         Returns:
             Two lists of C numbers, in units of 1 (white).
         """
+        if self.measure is not None:
+            return self.measure()
         images = self.train.images
-        mean = images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
-        std = images.std(axis=(0, 1, 2), dtype=np.float64) / 255
-        return mean.tolist(), np.maximum(std, 1e-3).tolist()
+        # By histograms: exact sums, and no copy of the images as floats.
+        counts = np.stack(
+            [
+                np.bincount(images[..., channel].ravel(), minlength=256)
+                for channel in range(images.shape[-1])
+            ]
+        )
+        return statistics(counts)
+
+
+def statistics(counts: np.ndarray) -> Statistics:
+    """Mean and standard deviation from counts [C, 256] of each value."""
+    values = np.arange(256)
+    total = counts.sum(axis=1)
+    mean = counts @ values / total
+    spread = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
+    std = np.maximum(np.sqrt(spread) / 255, 1e-3)
+    return (mean / 255).tolist(), std.tolist()

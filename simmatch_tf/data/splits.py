@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def draw(
     *,
     labels: int | None,
     label_fraction: float | None,
+    listed: np.ndarray | None = None,
     split_seed: int,
     validation_fraction: float,
     unlabeled_includes_labeled: bool,
@@ -45,6 +47,8 @@ def draw(
         source: The dataset.
         labels: Labeled images in all, or None.
         label_fraction: Labeled share of each class, or None.
+        listed: Indices of the labeled images, if they are given; if all three
+            are None, every image of a known class is labeled.
         split_seed: Decides which.
         validation_fraction: Share of the labeled images of each class, at
             least one, that is moved out of training, memory and the unlabeled
@@ -55,12 +59,18 @@ def draw(
         InputError: There are not enough images, or none would be left.
     """
     all_labels = source.train.labels
+    candidates = np.arange(len(all_labels)) if listed is None else listed
+    # By class, then by index: a class is a run of this order.
+    order = candidates[np.argsort(all_labels[candidates], kind="stable")]
+    ends = np.searchsorted(
+        all_labels[order], np.arange(source.num_classes + 1), "left"
+    )
     generator = np.random.default_rng(split_seed)
     labeled, validation = [], []
     for label, name in enumerate(source.class_names):
         # One permutation a class: 40 labels are among the 400 of that seed.
-        order = generator.permutation(np.flatnonzero(all_labels == label))
-        count = _count(source, labels, label_fraction, len(order), name)
+        pool = generator.permutation(order[ends[label] : ends[label + 1]])
+        count = _count(source, labels, label_fraction, len(pool), name)
         held = 0
         if validation_fraction:
             held = max(1, round(validation_fraction * count))
@@ -70,19 +80,31 @@ def draw(
                 f"has {count} labeled images, and with {held} set aside none "
                 "would be left; use more labels"
             )
-        labeled.append(np.sort(order[: count - held]))
-        validation.append(np.sort(order[count - held : count]))
+        labeled.append(np.sort(pool[: count - held]))
+        validation.append(np.sort(pool[count - held : count]))
     labeled, validation = np.concatenate(labeled), np.concatenate(validation)
-    gone = validation if unlabeled_includes_labeled else None
-    if gone is None:
-        gone = np.concatenate([labeled, validation])
-    unlabeled = np.setdiff1d(np.arange(len(all_labels)), gone)
-    if not len(unlabeled):
-        raise InputError(
-            f"no unlabeled image is left: {source.name} has {len(all_labels)} "
-            f"training images, {len(gone)} of them labeled"
-        )
+    unlabeled = _unlabeled(
+        source, labeled, validation, unlabeled_includes_labeled
+    )
     return Split(labeled, validation, unlabeled)
+
+
+def _unlabeled(
+    source: source_lib.Source,
+    labeled: np.ndarray,
+    validation: np.ndarray,
+    includes_labeled: bool,
+) -> np.ndarray:
+    gone = [validation] if includes_labeled else [validation, labeled]
+    mask = np.ones(len(source.train), bool)
+    mask[np.concatenate(gone)] = False
+    if not mask.any():
+        raise InputError(
+            f"no unlabeled image is left: {source.name} has "
+            f"{len(source.train)} training images, {len(labeled)} of them "
+            f"labeled and {len(validation)} set aside"
+        )
+    return np.flatnonzero(mask)
 
 
 def _count(
@@ -93,21 +115,108 @@ def _count(
     name: str,
 ) -> int:
     """Labeled images of one class."""
-    if labels is None:
-        count = max(1, round(label_fraction * available))
-    elif labels % source.num_classes:
+    if labels is not None and labels % source.num_classes:
         raise InputError(
             f"--labels={labels} is not divisible by the {source.num_classes} "
             f"classes of {source.name}"
         )
-    else:
+    if labels is not None:
         count = labels // source.num_classes
-    if count > available:
+        if count > available:
+            raise InputError(
+                f"--labels={labels}: {count} images of each class are wanted, "
+                f"but class {name!r} of {source.name} has {available}"
+            )
+    elif not available:
         raise InputError(
-            f"--labels={labels}: {count} images of each class are wanted, but "
-            f"class {name!r} of {source.name} has {available}"
+            f"class {name!r} of {source.name} has no labeled image"
         )
+    elif label_fraction is not None:
+        count = max(1, round(label_fraction * available))
+    else:
+        count = available
     return count
+
+
+def read_list(path: pathlib.Path, source: source_lib.Source) -> np.ndarray:
+    """Reads a list of labeled images: one file name or index a line.
+
+    Raises:
+        InputError: It cannot be read, or a line is no labeled image's.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--labeled_list={path}: {error}") from None
+    return find(lines, source, f"--labeled_list={path}")
+
+
+def find(names: list[str], source: source_lib.Source, of: str) -> np.ndarray:
+    """Finds images by file name (with or without folders) or index.
+
+    Args:
+        names: One a line; empty ones are left out.
+        source: The dataset.
+        of: What the names are from, for messages.
+
+    Returns:
+        Indices into the training images, [n] int64.
+
+    Raises:
+        InputError: A name is of no image, of several, of an image whose class
+            is not known, or there twice; or there are none.
+    """
+    look_up = _look_up(source)
+    found: dict[int, int] = {}
+    for number, line in enumerate(names, 1):
+        name = line.strip()
+        if not name:
+            continue
+        place = f"{of}, line {number}: {name!r}"
+        index = look_up(name, place)
+        if source.train.labels[index] < 0:
+            raise InputError(f"{place} has no known class")
+        if index in found:
+            raise InputError(f"{place} is the image of line {found[index]}")
+        found[index] = number
+    if not found:
+        raise InputError(f"{of}: names no image")
+    return np.asarray(sorted(found), np.int64)
+
+
+def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
+    """From a name, and where it stands, to an index."""
+    names = source.train.names
+    known = {} if names is None else {n: i for i, n in enumerate(names)}
+    # Lists often leave out folders, or name others than the data's.
+    bare: dict[str, int | None] = {}
+    for name, index in known.items():
+        last = name.rpartition("/")[2]
+        bare[last] = None if last in bare else index
+
+    def look_up(name: str, place: str) -> int:
+        index = known.get(name)
+        if index is None:
+            last = name.rpartition("/")[2]
+            index = bare.get(last)
+            if index is None and last in bare:
+                raise InputError(f"{place} is the name of several images")
+        if index is None and name.isdecimal():
+            index = int(name)
+            if index >= len(source.train):
+                raise InputError(
+                    f"{place}: {source.name} has {len(source.train)} training "
+                    "images (indices from 0)"
+                )
+        if index is None:
+            what = "no training image of" if known else "not an index into"
+            raise InputError(
+                f"{place} is {what} {source.name}"
+                + (f"; its names are like {names[0]!r}" if known else "")
+            )
+        return index
+
+    return look_up
 
 
 def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
@@ -116,6 +225,9 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
     Raises:
         InputError: The file cannot be written.
     """
+    names = source.train.names
+    excluded = np.ones(len(source.train), bool)
+    excluded[split.unlabeled] = False
     content = {
         "dataset": source.name,
         "class_names": list(source.class_names),
@@ -123,14 +235,16 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
         "train_images": len(source.train),
         "labeled": split.labeled.tolist(),
         "labels": source.train.labels[split.labeled].tolist(),
+        "names": None if names is None else [names[i] for i in split.labeled],
         "validation": split.validation.tolist(),
-        "unlabeled_excludes": np.setdiff1d(
-            np.arange(len(source.train)), split.unlabeled
-        ).tolist(),
+        "unlabeled_excludes": np.flatnonzero(excluded).tolist(),
     }
     aside = path.with_suffix(".tmp")
     try:
-        aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        aside.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
         aside.replace(path)
     except OSError as error:
         raise InputError(
@@ -162,33 +276,80 @@ def read_content(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read(path: pathlib.Path, source: source_lib.Source) -> Split:
-    """Reads the split of a run that is resumed.
+def read(
+    path: pathlib.Path, source: source_lib.Source, *, resumed: bool = True
+) -> Split:
+    """Reads the split of a run.
+
+    Args:
+        path: Its split.json.
+        source: The dataset.
+        resumed: It is this run's own, so its views' size must be the same.
 
     Raises:
         InputError: The file cannot be read, or does not fit the dataset.
     """
     content = read_content(path)
     images = len(source.train)
-    for name, here in (
-        ("train_images", images),
-        ("image_shape", list(source.image_shape)),
-        ("class_names", list(source.class_names)),
-    ):
+    wanted = {
+        "train_images": images,
+        "class_names": list(source.class_names),
+    }
+    if resumed:
+        wanted["image_shape"] = list(source.image_shape)
+    labeled = np.asarray(content["labeled"], np.int64)
+    for name, here in wanted.items():
         if content[name] != here:
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: "
                 f"{name} is {content[name]} there and {here} here"
             )
-    labeled = np.asarray(content["labeled"], np.int64)
     if not np.array_equal(source.train.labels[labeled], content["labels"]):
         raise InputError(
             f"{path}: the split does not fit the dataset {source.name}: the "
             "labeled images have other labels here"
         )
-    excluded = np.asarray(content["unlabeled_excludes"], np.int64)
+    _check_names(path, content.get("names"), labeled, source)
+    excluded = np.ones(images, bool)
+    excluded[np.asarray(content["unlabeled_excludes"], np.int64)] = False
     return Split(
         labeled=labeled,
         validation=np.asarray(content["validation"], np.int64),
-        unlabeled=np.setdiff1d(np.arange(images), excluded),
+        unlabeled=np.flatnonzero(excluded),
     )
+
+
+def _check_names(
+    path: pathlib.Path,
+    there: list[str] | None,
+    labeled: np.ndarray,
+    source: source_lib.Source,
+) -> None:
+    names = source.train.names
+    if there is None or names is None:
+        return
+    here = [names[i] for i in labeled]
+    for old, new in zip(there, here, strict=True):
+        if old != new:
+            raise InputError(
+                f"{path}: the split does not fit the dataset {source.name}: a "
+                f"labeled image is {old!r} there and {new!r} here"
+            )
+
+
+def hand_over(
+    path: pathlib.Path,
+    source: source_lib.Source,
+    *,
+    unlabeled_includes_labeled: bool,
+) -> Split:
+    """Takes the labeled and validation images of another run.
+
+    Raises:
+        InputError: The file cannot be read, or does not fit the dataset.
+    """
+    split = read(path, source, resumed=False)
+    unlabeled = _unlabeled(
+        source, split.labeled, split.validation, unlabeled_includes_labeled
+    )
+    return dataclasses.replace(split, unlabeled=unlabeled)

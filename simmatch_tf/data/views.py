@@ -1,19 +1,29 @@
-"""Weak and strong views of small images, whole batches at a time.
+"""Weak and strong views, in two stages.
 
-Every function takes uint8 images [N, H, W, C] with seeds [N, 3] (see
-`randomness.seeds`), or one image [H, W, C] with its seed [3], and gives the
-same view for the same seed whatever else is in the batch.
+Crops are cut on the host, where images are read. Views are finished from them
+a whole batch at a time, on the host or on the device of the step: functions of
+the crops and of numbers drawn beforehand, so the place changes nothing. One
+image's views are the same whatever else is in the batch.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from simmatch_tf.data import randaugment, randomness
+from simmatch_tf.data import (
+    batched,
+    cropping,
+    decoding,
+    moco,
+    randaugment,
+    randomness,
+    source,
+)
 
-CUTOUT_GREY = 127
+# The views of a batch; all but the last are weak.
+VIEWS = ("labeled_weak", "unlabeled_weak", "unlabeled_strong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +31,15 @@ class Recipe:
     """The two views of one run.
 
     Attributes:
+        side: Of the crops of encoded images.
+        weak: "flip_crop": mirror, and shift within a reflected border;
+            "resized_crop": a random crop, resized, and mirror.
+        strong: What the strong view adds: "randaugment" and cutout, "moco"
+            (colour jitter, grey, blur), "keras_cv" (that library's
+            RandAugment) and cutout, or "none".
         flip: Mirror half of the images.
-        pad: Pixels of the reflect-pad crop.
+        pad: Pixels of the reflected border.
+        crop_area: Least share of the image in a resized crop.
         cutout: Side of the square cutout in pixels; 0: none.
         operations: RandAugment's n; 0: none.
         probability: That a drawn operation is applied.
@@ -31,46 +48,125 @@ class Recipe:
         levels: Number of strengths between them; 0: any.
     """
 
-    flip: bool
-    pad: int
-    cutout: int
+    side: int
+    weak: str = "flip_crop"
+    strong: str = "randaugment"
+    flip: bool = True
+    pad: int = 4
+    crop_area: float = 0.2
+    cutout: int = 16
     operations: int = 2
     probability: float = 0.5
     low: float = 0.1
     high: float = 0.9
     levels: int = 9
 
-    def weak(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """The weak view: flip and crop."""
-        return flip_crop(images, seeds, flip=self.flip, pad=self.pad)
+    def crops(
+        self,
+        images: source.Images | source.Encoded,
+        indices: tf.Tensor,
+        seeds: Sequence[tf.Tensor],
+    ) -> list[tf.Tensor]:
+        """The first stage: one crop for each view of the images.
 
-    def strong(self, images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """The strong view: flip and crop, RandAugment, cutout."""
-        images = self.weak(images, seeds)
-        images = randaugment.rand_augment(
+        Args:
+            images: The set.
+            indices: Which of them, int64 [n].
+            seeds: Of each view, int32 [n, 3].
+
+        Returns:
+            uint8 [n, H, W, C] for each view.
+        """
+        if self.weak == "flip_crop":
+            crop = cropping.whole(images, indices, side=self.side)
+            return [crop] * len(seeds)
+        draws = [_draw(s, "resized_crop", decoding.BOX_DRAWS) for s in seeds]
+        return cropping.resized(
             images,
-            seeds,
-            operations=self.operations,
-            probability=self.probability,
-            low=self.low,
-            high=self.high,
-            levels=self.levels,
+            indices,
+            tf.stack(draws, axis=1),
+            side=self.side,
+            area=self.crop_area,
         )
-        return cutout(images, seeds, side=self.cutout)
 
+    def draws(self, seeds: tf.Tensor, *, strong: bool) -> tf.Tensor:
+        """The numbers in [0, 1) that finish a view: float32 [n, draws].
 
-def _batched(view: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Lets a function of a batch take one image as well."""
+        Args:
+            seeds: int32 [n, 3].
+            strong: Of a strong view, not a weak one.
+        """
+        drawn = [_draw(seeds, "flip_crop", 3)]
+        if strong and self.strong == "randaugment":
+            drawn.append(randomness.uniform(seeds, 4 * self.operations))
+        if strong and self.strong in ("randaugment", "keras_cv"):
+            drawn.append(_draw(seeds, "cutout", 2))
+        if strong and self.strong == "moco":
+            drawn.append(_draw(seeds, "moco", moco.DRAWS))
+        return tf.concat(drawn, axis=1)
 
-    @functools.wraps(view)
-    def wrapper(images: tf.Tensor, seeds: tf.Tensor, **options) -> tf.Tensor:
-        images = tf.convert_to_tensor(images)
-        seeds = tf.convert_to_tensor(seeds)
-        if images.shape.rank == 3:
-            return view(images[None], seeds[None], **options)[0]
-        return view(images, seeds, **options)
+    def finish(
+        self,
+        crops: tf.Tensor,
+        draws: tf.Tensor,
+        *,
+        strong: bool,
+        dense: bool = False,
+    ) -> tf.Tensor:
+        """The second stage: views from crops.
 
-    return wrapper
+        Args:
+            crops: uint8 [n, H, W, C].
+            draws: See `draws`.
+            strong: A strong view, not a weak one.
+            dense: Do everything to every image and choose, at static shapes,
+                as accelerators want it; False: only what was drawn.
+
+        Returns:
+            uint8 [n, H, W, C].
+        """
+        geometry, rest = draws[:, :3], draws[:, 3:]
+        if self.weak == "flip_crop":
+            views = batched.flip_crop(
+                crops, geometry, flip=self.flip, pad=self.pad
+            )
+        else:
+            views = crops
+            if self.flip:
+                views = batched.flip(crops, geometry[:, 2:])
+        if not strong or self.strong == "none":
+            return views
+        if self.strong == "moco":
+            return moco.color(views, rest, dense=dense)
+        if self.strong == "keras_cv":
+            views = _keras_cv(self)(views)
+        else:
+            views = randaugment.rand_augment(
+                views,
+                rest[:, :-2],
+                operations=self.operations,
+                probability=self.probability,
+                low=self.low,
+                high=self.high,
+                levels=self.levels,
+                dense=dense,
+            )
+        return batched.cutout(views, rest[:, -2:], side=self.cutout)
+
+    def finish_batch(
+        self, batch: dict[str, tf.Tensor], *, dense: bool = False
+    ) -> dict[str, tf.Tensor]:
+        """Finishes all views of a batch; its draws are used up."""
+        batch = dict(batch)
+        for view in VIEWS:
+            if view in batch:
+                batch[view] = self.finish(
+                    batch[view],
+                    batch.pop(f"draws/{view}"),
+                    strong=view.endswith("strong"),
+                    dense=dense,
+                )
+        return batch
 
 
 def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:
@@ -80,68 +176,24 @@ def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:
     return randomness.uniform(tf.bitwise.bitwise_xor(seeds, offset), count)
 
 
-def _integers(numbers: tf.Tensor, count: int) -> tf.Tensor:
-    """Turns numbers in [0, 1) into integers 0 … count - 1."""
-    return tf.cast(tf.floor(numbers * count), tf.int32)
+@functools.cache
+def _keras_cv(recipe: Recipe) -> Callable[[tf.Tensor], tf.Tensor]:
+    """That library's layer, as near to the recipe as its arguments allow."""
+    import keras_cv  # slow to import, needed here only
 
+    with tf.init_scope():
+        layer = keras_cv.layers.RandAugment(
+            value_range=(0, 255),
+            augmentations_per_image=recipe.operations,
+            rate=recipe.probability,
+            magnitude=(recipe.low + recipe.high) / 2,
+            # The deviation of a uniform strength.
+            magnitude_stddev=(recipe.high - recipe.low) / 12**0.5,
+        )
 
-@_batched
-def flip_crop(
-    images: tf.Tensor, seeds: tf.Tensor, *, flip: bool, pad: int
-) -> tf.Tensor:
-    """Mirrors half of the images, then crops them out of a reflected border.
+    @tf.function  # the layer is written for AutoGraph
+    def apply(images: tf.Tensor) -> tf.Tensor:
+        views = layer(tf.cast(images, tf.float32), training=True)
+        return tf.cast(tf.clip_by_value(tf.round(views), 0, 255), tf.uint8)
 
-    Args:
-        images: uint8 [N, H, W, C].
-        seeds: int32 [N, 3].
-        flip: Whether to mirror at all.
-        pad: Width of the border, below the image's sides; the border mirrors
-            the image without repeating its edge.
-
-    Returns:
-        uint8 [N, H, W, C].
-    """
-    height, width = images.shape[1:3]
-    draws = _draw(seeds, "flip_crop", 3)  # [N, 3]
-    shift = _integers(draws[:, :2], 2 * pad + 1) - pad  # [N, 2]
-
-    def reflect(places: tf.Tensor, size: int) -> tf.Tensor:
-        last = size - 1
-        return last - tf.abs(last - tf.abs(places))
-
-    rows = reflect(tf.range(height) + shift[:, :1], height)  # [N, H]
-    columns = reflect(tf.range(width) + shift[:, 1:], width)  # [N, W]
-    if flip:
-        mirrored = draws[:, 2:] < 0.5  # [N, 1]
-        columns = tf.where(mirrored, width - 1 - columns, columns)
-    images = tf.gather(images, rows, axis=1, batch_dims=1)
-    return tf.gather(images, columns, axis=2, batch_dims=1)
-
-
-@_batched
-def cutout(images: tf.Tensor, seeds: tf.Tensor, *, side: int) -> tf.Tensor:
-    """Paints one grey square; its centre is uniform, the border clips it.
-
-    Args:
-        images: uint8 [N, H, W, C].
-        seeds: int32 [N, 3].
-        side: Of the square in pixels; 0 changes nothing.
-
-    Returns:
-        uint8 [N, H, W, C].
-    """
-    if not side:
-        return images
-    height, width = images.shape[1:3]
-    draws = _draw(seeds, "cutout", 2)  # [N, 2]
-
-    def inside(draw: tf.Tensor, size: int) -> tf.Tensor:
-        start = _integers(draw, size)[:, None] - side // 2  # [N, 1]
-        places = tf.range(size)
-        return (places >= start) & (places < start + side)  # [N, size]
-
-    square = (
-        inside(draws[:, 0], height)[:, :, None, None]
-        & inside(draws[:, 1], width)[:, None, :, None]
-    )
-    return tf.where(square, tf.constant(CUTOUT_GREY, tf.uint8), images)
+    return apply

@@ -15,6 +15,7 @@ def backbone(
     name: str,
     *,
     batch_norm_momentum: float | None = None,
+    stem_stride: int = 1,
     synchronized: bool = False,
 ) -> Backbone:
     """Finds a backbone by its name.
@@ -22,6 +23,7 @@ def backbone(
     Args:
         name: "wrn_DEPTH_WIDTH".
         batch_norm_momentum: Default: the published one.
+        stem_stride: Of the first convolution.
         synchronized: BatchNorm over all replicas.
 
     Raises:
@@ -35,6 +37,7 @@ def backbone(
         int(parts[1]),
         int(parts[2]),
         batch_norm_momentum=batch_norm_momentum,
+        stem_stride=stem_stride,
         synchronized=synchronized,
     )
 

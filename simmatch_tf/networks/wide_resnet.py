@@ -63,6 +63,7 @@ def wide_resnet(
     image_shape: tuple[int, int, int],
     *,
     batch_norm_momentum: float | None = None,
+    stem_stride: int = 1,
     synchronized: bool = False,
 ) -> keras.Model:
     """Builds WRN-depth-width: images → features after the global pool.
@@ -73,6 +74,8 @@ def wide_resnet(
         image_shape: (height, width, channels), sides of at least 8.
         batch_norm_momentum: Weight of the old statistics; default: the
             published 0.999, made for runs of 2^20 steps.
+        stem_stride: Of the first convolution: 1 as published, for small
+            images; with 2 a large image costs a quarter.
         synchronized: BatchNorm over all replicas.
 
     Returns:
@@ -88,7 +91,7 @@ def wide_resnet(
     momentum = 0.999 if batch_norm_momentum is None else batch_norm_momentum
     batch_norm = {"momentum": momentum, "synchronized": synchronized}
     images = keras.Input(image_shape, name="images")
-    x = _convolution(images, 16, 3, 1)
+    x = _convolution(images, 16, 3, stem_stride)
     for group, filters in enumerate((16 * width, 32 * width, 64 * width)):
         for block in range((depth - 4) // 6):
             first = block == 0

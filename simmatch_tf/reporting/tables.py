@@ -5,6 +5,8 @@ from typing import Any
 
 from simmatch_tf.training import results
 
+_MANY = 100  # classes beyond which only the worst are shown
+_WORST = 20
 _WIDE = 15  # classes beyond which a confusion matrix is not for a terminal
 
 
@@ -47,7 +49,8 @@ def result(found: results.Result) -> str:
         f"{found.algorithm} on {found.dataset}: {found.labels} labels, "
         f"{found.steps} steps, seed {found.seed}, split seed "
         f"{found.split_seed}\n\n{table(rows)}\n\n"
-        f"* the result: last checkpoint, {found.test_images} test images. "
+        f"* the result: last checkpoint, {found.test_images} "
+        f"{found.scored_on} images. "
         f"Best is chosen on the {chosen_on} images."
     )
 
@@ -65,7 +68,14 @@ def evaluation(report: dict[str, Any]) -> str:
         ("calibration_error", "calibration error"),
     ):
         rows.append([title, *(_percent(report[n][key]) for n in names)])
-    for label, class_name in enumerate(report["class_names"]):
+    shown = range(len(report["class_names"]))
+    if len(shown) > _MANY:  # the file has them all
+        record = report[report["weights_of_record"]]["per_class"]
+        shown = sorted(
+            (i for i in shown if record[i] is not None), key=record.__getitem__
+        )[:_WORST]
+    for label in shown:
+        class_name = report["class_names"][label]
         rows.append(
             [
                 f"class {class_name}",
@@ -73,8 +83,8 @@ def evaluation(report: dict[str, Any]) -> str:
             ]
         )
     text = (
-        f"Step {report['step']}, {report['test_images']} test images, "
-        f"* weights of record\n\n{table(rows)}"
+        f"Step {report['step']}, {report['test_images']} "
+        f"{report['scored_on']} images, * weights of record\n\n{table(rows)}"
     )
     class_names = [str(name) for name in report["class_names"]]
     if len(class_names) <= _WIDE:

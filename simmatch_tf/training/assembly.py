@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import random
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from simmatch_tf import checks
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import simmatch, supervised
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, pipeline, splits, views
+from simmatch_tf.data import (
+    digits,
+    folder,
+    pipeline,
+    prepared,
+    splits,
+    views,
+)
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import checkpoints
@@ -84,7 +93,28 @@ def make_strategy() -> tf.distribute.Strategy:
 
 def make_source(config: config_lib.Config, custom: Custom) -> source_lib.Source:
     """Loads the images that the flags name."""
-    return custom.source or digits.load(config.image_size)
+    if custom.source is not None:
+        return custom.source
+    if config.dataset == "digits":
+        return digits.load(config.image_size)
+    if config.dataset == "folder":
+        return folder.load(
+            config.data_dir,
+            image_size=config.image_size,
+            on_bad_image=config.on_bad_image,
+        )
+    return prepared.load(
+        config.dataset, image_size=config.image_size, **_tfds_folders(config)
+    )
+
+
+def _tfds_folders(config: config_lib.Config) -> dict[str, str | None]:
+    """Where TFDS finds datasets and archives."""
+    return {
+        "tfds_dir": config.tfds_dir and os.path.expanduser(config.tfds_dir),
+        "manual_dir": config.tfds_manual_dir
+        and os.path.expanduser(config.tfds_manual_dir),
+    }
 
 
 def make_split(
@@ -100,14 +130,53 @@ def make_split(
             f"{folder.split} is missing: without it the memory's slots cannot "
             "be told apart; restore it, or --overwrite"
         )
+    if config.split_file is not None:
+        return splits.hand_over(
+            pathlib.Path(config.split_file).expanduser(),
+            source,
+            unlabeled_includes_labeled=config.unlabeled_includes_labeled,
+        )
+    listed = _listed(config, source)
     return splits.draw(
         source,
         labels=config.labels,
-        label_fraction=config.label_fraction,
+        label_fraction=None if listed is not None else config.label_fraction,
+        listed=listed,
         split_seed=config.split_seed,
         validation_fraction=config.validation_fraction,
         unlabeled_includes_labeled=config.unlabeled_includes_labeled,
     )
+
+
+def _listed(
+    config: config_lib.Config, source: source_lib.Source
+) -> np.ndarray | None:
+    """The labeled images, where a list names them."""
+    name = config.labeled_list or config.published_list()
+    if name is None:
+        return None
+    if name in checks.SUBSETS:
+        names = prepared.listed(name, **_tfds_folders(config))
+        return splits.find(names, source, name)
+    return splits.read_list(pathlib.Path(name).expanduser(), source)
+
+
+def scored_images(
+    source: source_lib.Source, validation: np.ndarray
+) -> tuple[str, source_lib.Images | source_lib.Encoded, np.ndarray]:
+    """What results are measured on: its name, the set, and the places in it.
+
+    Raises:
+        InputError: There are neither test nor validation images.
+    """
+    if source.test is not None:
+        return "test", source.test, np.arange(len(source.test))
+    if not len(validation):
+        raise InputError(
+            f"{source.name} has no test images: give --validation_fraction, "
+            "such as 0.2, to score by labeled images set aside"
+        )
+    return "validation", source.train, validation
 
 
 def make_pipeline(
@@ -124,8 +193,12 @@ def make_pipeline(
         source=source,
         split=split,
         recipe=views.Recipe(
+            side=side,
+            weak=config.weak,
+            strong=config.strong,
             flip=source.flip if config.flip is None else config.flip,
             pad=side // 8,
+            crop_area=config.crop_area,
             cutout=round(config.cutout * side),
             operations=config.randaugment_operations,
             probability=config.randaugment_probability,
@@ -137,6 +210,7 @@ def make_pipeline(
         unlabeled_batch_size=config.batch_size * ratio,
         seed=config.seed,
         parallel_calls=config.parallel_calls,
+        finished=config.views_on == "host",
     )
 
 
@@ -192,6 +266,7 @@ def make_algorithm(
             or network.backbone(
                 config.backbone,
                 batch_norm_momentum=config.batch_norm_momentum,
+                stem_stride=config.stem_stride,
                 synchronized=strategy.num_replicas_in_sync > 1,
             ),
             image_shape=image_shape,

@@ -16,6 +16,10 @@ class Evaluator:
         strategy: tf.distribute.Strategy,
         networks: dict[str, keras.Model],
         batch_size: int,
+        *,
+        side: int,
+        resize: int | None = None,
+        parallel_calls: int = 1,
     ) -> None:
         """Takes the networks to evaluate.
 
@@ -23,8 +27,16 @@ class Evaluator:
             strategy: Where they live.
             networks: Name → network.
             batch_size: Images at once, all replicas together.
+            side: See `pipeline.evaluation_dataset`.
+            resize: Likewise.
+            parallel_calls: Likewise.
         """
         self._strategy, self._batch_size = strategy, batch_size
+        self._input = {
+            "side": side,
+            "resize": resize,
+            "parallel_calls": parallel_calls,
+        }
         self._forward = {
             name: tf.function(
                 lambda images, model=model: strategy.run(
@@ -36,7 +48,9 @@ class Evaluator:
         }
 
     def logits(
-        self, images: source_lib.Images, indices: np.ndarray
+        self,
+        images: source_lib.Images | source_lib.Encoded,
+        indices: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Logits of every network.
 
@@ -48,7 +62,10 @@ class Evaluator:
             Name → float32 [n, L].
         """
         dataset = pipeline.evaluation_dataset(
-            images, indices, min(self._batch_size, len(indices))
+            images,
+            indices,
+            min(self._batch_size, len(indices)),
+            **self._input,
         )
         dataset = self._strategy.experimental_distribute_dataset(dataset)
         found = {name: [] for name in self._forward}
@@ -66,7 +83,9 @@ class Evaluator:
         }
 
     def accuracy(
-        self, images: source_lib.Images, indices: np.ndarray
+        self,
+        images: source_lib.Images | source_lib.Encoded,
+        indices: np.ndarray,
     ) -> dict[str, dict[str, float]]:
         """Name → {"top1", "top5"}, fractions in [0, 1]."""
         labels = images.labels[indices]

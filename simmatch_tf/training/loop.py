@@ -5,8 +5,8 @@ import importlib.metadata
 import json
 import math
 import time
+from collections.abc import Iterator
 
-import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -14,7 +14,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
-from simmatch_tf.data import splits
+from simmatch_tf.data import splits, views
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
@@ -97,7 +97,9 @@ class _Run:
         self.source = assembly.make_source(config, custom)
         self.split = assembly.make_split(config, self.source, folder)
         self.config = config.with_durations(len(self.split.unlabeled))
+        self.scored = assembly.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
+        resumed = folder.started() and not folder.anew
         self.strategy = assembly.make_strategy()
         self.algorithm = assembly.make_algorithm(
             self.config,
@@ -106,7 +108,8 @@ class _Run:
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
-            statistics=self.source.statistics(),
+            # A checkpoint brings them.
+            statistics=None if resumed else self.source.statistics(),
         )
         # --------------------------------------------------------- workdir --
         folder.begin(config)
@@ -119,6 +122,9 @@ class _Run:
             self.strategy,
             self.algorithm.networks(),
             self.config.eval_batch_size,
+            side=self.source.image_shape[0],
+            resize=config.eval_resize,
+            parallel_calls=config.parallel_calls,
         )
         try:
             self.writer = tf.summary.create_file_writer(str(folder.tensorboard))
@@ -147,11 +153,11 @@ class _Run:
         batches = assembly.make_batches(
             self.strategy, pipeline, start, config.steps
         )
-        train_step = self._compiled_step()
+        train_step = self._compiled_step(pipeline.recipe)
         began = time.monotonic()
         # ------------------------------------------------------------ loop --
         for step in range(start + 1, config.steps + 1):
-            metrics = train_step(next(batches))
+            metrics = train_step(self._next(batches, step))
             itstime = functools.partial(_itstime, step, config.steps)
             bar.advance(
                 step,
@@ -179,13 +185,31 @@ class _Run:
         result.write(self.folder.results)
         return result
 
-    def _compiled_step(self):
+    def _next(
+        self, batches: Iterator[dict[str, tf.Tensor]], step: int
+    ) -> dict[str, tf.Tensor]:
+        """The next batch; an image that has gone bad since ends the run."""
+        try:
+            return next(batches)
+        except tf.errors.OpError as error:
+            raise InputError(
+                f"an image could not be read at step {step}: {error.message} "
+                "(the last checkpoint stays: put it right and start again)"
+            ) from None
+
+    def _compiled_step(self, recipe: views.Recipe):
         strategy, algorithm = self.strategy, self.algorithm
+        finish = None
+        if self.config.views_on == "device":
+            finish = functools.partial(recipe.finish_batch, dense=True)
+
+        def replica_step(batch):
+            return algorithm.train_step(finish(batch) if finish else batch)
 
         # AutoGraph would read a thousand lines for seconds and change none.
         @tf.function(autograph=False)
         def train_step(batch):
-            metrics = strategy.run(algorithm.train_step, args=(batch,))
+            metrics = strategy.run(replica_step, args=(batch,))
             return {
                 name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
                 for name, value in metrics.items()
@@ -198,13 +222,19 @@ class _Run:
         bar.say(
             f"{config.algorithm} on {self.source.name}: "
             f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
-            f"{len(self.source.test)} test images; {config.backbone}; "
+            f"{len(self.scored[2])} {self.scored[0]} images; "
+            f"{config.backbone}; "
             f"{config.steps} steps in {self.folder.path}"
         )
         if len(split.validation):
             bar.say(
                 f"{len(split.validation)} labeled images set aside to choose "
                 f"the best step; {len(split.labeled)} are left to train on"
+            )
+        if self.source.test is None:
+            bar.say(
+                f"{self.source.name} has no test images: the images set aside "
+                "are the result's, too"
             )
         if start:
             bar.say(f"resumed after step {start}")
@@ -236,10 +266,11 @@ class _Run:
 
     def _evaluate(self, step: int, bar: progress.Progress) -> None:
         """Evaluates all networks; keeps the best on record."""
-        test, split = self.source.test, self.split
-        self.accuracy = self.evaluator.accuracy(test, np.arange(len(test)))
+        name_of_set, *scored = self.scored
+        split = self.split
+        self.accuracy = self.evaluator.accuracy(*scored)
         chosen = self.accuracy
-        if len(split.validation):
+        if len(split.validation) and self.source.test is not None:
             chosen = self.evaluator.accuracy(
                 self.source.train, split.validation
             )
@@ -249,28 +280,30 @@ class _Run:
                 self.algorithm.record.keep_best(
                     name, score, accuracy["top1"], step
                 )
-                tf.summary.scalar(f"test/{name}_top1", accuracy["top1"])
+                tf.summary.scalar(
+                    f"{name_of_set}/{name}_top1", accuracy["top1"]
+                )
                 if chosen is not self.accuracy:
                     tf.summary.scalar(f"validation/{name}_top1", score)
         figures = ", ".join(
             f"{name} {accuracy['top1']:.2%}"
             for name, accuracy in self.accuracy.items()
         )
-        bar.say(f"step {step}: test top-1 {figures}")
+        bar.say(f"step {step}: {name_of_set} top-1 {figures}")
 
     def _result(self) -> results.Result:
         """Collects results.json from the state after the last step."""
         config, record = self.config, self.algorithm.record
         chosen_on = "validation" if len(self.split.validation) else "test"
+        scored_on, _, places = self.scored
         networks = {}
         for name, accuracy in self.accuracy.items():
             _, best, step = record.best[name].numpy().tolist()
             networks[name] = {
                 "last": {**accuracy, "step": config.steps},
                 "best": {
-                    # Kept as float32; the test split's size gives the rest.
-                    "top1": round(best * len(self.source.test))
-                    / len(self.source.test),
+                    # Kept as float32; the number of images gives the rest.
+                    "top1": round(best * len(places)) / len(places),
                     "step": int(step),
                     "chosen_on": chosen_on,
                 },
@@ -289,7 +322,8 @@ class _Run:
             labels=len(self.split.labeled),
             validation_labels=len(self.split.validation),
             unlabeled=len(self.split.unlabeled),
-            test_images=len(self.source.test),
+            scored_on=scored_on,
+            test_images=len(places),
             seed=config.seed,
             split_seed=config.split_seed,
             versions={

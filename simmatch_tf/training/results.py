@@ -18,7 +18,8 @@ class Result:
     the same file, whether or not they were killed on the way.
 
     Attributes:
-        top1: Of the weights of record at the last step, on the test split.
+        top1: Of the weights of record at the last step, on the images that
+            `scored_on` names.
         top5: Likewise.
         loss: Total loss of the very last training step.
         steps: Length of the run.
@@ -32,6 +33,8 @@ class Result:
         labels: Labeled images in training, K.
         validation_labels: Labeled images set aside.
         unlabeled: Unlabeled images.
+        scored_on: "test", or "validation" where the dataset has no test
+            images: labeled images set aside, which chose the best step, too.
         test_images: Images behind every top-1.
         seed: As in --seed.
         split_seed: As in --split_seed.
@@ -51,6 +54,7 @@ class Result:
     labels: int
     validation_labels: int
     unlabeled: int
+    scored_on: str
     test_images: int
     seed: int
     split_seed: int

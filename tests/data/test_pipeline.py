@@ -21,7 +21,7 @@ def make():
     return pipeline.Pipeline(
         source=data,
         split=split,
-        recipe=views.Recipe(flip=False, pad=1, cutout=4),
+        recipe=views.Recipe(side=8, flip=False, pad=1, cutout=4),
         batch_size=8,
         unlabeled_batch_size=16,
         seed=0,
@@ -79,7 +79,8 @@ def test_labels_belong_to_slots(make):
 
 def test_every_unlabeled_image_once_in_an_epoch(make):
     plain = dataclasses.replace(
-        make, recipe=views.Recipe(flip=False, pad=0, cutout=0, operations=0)
+        make,
+        recipe=views.Recipe(side=8, flip=False, pad=0, strong="none"),
     )
     steps = 1400 // 16
     found = np.concatenate(
@@ -93,7 +94,8 @@ def test_every_unlabeled_image_once_in_an_epoch(make):
 
 def test_weak_and_strong_are_views_of_the_same_images(make):
     plain = dataclasses.replace(
-        make, recipe=views.Recipe(flip=False, pad=0, cutout=0, operations=0)
+        make,
+        recipe=views.Recipe(side=8, flip=False, pad=0, strong="none"),
     )
     for batch in read(plain.dataset(0, 3)):
         np.testing.assert_array_equal(
@@ -137,7 +139,7 @@ def test_without_unlabeled_images(make):
 
 def test_evaluation_pads_the_last_batch(make):
     test = make.source.test
-    dataset = pipeline.evaluation_dataset(test, np.arange(10), 4)
+    dataset = pipeline.evaluation_dataset(test, np.arange(10), 4, side=8)
     found = np.concatenate([batch.numpy() for batch in dataset])
     assert len(found) == 12
     np.testing.assert_array_equal(found[:10], test.images[:10])

@@ -1,5 +1,7 @@
 """Every operation against Pillow's own."""
 
+import functools
+
 import numpy as np
 import PIL.Image
 import PIL.ImageEnhance
@@ -80,24 +82,104 @@ def test_constant_and_two_valued_images():
             np.testing.assert_array_equal(found[0], wanted)
 
 
-def seeds(count):
-    return tf.stack(
-        [tf.fill([count], 7), tf.zeros([count], tf.int32), tf.range(count)], 1
+def draws(count, columns, seed=0):
+    rng = np.random.default_rng(seed)
+    return tf.constant(rng.random([count, columns], np.float32))
+
+
+def every_operation(count=3, height=12, width=17, channels=3):
+    """Images, operations and strengths: each operation `count` times."""
+    rng = np.random.default_rng(0)
+    number = count * len(randaugment.OPERATIONS)
+    shape = [number, height, width, channels]
+    x = rng.integers(0, 256, shape).astype(np.uint8)
+    operation = np.tile(np.arange(len(randaugment.OPERATIONS)), count)
+    strength = rng.uniform(-1, 1, number).astype(np.float32)
+    return (
+        tf.constant(x),
+        tf.constant(operation, tf.int32),
+        tf.constant(strength),
     )
 
 
-def drawn(monkeypatch, **options):
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_image_is_the_same_whatever_else_is_in_the_batch(channels, dense):
+    arguments = every_operation(channels=channels)
+    apply = functools.partial(randaugment.apply, dense=dense)
+    whole = apply(*arguments).numpy()
+    assert whole.dtype == np.uint8 and whole.shape == arguments[0].shape
+    for part in (slice(4, 5), slice(7, 20), slice(30, None)):
+        np.testing.assert_array_equal(
+            apply(*(argument[part] for argument in arguments)), whole[part]
+        )
+    compiled = tf.function(apply, autograph=False)
+    np.testing.assert_array_equal(compiled(*arguments), whole)
+    dataset = tf.data.Dataset.from_tensors(arguments).map(apply)
+    np.testing.assert_array_equal(next(iter(dataset)), whole)
+    # Batches of no known size.
+    dataset = tf.data.Dataset.from_tensor_slices(arguments).batch(16).map(apply)
+    parts = [part.numpy() for part in dataset]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dense_is_equal_and_compiles(channels):
+    arguments = every_operation(channels=channels)
+    sparse = randaugment.apply(*arguments).numpy()
+    dense = randaugment.apply(*arguments, dense=True)
+    np.testing.assert_array_equal(dense, sparse)
+    compiled = tf.function(
+        functools.partial(randaugment.apply, dense=True),
+        autograph=False,
+        jit_compile=True,
+    )
+    difference = np.abs(compiled(*arguments).numpy().astype(int) - sparse)
+    # XLA may fuse a blend's product and sum, which saves a rounding. So it may
+    # in the geometry, but no pixel here is near enough to a tie.
+    blends = ["Brightness", "Color", "Contrast", "Sharpness"]
+    blends = [randaugment.OPERATIONS.index(name) for name in blends]
+    blended = np.isin(arguments[1], blends)
+    assert difference[blended].max() <= 1
+    assert difference[~blended].max() == 0
+
+
+def test_nothing_drawn_changes_nothing():
+    x = tf.constant(images(3))
+    found = randaugment.rand_augment(x, draws(N, 8), probability=0.0)
+    np.testing.assert_array_equal(found, x)
+    found = randaugment.rand_augment(x, draws(N, 0), operations=0)
+    np.testing.assert_array_equal(found, x)
+
+
+def test_slots_follow_each_other_and_use_their_own_draws():
+    x, first, second = images(3), draws(N, 4, 1), draws(N, 4, 2)
+    options = {"probability": 1.0}
+    found = randaugment.rand_augment(
+        tf.constant(x), tf.concat([first, second], 1), **options
+    )
+    wanted = tf.constant(x)
+    for part in (first, second):
+        wanted = randaugment.rand_augment(wanted, part, operations=1, **options)
+    assert (found.numpy() != x).any(axis=(1, 2, 3)).mean() > 0.5
+    np.testing.assert_array_equal(found, wanted)
+
+
+def drawn(monkeypatch, operations=2, **options):
     """What `rand_augment` draws: (operation, strength) of each slot."""
     found = []
 
-    def note(images, operation, strength):
+    def note(images, operation, strength, *, dense):
+        assert not dense
         found.append((operation.numpy(), strength.numpy()))
         return images
 
     monkeypatch.setattr(randaugment, "apply", note)
     count = 7000
     x = np.zeros([count, 8, 8, 1], np.uint8)
-    randaugment.rand_augment(x, seeds(count), **options)
+    randaugment.rand_augment(
+        x, draws(count, 4 * operations), operations=operations, **options
+    )
     return found
 
 

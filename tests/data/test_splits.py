@@ -191,3 +191,134 @@ def test_labels_beyond_the_classes():
     images = source.Images(np.zeros([1, 8, 8, 1], np.uint8), np.array([2]))
     with pytest.raises(ValueError, match="label 2 in train, but there are 2"):
         source.Source("x", ["a", "b"], images, images, False)
+
+
+def named(labels, names):
+    images = np.zeros([len(labels), 8, 8, 1], np.uint8)
+    some = source.Images(images, np.array(labels), names)
+    return source.Source("mine", ["a", "b"], some, None, False)
+
+
+NAMED = named(
+    [0, 1, 0, 1, -1, 0],
+    ["a/x.jpg", "b/x.jpg", "a/y.jpg", "b/é.jpg", "u/z.jpg", "a/7.jpg"],
+)
+
+
+def test_a_list_by_name_by_bare_name_or_by_index(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("other/é.jpg\n\na/x.jpg\n  2\r\n", encoding="utf-8")
+    listed = splits.read_list(path, NAMED)
+    assert listed.tolist() == [0, 2, 3]
+    split = draw(NAMED, labels=None, listed=listed)
+    assert split.labeled.tolist() == [0, 2, 3]  # class order
+    assert split.unlabeled.tolist() == [0, 1, 2, 3, 4, 5]
+    split = draw(
+        NAMED, labels=None, listed=listed, unlabeled_includes_labeled=False
+    )
+    assert split.unlabeled.tolist() == [1, 4, 5]
+    # A number of labels is drawn from the list.
+    split = draw(NAMED, labels=2, listed=listed)
+    assert split.labeled[0] in (0, 2) and split.labeled[1] == 3
+
+
+def test_everything_whose_class_is_known(tmp_path):
+    split = draw(NAMED, labels=None)
+    assert split.labeled.tolist() == [0, 2, 5, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a/x.jpg\nnone.jpg", "line 2: 'none.jpg' is no training image of min"),
+        ("none.jpg", "its names are like 'a/x.jpg'"),
+        ("x.jpg", "line 1: 'x.jpg' is the name of several images"),
+        ("6", "line 1: '6': mine has 6 training images"),
+        ("4", "line 1: '4' has no known class"),
+        ("u/z.jpg", "line 1: 'u/z.jpg' has no known class"),
+        ("1\n\nb/x.jpg", "line 3: 'b/x.jpg' is the image of line 1"),
+        ("\n", "names no image"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"--labeled_list={path}.*{message}"):
+        splits.read_list(path, NAMED)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="list.txt: .*can't decode"):
+        splits.read_list(path, NAMED)
+
+
+def test_a_list_without_names(data, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("x.png")
+    with pytest.raises(InputError, match="'x.png' is not an index into digits"):
+        splits.read_list(path, data)
+
+
+def test_a_class_without_a_labeled_image():
+    with pytest.raises(InputError, match="class 'b' of mine has no labeled im"):
+        draw(NAMED, labels=None, listed=np.array([0, 2]))
+
+
+def test_handed_to_another_run(data, tmp_path):
+    path = tmp_path / "split.json"
+    split = draw(data, validation_fraction=0.25)
+    splits.write(path, split, data)
+    larger = digits.load(16)  # the same images at another size
+    found = splits.hand_over(path, larger, unlabeled_includes_labeled=False)
+    np.testing.assert_array_equal(found.labeled, split.labeled)
+    np.testing.assert_array_equal(found.validation, split.validation)
+    assert len(found.unlabeled) == 1400 - 40
+    found = splits.hand_over(path, larger, unlabeled_includes_labeled=True)
+    np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+    with pytest.raises(InputError, match=r"image_shape is \[8, 8, 1\] there"):
+        splits.read(path, larger)
+    with pytest.raises(InputError, match="the split does not fit the dataset"):
+        splits.hand_over(path, NAMED, unlabeled_includes_labeled=True)
+
+
+def test_files_that_changed_since(tmp_path):
+    path = tmp_path / "split.json"
+    split = draw(NAMED, labels=None)
+    splits.write(path, split, NAMED)
+    assert splits.read(path, NAMED).labeled.tolist() == split.labeled.tolist()
+    other = named(
+        [0, 1, 0, 1, -1, 0],
+        ["a/x.jpg", "b/x.jpg", "a/new.jpg", "b/é.jpg", "u/z.jpg", "a/7.jpg"],
+    )
+    with pytest.raises(InputError, match="is 'a/y.jpg' there and 'a/new.jpg'"):
+        splits.read(path, other)
+
+
+def test_a_million_images(tmp_path):
+    """An index alone: drawing and keeping a split needs no pixels."""
+    size = 1_281_167
+
+    class Index:
+        encoded = True
+        labels = np.arange(size, dtype=np.int32) % 1000
+        names = None
+
+        def __len__(self):
+            return size
+
+    big = source.Source(
+        "big",
+        [str(n) for n in range(1000)],
+        Index(),
+        None,
+        True,
+        image_size=224,
+    )
+    split = draw(big, labels=None, label_fraction=0.1)
+    assert len(split.labeled) == 128_000 and len(split.unlabeled) == size
+    splits.write(tmp_path / "split.json", split, big)
+    found = splits.read(tmp_path / "split.json", big)
+    np.testing.assert_array_equal(found.labeled, split.labeled)
+    np.testing.assert_array_equal(found.unlabeled, split.unlabeled)

@@ -1,16 +1,65 @@
+import dataclasses
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import randomness, views
+from simmatch_tf.data import (
+    batched,
+    cropping,
+    decoding,
+    pipeline,
+    randomness,
+    source,
+    splits,
+    views,
+)
 
-RECIPE = views.Recipe(flip=True, pad=2, cutout=8)
+SIDE = 24
+FLIP_CROP = views.Recipe(side=SIDE, pad=3, cutout=12)
+RESIZED = dataclasses.replace(FLIP_CROP, weak="resized_crop")
+RECIPES = {
+    "flip_crop, randaugment": FLIP_CROP,
+    "flip_crop, moco": dataclasses.replace(FLIP_CROP, strong="moco"),
+    "flip_crop, none": dataclasses.replace(FLIP_CROP, strong="none"),
+    "resized_crop, randaugment": RESIZED,
+    "resized_crop, moco": dataclasses.replace(RESIZED, strong="moco"),
+}
 
 
-def images(count, channels=3, side=16):
+class Encoded:
+    """JPEGs of several sizes, every other one lying on its side."""
+
+    encoded = True
+    names = None
+
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        self.labels = np.arange(count, dtype=np.int32) % 2
+        self.bytes = []
+        for _ in range(count):
+            height, width = rng.integers(20, 70, 2)
+            small = rng.integers(0, 256, [height // 8 + 1, width // 8 + 1, 3])
+            image = PIL.Image.fromarray(small.astype(np.uint8))
+            file = io.BytesIO()
+            image.resize((width, height)).save(file, "JPEG")
+            self.bytes.append(file.getvalue())
+
+    def __len__(self):
+        return len(self.bytes)
+
+    def read(self, index):
+        orientation = tf.cast(1 + 5 * (index % 2), tf.int32)
+        return tf.gather(tf.constant(self.bytes), index), orientation
+
+
+def in_memory(count, channels=3):
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, size=[count, side, side, channels])
-    return x.astype(np.uint8)
+    x = rng.integers(0, 256, [count, 4, 4, channels]).astype(np.uint8)
+    x = x.repeat(SIDE // 4, axis=1).repeat(SIDE // 4, axis=2)
+    return source.Images(x, np.arange(count) % 2)
 
 
 def seeds(count, epoch=0, seed=0):
@@ -18,122 +67,162 @@ def seeds(count, epoch=0, seed=0):
     return randomness.seeds(key, tf.fill([count], epoch), tf.range(count))
 
 
-@pytest.mark.parametrize("view", ["weak", "strong"])
+def make(recipe, images, **changes):
+    data = source.Source(
+        "mine", ["a", "b"], images, None, True, image_size=SIDE
+    )
+    split = splits.draw(
+        data,
+        labels=6,
+        label_fraction=None,
+        split_seed=0,
+        validation_fraction=0.0,
+        unlabeled_includes_labeled=True,
+    )
+    options = {"batch_size": 4, "unlabeled_batch_size": 8, "seed": 0}
+    return pipeline.Pipeline(data, split, recipe, **{**options, **changes})
+
+
+def read(dataset):
+    return [{k: v.numpy() for k, v in batch.items()} for batch in dataset]
+
+
+def assert_equal(ones, others):
+    assert len(ones) == len(others)
+    for one, other in zip(ones, others, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], name)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_batches_are_the_same_however_they_are_made(name, encoded):
+    images = Encoded(20) if encoded else in_memory(20)
+    made = make(RECIPES[name], images, parallel_calls=1)
+    whole = read(made.dataset(0, 4))
+    for view in views.VIEWS:
+        assert whole[0][view].dtype == np.uint8
+        assert whole[0][view].shape[1:] == (SIDE, SIDE, 3)
+    strong, weak = whole[0]["unlabeled_strong"], whole[0]["unlabeled_weak"]
+    assert (strong != weak).any(axis=(1, 2, 3)).mean() > 0.7
+    many = dataclasses.replace(made, parallel_calls=7)
+    assert_equal(whole[2:], read(many.dataset(2, 4)))
+    # Half of each batch on each of two replicas.
+    context = tf.distribute.InputContext(1, 0, 2)
+    halves = read(made.dataset(0, 4, context))
+    assert_equal(
+        whole,
+        [
+            {k: np.concatenate([one[k], other[k]]) for k in one}
+            for one, other in zip(halves[::2], halves[1::2], strict=True)
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_finished_in_front_of_the_step(name):
+    made = make(RECIPES[name], Encoded(20))
+    crops = dataclasses.replace(made, finished=False).dataset(0, 2)
+    host = read(made.dataset(0, 2))
+    finish = tf.function(
+        lambda batch: made.recipe.finish_batch(batch, dense=True),
+        autograph=False,
+    )
+    device = read([finish(batch) for batch in crops])
+    assert_equal(host, device)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_same_eagerly_batched_alone_and_in_tf_data(view, channels):
-    x, s = images(9, channels), seeds(9)
-    make = getattr(RECIPE, view)
-    whole = make(x, s).numpy()
-    assert whole.dtype == np.uint8 and whole.shape == x.shape
-    assert (whole != x).any()
-    np.testing.assert_array_equal(make(x[4:7], s[4:7]), whole[4:7])
-    np.testing.assert_array_equal(make(x[5], s[5]), whole[5])
-    dataset = tf.data.Dataset.from_tensors((x, s)).map(make)
-    np.testing.assert_array_equal(next(iter(dataset)), whole)
+def test_grey_and_colour_in_memory(channels):
+    for recipe in (FLIP_CROP, RESIZED):
+        made = make(recipe, in_memory(20, channels))
+        batch = read(made.dataset(0, 1))[0]
+        assert batch["unlabeled_strong"].shape == (8, SIDE, SIDE, channels)
 
 
-@pytest.mark.parametrize("view", ["weak", "strong"])
-def test_epoch_and_seed_change_the_view(view):
-    x = images(64)
-    make = getattr(RECIPE, view)
-    first = make(x, seeds(64)).numpy()
-    for other in (seeds(64, epoch=1), seeds(64, seed=1)):
-        changed = (make(x, other).numpy() != first).any(axis=(1, 2, 3))
-        assert changed.mean() > 0.8
+def test_epoch_and_seed_change_the_view():
+    x = in_memory(64).images
+    for strong in (False, True):
+
+        def view(s, strong=strong):
+            draws = FLIP_CROP.draws(s, strong=strong)
+            return FLIP_CROP.finish(x, draws, strong=strong).numpy()
+
+        first = view(seeds(64))
+        for other in (seeds(64, epoch=1), seeds(64, seed=1)):
+            changed = (view(other) != first).any(axis=(1, 2, 3))
+            assert changed.mean() > 0.8
 
 
-def test_every_crop_is_one_of_the_reflected_image():
-    x = images(500, 1, 8)
-    found = views.flip_crop(x, seeds(500), flip=True, pad=2).numpy()
-    seen = set()
-    for image, view in zip(x, found, strict=True):
-        padded = np.pad(image, [[2, 2], [2, 2], [0, 0]], "reflect")
-        crops = {
-            (flip, y, z): padded[y : y + 8, z : z + 8]
-            for flip in (0, 1)
-            for y in range(5)
-            for z in range(5)
-        }
-        matches = [
-            place
-            for place, crop in crops.items()
-            if np.array_equal(crop[:, ::-1] if place[0] else crop, view)
-        ]
-        assert matches
-        seen.update(matches)
-    assert len(seen) == 50
-
-
-def test_no_flip_and_no_pad_is_the_identity():
-    x = images(20)
+def test_weak_views_have_the_geometry_alone():
+    x = in_memory(40).images
+    draws = FLIP_CROP.draws(seeds(40), strong=False)
     np.testing.assert_array_equal(
-        views.flip_crop(x, seeds(20), flip=False, pad=0), x
+        FLIP_CROP.finish(x, draws, strong=False),
+        batched.flip_crop(x, draws, flip=True, pad=3),
+    )
+    draws = RESIZED.draws(seeds(40), strong=False)
+    view = RESIZED.finish(x, draws, strong=False).numpy()
+    mirrored = (view != x).any(axis=(1, 2, 3))
+    assert 0.2 < mirrored.mean() < 0.8
+    np.testing.assert_array_equal(view[mirrored], x[mirrored][:, :, ::-1])
+    still = dataclasses.replace(RESIZED, flip=False)
+    np.testing.assert_array_equal(still.finish(x, draws, strong=False), x)
+
+
+def test_keras_cv_s_own_layer():
+    recipe = dataclasses.replace(FLIP_CROP, strong="keras_cv", cutout=0)
+    made = make(recipe, in_memory(20))
+    batch = read(made.dataset(0, 1))[0]
+    strong = batch["unlabeled_strong"]
+    assert strong.dtype == np.uint8 and strong.shape == (8, SIDE, SIDE, 3)
+    weak = dataclasses.replace(recipe, strong="none")
+    plain = read(make(weak, in_memory(20)).dataset(0, 1))[0]
+    changed = (strong != plain["unlabeled_strong"]).any(axis=(1, 2, 3))
+    assert changed.any()
+    # With no operation it is the geometry, up to nothing.
+    none = dataclasses.replace(recipe, operations=0)
+    found = read(make(none, in_memory(20)).dataset(0, 1))[0]
+    np.testing.assert_array_equal(
+        found["unlabeled_strong"], plain["unlabeled_strong"]
     )
 
 
-def test_cutout_is_one_clipped_grey_square():
-    x = np.zeros([500, 16, 16, 1], np.uint8)
-    found = views.cutout(x, seeds(500), side=8).numpy()[..., 0]
-    centres = np.zeros([16, 16])
-    for view in found:
-        rows, columns = np.nonzero(view == views.CUTOUT_GREY)
-        top, left = rows.min(), columns.min()
-        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert len(rows) == height * width  # a rectangle
-        assert height == 8 or top == 0 or top + height == 16
-        assert 4 <= height <= 8 and 4 <= width <= 8
-        # In the corner the square's own corner is the centre.
-        centre = [
-            start + 4 if start else start + size - 4
-            for start, size in ((top, height), (left, width))
-        ]
-        centres[tuple(centre)] += 1
-    assert (centres.sum(axis=0) > 0).all() and (centres.sum(axis=1) > 0).all()
-    np.testing.assert_array_equal(views.cutout(x, seeds(500), side=0), x)
+def test_crops_are_those_of_their_boxes():
+    images = Encoded(6)
+    indices = tf.range(6, dtype=tf.int64)
+    draws = np.random.default_rng(1).random([6, 2, decoding.BOX_DRAWS])
+    draws = tf.constant(draws, tf.float32)
+    found = cropping.resized(images, indices, draws, side=SIDE, area=0.3)
+    assert len(found) == 2
+    for place in range(6):
+        encoded, orientation = images.read(tf.constant(place, tf.int64))
+        pixels = decoding.decode(encoded, orientation)
+        for crop in range(2):
+            box = decoding.crop_box(
+                draws[place, crop],
+                tf.constant(pixels.shape[:2]),
+                scale=(0.3, 1.0),
+            )
+            wanted = decoding.resized_crop(pixels, box, SIDE)
+            np.testing.assert_array_equal(found[crop][place], wanted)
 
 
-def test_draws_are_uniform_and_independent():
-    u = randomness.uniform(seeds(4000), 8).numpy()
-    assert u.min() >= 0 and u.max() < 1
-    for column in u.T:
-        counts = np.histogram(column, 20, (0, 1))[0]
-        assert ((counts - 200) ** 2 / 200).sum() < 50  # chi², 19 degrees
-    correlation = np.corrcoef(u.T) - np.eye(8)
-    assert np.abs(correlation).max() < 0.06
-    lagged = np.corrcoef(u[:-1].ravel(), u[1:].ravel())[0, 1]
-    assert abs(lagged) < 0.03
-    other = randomness.uniform(seeds(4000, epoch=1), 8).numpy()
-    assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 0.03
-
-
-def test_a_longer_draw_begins_with_the_shorter():
-    np.testing.assert_array_equal(
-        randomness.uniform(seeds(5), 3), randomness.uniform(seeds(5), 9)[:, :3]
+def test_evaluation_sees_the_whole_image_or_its_centre():
+    memory = in_memory(5)
+    indices = tf.constant([3, 1], tf.int64)
+    whole = cropping.whole(memory, indices, side=SIDE)
+    np.testing.assert_array_equal(whole, memory.images[[3, 1]])
+    resized = cropping.whole(memory, indices, side=16, resize=20)
+    wanted = PIL.Image.fromarray(memory.images[3]).resize(
+        (20, 20), PIL.Image.Resampling.BILINEAR
     )
-
-
-@pytest.mark.parametrize("size", [1, 2, 40, 1000])
-def test_shuffle_is_a_permutation_of_its_own_for_each_epoch(size):
-    def order(epoch):
-        index = tf.range(size, dtype=tf.int64)
-        return randomness.shuffle(
-            3, tf.fill([size], tf.constant(epoch, tf.int64)), index, size
-        ).numpy()
-
-    assert sorted(order(0)) == list(range(size))
-    if size > 10:
-        assert (order(0) != order(1)).mean() > 0.8
-
-
-def test_shuffle_puts_each_image_at_each_place_alike():
-    epochs = tf.repeat(tf.range(2000, dtype=tf.int64), 5)
-    index = tf.tile(tf.range(5, dtype=tf.int64), [2000])
-    order = randomness.shuffle(3, epochs, index, 5).numpy().reshape(2000, 5)
-    for place in order.T:
-        counts = np.bincount(place, minlength=5)
-        assert ((counts - 400) ** 2 / 400).sum() < 18.5  # chi², 4 degrees
-
-
-def test_keys_differ():
-    keys = {randomness.key(s, t) for s in range(50) for t in ("weak", "strong")}
-    assert len(keys) == 100
+    difference = resized[0].numpy().astype(int) - np.asarray(wanted)[2:18, 2:18]
+    assert np.abs(difference).max() <= 1
+    encoded = Encoded(4)
+    found = cropping.whole(encoded, indices, side=SIDE, resize=30)
+    pixels = decoding.decode(*encoded.read(tf.constant(1, tf.int64)))
+    np.testing.assert_array_equal(
+        found[1], decoding.fit(pixels, resize=30, side=SIDE)
+    )

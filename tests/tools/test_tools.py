@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -59,7 +60,8 @@ def test_benchmark_step(tool, tmp_path, capsys):
 def test_tuning_source_holds_no_test_image(tool):
     from simmatch_tf.data import digits
 
-    source = tool("tune_digits").source(8)
+    config = runs.config("none")
+    source = tool("tune").source(config, 200)
     full = digits.load(8)
     assert len(source.train) == 1200 and len(source.test) == 200
     test = {image.tobytes() for image in full.test.images}
@@ -70,7 +72,7 @@ def test_tuning_source_holds_no_test_image(tool):
     assert len(test & set(held)) <= 2  # images that are equal by chance
 
 
-def test_digits_table(tool):
+def test_results_table(tool):
     def cell(seed, top1):
         return {
             "seed": seed,
@@ -82,10 +84,80 @@ def test_digits_table(tool):
             "wall_seconds": 100.0,
         }
 
-    module = tool("digits_table")
-    cells = {name: [cell(0, 0.97), cell(1, 0.99)] for name in module.ROWS}
-    line = module.markdown(cells).splitlines()[2]
+    module = tool("results_table", "digits")
+    rows = module.TABLES["fashion_mnist_40"]
+    cells = {name: [cell(0, 0.97), cell(1, 0.99)] for name in rows}
+    line = module.markdown(rows, cells).splitlines()[2]
     assert "| 400 | **98.0 ± 1.4** | 97.0 | 97.0 / 98.0 | 100 |" in line
+    with pytest.raises(SystemExit, match="usage: results_table.py digits_40|f"):
+        module.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [("cifar", "RandAugment"), ("imagenet", "colours and blur")],
+)
+def test_benchmark_input(tmp_path, recipe, part):
+    output = tmp_path / "x.json"
+    found = subprocess.run(
+        [
+            sys.executable,
+            TOOLS / "benchmark_input.py",
+            f"--recipe={recipe}",
+            "--images=2",
+            "--rounds=1",
+            f"--output={output}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert f"{recipe}: " in found.stdout and "× Pillow" in found.stdout
+    seconds = json.loads(output.read_text())[recipe]["median_seconds"]
+    assert {"both views", "Pillow", part} <= set(seconds)
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_pillow_s_views_are_views(tool):
+    import io
+    import random
+
+    import numpy as np
+    import PIL.Image
+
+    module = tool("pillow_views")
+    pixels = np.random.default_rng(0).integers(0, 256, [32, 32, 3])
+    pixels = pixels.astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).resize((90, 70)).save(file, "JPEG")
+    for view, image, side in (
+        (module.cifar, pixels, 32),
+        (module.imagenet, file.getvalue(), 224),
+    ):
+        weak, strong = view(image, random.Random(1))
+        assert weak.shape == strong.shape == (side, side, 3)
+        assert weak.dtype == strong.dtype == np.uint8
+        assert (weak != strong).any()
+        again, _ = view(image, random.Random(1))
+        np.testing.assert_array_equal(weak, again)
+
+
+def test_photo_folder_can_be_trained_on(tool, tmp_path, monkeypatch):
+    from simmatch_tf.data import folder
+
+    module = tool("make_photo_folder", str(tmp_path / "photos"))
+    parts = {"labeled": 6, "unlabeled": 60, "test": 4}
+    monkeypatch.setattr(module, "PARTS", parts)
+    module.main()
+    found = folder.load(str(tmp_path / "photos"), on_bad_image="error")
+    assert found.class_names == ["flower", "temple"]
+    assert found.train.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 60
+    assert len(found.test) == 4
+    assert set(found.train.orientations) == {1, 6}
+    assert len({path.rpartition(".")[2] for path in found.train.paths}) > 3
+    with pytest.raises(SystemExit, match="photos: exists already"):
+        module.main()
 
 
 def test_check_wheel(tool, tmp_path):

@@ -41,6 +41,6 @@ def test_two_replicas_keep_the_order(two_replicas):
     def network(batch, training):
         return {"logits": weight * tf.cast(batch[:, 0, 0, :], tf.float32)}
 
-    evaluator = evaluation.Evaluator(two_replicas, {"x": network}, 4)
+    evaluator = evaluation.Evaluator(two_replicas, {"x": network}, 4, side=1)
     found = evaluator.logits(images, np.arange(10))["x"]
     np.testing.assert_array_equal(found[:, 0], 2.0 * np.arange(10))

@@ -1,12 +1,13 @@
-"""The README's table of results: recipes for digits, three seeds each.
+"""The README's tables of results: recipes for one dataset, three seeds each.
 
-    python tools/digits_table.py --full
+    python tools/results_table.py digits_40 --full
 
-trains whatever is not yet in runs/table/ (about 12 minutes on two cores), then
-prints the table as Markdown and writes tools/results/digits_40.json. Without
---full it prints the table from that file. Each run uses its seed for the label
-split, the weights, the order and the views; the test split is scored once, at
-its end. Wall time is of the whole command.
+trains whatever is not yet in runs/table/ (digits: about 12 minutes on two
+cores, Fashion-MNIST: about half an hour), then prints the table as Markdown and
+writes tools/results/digits_40.json. Without --full it prints the table from
+that file. Each run uses its seed for the label split, the weights, the order
+and the views; the test split is scored once, at its end. Wall time is of the
+whole command.
 """
 
 import json
@@ -17,13 +18,18 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FILE = ROOT / "tools" / "results" / "digits_40.json"
-# Title → the recipe, and the steps where they are not the recipe's own.
-ROWS = {
-    "SimMatch, ensemble memory": ("digits_40", None),
-    "Supervised, the labels alone": ("digits_40_supervised", None),
-    "SimMatch, EMA teacher": ("digits_40_teacher", None),
-    "Supervised, as many steps": ("digits_40_supervised", 2500),
+# Table → title → the recipe, and the steps where they are not its own.
+TABLES = {
+    "digits_40": {
+        "SimMatch, ensemble memory": ("digits_40", None),
+        "Supervised, the labels alone": ("digits_40_supervised", None),
+        "SimMatch, EMA teacher": ("digits_40_teacher", None),
+        "Supervised, as many steps": ("digits_40_supervised", 2500),
+    },
+    "fashion_mnist_40": {
+        "SimMatch, ensemble memory": ("fashion_mnist_40", None),
+        "Supervised, the labels alone": ("fashion_mnist_40_supervised", None),
+    },
 }
 SEEDS = (0, 1, 2)
 
@@ -65,13 +71,16 @@ def run(recipe: str, steps: int | None, seed: int) -> dict[str, float]:
     }
 
 
-def markdown(cells: dict[str, list[dict[str, float]]]) -> str:
+def markdown(
+    rows: dict[str, tuple[str, int | None]],
+    cells: dict[str, list[dict[str, float]]],
+) -> str:
     """The table: mean ± sample standard deviation over the seeds."""
     lines = [
         "| method | steps | top-1, % | worst | student / EMA | s a run |",
         "|---|---|---|---|---|---|",
     ]
-    for title, (recipe, _) in ROWS.items():
+    for title, (recipe, _) in rows.items():
         runs = cells[title]
         top1 = [100 * r["top1"] for r in runs]
         student = statistics.mean(100 * r["student_top1"] for r in runs)
@@ -88,14 +97,19 @@ def markdown(cells: dict[str, list[dict[str, float]]]) -> str:
 
 def main() -> None:
     """Trains with --full; prints the table."""
-    if "--full" in sys.argv:
+    table, *more = [*sys.argv[1:], ""]
+    if table not in TABLES or more[0] not in ("", "--full"):
+        sys.exit(f"usage: results_table.py {'|'.join(TABLES)} [--full]")
+    rows = TABLES[table]
+    file = ROOT / "tools" / "results" / f"{table}.json"
+    if more[0] == "--full":
         cells = {
             title: [run(*row, seed) for seed in SEEDS]
-            for title, row in ROWS.items()
+            for title, row in rows.items()
         }
-        FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(json.dumps(cells, indent=1) + "\n")
-    print(markdown(json.loads(FILE.read_text())))
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(cells, indent=1) + "\n")
+    print(markdown(rows, json.loads(file.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Scores a recipe for digits away from the test split.
+"""Scores a recipe away from the test split.
 
-    python tools/tune_digits.py --flagfile=configs/digits_40.cfg --alpha=0.8
+    python tools/tune.py --flagfile=configs/digits_40.cfg --alpha=0.8
 
-Trains on 1,200 of the 1,400 training images, once for each of the split seeds
-100, 101 …, and scores on the other 200. The 397 test images stay unseen. 200
-are few, so the 1,200 are scored as well ("seen"): their labels, but for the 40,
-are not used in training.
+Sets training images aside (200 of digits' 1,400; --set_aside), trains on the
+others, once for each of the split seeds 100, 101 …, and scores on those set
+aside. The test images stay unseen. 200 are few, so those trained on are scored
+as well ("seen"): their labels, but for the labeled ones, are not used. For
+datasets that are held in memory.
 """
 
 import dataclasses
@@ -18,16 +19,16 @@ import numpy as np
 from absl import flags
 
 import simmatch_tf
-from simmatch_tf.data import digits
+from simmatch_tf.training import assembly
 
-SET_ASIDE = 200
 RUNS = flags.DEFINE_integer("runs", 3, "How many split seeds to train with.")
+SET_ASIDE = flags.DEFINE_integer("set_aside", 200, "Images to score on.")
 FIRST = flags.DEFINE_integer("first", 100, "The first of them.")
 
 
-def source(image_size: int | None) -> simmatch_tf.Source:
-    """Digits whose "test" images are 200 of the training images."""
-    full = digits.load(image_size)
+def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
+    """The dataset, its "test" images being some of the training images."""
+    full = assembly.make_source(config, assembly.Custom())
     order = np.random.RandomState(1).permutation(len(full.train))
 
     def part(indices: np.ndarray) -> simmatch_tf.Images:
@@ -36,17 +37,18 @@ def source(image_size: int | None) -> simmatch_tf.Source:
         )
 
     return simmatch_tf.Source(
-        name="digits, tuning",
+        name=f"{full.name}, tuning",
         class_names=full.class_names,
-        train=part(np.sort(order[SET_ASIDE:])),
-        test=part(np.sort(order[:SET_ASIDE])),
+        train=part(np.sort(order[set_aside:])),
+        test=part(np.sort(order[:set_aside])),
         flip=full.flip,
     )
 
 
 def main() -> None:
     """Trains once a split seed and prints the scores."""
-    own = [a for a in sys.argv if a.startswith(("--runs=", "--first="))]
+    words = ("--runs=", "--first=", "--set_aside=")
+    own = [a for a in sys.argv if a.startswith(words)]
     flags.FLAGS(sys.argv[:1] + own)
     scores = {"student": [], "ema": [], "student, seen": [], "ema, seen": []}
     began = time.monotonic()
@@ -56,7 +58,7 @@ def main() -> None:
             argv += [f"--workdir={workdir}"]
             argv += [f"--seed={seed}", f"--split_seed={seed}"]
             config = simmatch_tf.Config.from_argv(argv)
-            images = source(config.image_size)
+            images = source(config, SET_ASIDE.value)
             config = dataclasses.replace(
                 config, dataset="custom", image_size=None
             )

@@ -1,0 +1,187 @@
+"""Checks that concern several flags, or what stands on this machine.
+
+Nothing here imports TensorFlow: a wrong flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import typing
+
+from simmatch_tf import datasets
+from simmatch_tf.commandline import InputError
+
+if typing.TYPE_CHECKING:
+    from simmatch_tf import config as config_lib
+
+# Name → (classes, training images): what can be checked without the data.
+SIZES = {
+    "digits": (10, 1_400),
+    "cifar10": (10, 50_000),
+    "cifar100": (100, 50_000),
+    "fashion_mnist": (10, 60_000),
+    "imagenet2012": (1_000, 1_281_167),
+    "stl10": (10, 5_000),
+    "svhn_cropped": (10, 73_257),
+}
+SUBSETS = ("imagenet2012_subset/1pct", "imagenet2012_subset/10pct")
+_SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
+
+
+def check_together(config: config_lib.Config) -> None:
+    """Checks flags against each other.
+
+    Raises:
+        InputError: It names the values.
+    """
+    for name in ("workdir", "data_dir", "tfds_dir", "tfds_manual_dir"):
+        value = getattr(config, name)
+        if value is not None and not value.strip():
+            raise InputError(
+                f"--{name}={value!r}: names no folder; leave it out for the "
+                "default"
+            )
+    _check_backbone(config)
+    _check_data(config)
+    _check_labels(config)
+    _check_durations(config)
+    if config.randaugment_low > config.randaugment_high:
+        raise InputError(
+            f"--randaugment_low={config.randaugment_low}: must not be above "
+            f"--randaugment_high={config.randaugment_high}"
+        )
+    if config.strong == "keras_cv" and config.views_on == "device":
+        raise InputError(
+            "--views_on=device and --strong=keras_cv: that library's layer "
+            "runs on the host only"
+        )
+
+
+def _check_durations(config: config_lib.Config) -> None:
+    if (config.steps is None) == (config.epochs is None):
+        raise InputError(
+            f"--steps={config.steps} and --epochs={config.epochs}: give "
+            "exactly one of the two"
+        )
+    if config.epochs == 0:
+        raise InputError("--epochs=0.0: must be above 0")
+    if None not in (config.warmup_steps, config.warmup_epochs):
+        raise InputError(
+            f"--warmup_steps={config.warmup_steps} and --warmup_epochs="
+            f"{config.warmup_epochs}: give at most one of the two"
+        )
+    if config.steps and (config.warmup_steps or 0) >= config.steps:
+        raise InputError(
+            f"--warmup_steps={config.warmup_steps}: must be below "
+            f"--steps={config.steps}"
+        )
+
+
+def _check_data(config: config_lib.Config) -> None:
+    if (config.dataset == "folder") != (config.data_dir is not None):
+        raise InputError(
+            f"--dataset={config.dataset} and --data_dir={config.data_dir}: "
+            "--dataset=folder, and only that, needs --data_dir"
+        )
+    if config.dataset == "custom" and config.image_size is not None:
+        raise InputError(
+            f"--image_size={config.image_size}: images given from Python "
+            'keep their own size; leave it out with dataset="custom"'
+        )
+    if None not in (config.eval_resize, config.image_size) and (
+        config.eval_resize < config.image_size
+    ):
+        raise InputError(
+            f"--eval_resize={config.eval_resize}: must be at least "
+            f"--image_size={config.image_size}, which is cropped from it"
+        )
+
+
+def _check_labels(config: config_lib.Config) -> None:
+    given = [n for n in _SPLITS if getattr(config, n) is not None]
+    # A folder's labeled/ says by itself what is labeled.
+    if len(given) > 1 or (not given and config.dataset != "folder"):
+        values = " and ".join(
+            f"--{name}={getattr(config, name)}"
+            for name in (given or _SPLITS[:2])
+        )
+        raise InputError(
+            f"{values}: give exactly one of --" + ", --".join(_SPLITS)
+        )
+    if config.label_fraction == 0:
+        raise InputError("--label_fraction=0.0: must be above 0")
+    if config.split_file is not None and config.validation_fraction:
+        raise InputError(
+            f"--validation_fraction={config.validation_fraction}: "
+            "--split_file brings its own validation images"
+        )
+    if config.labeled_list in SUBSETS and config.dataset != "imagenet2012":
+        raise InputError(
+            f"--labeled_list={config.labeled_list}: is for "
+            f"--dataset=imagenet2012, not {config.dataset}"
+        )
+    if config.labels is None or config.dataset not in SIZES:
+        return
+    classes, images = SIZES[config.dataset]
+    if config.labels % classes:
+        raise InputError(
+            f"--labels={config.labels}: not divisible by the {classes} "
+            f"classes of {config.dataset}"
+        )
+    if config.labels > images:
+        raise InputError(
+            f"--labels={config.labels}: {config.dataset} has {images} training "
+            "images"
+        )
+
+
+def _check_backbone(config: config_lib.Config) -> None:
+    name = config.backbone
+    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
+    if config.stem_stride != 1 and not match:
+        raise InputError(
+            f"--stem_stride={config.stem_stride}: is for wrn_DEPTH_WIDTH, not "
+            f"--backbone={name}"
+        )
+    if name in ("resnet50", "custom"):
+        return
+    if not match:
+        raise InputError(
+            f"--backbone={name} is unknown; known: wrn_DEPTH_WIDTH (such as "
+            "wrn_28_2), resnet50"
+        )
+    depth, width = int(match[1]), int(match[2])
+    if depth < 10 or (depth - 4) % 6 or width < 1:
+        raise InputError(
+            f"--backbone={name}: the depth must be 6n + 4 with n at least 1 "
+            "(10, 16, 22, 28 …) and the width at least 1"
+        )
+
+
+def check_available(config: config_lib.Config) -> None:
+    """Checks what the flags name: datasets, folders, files, networks.
+
+    Raises:
+        InputError: It is not there, or this version cannot run it yet.
+    """
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
+    if config.backbone == "resnet50":
+        raise InputError(
+            "not in this version yet: --backbone=resnet50 (there is: "
+            "wrn_DEPTH_WIDTH)"
+        )
+    datasets.check(config.dataset, config.tfds_dir)
+    for name in ("data_dir", "tfds_manual_dir"):
+        value = getattr(config, name)
+        if value is not None and not pathlib.Path(value).expanduser().is_dir():
+            raise InputError(f"--{name}={value}: no such folder")
+    for name in ("labeled_list", "split_file"):
+        value = getattr(config, name)
+        if value is None or value in SUBSETS:
+            continue
+        if not pathlib.Path(value).expanduser().is_file():
+            raise InputError(f"--{name}={value}: no such file")

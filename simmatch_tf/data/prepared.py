@@ -1,0 +1,306 @@
+"""Datasets of TensorFlow Datasets (TFDS).
+
+Small ones of one image size are held in memory, decoded; the others stay in
+their record files and are decoded as they are needed.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import decoding, records, source
+
+# Pixels of all images together (as bytes) up to which they are held decoded.
+MEMORY_LIMIT = 4 * 2**30
+# Images behind the statistics of a dataset that is not in memory.
+_MEASURED = 10_000
+_MEASURED_SIDE = 64
+_CHUNK = 1000
+# Mirrored, these would be other characters.
+_NO_FLIP = re.compile(r"svhn|.*mnist|cmaterdb|omniglot|quickdraw")
+_FLIP = re.compile(r"fashion_mnist")
+_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+_UNLABELED = ("unlabelled", "unlabeled")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keys:
+    """Keys of a record's features; `name` may be None."""
+
+    image: str
+    label: str
+    name: str | None
+
+
+def load(
+    name: str,
+    *,
+    tfds_dir: str | None = None,
+    manual_dir: str | None = None,
+    image_size: int | None = None,
+) -> source.Source:
+    """Loads a dataset; prepares it first, where it is not.
+
+    Args:
+        name: NAME, NAME/CONFIG or NAME:VERSION, as TFDS has it.
+        tfds_dir: Where prepared datasets are; default: TFDS's own.
+        manual_dir: Archives that TFDS cannot download itself.
+        image_size: Side of the images; default: their own if they all have
+            one, else 224.
+
+    Raises:
+        InputError: It cannot be had, or is no image classification dataset.
+    """
+    builder = _prepare(name, tfds_dir, manual_dir)
+    keys = _keys(builder)
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise InputError(
+            f"--dataset={name}: has no training images; its splits are "
+            + ", ".join(splits)
+        )
+    train = ["train", *(s for s in _UNLABELED if s in splits)]
+    shape = builder.info.features[keys.image].shape
+    total = np.prod([side or 2**20 for side in shape], dtype=float)
+    total *= sum(splits[s].num_examples for s in train)
+    held = None not in shape and total <= MEMORY_LIMIT
+    if held:
+        read = functools.partial(_held, builder, keys, image_size)
+    else:
+        read = functools.partial(_encoded, builder, keys)
+    images = read(train)
+    side = image_size or (None if held else shape[0] or 224)
+    return source.Source(
+        name=name,
+        class_names=list(builder.info.features[keys.label].names),
+        train=images,
+        test=_test(builder, keys, read),
+        flip=bool(_FLIP.match(name) or not _NO_FLIP.match(name)),
+        image_size=side,
+        measure=None if held else functools.partial(_measure, name, images),
+    )
+
+
+def listed(
+    name: str, *, tfds_dir: str | None, manual_dir: str | None
+) -> list[str]:
+    """File names of the images in a dataset that is a list of labeled ones.
+
+    Args:
+        name: "imagenet2012_subset/1pct" or "imagenet2012_subset/10pct".
+        tfds_dir: See `load`.
+        manual_dir: See `load`.
+
+    Raises:
+        InputError: It cannot be had.
+    """
+    builder = _prepare(name, tfds_dir, manual_dir)
+    return _encoded(builder, _keys(builder), ["train"]).names
+
+
+def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
+    """A TFDS builder whose data are on disk."""
+    import tensorflow_datasets as tfds  # slow to import, needed here only
+
+    try:
+        builder = tfds.builder(name, data_dir=tfds_dir)
+    except (
+        tfds.core.DatasetNotFoundError,
+        AssertionError,  # an unknown version
+        ValueError,  # an unknown configuration
+    ) as error:
+        text = str(error).strip().splitlines()[0].rpartition("}: ")[2]
+        known = getattr(_builder_class(name), "BUILDER_CONFIGS", None) or []
+        configs = ", ".join(c.name for c in known[:20])
+        raise InputError(
+            f"--dataset={name}: TFDS cannot make it ({text})"
+            + (f"; its configurations: {configs}" if configs else "")
+        ) from None
+    if builder.data_path.exists():
+        return builder
+    logging.info("%s is not in %s: TFDS prepares it", name, builder.data_path)
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # TFDS lets through whatever goes wrong
+        raise InputError(_not_prepared(name, builder, error)) from error
+    return builder
+
+
+def _builder_class(name: str):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_cls(re.split("[/:]", name)[0])
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        return None
+
+
+def _not_prepared(name: str, builder, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = (
+        f"--dataset={name}: is not prepared in {builder.data_path}, and TFDS "
+        f"cannot prepare it: {lines[0][:300]}"
+    )
+    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
+    if manual:
+        text += (
+            "\nIt wants archives that you place in --tfds_manual_dir: "
+            + " ".join(manual.split())
+        )
+    return text
+
+
+def _keys(builder) -> _Keys:
+    """Finds image, class and name among a dataset's features."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    flat = dict(features.items()) if hasattr(features, "items") else {}
+
+    def of_kind(kind: type) -> list[str]:
+        found = [k for k, v in flat.items() if type(v) is kind]
+        named = [k for k in builder.info.supervised_keys or () if k in found]
+        return named[:1] or found
+
+    images = of_kind(tfds.features.Image)
+    labels = of_kind(tfds.features.ClassLabel)
+    if len(images) != 1 or len(labels) != 1:
+        kinds = ", ".join(f"{k}: {type(v).__name__}" for k, v in flat.items())
+        raise InputError(
+            f"--dataset={builder.info.full_name}: is no image classification "
+            f"dataset: one Image and one ClassLabel are wanted, its features "
+            f"are {kinds or type(features).__name__}"
+        )
+    image = flat[images[0]]
+    if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        raise InputError(
+            f"--dataset={builder.info.full_name}: its images are "
+            f"{np.dtype(image.np_dtype).name} with {image.shape[-1]} channels; "
+            "8 bits and 1 or 3 channels are wanted"
+        )
+    names = [
+        key
+        for key in ("file_name", "filename", "image/filename", "id")
+        if key in flat and flat[key].np_dtype in (object, np.object_, str)
+    ]
+    return _Keys(images[0], labels[0], next(iter(names), None))
+
+
+def _test(builder, keys: _Keys, read) -> source.Images | source.Encoded | None:
+    """The first of test and validation whose classes are known."""
+    for split in ("test", "validation"):
+        if split not in builder.info.splits:
+            continue
+        first = next(iter(_examples(builder, split, keys, 1)))
+        if (first["label"] >= 0).all():
+            return read([split])
+    return None
+
+
+def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
+    """Batches of "image", "label" and "name" in the order on disk."""
+    import tensorflow_datasets as tfds
+
+    wanted = {"image": keys.image, "label": keys.label, "name": keys.name}
+    wanted = {k: v for k, v in wanted.items() if v is not None}
+    # One file after the other: places are those on disk.
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        read_config=tfds.ReadConfig(
+            interleave_cycle_length=1, try_autocache=False
+        ),
+    ).map(
+        tf.autograph.experimental.do_not_convert(
+            lambda example: {k: example[v] for k, v in wanted.items()}
+        )
+    )
+    return dataset.batch(batch).as_numpy_iterator()
+
+
+def _held(
+    builder, keys: _Keys, image_size: int | None, splits: Sequence[str]
+) -> source.Images:
+    """Splits one after the other, decoded, in memory."""
+    size = sum(builder.info.splits[s].num_examples for s in splits)
+    shape = builder.info.features[keys.image].shape
+    if image_size is not None:
+        shape = (image_size, image_size, shape[-1])
+    images = np.empty([size, *shape], np.uint8)
+    labels = np.empty([size], np.int32)
+    names, place = [], 0
+    for split in splits:
+        for batch in _examples(builder, split, keys, _CHUNK):
+            end = place + len(batch["label"])
+            pixels = batch["image"]
+            if pixels.shape[1:] != tuple(shape):
+                pixels = _square(pixels, image_size)
+            images[place:end] = pixels
+            labels[place:end] = batch["label"]
+            names += [n.decode(errors="replace") for n in batch.get("name", ())]
+            place = end
+    return source.Images(images, labels, names or None)
+
+
+def _square(images: np.ndarray, side: int) -> np.ndarray:
+    """The centres of images [n, H, W, C], resized to [n, side, side, C]."""
+    height, width = images.shape[1:3]
+    least = min(height, width)
+    top, left = (height - least) // 2, (width - least) // 2
+    images = images[:, top : top + least, left : left + least]
+    resized = tf.image.resize(images, [side, side], antialias=True)
+    return resized.numpy().round().clip(0, 255).astype(np.uint8)
+
+
+def _encoded(
+    builder, keys: _Keys, splits: Sequence[str]
+) -> records.RecordImages:
+    """Splits one after the other, in their record files."""
+    info = builder.info
+    if info.file_format.value != "tfrecord":
+        raise InputError(
+            f"--dataset={info.full_name}: is prepared as "
+            f"{info.file_format.value}; large datasets are read from tfrecord "
+            "files only"
+        )
+    files = [
+        str(path) for split in splits for path in info.splits[split].filepaths
+    ]
+    index = records.scan(
+        files,
+        label=keys.label,
+        name=keys.name,
+        cache_name=f"{info.full_name}-{'-'.join(splits)}",
+    )
+    return records.RecordImages(index, keys.image)
+
+
+def _measure(name: str, images: records.RecordImages) -> source.Statistics:
+    """Statistics of up to 10,000 images, spread evenly over all."""
+    if name.startswith("imagenet2012"):
+        return _IMAGENET
+    logging.info("%s: measuring mean and deviation of its images", name)
+    places = np.linspace(0, len(images) - 1, min(len(images), _MEASURED))
+
+    def small(index: tf.Tensor) -> tf.Tensor:
+        pixels = decoding.decode(*images.read(index))
+        return decoding.resize(pixels, (_MEASURED_SIDE, _MEASURED_SIDE))
+
+    dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64))
+    dataset = dataset.map(
+        tf.autograph.experimental.do_not_convert(small), num_parallel_calls=2
+    )
+    counts = np.zeros([3, 256], np.int64)
+    for pixels in dataset.as_numpy_iterator():
+        for channel in range(3):
+            counts[channel] += np.bincount(
+                pixels[..., channel].ravel(), minlength=256
+            )
+    return source.statistics(counts)

@@ -1,0 +1,146 @@
+"""Datasets of TFDS: small ones with the features of the real."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import prepared, records
+from tests import small_datasets
+
+
+def raw(folder, name, split):
+    dataset = tfds.builder(name, data_dir=folder).as_dataset(split=split)
+    return list(dataset.as_numpy_iterator())
+
+
+def test_small_images_are_in_memory_in_the_order_on_disk(small_tfds):
+    found = prepared.load("cifar10", tfds_dir=small_tfds)
+    wanted = raw(small_tfds, "cifar10", "train")
+    assert len(found.train) == 40 and len(found.test) == 10
+    np.testing.assert_array_equal(
+        found.train.images, [example["image"] for example in wanted]
+    )
+    assert found.train.labels.tolist() == [e["label"] for e in wanted]
+    assert found.train.names == [e["id"].decode() for e in wanted]
+    assert found.image_shape == (32, 32, 3) and found.flip
+    assert len(found.class_names) == 10
+    assert not prepared.load("svhn_cropped", tfds_dir=small_tfds).flip
+
+
+def test_stl10_brings_its_unlabeled_images(small_tfds):
+    found = prepared.load("stl10", tfds_dir=small_tfds)
+    assert found.train.labels.tolist()[40:] == [-1] * 40
+    assert found.train.labels.min() == -1 and len(found.train) == 80
+    assert len(found.test) == 10 and found.image_shape == (96, 96, 3)
+
+
+def test_another_size(small_tfds):
+    found = prepared.load("fashion_mnist", tfds_dir=small_tfds, image_size=14)
+    wanted = raw(small_tfds, "fashion_mnist", "train")[3]["image"]
+    wanted = tf.image.resize(wanted, [14, 14], antialias=True).numpy()
+    assert found.image_shape == (14, 14, 1) and found.flip
+    np.testing.assert_array_equal(found.train.images[3], wanted.round())
+
+
+def test_images_of_any_size_stay_encoded(small_tfds):
+    found = prepared.load("imagenet2012", tfds_dir=small_tfds, image_size=32)
+    wanted = raw(small_tfds, "imagenet2012", "train")
+    assert isinstance(found.train, records.RecordImages)
+    assert len(found.train) == 2000 and found.image_shape == (32, 32, 3)
+    assert found.train.names == [e["file_name"].decode() for e in wanted]
+    # Its validation split is the one whose classes are known.
+    assert len(found.test) == 1000 and found.test.labels.min() == 0
+    for place in (0, 7, 1999):
+        encoded, orientation = found.train.read(tf.constant(place, tf.int64))
+        assert orientation == 1
+        np.testing.assert_array_equal(
+            tf.io.decode_jpeg(encoded), wanted[place]["image"]
+        )
+    # The published statistics, not measured ones.
+    assert found.statistics()[0] == [0.485, 0.456, 0.406]
+
+
+def test_large_images_are_224(small_tfds):
+    found = prepared.load("imagenet2012", tfds_dir=small_tfds)
+    assert found.image_shape == (224, 224, 3)
+
+
+def test_beyond_the_limit_images_stay_encoded(small_tfds, monkeypatch):
+    held = prepared.load("cifar10", tfds_dir=small_tfds)
+    monkeypatch.setattr(prepared, "MEMORY_LIMIT", 1000)
+    found = prepared.load("cifar10", tfds_dir=small_tfds)
+    assert found.train.encoded and found.image_shape == (32, 32, 3)
+    mean, std = found.statistics()
+    # Measured at 64×64, so the deviation is a smoothed one.
+    np.testing.assert_allclose(mean, held.statistics()[0], atol=0.002)
+    assert 0.5 < std[0] / held.statistics()[1][0] < 1.01
+
+
+def test_a_list_of_labeled_images(small_tfds):
+    names = prepared.listed(
+        "imagenet2012_subset/1pct", tfds_dir=small_tfds, manual_dir=None
+    )
+    assert len(names) == 1000 and names[5] == "n0005_5.JPEG"
+
+
+def test_no_test_split(tmp_path):
+    small_datasets.prepare(
+        tmp_path, "mine", 2, kind="cifar10", splits=("train",)
+    )
+    found = prepared.load("mine", tfds_dir=str(tmp_path))
+    assert found.test is None and len(found.train) == 20
+
+
+def test_no_training_split(tmp_path):
+    small_datasets.prepare(
+        tmp_path, "mine", 2, kind="cifar10", splits=("test",)
+    )
+    with pytest.raises(InputError, match="has no training images; its splits"):
+        prepared.load("mine", tfds_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"text": tfds.features.Text()}, "its features are text: Text"),
+        (
+            {
+                "image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            },
+            "its images are uint16 with 1 channels",
+        ),
+    ],
+)
+def test_no_image_classification(tmp_path, features, message):
+    example = {
+        "text": "x",
+        "image": np.zeros([4, 4, 1], np.uint16),
+        "label": 0,
+    }
+    example = {key: example[key] for key in features}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="mine",
+        version="1.0.0",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": [(0, example)]},
+    )
+    with pytest.raises(InputError, match=message):
+        prepared.load("mine", tfds_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10_1/v7", "its configurations: v4, v6"),
+        ("cifar10:9.9.9", "TFDS cannot make it"),
+        ("imagenet2012", "archives that you place in --tfds_manual_dir"),
+    ],
+)
+def test_what_tfds_cannot_make(tmp_path, name, message):
+    with pytest.raises(InputError, match=f"--dataset={name}: .*") as caught:
+        prepared.load(name, tfds_dir=str(tmp_path))
+    assert message in str(caught.value)

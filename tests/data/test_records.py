@@ -1,0 +1,110 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import records
+
+
+def example(number):
+    def of(values, kind):
+        return tf.train.Feature(**{f"{kind}_list": values})
+
+    return tf.train.Example(
+        features=tf.train.Features(
+            feature={
+                "image": of(
+                    tf.train.BytesList(value=[b"x" * (number + 1)]), "bytes"
+                ),
+                "label": of(tf.train.Int64List(value=[number % 3]), "int64"),
+                "name": of(
+                    tf.train.BytesList(value=[f"n{number}".encode()]), "bytes"
+                ),
+            }
+        )
+    ).SerializeToString()
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [str(tmp_path / f"part{number}") for number in range(3)]
+    number = 0
+    for path, count in zip(paths, (5, 0, 300), strict=True):
+        with tf.io.TFRecordWriter(path) as writer:
+            for _ in range(count):
+                writer.write(example(number))
+                number += 1
+    return paths
+
+
+def scan(files, **changes):
+    options = {"label": "label", "name": "name", "cache_name": "a/b"}
+    return records.scan(files, **{**options, **changes})
+
+
+def test_any_record_is_read_by_its_place(files):
+    index = scan(files)
+    images = records.RecordImages(index)
+    assert len(images) == 305 and images.names[304] == "n304"
+    assert images.labels.tolist() == [n % 3 for n in range(305)]
+    places = np.random.default_rng(0).permutation(305)
+    dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64))
+    dataset = dataset.map(lambda i: images.read(i), num_parallel_calls=3)
+    found = [encoded for encoded, _ in dataset.as_numpy_iterator()]
+    assert found == [b"x" * (place + 1) for place in places]
+
+
+def test_without_labels_and_names(files):
+    index = scan(files, label=None, name=None)
+    assert index.names is None and set(index.labels.tolist()) == {-1}
+    assert records.RecordImages(index).names is None
+
+
+def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
+    first = scan(files)
+    kept = list(records.cache_folder().glob("records-a-b-*.npz"))
+    real = records._scan_file
+    monkeypatch.setattr(
+        records, "_scan_file", lambda *_: pytest.fail("scanned again")
+    )
+    again = scan(files)
+    for name in ("shard", "offset", "labels", "names"):
+        np.testing.assert_array_equal(
+            getattr(again, name), getattr(first, name)
+        )
+    monkeypatch.setattr(records, "_scan_file", real)
+    with tf.io.TFRecordWriter(files[0]) as writer:
+        writer.write(example(7))
+    assert len(scan(files)) == 301
+    now = list(records.cache_folder().glob("records-a-b-*.npz"))
+    assert len(now) == len(kept) + 1
+
+
+def test_a_damaged_index_is_made_anew(files):
+    scan(files)
+    for path in records.cache_folder().glob("*.npz"):
+        path.write_bytes(b"PK no archive")
+    assert len(scan(files)) == 305
+
+
+def test_an_index_that_cannot_be_kept(files, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(scan(files)) == 305
+
+
+def test_files_that_cannot_be_read(files):
+    with pytest.raises(InputError, match="gone: cannot be read"):
+        scan([*files, files[0] + "gone"])
+    size = os.path.getsize(files[2])
+    with open(files[2], "r+b") as file:
+        file.truncate(size - 5)
+    with pytest.raises(InputError, match="part2: cannot be read"):
+        scan(files)
+
+
+def test_features_that_are_not_there(files):
+    with pytest.raises(InputError, match="part0: cannot be read .*colour"):
+        scan(files, label="colour")

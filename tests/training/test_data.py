@@ -1,0 +1,181 @@
+"""Whole runs on the user's own images, lists and splits."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf import config as config_lib
+from simmatch_tf import evaluate
+from simmatch_tf.commandline import InputError
+from tests import runs
+
+FOLDER = {
+    "dataset": "folder",
+    "image_size": 16,
+    "labels": None,
+    "weak": "resized_crop",
+    "batch_size": 4,
+    "steps": 4,
+    "eval_every": 4,
+}
+
+
+def make_photos(root, places, per_place=6, seed=0):
+    rng = np.random.default_rng(seed)
+    for level, place in enumerate(places):
+        (root / place).mkdir(parents=True)
+        for number in range(per_place):
+            size = [*rng.integers(10, 40, 2), 3]
+            image = rng.integers(
+                20 + 90 * (level % 2), 130 + 90 * (level % 2), size
+            )
+            path = root / place / f"{number}{('.jpg', '.png')[number % 2]}"
+            PIL.Image.fromarray(image.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    make_photos(root, ("labeled/ä", "labeled/b", "unlabeled"))
+    return root
+
+
+def weights(workdir):
+    path = tf.train.latest_checkpoint(workdir / "checkpoints") or max(
+        str(p)[: -len(".index")]
+        for p in (pathlib.Path(workdir) / "checkpoints").glob("*.index")
+    )
+    reader = tf.train.load_checkpoint(path)
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "OBJECT_GRAPH" not in name
+    }
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], name)
+
+
+@pytest.mark.slow
+def test_a_folder_without_test_images(photos, tmp_path, capsys):
+    made = {**FOLDER, "data_dir": str(photos)}
+    with pytest.raises(InputError, match="has no test images: give --validat"):
+        runs.fit(tmp_path / "run", **made)
+    made["validation_fraction"] = 0.3
+    result = runs.fit(tmp_path / "run", **made)
+    assert result.scored_on == "validation" and result.test_images == 4
+    assert result.class_names == ["b", "ä"]  # by code point
+    assert (result.labels, result.unlabeled) == (8, 14)
+    assert "has no test images" in capsys.readouterr().err
+    evaluate.main(config_lib.EvaluateConfig(workdir=str(tmp_path / "run")))
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert report["scored_on"] == "validation" and report["test_images"] == 4
+    record = report[report["weights_of_record"]]
+    assert record["top1"] == result.top1
+
+
+@pytest.mark.slow
+def test_a_folder_with_test_images_killed_and_resumed(photos, tmp_path):
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
+    made = {**FOLDER, "data_dir": str(photos), "checkpoint_every": 2}
+    whole = runs.fit(tmp_path / "whole", **made)
+    assert whole.scored_on == "test" and whole.test_images == 6
+    # As if killed after the checkpoint of step 2.
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    (cut / "results.json").unlink()
+    for path in (cut / "checkpoints").glob("step_00000004*"):
+        path.unlink()
+    assert runs.fit(cut, **made) == whole
+    assert_same_weights(tmp_path / "whole", cut)
+
+
+@pytest.mark.slow
+def test_an_image_that_goes_bad_during_the_run(photos, tmp_path, monkeypatch):
+    made = {
+        **FOLDER,
+        "data_dir": str(photos),
+        "validation_fraction": 0.3,
+        "checkpoint_every": 1,
+    }
+    from simmatch_tf.training import checkpoints
+
+    save = checkpoints.Checkpoints.save
+
+    def then_break(self, step):
+        save(self, step)
+        for path in (photos / "unlabeled").iterdir():
+            path.write_bytes(b"gone")
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", then_break)
+    made["steps"] = 40
+    with pytest.raises(InputError, match="an image could not be read at step"):
+        runs.fit(tmp_path / "run", **made)
+    assert list((tmp_path / "run" / "checkpoints").glob("*.index"))
+
+
+@pytest.mark.slow
+def test_views_in_front_of_the_step_train_the_same_weights(tmp_path):
+    result = runs.fit(tmp_path / "host", steps=3)
+    assert runs.fit(tmp_path / "device", steps=3, views_on="device") == result
+    assert_same_weights(tmp_path / "host", tmp_path / "device")
+
+
+@pytest.mark.slow
+def test_a_split_is_handed_to_another_run(finished_run, tmp_path):
+    workdir, _ = finished_run
+    split = json.loads((workdir / "split.json").read_text())
+    result = runs.fit(
+        tmp_path / "run",
+        labels=None,
+        split_file=str(workdir / "split.json"),
+        split_seed=7,
+        image_size=12,
+        steps=1,
+    )
+    own = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert own["labeled"] == split["labeled"] and result.labels == 20
+
+
+@pytest.mark.slow
+def test_labeled_images_from_a_list(tmp_path):
+    path = tmp_path / "list.txt"
+    from simmatch_tf.data import digits
+
+    labels = digits.load(8).train.labels
+    chosen = [int(np.flatnonzero(labels == label)[3]) for label in range(10)]
+    path.write_text("".join(f"{index}\n" for index in chosen))
+    runs.fit(tmp_path / "run", labels=None, labeled_list=str(path), steps=1)
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert split["labeled"] == chosen
+
+
+@pytest.mark.slow
+def test_a_dataset_of_tfds(small_tfds, tmp_path):
+    result = runs.fit(
+        tmp_path / "run",
+        dataset="imagenet2012",
+        tfds_dir=small_tfds,
+        labels=None,
+        label_fraction=0.1,
+        unlabeled_includes_labeled=False,
+        image_size=16,
+        eval_resize=20,
+        weak="resized_crop",
+        strong="moco",
+        steps=2,
+    )
+    assert (result.labels, result.unlabeled) == (1000, 1000)
+    assert result.test_images == 1000 and len(result.class_names) == 1000
+    model = simmatch_tf.load(str(tmp_path / "run"))
+    assert model.output["logits"].shape == (None, 1000)

@@ -1,0 +1,82 @@
+"""Every recipe takes a real step on data of the right shape."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import simmatch_tf
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECIPES = sorted(
+    path.stem
+    for path in (ROOT / "configs").glob("*.cfg")
+    if not path.stem.startswith("base_")
+)
+# Nothing here changes what a recipe's data or views are.
+SHORT = {
+    "steps": 1,
+    "epochs": None,
+    "warmup_epochs": None,
+    "matching_start_steps": 0,
+    "batch_size": 4,
+    "unlabeled_ratio": 2,
+}
+CLASSES = {"cifar100": 100, "imagenet2012": 1000}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for place in ("labeled/cat", "labeled/dög", "unlabeled/2024"):
+        (root / place).mkdir(parents=True)
+        for number in range(5):
+            size = [*rng.integers(20, 90, 2), 3]
+            image = rng.integers(0, 256, size).astype(np.uint8)
+            suffix = (".jpg", ".png", ".gif", ".bmp", ".JPEG")[number]
+            path = root / place / f"{number}{suffix}"
+            PIL.Image.fromarray(image).save(path)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def done():
+    return {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_step(recipe, tmp_path, small_tfds, photos, done):
+    words = ["x", f"--flagfile=configs/{recipe}.cfg"]
+    if recipe == "folder":
+        words.append(f"--data_dir={photos}")
+    config = simmatch_tf.Config.from_argv(words)
+    changes = {**SHORT, "tfds_dir": small_tfds, "workdir": str(tmp_path)}
+    if config.labels is not None:
+        # As many as the small dataset has.
+        changes["labels"] = 2 * CLASSES.get(config.dataset, 10)
+    if config.backbone == "resnet50":
+        changes |= {"backbone": "wrn_10_1", "stem_stride": 4}
+    config = dataclasses.replace(config, **changes)
+    # Recipes that differ in the number of labels alone are one run here.
+    key = repr(dataclasses.replace(config, workdir=None))
+    if key not in done:
+        done[key] = simmatch_tf.fit(config)
+        split = json.loads((tmp_path / "split.json").read_text("utf-8"))
+        assert len(split["labeled"]) == done[key].labels
+    result = done[key]
+    assert result.steps == 1 and np.isfinite(result.loss)
+    assert result.dataset == config.dataset
+    if recipe.startswith("imagenet"):
+        assert (result.labels, result.unlabeled) == (1000, 1000)
+        assert split["names"][7] == "n0007_7.JPEG"
+    if recipe == "folder":
+        assert result.scored_on == "validation" and result.test_images == 2
+        assert result.class_names == ["cat", "dög"]
+        assert (result.labels, result.unlabeled) == (8, 13)
+    elif recipe == "stl10_40":
+        assert result.unlabeled == 80
