@@ -27,6 +27,13 @@ SIZES = {
     "svhn_cropped": (10, 73_257),
 }
 SUBSETS = ("imagenet2012_subset/1pct", "imagenet2012_subset/10pct")
+PATHS = (
+    "data_dir",
+    "tfds_dir",
+    "tfds_manual_dir",
+    "labeled_list",
+    "split_file",
+)
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 
 
@@ -85,6 +92,11 @@ def _check_data(config: config_lib.Config) -> None:
             f"--dataset={config.dataset} and --data_dir={config.data_dir}: "
             "--dataset=folder, and only that, needs --data_dir"
         )
+    if config.on_bad_image == "skip" and config.dataset != "folder":
+        raise InputError(
+            "--on_bad_image=skip: is for --dataset=folder; the records of "
+            f"--dataset={config.dataset} have checksums"
+        )
     if config.dataset == "custom" and config.image_size is not None:
         raise InputError(
             f"--image_size={config.image_size}: images given from Python "
@@ -117,14 +129,15 @@ def _check_labels(config: config_lib.Config) -> None:
             f"--validation_fraction={config.validation_fraction}: "
             "--split_file brings its own validation images"
         )
-    if config.labeled_list in SUBSETS and config.dataset != "imagenet2012":
+    name = datasets.base(config.dataset)
+    if config.labeled_list in SUBSETS and name != "imagenet2012":
         raise InputError(
             f"--labeled_list={config.labeled_list}: is for "
             f"--dataset=imagenet2012, not {config.dataset}"
         )
-    if config.labels is None or config.dataset not in SIZES:
+    if config.labels is None or name not in SIZES:
         return
-    classes, images = SIZES[config.dataset]
+    classes, images = SIZES[name]
     if config.labels % classes:
         raise InputError(
             f"--labels={config.labels}: not divisible by the {classes} "
@@ -160,8 +173,14 @@ def _check_backbone(config: config_lib.Config) -> None:
         )
 
 
-def check_available(config: config_lib.Config) -> None:
+def check_available(
+    config: config_lib.Config, *, resumed: bool = False
+) -> None:
     """Checks what the flags name: datasets, folders, files, networks.
+
+    Args:
+        config: The flags.
+        resumed: The run has begun: it has its split, and its data prepared.
 
     Raises:
         InputError: It is not there, or this version cannot run it yet.
@@ -175,11 +194,11 @@ def check_available(config: config_lib.Config) -> None:
             "wrn_DEPTH_WIDTH)"
         )
     datasets.check(config.dataset, config.tfds_dir)
-    for name in ("data_dir", "tfds_manual_dir"):
+    for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
         value = getattr(config, name)
         if value is not None and not pathlib.Path(value).expanduser().is_dir():
             raise InputError(f"--{name}={value}: no such folder")
-    for name in ("labeled_list", "split_file"):
+    for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in SUBSETS:
             continue

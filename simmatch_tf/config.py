@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import checks, commandline
+from simmatch_tf import checks, commandline, datasets
 from simmatch_tf.commandline import InputError, flag
 
 # A run's flags, in its workdir.
@@ -20,6 +20,7 @@ class Config(commandline.Flags):
         ("labels", "label_fraction", "labeled_list", "split_file"),
         ("steps", "epochs"),
         ("warmup_steps", "warmup_epochs"),
+        ("split_file", "validation_fraction"),
     )
 
     # Data.
@@ -32,14 +33,19 @@ class Config(commandline.Flags):
         None,
         "for --dataset=folder: holds labeled/CLASS/*, unlabeled/** and, where "
         "there is one, test/CLASS/*.",
+        operational=True,
     )
     tfds_dir: str | None = flag(
         None,
         "prepared datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
         rare=True,
+        operational=True,
     )
     tfds_manual_dir: str | None = flag(
-        None, "archives that TFDS cannot download itself.", rare=True
+        None,
+        "archives that TFDS cannot download itself.",
+        rare=True,
+        operational=True,
     )
     on_bad_image: str = flag(
         "error",
@@ -278,9 +284,20 @@ class Config(commandline.Flags):
         """Checks what concerns several flags at once."""
         checks.check_together(self)
 
-    def check_available(self) -> None:
+    def check_available(self, *, resumed: bool = False) -> None:
         """Checks what the flags name on this machine; see `checks`."""
-        checks.check_available(self)
+        checks.check_available(self, resumed=resumed)
+
+    def absolute(self) -> Self:
+        """The same from any folder: paths are made absolute."""
+        paths = {
+            name: os.path.abspath(os.path.expanduser(value))
+            for name in checks.PATHS
+            if (value := getattr(self, name)) is not None
+            and value not in checks.SUBSETS
+            and "://" not in value
+        }
+        return dataclasses.replace(self, **paths)
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
         """Names the workdir, where none is given.
@@ -299,7 +316,9 @@ class Config(commandline.Flags):
     def published_list(self) -> str | None:
         """The list that a share of ImageNet's labels means by default."""
         shares = {0.01: "1pct", 0.1: "10pct"}
-        if self.dataset != "imagenet2012" or self.label_fraction not in shares:
+        if datasets.base(self.dataset) != "imagenet2012":
+            return None
+        if self.label_fraction not in shares:
             return None
         return f"imagenet2012_subset/{shares[self.label_fraction]}"
 

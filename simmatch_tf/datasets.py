@@ -167,6 +167,11 @@ def _check_namespace(name: str, namespace: str, package: str) -> None:
         )
 
 
+def base(name: str) -> str:
+    """NAME of NAME/CONFIG:VERSION."""
+    return re.split("[/:]", name)[0]
+
+
 def check(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
     """Checks that there is a dataset of this name.
 

@@ -23,14 +23,14 @@ def main(config: config_lib.EvaluateConfig) -> None:
         )
 
     from simmatch_tf.data import splits
-    from simmatch_tf.training import assembly, evaluation
+    from simmatch_tf.training import assembly, evaluation, inputs
 
     custom = assembly.Custom()
     custom.check(run)
     algorithm, strategy, step = assembly.restore(folder.path, custom)
-    source = assembly.make_source(run, custom)
+    source = inputs.make_source(run)
     split = splits.read(folder.split, source)
-    scored_on, images, places = assembly.scored_images(source, split.validation)
+    scored_on, images, places = inputs.scored_images(source, split.validation)
     evaluator = evaluation.Evaluator(
         strategy,
         algorithm.networks(),

@@ -25,7 +25,7 @@ def _train(
 
 def main(config: config_lib.Config) -> int | None:
     """Trains, prints the result; 42 if it was interrupted and saved."""
-    config.check_available()
+    workdir.Workdir(config.workdir).check_available(config)
     for name in ("dataset", "backbone", "algorithm"):
         if getattr(config, name) == "custom":
             raise InputError(f"--{name}=custom is for simmatch_tf.fit only")

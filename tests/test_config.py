@@ -80,6 +80,8 @@ def test_defaults_are_the_published_cifar_settings():
         ({"strong": "weak"}, "--strong=weak is unknown"),
         ({"crop_area": 0.0}, r"--crop_area=0.0: must be in \[0.01, 1\]"),
         ({"on_bad_image": "x"}, "--on_bad_image=x is unknown"),
+        ({"on_bad_image": "skip"}, "--on_bad_image=skip: is for --dataset=fol"),
+        ({"dataset": "cifar10:3.0.2", "labels": 45}, "not divisible by the 10"),
         ({"labels": None, "label_fraction": 0.0}, "must be above 0"),
         ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
         ({"steps": None}, "--steps=None and --epochs=None: give exactly one"),
@@ -152,6 +154,15 @@ def test_what_a_flag_brings_replaces_its_alternatives(tmp_path, monkeypatch):
     assert (c.steps, c.epochs) == (None, 2.0)
     c = Config.from_argv(["x", "--flagfile=mine.cfg", "--labels", "20"])
     assert (c.labels, c.label_fraction) == (20, None)
+    c = Config.from_argv(
+        [
+            "x",
+            "--flagfile=configs/folder.cfg",
+            "--data_dir=x",
+            "--split_file=y",
+        ]
+    )
+    assert (c.split_file, c.validation_fraction) == ("y", 0.0)
     (tmp_path / "more.cfg").write_text("--flagfile=mine.cfg\n--epochs=3\n")
     c = Config.from_argv(["x", "--flagfile=base.cfg", "--flagfile=more.cfg"])
     assert (c.label_fraction, c.labels, c.epochs) == (0.1, None, 3.0)
@@ -165,6 +176,8 @@ def test_what_a_flag_brings_replaces_its_alternatives(tmp_path, monkeypatch):
 def test_published_lists_stand_for_shares_of_imagenet():
     c = Config(dataset="imagenet2012", label_fraction=0.01, steps=1)
     assert c.published_list() == "imagenet2012_subset/1pct"
+    versioned = dataclasses.replace(c, dataset="imagenet2012:5.1.0")
+    assert versioned.published_list() == "imagenet2012_subset/1pct"
     assert dataclasses.replace(c, label_fraction=0.02).published_list() is None
     assert Config(**GOOD).published_list() is None
 

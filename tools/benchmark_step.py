@@ -40,12 +40,12 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     import tensorflow as tf
 
     from simmatch_tf.ops import losses
-    from simmatch_tf.training import assembly
+    from simmatch_tf.training import assembly, inputs
     from simmatch_tf.training import workdir as workdir_lib
 
     custom = assembly.Custom()
-    source = assembly.make_source(config, custom)
-    split = assembly.make_split(config, source, workdir_lib.Workdir(folder))
+    source = inputs.make_source(config)
+    split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
     config = config.with_durations(len(split.unlabeled))
     strategy = assembly.make_strategy()
     algorithm = assembly.make_algorithm(
@@ -57,7 +57,7 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
         num_classes=source.num_classes,
         statistics=source.statistics(),
     )
-    pipeline = assembly.make_pipeline(config, source, split, unlabeled=True)
+    pipeline = inputs.make_pipeline(config, source, split, unlabeled=True)
     batches = iter(pipeline.dataset(0, 10**6).repeat())
     batch = next(batches)
     b, u = len(batch["labels"]), len(batch["unlabeled_weak"])

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import simmatch_tf
-from simmatch_tf.training import assembly
+from simmatch_tf.training import inputs
 
 RUNS = flags.DEFINE_integer("runs", 3, "How many split seeds to train with.")
 SET_ASIDE = flags.DEFINE_integer("set_aside", 200, "Images to score on.")
@@ -28,7 +28,7 @@ FIRST = flags.DEFINE_integer("first", 100, "The first of them.")
 
 def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
     """The dataset, its "test" images being some of the training images."""
-    full = assembly.make_source(config, assembly.Custom())
+    full = inputs.make_source(config)
     order = np.random.RandomState(1).permutation(len(full.train))
 
     def part(indices: np.ndarray) -> simmatch_tf.Images:

@@ -51,8 +51,7 @@ def flip_crop(
     return tf.gather(tf.reshape(images, [-1, channels]), pixels)
 
 
-# Compiled: as an operation of TensorFlow's own, the choice costs twenty times as
-# much as the copy that XLA makes of it.
+# Compiled: TensorFlow's own choice costs twenty times the copy that XLA makes.
 @tf.function(autograph=False, jit_compile=True)
 def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """Mirrors the images whose draw is below 0.5.

@@ -103,6 +103,7 @@ def read(data_dir: str | None, *, on_bad_image: str) -> Folder:
     scan.warn()
     scan.check(data_dir, shown, np.arange(len(scan.paths)))
     paths = [f"{root}/{path}" for path in scan.paths]
+    _warn_of_shared(scan, paths)
     inspection = files.inspect(paths, cache=files.cache_path(root))
     kept = files.usable(paths, inspection, on_bad_image)
     # Leaving out bad images may have emptied a class.
@@ -127,6 +128,28 @@ def read(data_dir: str | None, *, on_bad_image: str) -> Folder:
         train=images(train),
         test=images(kept[is_test]) if has_test else None,
     )
+
+
+def _warn_of_shared(scan: "_Scan", paths: Sequence[str]) -> None:
+    """Says if test images are in training, too, by links or as hard links."""
+    known, shared = {}, []
+    for part, name, path in zip(scan.parts, scan.paths, paths, strict=True):
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue  # a bad file: the inspection says so
+        key = status.st_dev, status.st_ino
+        if part != "test":
+            known[key] = name
+        elif key in known:
+            shared.append(f"{name} is {known[key]}")
+    if shared:
+        logging.warning(
+            "%d of the test images are trained on as well (%s): the result "
+            "will be too good",
+            len(shared),
+            files.printable(shared[0]),
+        )
 
 
 def _root(data_dir: str | None) -> str:

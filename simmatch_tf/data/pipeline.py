@@ -11,10 +11,13 @@ The batch's keys are this module's contract with the algorithms:
 
 import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, randomness, splits, views
 from simmatch_tf.data import source as source_lib
 
@@ -169,6 +172,25 @@ def _held(array: np.ndarray) -> tf.Tensor:
     """An array as a tensor that graphs refer to, instead of holding a copy."""
     with tf.init_scope():
         return tf.convert_to_tensor(array)
+
+
+def read_next(batches: Iterator[Any], when: str) -> Any:
+    """The next batch, or None at the end.
+
+    Args:
+        batches: Of a dataset.
+        when: For the message: an image may have gone bad since the start.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    try:
+        return next(batches, None)
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"an image could not be read {when}: {error.message} (the last "
+            "checkpoint stays: put it right and start again)"
+        ) from None
 
 
 def evaluation_dataset(

@@ -23,7 +23,9 @@ _MEASURED = 10_000
 _MEASURED_SIDE = 64
 _CHUNK = 1000
 # Mirrored, these would be other characters.
-_NO_FLIP = re.compile(r"svhn|.*mnist|cmaterdb|omniglot|quickdraw")
+_NO_FLIP = re.compile(
+    "svhn|mnist|cmaterdb|omniglot|quickdraw|binary_alpha_digits|chars|letters"
+)
 _FLIP = re.compile(r"fashion_mnist")
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _UNLABELED = ("unlabelled", "unlabeled")
@@ -81,10 +83,15 @@ def load(
         class_names=list(builder.info.features[keys.label].names),
         train=images,
         test=_test(builder, keys, read),
-        flip=bool(_FLIP.match(name) or not _NO_FLIP.match(name)),
+        flip=flips(name),
         image_size=side,
         measure=None if held else functools.partial(_measure, name, images),
     )
+
+
+def flips(name: str) -> bool:
+    """Whether a mirrored image of a dataset is still of its class."""
+    return bool(_FLIP.match(name) or not _NO_FLIP.search(name))
 
 
 def listed(
@@ -124,7 +131,12 @@ def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
         ) from None
     if builder.data_path.exists():
         return builder
-    logging.info("%s is not in %s: TFDS prepares it", name, builder.data_path)
+    logging.warning(
+        "%s is not prepared in %s: TFDS downloads and prepares it, which may "
+        "take long",
+        name,
+        builder.data_path,
+    )
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=config)
@@ -187,20 +199,28 @@ def _keys(builder) -> _Keys:
         )
     names = [
         key
-        for key in ("file_name", "filename", "image/filename", "id")
+        for key in ("file_name", "filename", "image/filename", "id", "name")
         if key in flat and flat[key].np_dtype in (object, np.object_, str)
     ]
     return _Keys(images[0], labels[0], next(iter(names), None))
 
 
 def _test(builder, keys: _Keys, read) -> source.Images | source.Encoded | None:
-    """The first of test and validation whose classes are known."""
+    """The first of test and validation whose classes are all known."""
     for split in ("test", "validation"):
         if split not in builder.info.splits:
             continue
         first = next(iter(_examples(builder, split, keys, 1)))
-        if (first["label"] >= 0).all():
-            return read([split])
+        if first["label"].min() < 0:
+            continue  # as all of ImageNet's
+        images = read([split])
+        if images.labels.min() >= 0:
+            return images
+        logging.warning(
+            "%s: its %s images are not used, as the class of some is unknown",
+            builder.info.full_name,
+            split,
+        )
     return None
 
 
@@ -222,7 +242,14 @@ def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
             lambda example: {k: example[v] for k, v in wanted.items()}
         )
     )
-    return dataset.batch(batch).as_numpy_iterator()
+    try:
+        yield from dataset.batch(batch).as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"--dataset={builder.info.full_name}: {split} cannot be read "
+            f"({error.message.splitlines()[0]}); remove {builder.data_path}, "
+            "and it is prepared anew"
+        ) from None
 
 
 def _held(
@@ -298,9 +325,12 @@ def _measure(name: str, images: records.RecordImages) -> source.Statistics:
         tf.autograph.experimental.do_not_convert(small), num_parallel_calls=2
     )
     counts = np.zeros([3, 256], np.int64)
-    for pixels in dataset.as_numpy_iterator():
-        for channel in range(3):
-            counts[channel] += np.bincount(
-                pixels[..., channel].ravel(), minlength=256
-            )
+    try:
+        for pixels in dataset.as_numpy_iterator():
+            source.add_counts(counts, pixels)
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"--dataset={name}: an image cannot be decoded "
+            f"({error.message.splitlines()[0]})"
+        ) from None
     return source.statistics(counts)

@@ -5,6 +5,7 @@ That index is kept (a few dozen bytes an image), so it is made once; images are
 then read one by one, in any order.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -138,7 +139,7 @@ def scan(
         InputError: A file cannot be read, or has no such features.
     """
     kept = _kept(files, cache_name, (label, name))
-    found = _read_kept(kept, files)
+    found = None if kept is None else _read_kept(kept, files)
     if found is not None:
         return found
     logging.info("%s: noting where every image is, once", cache_name)
@@ -153,7 +154,8 @@ def scan(
         labels=np.concatenate(labels),
         names=None if name is None else np.concatenate(names),
     )
-    _keep(kept, index)
+    if kept is not None:
+        _keep(kept, index)
     return index
 
 
@@ -202,7 +204,8 @@ def cache_folder() -> pathlib.Path:
 
 def _kept(
     files: Sequence[str], cache_name: str, keys: tuple[str | None, ...]
-) -> pathlib.Path:
+) -> pathlib.Path | None:
+    """Where the index is kept; None: there is no such place."""
     state = [repr(keys)]
     for path in files:
         try:
@@ -212,7 +215,11 @@ def _kept(
         state.append(f"{path} {found.st_size} {found.st_mtime_ns}")
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     safe = cache_name.replace("/", "-")
-    return cache_folder() / f"records-{safe}-{digest}.npz"
+    try:
+        return cache_folder() / f"records-{safe}-{digest}.npz"
+    except RuntimeError as error:  # a user without a home
+        logging.warning("the index cannot be kept (%s)", error)
+        return None
 
 
 def _read_kept(path: pathlib.Path, files: Sequence[str]) -> Index | None:
@@ -246,3 +253,5 @@ def _keep(path: pathlib.Path, index: Index) -> None:
         aside.replace(path)
     except OSError as error:
         logging.warning("%s: cannot be kept (%s)", path, error)
+        with contextlib.suppress(OSError):
+            aside.unlink()

@@ -1,9 +1,10 @@
 """Which images are labeled: drawn once, written to the run's folder."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -138,87 +139,6 @@ def _count(
     return count
 
 
-def read_list(path: pathlib.Path, source: source_lib.Source) -> np.ndarray:
-    """Reads a list of labeled images: one file name or index a line.
-
-    Raises:
-        InputError: It cannot be read, or a line is no labeled image's.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labeled_list={path}: {error}") from None
-    return find(lines, source, f"--labeled_list={path}")
-
-
-def find(names: list[str], source: source_lib.Source, of: str) -> np.ndarray:
-    """Finds images by file name (with or without folders) or index.
-
-    Args:
-        names: One a line; empty ones are left out.
-        source: The dataset.
-        of: What the names are from, for messages.
-
-    Returns:
-        Indices into the training images, [n] int64.
-
-    Raises:
-        InputError: A name is of no image, of several, of an image whose class
-            is not known, or there twice; or there are none.
-    """
-    look_up = _look_up(source)
-    found: dict[int, int] = {}
-    for number, line in enumerate(names, 1):
-        name = line.strip()
-        if not name:
-            continue
-        place = f"{of}, line {number}: {name!r}"
-        index = look_up(name, place)
-        if source.train.labels[index] < 0:
-            raise InputError(f"{place} has no known class")
-        if index in found:
-            raise InputError(f"{place} is the image of line {found[index]}")
-        found[index] = number
-    if not found:
-        raise InputError(f"{of}: names no image")
-    return np.asarray(sorted(found), np.int64)
-
-
-def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
-    """From a name, and where it stands, to an index."""
-    names = source.train.names
-    known = {} if names is None else {n: i for i, n in enumerate(names)}
-    # Lists often leave out folders, or name others than the data's.
-    bare: dict[str, int | None] = {}
-    for name, index in known.items():
-        last = name.rpartition("/")[2]
-        bare[last] = None if last in bare else index
-
-    def look_up(name: str, place: str) -> int:
-        index = known.get(name)
-        if index is None:
-            last = name.rpartition("/")[2]
-            index = bare.get(last)
-            if index is None and last in bare:
-                raise InputError(f"{place} is the name of several images")
-        if index is None and name.isdecimal():
-            index = int(name)
-            if index >= len(source.train):
-                raise InputError(
-                    f"{place}: {source.name} has {len(source.train)} training "
-                    "images (indices from 0)"
-                )
-        if index is None:
-            what = "no training image of" if known else "not an index into"
-            raise InputError(
-                f"{place} is {what} {source.name}"
-                + (f"; its names are like {names[0]!r}" if known else "")
-            )
-        return index
-
-    return look_up
-
-
 def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
     """Writes a split, with what is needed to rebuild the network.
 
@@ -236,6 +156,8 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
         "labeled": split.labeled.tolist(),
         "labels": source.train.labels[split.labeled].tolist(),
         "names": None if names is None else [names[i] for i in split.labeled],
+        "train_sha256": _digest(source.train),
+        "test_sha256": _digest(source.test),
         "validation": split.validation.tolist(),
         "unlabeled_excludes": np.flatnonzero(excluded).tolist(),
     }
@@ -252,8 +174,28 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
         ) from None
 
 
-def read_content(path: pathlib.Path) -> dict[str, Any]:
+def _digest(images: source_lib.Images | source_lib.Encoded | None) -> str:
+    """What tells one set of names and classes from another."""
+    if images is None:
+        return "none"
+    digest = hashlib.sha256(images.labels.astype("<i4").tobytes())
+    for name in images.names or ():
+        digest.update(name.encode() + b"\0")
+    return digest.hexdigest()
+
+
+_RESTORE = (
+    "without it the run cannot go on: restore the file, or train anew with "
+    "--overwrite"
+)
+
+
+def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
     """Reads a split's file as it stands.
+
+    Args:
+        path: The file.
+        advice: The end of the message, if it cannot be read.
 
     Raises:
         InputError: The file cannot be read or is no split.
@@ -269,9 +211,7 @@ def read_content(path: pathlib.Path) -> dict[str, Any]:
         content["class_names"], content["image_shape"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path}: cannot read the run's label split ({error!r}); without "
-            "it the run cannot go on: restore the file, or train anew with "
-            "--overwrite"
+            f"{path}: cannot read the run's label split ({error!r}); {advice}"
         ) from None
     return content
 
@@ -289,7 +229,8 @@ def read(
     Raises:
         InputError: The file cannot be read, or does not fit the dataset.
     """
-    content = read_content(path)
+    advice = _RESTORE if resumed else "name the split.json of a run"
+    content = read_content(path, advice)
     images = len(source.train)
     wanted = {
         "train_images": images,
@@ -310,6 +251,16 @@ def read(
             "labeled images have other labels here"
         )
     _check_names(path, content.get("names"), labeled, source)
+    for part in ("train", "test") if resumed else ("train",):
+        if content.get(f"{part}_sha256") not in (
+            None,
+            _digest(getattr(source, part)),
+        ):
+            raise InputError(
+                f"{path}: the split does not fit the dataset {source.name}: "
+                f"names or classes of its {part} images have changed since; "
+                "restore them, or train anew with --overwrite"
+            )
     excluded = np.ones(images, bool)
     excluded[np.asarray(content["unlabeled_excludes"], np.int64)] = False
     return Split(
@@ -317,6 +268,21 @@ def read(
         validation=np.asarray(content["validation"], np.int64),
         unlabeled=np.flatnonzero(excluded),
     )
+
+
+def identity(class_names: Sequence[str], labeled: np.ndarray) -> dict[str, Any]:
+    """What tells a run's data from others: classes, and which slots they have.
+
+    Args:
+        class_names: L names.
+        labeled: Indices of the labeled images [K], in slot order.
+    """
+    labeled = np.asarray(labeled, "<i8")
+    return {
+        "class_names": list(class_names),
+        "labeled_images": len(labeled),
+        "labeled_sha256": hashlib.sha256(labeled.tobytes()).hexdigest(),
+    }
 
 
 def _check_names(

@@ -193,7 +193,11 @@ def _keras_cv(recipe: Recipe) -> Callable[[tf.Tensor], tf.Tensor]:
 
     @tf.function  # the layer is written for AutoGraph
     def apply(images: tf.Tensor) -> tf.Tensor:
-        views = layer(tf.cast(images, tf.float32), training=True)
+        grey = images.shape[-1] == 1
+        views = tf.image.grayscale_to_rgb(images) if grey else images
+        views = layer(tf.cast(views, tf.float32), training=True)
+        if grey:
+            views = tf.image.rgb_to_grayscale(views)
         return tf.cast(tf.clip_by_value(tf.round(views), 0, 255), tf.uint8)
 
     return apply

@@ -1,8 +1,10 @@
 """Checkpoints: one file pair a step, the newest readable one is resumed."""
 
+import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -11,8 +13,28 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 
 
+class _Data(tf.train.experimental.PythonState):
+    """What data the state belongs to, as JSON.
+
+    Attributes:
+        here: This run's.
+        saved: That of the checkpoint that was read last.
+    """
+
+    def __init__(self, here: dict[str, Any]) -> None:
+        self.here, self.saved = here, here
+
+    def serialize(self) -> str:
+        """Written into a checkpoint."""
+        return json.dumps(self.here)
+
+    def deserialize(self, value: str) -> None:
+        """Read from one."""
+        self.saved = json.loads(value)
+
+
 class Checkpoints:
-    """All state of an algorithm, saved and restored.
+    """All state of an algorithm, and what data it belongs to.
 
     TensorFlow renames the .index file into place last: a checkpoint that has
     one is whole.
@@ -22,6 +44,7 @@ class Checkpoints:
         self,
         folder: pathlib.Path,
         algorithm: algorithm_lib.Algorithm,
+        data: dict[str, Any],
         keep: int = 3,
     ) -> None:
         """Names the folder; creates nothing.
@@ -29,10 +52,16 @@ class Checkpoints:
         Args:
             folder: Where the checkpoints are.
             algorithm: What is saved.
+            data: What tells its data from others, as JSON can have it; see
+                `splits.identity`. It is saved, too, and must be the same when
+                the state is restored.
             keep: How many to keep.
         """
         self._folder, self._keep = folder, keep
-        self._checkpoint = tf.train.Checkpoint(algorithm=algorithm)
+        self._data = _Data(data)
+        self._checkpoint = tf.train.Checkpoint(
+            algorithm=algorithm, data=self._data
+        )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints in the folder, oldest first."""
@@ -87,6 +116,7 @@ class Checkpoints:
                     f"{self._prefix(step)} does not hold what this run needs: "
                     f"{str(error).splitlines()[0]}"
                 ) from None
+            self._check_data(step)
             if errors:
                 logging.warning("falling back to the one of step %d", step)
             return step
@@ -98,6 +128,16 @@ class Checkpoints:
                 "why; --overwrite starts anew"
             )
         return None
+
+    def _check_data(self, step: int) -> None:
+        for name, here in self._data.here.items():
+            there = self._data.saved.get(name)
+            if there != here:
+                raise InputError(
+                    f"{self._prefix(step)} was trained on other data than "
+                    f"split.json names: {name} is {there} there and {here} "
+                    "here; restore the run's own split.json"
+                )
 
     def tidy(self) -> None:
         """Removes what a kill in the middle of a write left behind."""

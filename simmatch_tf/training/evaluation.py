@@ -67,9 +67,12 @@ class Evaluator:
             min(self._batch_size, len(indices)),
             **self._input,
         )
-        dataset = self._strategy.experimental_distribute_dataset(dataset)
+        batches = iter(self._strategy.experimental_distribute_dataset(dataset))
         found = {name: [] for name in self._forward}
-        for batch in dataset:
+        while True:
+            batch = pipeline.read_next(batches, "in evaluation")
+            if batch is None:
+                break
             for name, forward in self._forward.items():
                 found[name] += [
                     part.numpy()

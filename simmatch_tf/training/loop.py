@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import math
 import time
-from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -13,6 +12,7 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import pipeline as pipeline_lib
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.data import splits, views
 from simmatch_tf.networks import network
@@ -21,6 +21,7 @@ from simmatch_tf.training import (
     assembly,
     checkpoints,
     evaluation,
+    inputs,
     interruption,
     progress,
     results,
@@ -52,7 +53,7 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         FloatingPointError: The loss is no longer a finite number.
     """
-    config.check_available()
+    workdir_lib.Workdir(config.workdir).check_available(config)
     custom = assembly.Custom(source, backbone, algorithm)
     custom.check(config)
     with workdir_lib.claim(config) as folder:
@@ -94,12 +95,12 @@ class _Run:
     ) -> None:
         self.folder = folder
         # ------------------------------------------------------------ data --
-        self.source = assembly.make_source(config, custom)
-        self.split = assembly.make_split(config, self.source, folder)
+        self.source = inputs.make_source(config, custom.source)
+        self.split = inputs.make_split(config, self.source, folder)
         self.config = config.with_durations(len(self.split.unlabeled))
-        self.scored = assembly.scored_images(self.source, self.split.validation)
+        self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
-        resumed = folder.started() and not folder.anew
+        resumed = folder.resumed()
         self.strategy = assembly.make_strategy()
         self.algorithm = assembly.make_algorithm(
             self.config,
@@ -113,10 +114,13 @@ class _Run:
         )
         # --------------------------------------------------------- workdir --
         folder.begin(config)
-        if not folder.split.is_file():
+        if not resumed:
             splits.write(folder.split, self.split, self.source)
         self.checkpoints = checkpoints.Checkpoints(
-            folder.checkpoints, self.algorithm, self.config.keep
+            folder.checkpoints,
+            self.algorithm,
+            splits.identity(self.source.class_names, self.split.labeled),
+            self.config.keep,
         )
         self.evaluator = evaluation.Evaluator(
             self.strategy,
@@ -144,20 +148,22 @@ class _Run:
         bar = progress.Progress(start, config.steps, bar=config.progress)
         self._say_what(bar, start)
         # ----------------------------------------------------------- input --
-        pipeline = assembly.make_pipeline(
+        pipeline = inputs.make_pipeline(
             config,
             self.source,
             self.split,
             unlabeled=self.algorithm.needs_unlabeled,
         )
-        batches = assembly.make_batches(
+        batches = inputs.make_batches(
             self.strategy, pipeline, start, config.steps
         )
         train_step = self._compiled_step(pipeline.recipe)
         began = time.monotonic()
         # ------------------------------------------------------------ loop --
         for step in range(start + 1, config.steps + 1):
-            metrics = train_step(self._next(batches, step))
+            metrics = train_step(
+                pipeline_lib.read_next(batches, f"at step {step}")
+            )
             itstime = functools.partial(_itstime, step, config.steps)
             bar.advance(
                 step,
@@ -184,18 +190,6 @@ class _Run:
         result = self._result()
         result.write(self.folder.results)
         return result
-
-    def _next(
-        self, batches: Iterator[dict[str, tf.Tensor]], step: int
-    ) -> dict[str, tf.Tensor]:
-        """The next batch; an image that has gone bad since ends the run."""
-        try:
-            return next(batches)
-        except tf.errors.OpError as error:
-            raise InputError(
-                f"an image could not be read at step {step}: {error.message} "
-                "(the last checkpoint stays: put it right and start again)"
-            ) from None
 
     def _compiled_step(self, recipe: views.Recipe):
         strategy, algorithm = self.strategy, self.algorithm

@@ -75,9 +75,23 @@ class Workdir:
         """Whether a run left something here that is worth keeping."""
         return self.results.is_file() or any(self.checkpoints.glob("*.index"))
 
+    def resumed(self) -> bool:
+        """Whether what was started here goes on."""
+        return self.started() and not self.anew
+
     def finished(self) -> bool:
         """Whether the run has its results."""
         return self.results.is_file() and not self.anew
+
+    def check_available(self, config: config_lib.Config) -> None:
+        """Checks what a run here needs of what its flags name.
+
+        Raises:
+            InputError: Something is not there.
+        """
+        if config.overwrite or not self.finished():
+            resumed = self.started() and not config.overwrite
+            config.check_available(resumed=resumed)
 
     def begin(self, config: config_lib.Config) -> None:
         """Writes the flags of a new run, once it is known that it can start.
@@ -173,7 +187,7 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
         f"#   python -m simmatch_tf.train --flagfile={folder.flagfile}\n"
     )
     # Without the workdir: it is where this file is, wherever that is moved.
-    text += config.to_flagfile(without=_OF_THE_CALL)
+    text += config.absolute().to_flagfile(without=_OF_THE_CALL)
     aside = folder.flagfile.with_suffix(".tmp")
     aside.write_text(text, encoding="utf-8")
     aside.replace(folder.flagfile)
@@ -183,7 +197,7 @@ def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
     """Flags that differ and change the result; logs those that do not."""
     wrong = []
     for name, (old, new, operational) in (
-        folder.read_config().differences(config).items()
+        folder.read_config().differences(config.absolute()).items()
     ):
         if name in _OF_THE_CALL:
             continue

@@ -427,3 +427,13 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         InputError, match=r"/unlabeled: cannot be read \(Not a directory"
     ):
         read(root)
+
+
+def test_test_images_that_are_trained_on(tmp_path, logged):
+    root = make(tmp_path / "data", without=["test"])
+    (root / "unlabeled" / "all").symlink_to("../labeled")
+    (root / "test").symlink_to("labeled")
+    read(root)
+    (line,) = [line for line in logged if "trained on as well" in line]
+    assert line.startswith("3 of the test images")
+    assert "test/cat/a.png is " in line

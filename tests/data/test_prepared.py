@@ -1,5 +1,7 @@
 """Datasets of TFDS: small ones with the features of the real."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -91,6 +93,51 @@ def test_no_test_split(tmp_path):
     )
     found = prepared.load("mine", tfds_dir=str(tmp_path))
     assert found.test is None and len(found.train) == 20
+
+
+def test_a_test_split_with_an_unknown_class(tmp_path):
+    example = {"image": np.zeros([96, 96, 3], np.uint8)}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="other",
+        version="1.0.0",
+        data_dir=tmp_path,
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(96, 96, 3)),
+                "label": tfds.features.ClassLabel(num_classes=2),
+            }
+        ),
+        split_datasets={
+            split: [(i, {**example, "label": v}) for i, v in enumerate(labels)]
+            for split, labels in (("train", [0, 1]), ("test", [0, -1]))
+        },
+        disable_shuffling=True,
+    )
+    assert prepared.load("other", tfds_dir=str(tmp_path)).test is None
+
+
+@pytest.mark.parametrize(
+    ("name", "flips"),
+    [
+        ("cifar10", True),
+        ("fashion_mnist", True),
+        ("mnist_corrupted/identity", False),
+        ("visual_domain_decathlon/svhn", False),
+        ("binary_alpha_digits", False),
+    ],
+)
+def test_characters_are_not_mirrored(name, flips):
+    assert prepared.flips(name) == flips
+
+
+def test_a_damaged_dataset(small_tfds, tmp_path):
+    shutil.copytree(f"{small_tfds}/cifar10", tmp_path / "cifar10")
+    (path,) = tmp_path.glob("cifar10/*/*train*")
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="train cannot be read .*pared anew"):
+        prepared.load("cifar10", tfds_dir=str(tmp_path))
 
 
 def test_no_training_split(tmp_path):

@@ -205,60 +205,9 @@ NAMED = named(
 )
 
 
-def test_a_list_by_name_by_bare_name_or_by_index(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("other/é.jpg\n\na/x.jpg\n  2\r\n", encoding="utf-8")
-    listed = splits.read_list(path, NAMED)
-    assert listed.tolist() == [0, 2, 3]
-    split = draw(NAMED, labels=None, listed=listed)
-    assert split.labeled.tolist() == [0, 2, 3]  # class order
-    assert split.unlabeled.tolist() == [0, 1, 2, 3, 4, 5]
-    split = draw(
-        NAMED, labels=None, listed=listed, unlabeled_includes_labeled=False
-    )
-    assert split.unlabeled.tolist() == [1, 4, 5]
-    # A number of labels is drawn from the list.
-    split = draw(NAMED, labels=2, listed=listed)
-    assert split.labeled[0] in (0, 2) and split.labeled[1] == 3
-
-
-def test_everything_whose_class_is_known(tmp_path):
+def test_everything_whose_class_is_known():
     split = draw(NAMED, labels=None)
     assert split.labeled.tolist() == [0, 2, 5, 1, 3]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a/x.jpg\nnone.jpg", "line 2: 'none.jpg' is no training image of min"),
-        ("none.jpg", "its names are like 'a/x.jpg'"),
-        ("x.jpg", "line 1: 'x.jpg' is the name of several images"),
-        ("6", "line 1: '6': mine has 6 training images"),
-        ("4", "line 1: '4' has no known class"),
-        ("u/z.jpg", "line 1: 'u/z.jpg' has no known class"),
-        ("1\n\nb/x.jpg", "line 3: 'b/x.jpg' is the image of line 1"),
-        ("\n", "names no image"),
-    ],
-)
-def test_bad_lists(tmp_path, text, message):
-    path = tmp_path / "list.txt"
-    path.write_text(text)
-    with pytest.raises(InputError, match=f"--labeled_list={path}.*{message}"):
-        splits.read_list(path, NAMED)
-
-
-def test_a_list_that_is_no_text(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="list.txt: .*can't decode"):
-        splits.read_list(path, NAMED)
-
-
-def test_a_list_without_names(data, tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("x.png")
-    with pytest.raises(InputError, match="'x.png' is not an index into digits"):
-        splits.read_list(path, data)
 
 
 def test_a_class_without_a_labeled_image():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.training import assembly
+from simmatch_tf.training import assembly, inputs
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
@@ -12,16 +12,16 @@ from tests import runs
 @pytest.fixture
 def batches(tmp_path):
     config = runs.config(tmp_path)
-    source = assembly.make_source(config, assembly.Custom())
-    split = assembly.make_split(config, source, workdir_lib.Workdir(tmp_path))
-    return assembly.make_pipeline(config, source, split, unlabeled=True)
+    source = inputs.make_source(config)
+    split = inputs.make_split(config, source, workdir_lib.Workdir(tmp_path))
+    return inputs.make_pipeline(config, source, split, unlabeled=True)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_replica_gets_its_share(devices, batches, two_replicas):
     strategy = two_replicas if devices == 2 else assembly.make_strategy()
     wanted = list(batches.dataset(1, 3).as_numpy_iterator())
-    found = list(assembly.make_batches(strategy, batches, 1, 3))
+    found = list(inputs.make_batches(strategy, batches, 1, 3))
     assert len(found) == 2
     for one, other in zip(wanted, found, strict=True):
         assert one.keys() == other.keys()

@@ -148,6 +148,23 @@ def test_a_split_is_handed_to_another_run(finished_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_split_of_other_images_than_the_checkpoint_s(finished_run, tmp_path):
+    workdir, _ = finished_run
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / "split.json"
+    split = json.loads(path.read_text())
+    # The same classes, two slots of one class swapped.
+    labeled = split["labeled"]
+    labeled[0], labeled[1] = labeled[1], labeled[0]
+    path.write_text(json.dumps(split))
+    with pytest.raises(InputError, match="other data than split.json names: l"):
+        simmatch_tf.load(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(InputError, match="restore the run's own split.json"):
+        runs.fit(tmp_path / "run")
+
+
+@pytest.mark.slow
 def test_labeled_images_from_a_list(tmp_path):
     path = tmp_path / "list.txt"
     from simmatch_tf.data import digits
@@ -179,3 +196,108 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path):
     assert result.test_images == 1000 and len(result.class_names) == 1000
     model = simmatch_tf.load(str(tmp_path / "run"))
     assert model.output["logits"].shape == (None, 1000)
+
+
+def custom(tmp_path, source, **changes):
+    config = runs.config(
+        tmp_path / "run", dataset="custom", image_size=None, **changes
+    )
+    return simmatch_tf.fit(config, source=source)
+
+
+def in_memory(height, width):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [40, height, width, 1]).astype(np.uint8)
+    images = simmatch_tf.Images(images, np.arange(40) % 10)
+    names = [str(name) for name in range(10)]
+    return simmatch_tf.Source("mine", names, images, images, True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "message"),
+    [
+        ((8, 12), {"weak": "resized_crop"}, "mine has images of 8×12: --weak"),
+        ((8, 12), {"eval_resize": 16}, "want square ones; give --image_size"),
+        ((16, 16), {"eval_resize": 8}, "--eval_resize=8: must be at least the"),
+    ],
+)
+def test_sizes_that_do_not_go_together(tmp_path, shape, changes, message):
+    with pytest.raises(InputError, match=message):
+        custom(tmp_path, in_memory(*shape), **changes)
+    assert not (tmp_path / "run" / "flags.cfg").exists()
+
+
+@pytest.mark.slow
+def test_images_that_are_not_square(tmp_path):
+    result = custom(tmp_path, in_memory(16, 8), steps=1, labels=10)
+    assert result.test_images == 40
+
+
+@pytest.mark.slow
+def test_a_folder_that_changed_since(photos, tmp_path):
+    made = {
+        **FOLDER,
+        "data_dir": str(photos),
+        "validation_fraction": 0.3,
+        "checkpoint_every": 2,
+    }
+    run = tmp_path / "run"
+    whole = runs.fit(run, **made)
+    (run / "results.json").unlink()
+    # Moved as a whole, it is the same data.
+    moved = photos.rename(tmp_path / "elsewhere")
+    made["data_dir"] = str(moved)
+    assert runs.fit(run, **made) == whole
+    # A finished run is read without its data.
+    shutil.rmtree(moved / "test", ignore_errors=True)
+    renamed = moved / "unlabeled" / "1.png"
+    renamed = renamed.rename(renamed.with_name("9.png"))
+    assert runs.fit(run, **made) == whole
+    (run / "results.json").unlink()
+    with pytest.raises(InputError, match="names or classes of its train imag"):
+        runs.fit(run, **made)
+    renamed.rename(renamed.with_name("1.png"))
+    shutil.copytree(moved / "labeled", moved / "test")
+    with pytest.raises(InputError, match="names or classes of its test imag"):
+        runs.fit(run, **made)
+    shutil.rmtree(moved)
+    with pytest.raises(InputError, match="--data_dir=.*: no such folder"):
+        runs.fit(run, **made)
+
+
+@pytest.mark.slow
+def test_a_folder_that_grew_before_the_first_checkpoint(photos, tmp_path):
+    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
+    run = tmp_path / "run"
+    runs.fit(run, **made)
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    shutil.copy(photos / "unlabeled" / "1.png", photos / "unlabeled" / "8.png")
+    assert runs.fit(run, **made).unlabeled == 15
+
+
+@pytest.mark.slow
+def test_a_test_image_that_goes_bad(photos, tmp_path, monkeypatch):
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
+    from simmatch_tf.training import evaluation
+
+    accuracy = evaluation.Evaluator.accuracy
+
+    def broken(self, images, indices):
+        pathlib.Path(images.paths[0]).write_bytes(b"gone")
+        return accuracy(self, images, indices)
+
+    monkeypatch.setattr(evaluation.Evaluator, "accuracy", broken)
+    with pytest.raises(InputError, match="could not be read in evaluation"):
+        runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
+
+
+@pytest.mark.slow
+def test_flags_of_a_run_hold_in_any_folder(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    made = {**FOLDER, "data_dir": "photos", "validation_fraction": 0.3}
+    runs.fit(tmp_path / "run", **made)
+    monkeypatch.chdir("/")
+    evaluate.main(config_lib.EvaluateConfig(workdir=str(tmp_path / "run")))
+    flags = (tmp_path / "run" / "flags.cfg").read_text("utf-8")
+    assert f"--data_dir={photos}" in flags

@@ -1,0 +1,97 @@
+"""Lists of labeled images: one file name or index a line.
+
+The form in which the published splits of ImageNet come.
+"""
+
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import source as source_lib
+
+
+def read(path: pathlib.Path, source: source_lib.Source) -> np.ndarray:
+    """Reads a list of labeled images: one file name or index a line.
+
+    Raises:
+        InputError: It cannot be read, or a line is no labeled image's.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--labeled_list={path}: {error}") from None
+    return find(lines, source, f"--labeled_list={path}")
+
+
+def find(names: list[str], source: source_lib.Source, of: str) -> np.ndarray:
+    """Finds images by file name (with or without folders) or index.
+
+    Args:
+        names: One a line; empty ones are left out.
+        source: The dataset.
+        of: What the names are from, for messages.
+
+    Returns:
+        Indices into the training images, [n] int64.
+
+    Raises:
+        InputError: A name is of no image, of several, of an image whose class
+            is not known, or there twice; or there are none.
+    """
+    look_up = _look_up(source)
+    found: dict[int, int] = {}
+    for number, line in enumerate(names, 1):
+        name = line.strip()
+        if not name:
+            continue
+        place = f"{of}, line {number}: {name!r}"
+        index = look_up(name, place)
+        if source.train.labels[index] < 0:
+            raise InputError(f"{place} has no known class")
+        if index in found:
+            raise InputError(f"{place} is the image of line {found[index]}")
+        found[index] = number
+    if not found:
+        raise InputError(f"{of}: names no image")
+    return np.asarray(sorted(found), np.int64)
+
+
+def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
+    """From a name, and where it stands, to an index."""
+    names = source.train.names or ()
+    # By the last part of the path: lists often leave out folders, or have more
+    # of them than the data.
+    by_last: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        by_last.setdefault(name.rpartition("/")[2], []).append(index)
+
+    def fits(index: int, name: str) -> bool:
+        one, other = f"/{names[index]}", f"/{name}"
+        return one.endswith(other) or other.endswith(one)
+
+    def look_up(name: str, place: str) -> int:
+        name = name.replace("\\", "/")
+        same = by_last.get(name.rpartition("/")[2], ())
+        found = [i for i in same if fits(i, name)]
+        if len(found) > 1:  # "a/x.jpg" may end others' paths, too
+            found = [i for i in found if names[i] == name] or found
+        if len(found) > 1:
+            raise InputError(f"{place} is the name of several images")
+        if found:
+            return found[0]
+        if name.isdecimal() and len(name) < 19:
+            if int(name) >= len(source.train):
+                raise InputError(
+                    f"{place}: {source.name} has {len(source.train)} training "
+                    "images (indices from 0)"
+                )
+            return int(name)
+        what = "no training image of" if names else "not an index into"
+        raise InputError(
+            f"{place} is {what} {source.name}"
+            + (f"; its names are like {names[0]!r}" if names else "")
+        )
+
+    return look_up

@@ -1,0 +1,188 @@
+"""A run's input from its flags: source, split, pipeline."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import checks
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import (
+    digits,
+    folder,
+    lists,
+    pipeline,
+    prepared,
+    splits,
+    views,
+)
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.training import workdir as workdir_lib
+
+
+def make_source(
+    config: config_lib.Config, given: source_lib.Source | None = None
+) -> source_lib.Source:
+    """Loads the images that the flags name; `given`: the caller's own.
+
+    Raises:
+        InputError: They cannot be had, or do not go with the flags.
+    """
+    source = given or _load(config)
+    height, width = source.image_shape[:2]
+    resize = config.eval_resize
+    if height != width and (config.weak == "resized_crop" or resize):
+        raise InputError(
+            f"{source.name} has images of {height}×{width}: "
+            "--weak=resized_crop and --eval_resize want square ones; give "
+            "--image_size"
+        )
+    if resize is not None and resize < height:
+        raise InputError(
+            f"--eval_resize={resize}: must be at least the side of the images, "
+            f"which is {height}"
+        )
+    return source
+
+
+def _load(config: config_lib.Config) -> source_lib.Source:
+    if config.dataset == "digits":
+        return digits.load(config.image_size)
+    if config.dataset == "folder":
+        return folder.load(
+            config.data_dir,
+            image_size=config.image_size,
+            on_bad_image=config.on_bad_image,
+        )
+    return prepared.load(
+        config.dataset, image_size=config.image_size, **_tfds_folders(config)
+    )
+
+
+def _tfds_folders(config: config_lib.Config) -> dict[str, str | None]:
+    """Where TFDS finds datasets and archives."""
+    return {
+        "tfds_dir": config.tfds_dir and os.path.expanduser(config.tfds_dir),
+        "manual_dir": config.tfds_manual_dir
+        and os.path.expanduser(config.tfds_manual_dir),
+    }
+
+
+def make_split(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    folder: workdir_lib.Workdir,
+) -> splits.Split:
+    """Reads the split of a run that has begun, or draws one."""
+    if folder.resumed():
+        if not folder.split.is_file():
+            raise InputError(
+                f"{folder.split} is missing: without it the memory's slots "
+                "cannot be told apart; restore it, or --overwrite"
+            )
+        return splits.read(folder.split, source)
+    if config.split_file is not None:
+        return splits.hand_over(
+            pathlib.Path(config.split_file).expanduser(),
+            source,
+            unlabeled_includes_labeled=config.unlabeled_includes_labeled,
+        )
+    listed = _listed(config, source)
+    return splits.draw(
+        source,
+        labels=config.labels,
+        label_fraction=None if listed is not None else config.label_fraction,
+        listed=listed,
+        split_seed=config.split_seed,
+        validation_fraction=config.validation_fraction,
+        unlabeled_includes_labeled=config.unlabeled_includes_labeled,
+    )
+
+
+def _listed(
+    config: config_lib.Config, source: source_lib.Source
+) -> np.ndarray | None:
+    """The labeled images, where a list names them."""
+    name = config.labeled_list or config.published_list()
+    if name is None:
+        return None
+    if name in checks.SUBSETS:
+        names = prepared.listed(name, **_tfds_folders(config))
+        return lists.find(names, source, name)
+    return lists.read(pathlib.Path(name).expanduser(), source)
+
+
+def scored_images(
+    source: source_lib.Source, validation: np.ndarray
+) -> tuple[str, source_lib.Images | source_lib.Encoded, np.ndarray]:
+    """What results are measured on: its name, the set, and the places in it.
+
+    Raises:
+        InputError: There are neither test nor validation images.
+    """
+    if source.test is not None:
+        return "test", source.test, np.arange(len(source.test))
+    if not len(validation):
+        raise InputError(
+            f"{source.name} has no test images: give --validation_fraction, "
+            "such as 0.2, to score by labeled images set aside"
+        )
+    return "validation", source.train, validation
+
+
+def make_pipeline(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    split: splits.Split,
+    *,
+    unlabeled: bool,
+) -> pipeline.Pipeline:
+    """The training input; `unlabeled`: whether it has unlabeled views."""
+    side = min(source.image_shape[:2])
+    ratio = config.unlabeled_ratio if unlabeled else 0
+    return pipeline.Pipeline(
+        source=source,
+        split=split,
+        recipe=views.Recipe(
+            side=side,
+            weak=config.weak,
+            strong=config.strong,
+            flip=source.flip if config.flip is None else config.flip,
+            pad=side // 8,
+            crop_area=config.crop_area,
+            cutout=round(config.cutout * side),
+            operations=config.randaugment_operations,
+            probability=config.randaugment_probability,
+            low=config.randaugment_low,
+            high=config.randaugment_high,
+            levels=config.randaugment_levels,
+        ),
+        batch_size=config.batch_size,
+        unlabeled_batch_size=config.batch_size * ratio,
+        seed=config.seed,
+        parallel_calls=config.parallel_calls,
+        finished=config.views_on == "host",
+    )
+
+
+def make_batches(
+    strategy: tf.distribute.Strategy,
+    batches: pipeline.Pipeline,
+    start: int,
+    stop: int,
+) -> Iterator[pipeline.Batch]:
+    """The batches of steps start … stop - 1, as `strategy.run` takes them."""
+    devices = strategy.extended.worker_devices
+    if len(devices) == 1 and "CPU" in devices[0]:
+        # Nothing to divide or to copy. The strategy's iterator would have a
+        # tuner whose thread sleeps for up to a minute: where there is one core
+        # a finished run waits for it.
+        return iter(batches.dataset(start, stop))
+    return iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: batches.dataset(start, stop, context)
+        )
+    )

@@ -1,0 +1,79 @@
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import digits, lists
+from tests.data.test_splits import NAMED, draw, named
+
+
+def test_a_list_by_name_by_bare_name_or_by_index(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("é.jpg\n\nphotos/a/x.jpg\n  2\r\n", encoding="utf-8")
+    listed = lists.read(path, NAMED)
+    assert listed.tolist() == [0, 2, 3]
+    split = draw(NAMED, labels=None, listed=listed)
+    assert split.labeled.tolist() == [0, 2, 3]  # class order
+    assert split.unlabeled.tolist() == [0, 1, 2, 3, 4, 5]
+    split = draw(
+        NAMED, labels=None, listed=listed, unlabeled_includes_labeled=False
+    )
+    assert split.unlabeled.tolist() == [1, 4, 5]
+    # A number of labels is drawn from the list.
+    split = draw(NAMED, labels=2, listed=listed)
+    assert split.labeled[0] in (0, 2) and split.labeled[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a/x.jpg\nnone.jpg", "line 2: 'none.jpg' is no training image of min"),
+        ("none.jpg", "its names are like 'a/x.jpg'"),
+        ("x.jpg", "line 1: 'x.jpg' is the name of several images"),
+        ("other/é.jpg", "'other/é.jpg' is no training image of mine"),
+        ("é.jpg\nb\\é.jpg", "is the image of line 1"),
+        ("9" * 5000, "is no training image of mine"),
+        ("6", "line 1: '6': mine has 6 training images"),
+        ("4", "line 1: '4' has no known class"),
+        ("u/z.jpg", "line 1: 'u/z.jpg' has no known class"),
+        ("1\n\nb/x.jpg", "line 3: 'b/x.jpg' is the image of line 1"),
+        ("\n", "names no image"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"--labeled_list={path}.*{message}"):
+        lists.read(path, NAMED)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="list.txt: .*can't decode"):
+        lists.read(path, NAMED)
+
+
+def test_a_list_without_names(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("x.png")
+    with pytest.raises(InputError, match="'x.png' is not an index into digits"):
+        lists.read(path, digits.load(8))
+
+
+def test_names_that_are_equal_or_end_alike(tmp_path):
+    path = tmp_path / "list.txt"
+    same = named([0, 1, 0, 1], ["1.jpg", "2.jpg", "1.jpg", "3.jpg"])
+    path.write_text("1.jpg")
+    with pytest.raises(InputError, match="'1.jpg' is the name of several"):
+        lists.read(path, same)
+    nested = named([0, 1, 0, 1], ["x.jpg", "a/x.jpg", "b/a/x.jpg", "y.jpg"])
+    path.write_text("a/x.jpg\nx.jpg")
+    assert lists.read(path, nested).tolist() == [0, 1]
+    path.write_text("c/b/a/x.jpg")
+    with pytest.raises(InputError, match="is the name of several images"):
+        lists.read(path, nested)
+
+
+def test_a_list_from_windows(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa\\x.jpg\r\nb\\x.jpg\r\n".encode())
+    assert lists.read(path, NAMED).tolist() == [0, 1]
