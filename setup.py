@@ -48,6 +48,7 @@ setuptools.setup(
             "build",
             "pytest>=8",
             "pytest-cov>=5",
+            "pytest-xdist>=3.5",
             "ruff==0.17.6",
             "setuptools>=70",
             "wheel",
