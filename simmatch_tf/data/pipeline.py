@@ -170,7 +170,7 @@ class Pipeline:
 
 def _held(array: np.ndarray) -> tf.Tensor:
     """An array as a tensor that graphs refer to, instead of holding a copy."""
-    with tf.init_scope():
+    with tf.init_scope(), tf.device("CPU"):
         return tf.convert_to_tensor(array)
 
 

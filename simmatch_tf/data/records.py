@@ -93,7 +93,7 @@ class RecordImages:
 
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        with tf.init_scope():
+        with tf.init_scope(), tf.device("CPU"):
             return (
                 tf.constant(list(self.index.files)),
                 tf.convert_to_tensor(self.index.shard),

@@ -91,8 +91,11 @@ class Images:
     @functools.cached_property
     def _tensor(self) -> tf.Tensor:
         """The images, once: a constant in a graph would be a copy in each."""
-        with tf.init_scope():
-            return tf.convert_to_tensor(self.images)
+        with tf.init_scope(), tf.device("CPU"):
+            tensor = tf.convert_to_tensor(self.images)
+        # One memory for both: the array that was copied may be freed.
+        object.__setattr__(self, "images", np.asarray(memoryview(tensor)))
+        return tensor
 
 
 def check_labels(labels: np.ndarray) -> np.ndarray:
