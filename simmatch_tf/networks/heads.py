@@ -44,42 +44,69 @@ class Normalize(keras.layers.Layer):
         return {**super().get_config(), **self._initial}
 
 
-def classifier(
-    width: int, num_classes: int, initializer: str | keras.Initializer
-) -> keras.Model:
+def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:
+    """Initializers of a Dense layer, as its arguments.
+
+    Args:
+        name: "glorot_normal": that, and biases of 0 (WRN); "fan_in_uniform":
+            ±1/√fan_in for kernel and bias (the ResNets).
+        fan_in: Width of its input.
+
+    Raises:
+        ValueError: The name is none of these.
+    """
+    if name == "glorot_normal":
+        return {"kernel_initializer": name}
+    if name != "fan_in_uniform":
+        raise ValueError(
+            f"initializer {name!r}: must be glorot_normal or fan_in_uniform"
+        )
+    bound = fan_in**-0.5
+    return {
+        f"{part}_initializer": keras.initializers.RandomUniform(-bound, bound)
+        for part in ("kernel", "bias")
+    }
+
+
+def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
     """φ: one Dense layer, features [N, width] → logits [N, L] float32.
 
     Args:
         width: Of the features.
         num_classes: L.
-        initializer: Of the kernel; the bias is 0.
+        initializer: See `initializers`.
     """
     features = keras.Input((width,), name="features")
     logits = keras.layers.Dense(
-        num_classes, kernel_initializer=initializer, dtype="float32"
+        num_classes,
+        **initializers(initializer, width),
+        dtype="float32",
+        name="logits",
     )(features)
     return keras.Model(features, logits, name="classifier")
 
 
-def projection_head(
-    width: int, dim: int, initializer: str | keras.Initializer
-) -> keras.Model:
+def projection_head(width: int, dim: int, initializer: str) -> keras.Model:
     """g: Dense–ReLU–Dense and L2 norm, features → unit embeddings [N, D].
 
     Args:
         width: Of the features, and of the hidden layer.
         dim: D.
-        initializer: Of the kernels; the biases are 0.
+        initializer: See `initializers`.
     """
     features = keras.Input((width,), name="features")
     x = keras.layers.Dense(
         width,
         activation="relu",
-        kernel_initializer=initializer,
+        **initializers(initializer, width),
         dtype="float32",
+        name="hidden",
     )(features)
     x = keras.layers.Dense(
-        dim, kernel_initializer=initializer, dtype="float32"
+        dim,
+        **initializers(initializer, width),
+        dtype="float32",
+        name="embedding",
     )(x)
     x = keras.layers.UnitNormalization(axis=-1, dtype="float32")(x)
     return keras.Model(features, x, name="projection_head")

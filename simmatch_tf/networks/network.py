@@ -1,14 +1,32 @@
 """The whole network: normalisation, backbone and heads in one Keras model."""
 
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 import keras
 
-from simmatch_tf.networks import heads, wide_resnet
+from simmatch_tf.networks import heads, resnet, wide_resnet
 
-# (image_shape) → a Keras model from normalised images to features [N, width].
-Backbone = Callable[[tuple[int, int, int]], keras.Model]
+# (image_shape) → a Keras model from images [N, H, W, C] to features [N, width].
+MakeBackbone = Callable[[tuple[int, int, int]], keras.Model]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """How a backbone is made, and what goes with it.
+
+    Attributes:
+        make: Makes it.
+        initializer: Of the heads behind it; see `heads.initializers`.
+        normalized: It takes normalised images; else images from 0 to 255,
+            for it has a normalisation of its own.
+    """
+
+    make: MakeBackbone
+    initializer: str = "glorot_normal"
+    normalized: bool = True
 
 
 def backbone(
@@ -21,47 +39,53 @@ def backbone(
     """Finds a backbone by its name.
 
     Args:
-        name: "wrn_DEPTH_WIDTH".
+        name: "wrn_DEPTH_WIDTH", "resnetDEPTH" or "resnetDEPTHxWIDTH".
         batch_norm_momentum: Default: the published one.
-        stem_stride: Of the first convolution.
+        stem_stride: Of a WRN's first convolution.
         synchronized: BatchNorm over all replicas.
 
     Raises:
         ValueError: There is no such backbone.
     """
-    parts = name.split("_")
-    if len(parts) != 3 or parts[0] != "wrn":
-        raise ValueError(f"backbone {name!r} is unknown; known: wrn_28_2 …")
-    return functools.partial(
-        wide_resnet.wide_resnet,
-        int(parts[1]),
-        int(parts[2]),
-        batch_norm_momentum=batch_norm_momentum,
-        stem_stride=stem_stride,
-        synchronized=synchronized,
-    )
+    batch_norm = {
+        "batch_norm_momentum": batch_norm_momentum,
+        "synchronized": synchronized,
+    }
+    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        make = functools.partial(
+            wide_resnet.wide_resnet,
+            int(match[1]),
+            int(match[2]),
+            stem_stride=stem_stride,
+            **batch_norm,
+        )
+        return Backbone(make)
+    if match := re.fullmatch(r"resnet(\d+)(?:x(\d+))?", name):
+        make = functools.partial(
+            resnet.resnet, int(match[1]), int(match[2] or 1), **batch_norm
+        )
+        return Backbone(make, initializer="fan_in_uniform")
+    raise ValueError(f"backbone {name!r} is unknown; known: wrn_28_2, resnet50")
 
 
 def build(
-    make_backbone: Backbone,
+    backbone: Backbone,
     *,
     image_shape: tuple[int, int, int],
     num_classes: int,
     projection_dim: int | None,
     mean: Sequence[float],
     std: Sequence[float],
-    initializer: str = "glorot_normal",
 ) -> keras.Model:
     """Builds images → {"features", "logits", "embeddings"}.
 
     Args:
-        make_backbone: From the image shape to a model of features.
+        backbone: See `backbone`.
         image_shape: (height, width, channels).
         num_classes: L.
         projection_dim: D; None leaves the projection head out.
         mean: Of each channel, in units of 1 (white).
         std: Likewise.
-        initializer: Of the heads' kernels.
 
     Returns:
         A Keras model from images [N, H, W, C], uint8 or float from 0 to 255,
@@ -72,8 +96,11 @@ def build(
         ValueError: The backbone does not return [N, width].
     """
     images = keras.Input(image_shape, name="images")
-    trunk = make_backbone(image_shape)
-    features = trunk(heads.Normalize(list(mean), list(std))(images))
+    trunk = backbone.make(image_shape)
+    x = images
+    if backbone.normalized:
+        x = heads.Normalize(list(mean), list(std), name="normalize")(images)
+    features = trunk(x)
     if len(features.shape) != 2 or features.shape[1] is None:
         raise ValueError(
             f"the backbone returns shape {features.shape}, but [N, width] is "
@@ -82,9 +109,36 @@ def build(
     width = features.shape[1]
     outputs = {
         "features": features,
-        "logits": heads.classifier(width, num_classes, initializer)(features),
+        "logits": heads.classifier(width, num_classes, backbone.initializer)(
+            features
+        ),
     }
     if projection_dim is not None:
-        head = heads.projection_head(width, projection_dim, initializer)
+        head = heads.projection_head(
+            width, projection_dim, backbone.initializer
+        )
         outputs["embeddings"] = head(features)
     return keras.Model(images, outputs, name="network")
+
+
+def parts(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The parts of a network of `build`, by name.
+
+    Returns:
+        `backbone`; and `normalize`, `classifier`, `projection_head`, as far
+        as the network has them.
+
+    Raises:
+        ValueError: It is no such network.
+    """
+    found = {}
+    for layer in model.layers:
+        if layer.name in ("normalize", "classifier", "projection_head"):
+            found[layer.name] = layer
+        elif not isinstance(layer, keras.layers.InputLayer):
+            if "backbone" in found:
+                raise ValueError(f"{model.name} is not a network of ours")
+            found["backbone"] = layer
+    if "backbone" not in found or "classifier" not in found:
+        raise ValueError(f"{model.name} is not a network of ours")
+    return found

@@ -5,18 +5,18 @@ import keras
 LEAK = 0.1
 
 
-def _batch_norm(momentum: float, synchronized: bool) -> keras.layers.Layer:
-    return keras.layers.BatchNormalization(
-        momentum=momentum, epsilon=1e-3, synchronized=synchronized
-    )
-
-
-def _activation() -> keras.layers.Layer:
-    return keras.layers.LeakyReLU(negative_slope=LEAK)
+def _activate(
+    x: keras.KerasTensor, name: str, momentum: float, synchronized: bool
+) -> keras.KerasTensor:
+    """BN and leaky ReLU."""
+    x = keras.layers.BatchNormalization(
+        momentum=momentum, epsilon=1e-3, synchronized=synchronized, name=name
+    )(x)
+    return keras.layers.LeakyReLU(negative_slope=LEAK, name=f"{name}_relu")(x)
 
 
 def _convolution(
-    x: keras.KerasTensor, filters: int, size: int, stride: int
+    x: keras.KerasTensor, name: str, filters: int, size: int, stride: int
 ) -> keras.KerasTensor:
     """A convolution that pads symmetrically at any stride.
 
@@ -24,7 +24,7 @@ def _convolution(
     strided 1×1 shortcut.
     """
     if stride > 1 and size > 1:
-        x = keras.layers.ZeroPadding2D(size // 2)(x)
+        x = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
     return keras.layers.Conv2D(
         filters,
         size,
@@ -34,11 +34,13 @@ def _convolution(
         kernel_initializer=keras.initializers.VarianceScaling(
             2.0, "fan_out", "untruncated_normal"
         ),
+        name=name,
     )(x)
 
 
 def _block(
     x: keras.KerasTensor,
+    name: str,
     filters: int,
     stride: int,
     batch_norm: dict,
@@ -46,15 +48,17 @@ def _block(
 ) -> keras.KerasTensor:
     """BN, activation, convolution, twice; around it the shortcut."""
     shortcut = x
-    x = _activation()(_batch_norm(**batch_norm)(x))
+    x = _activate(x, f"{name}_bn1", **batch_norm)
     if activate_shortcut:
         shortcut = x
-    x = _convolution(x, filters, 3, stride)
-    x = _activation()(_batch_norm(**batch_norm)(x))
-    x = _convolution(x, filters, 3, 1)
+    x = _convolution(x, f"{name}_conv1", filters, 3, stride)
+    x = _activate(x, f"{name}_bn2", **batch_norm)
+    x = _convolution(x, f"{name}_conv2", filters, 3, 1)
     if shortcut.shape[-1] != filters:
-        shortcut = _convolution(shortcut, filters, 1, stride)
-    return keras.layers.Add()([shortcut, x])
+        shortcut = _convolution(
+            shortcut, f"{name}_shortcut", filters, 1, stride
+        )
+    return keras.layers.Add(name=f"{name}_add")([x, shortcut])
 
 
 def wide_resnet(
@@ -91,17 +95,18 @@ def wide_resnet(
     momentum = 0.999 if batch_norm_momentum is None else batch_norm_momentum
     batch_norm = {"momentum": momentum, "synchronized": synchronized}
     images = keras.Input(image_shape, name="images")
-    x = _convolution(images, 16, 3, stem_stride)
+    x = _convolution(images, "conv", 16, 3, stem_stride)
     for group, filters in enumerate((16 * width, 32 * width, 64 * width)):
         for block in range((depth - 4) // 6):
             first = block == 0
             x = _block(
                 x,
+                f"group{group + 1}_{block}",
                 filters,
                 stride=2 if first and group else 1,
                 batch_norm=batch_norm,
                 activate_shortcut=first and group == 0,
             )
-    x = _activation()(_batch_norm(**batch_norm)(x))
+    x = _activate(x, "bn", **batch_norm)
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(images, x, name=f"wrn_{depth}_{width}")

@@ -39,7 +39,7 @@ class Custom:
     """
 
     source: source_lib.Source | None = None
-    backbone: network.Backbone | None = None
+    backbone: network.MakeBackbone | None = None
     algorithm: type[algorithm_lib.Algorithm] | None = None
 
     def check(
@@ -110,8 +110,9 @@ def make_algorithm(
 
     def make_network() -> keras.Model:
         return network.build(
-            custom.backbone
-            or network.backbone(
+            network.Backbone(custom.backbone)
+            if custom.backbone
+            else network.backbone(
                 config.backbone,
                 batch_norm_momentum=config.batch_norm_momentum,
                 stem_stride=config.stem_stride,
@@ -198,7 +199,7 @@ def load(
     workdir: str | os.PathLike | None,
     *,
     weights: str | None = None,
-    backbone: network.Backbone | None = None,
+    backbone: network.MakeBackbone | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> keras.Model:
     """Loads the trained network of a run.

@@ -33,7 +33,7 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: network.Backbone | None = None,
+    backbone: network.MakeBackbone | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.

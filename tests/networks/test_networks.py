@@ -176,7 +176,7 @@ def test_a_backbone_without_a_pool():
 
     with pytest.raises(ValueError, match="end it with a global pool"):
         network.build(
-            flat,
+            network.Backbone(flat),
             image_shape=(8, 8, 1),
             num_classes=2,
             projection_dim=4,
