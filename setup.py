@@ -29,6 +29,7 @@ setuptools.setup(
     package_data={"simmatch_tf.configs": ["*.cfg"]},
     install_requires=[
         "absl-py>=2.1",
+        "h5py>=3.9",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=1.26",
@@ -44,6 +45,7 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
         "figures": ["matplotlib>=3.8"],
+        "pytorch": ["torch>=2.4"],
         "test": [
             "build",
             "pytest>=8",

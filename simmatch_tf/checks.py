@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import typing
 
-from simmatch_tf import datasets
+from simmatch_tf import backbones, datasets
 from simmatch_tf.commandline import InputError
 
 if typing.TYPE_CHECKING:
@@ -26,13 +25,18 @@ SIZES = {
     "stl10": (10, 5_000),
     "svhn_cropped": (10, 73_257),
 }
-SUBSETS = ("imagenet2012_subset/1pct", "imagenet2012_subset/10pct")
+# TFDS's lists of labeled images → how many they name.
+SUBSETS = {
+    "imagenet2012_subset/1pct": 12_811,
+    "imagenet2012_subset/10pct": 128_116,
+}
 PATHS = (
     "data_dir",
     "tfds_dir",
     "tfds_manual_dir",
     "labeled_list",
     "split_file",
+    "init_from",
 )
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 
@@ -151,26 +155,14 @@ def _check_labels(config: config_lib.Config) -> None:
 
 
 def _check_backbone(config: config_lib.Config) -> None:
-    name = config.backbone
-    match = re.fullmatch(r"wrn_(\d+)_(\d+)", name)
-    if config.stem_stride != 1 and not match:
+    backbones.check(config.backbone)
+    if config.stem_stride != 1 and not config.backbone.startswith("wrn_"):
         raise InputError(
             f"--stem_stride={config.stem_stride}: is for wrn_DEPTH_WIDTH, not "
-            f"--backbone={name}"
+            f"--backbone={config.backbone}"
         )
-    if name in ("resnet50", "custom"):
-        return
-    if not match:
-        raise InputError(
-            f"--backbone={name} is unknown; known: wrn_DEPTH_WIDTH (such as "
-            "wrn_28_2), resnet50"
-        )
-    depth, width = int(match[1]), int(match[2])
-    if depth < 10 or (depth - 4) % 6 or width < 1:
-        raise InputError(
-            f"--backbone={name}: the depth must be 6n + 4 with n at least 1 "
-            "(10, 16, 22, 28 …) and the width at least 1"
-        )
+    if config.image_size is not None:
+        backbones.check_side(config.backbone, config.image_size)
 
 
 def check_available(
@@ -188,11 +180,6 @@ def check_available(
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
-    if config.backbone == "resnet50":
-        raise InputError(
-            "not in this version yet: --backbone=resnet50 (there is: "
-            "wrn_DEPTH_WIDTH)"
-        )
     datasets.check(config.dataset, config.tfds_dir)
     for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
         value = getattr(config, name)
@@ -204,3 +191,37 @@ def check_available(
             continue
         if not pathlib.Path(value).expanduser().is_file():
             raise InputError(f"--{name}={value}: no such file")
+    if config.init_from is not None and not resumed:
+        kind_of_weights(config.init_from)
+
+
+def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
+    """What --init_from names.
+
+    Args:
+        path: As given.
+
+    Returns:
+        "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
+        folder of exported versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    found = pathlib.Path(path).expanduser()
+    if found.is_file() and found.suffix in (".keras", ".h5"):
+        return found.suffix[1:], found
+    if (found / "flags.cfg").is_file():
+        return "workdir", found
+    versions = [p for p in found.glob("*/saved_model.pb")]
+    versions = [p.parent for p in versions if p.parent.name.isdecimal()]
+    for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
+        if (folder / "saved_model.pb").is_file():
+            return "saved_model", folder
+    if not found.exists():
+        raise InputError(f"--init_from={path}: no such file or folder")
+    raise InputError(
+        f"--init_from={path}: must be a run's folder (with flags.cfg), a "
+        "SavedModel's (with saved_model.pb), or a .keras, .weights.h5 or .h5 "
+        "file"
+    )

@@ -68,9 +68,13 @@ class Flags:
 
     Attributes:
         alternatives: Groups of flags of which one is given.
+        positional: Flags that may stand without their name, in this order.
+        argv: The command line that it was read from, where there was one.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    positional: ClassVar[tuple[str, ...]] = ()
+    argv: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -155,12 +159,36 @@ class Flags:
         values = flags.FlagValues()
         cls.define_flags(values)
         try:
-            rest = values(expand_flagfiles(argv, cls.alternatives))
+            return cls.parse(values, argv)
         except flags.Error as error:
             raise InputError(str(error)) from None
-        if len(rest) > 1:
-            raise InputError(f"{rest[1]!r} is not a flag: flags begin with --")
-        return cls.from_flags(values).named_after(last_flagfile(argv))
+
+    @classmethod
+    def parse(cls, values: flags.FlagValues, argv: Sequence[str]) -> Self:
+        """Reads a command line into flags that `define_flags` declared.
+
+        Raises:
+            InputError: See `from_flags`.
+            flags.Error: A flag is unknown, or a value of another type.
+        """
+        words = values(expand_flagfiles(argv, cls.alternatives))[1:]
+        if len(words) > len(cls.positional):
+            word = words[len(cls.positional)]
+            raise InputError(f"{word!r} is not a flag: flags begin with --")
+        for name, word in zip(cls.positional, words, strict=False):
+            values[name].parse(word)
+        found = cls.from_flags(values).named_after(last_flagfile(argv))
+        object.__setattr__(found, "argv", tuple(argv))
+        return found
+
+    def below(self, flagfile: str) -> Self:
+        """The same command line with a flagfile in front of it.
+
+        Raises:
+            InputError: See `from_argv`.
+        """
+        program, *words = self.argv
+        return self.from_argv([program, f"--flagfile={flagfile}", *words])
 
     @classmethod
     def from_flagfile(cls, path: str | os.PathLike) -> Self:
@@ -331,20 +359,12 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            expanded = expand_flagfiles(argv, kind.alternatives)
-            rest = flags.FLAGS(expanded)
-            if len(rest) > 1:
-                raise InputError(
-                    f"{rest[1]!r} is not a flag: flags begin with --"
-                )
-            found["config"] = kind.from_flags(flags.FLAGS).named_after(
-                last_flagfile(argv)
-            )
+            found["config"] = kind.parse(flags.FLAGS, argv)
         except (InputError, flags.Error) as error:
             sys.exit(f"error: {error}\nSee --help, or --helpfull for all.")
         except SystemExit:  # absl ends --help with status 1
             sys.exit(0)
-        return rest
+        return argv[:1]
 
     def main(argv: list[str]) -> int | None:
         del argv

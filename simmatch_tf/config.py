@@ -144,7 +144,16 @@ class Config(commandline.Flags):
     )
 
     # Network.
-    backbone: str = flag("wrn_28_2", "wrn_DEPTH_WIDTH, resnet50 or custom.")
+    backbone: str = flag(
+        "wrn_28_2",
+        "wrn_DEPTH_WIDTH, resnet18|34|50|101 (resnet50x2: twice as wide), "
+        "keras_cv:NAME, keras_applications:NAME.",
+    )
+    init_from: str | None = flag(
+        None,
+        "start from the weights of a run's folder, a SavedModel, a .keras or "
+        ".weights.h5 file; heads where their shapes agree.",
+    )
     stem_stride: int = flag(
         1,
         "of a WRN's first convolution; 2 for large images.",
@@ -255,6 +264,12 @@ class Config(commandline.Flags):
     overwrite: bool = flag(
         False, "start anew where the workdir holds a run.", operational=True
     )
+    describe: bool = flag(
+        False,
+        "print the network's layers, parameters, FLOPs and memory; do not "
+        "train.",
+        operational=True,
+    )
     strategy: str = flag(
         "one", "devices.", choices=("one",), operational=True, rare=True
     )
@@ -356,20 +371,3 @@ class Config(commandline.Flags):
             warmup_steps=warmup_steps,
             warmup_epochs=None,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig(commandline.Flags):
-    """What `python -m simmatch_tf.evaluate` takes."""
-
-    workdir: str | None = flag(None, "folder of the run to evaluate.")
-    output: str | None = flag(
-        None, "JSON file; default: evaluation.json in the workdir."
-    )
-    batch_size: int = flag(256, "images.", low=1)
-    bins: int = flag(15, "of the calibration error.", low=1, high=10000)
-
-    def check(self) -> None:
-        """A workdir is needed."""
-        if self.workdir is None:
-            raise InputError("--workdir=None: name the folder of a run")

@@ -5,14 +5,13 @@ python -m simmatch_tf.evaluate --workdir=runs/digits_40
 
 import pathlib
 
-from simmatch_tf import commandline
-from simmatch_tf import config as config_lib
+from simmatch_tf import command_flags, commandline
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
 
 
-def main(config: config_lib.EvaluateConfig) -> None:
+def main(config: command_flags.EvaluateConfig) -> None:
     """Evaluates the last checkpoint on the test split."""
     folder = workdir.Workdir(config.workdir)
     run = folder.read_config()
@@ -58,4 +57,4 @@ def main(config: config_lib.EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, config_lib.EvaluateConfig)
+    commandline.run(main, command_flags.EvaluateConfig)

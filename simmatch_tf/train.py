@@ -23,12 +23,21 @@ def _train(
         return loop.fit_in(folder, config, assembly.Custom())
 
 
+def _describe(config: config_lib.Config) -> None:
+    from simmatch_tf.reporting import description as text
+    from simmatch_tf.training import description
+
+    print(text.table(description.of_flags(config)))
+
+
 def main(config: config_lib.Config) -> int | None:
     """Trains, prints the result; 42 if it was interrupted and saved."""
     workdir.Workdir(config.workdir).check_available(config)
     for name in ("dataset", "backbone", "algorithm"):
         if getattr(config, name) == "custom":
             raise InputError(f"--{name}=custom is for simmatch_tf.fit only")
+    if config.describe:
+        return _describe(config)
     with workdir.claim(config) as folder:
         if folder.finished():
             result = results.read(folder.results)

@@ -88,7 +88,10 @@ def test_defaults_are_the_published_cifar_settings():
         ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be above 0"),
         ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
-        ({"backbone": "vgg"}, "--backbone=vgg is unknown; known: wrn_DEPTH"),
+        (
+            {"backbone": "vgg"},
+            "--backbone=vgg is unknown; did you mean keras_app",
+        ),
         ({"backbone": "wrn_12_1"}, "the depth must be 6n . 4"),
         ({"memory": "students"}, "--memory=students is unknown"),
         ({"image_size": 4}, r"--image_size=4: must be in \[8, 1024\]"),
@@ -132,8 +135,8 @@ def test_bad_values(changes, message):
             "--split_file=/no/such: no such file",
         ),
         (
-            {"backbone": "resnet50"},
-            "not in this version yet: --backbone=resnet50",
+            {"init_from": "/no/such.keras"},
+            "--init_from=/no/such.keras: no such file or folder",
         ),
     ],
 )
@@ -429,7 +432,10 @@ def test_help_needs_no_tensorflow_and_two_screens(command):
         (["--steps=x"], "error: flag --steps=x"),
         (["--nothing"], "error: Unknown command line flag 'nothing'"),
         (["word"], "error: 'word' is not a flag"),
-        (["--flagfile=configs/imagenet_1pct.cfg"], "not in this version yet"),
+        (
+            ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
+            "--backbone=resnet51 is unknown: the depth must be 18, 34, 50",
+        ),
         (
             ["--labels=40", "--steps=5", "--dataset=cifar01"],
             "--dataset=cifar01 is unknown; did you mean cifar10",

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import simmatch_tf
+from simmatch_tf import command_flags
 from simmatch_tf import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -44,7 +45,7 @@ def test_every_flag_it_names_exists():
     names -= {"flagfile", "help", "helpfull", "full", "verbosity"}
     fields = {
         name
-        for kind in (config_lib.Config, config_lib.EvaluateConfig)
+        for kind in (config_lib.Config, command_flags.EvaluateConfig)
         for name in kind.__dataclass_fields__
     }
     assert names <= fields, names - fields

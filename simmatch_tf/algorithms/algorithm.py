@@ -25,6 +25,8 @@ class Algorithm(tf.Module):
         teacher: Its EMA.
         optimizer: SGD with one velocity for each weight.
         record: Last loss and best step.
+        generators: States of the networks' own random generators (Dropout's),
+            which tf.train.Checkpoint does not find by itself.
         step: Steps done, int64.
         weights_of_record: "student" or "ema": whose figures are the result.
         needs_unlabeled: Whether batches need unlabeled views.
@@ -68,6 +70,12 @@ class Algorithm(tf.Module):
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
         )
+        self.generators = [
+            variable.value
+            for model in self.networks().values()
+            for variable in model.variables
+            if not variable.value.dtype.is_floating
+        ]
         self.learning_rate = functools.partial(
             schedules.learning_rate,
             peak=config.learning_rate,

@@ -12,8 +12,15 @@ from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 
 
-def read(path: pathlib.Path, source: source_lib.Source) -> np.ndarray:
+def read(
+    path: pathlib.Path, source: source_lib.Source, *, in_order: bool = False
+) -> np.ndarray:
     """Reads a list of labeled images: one file name or index a line.
+
+    Args:
+        path: The file.
+        source: The dataset.
+        in_order: See `find`.
 
     Raises:
         InputError: It cannot be read, or a line is no labeled image's.
@@ -22,16 +29,23 @@ def read(path: pathlib.Path, source: source_lib.Source) -> np.ndarray:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--labeled_list={path}: {error}") from None
-    return find(lines, source, f"--labeled_list={path}")
+    return find(lines, source, f"--labeled_list={path}", in_order=in_order)
 
 
-def find(names: list[str], source: source_lib.Source, of: str) -> np.ndarray:
+def find(
+    names: list[str],
+    source: source_lib.Source,
+    of: str,
+    *,
+    in_order: bool = False,
+) -> np.ndarray:
     """Finds images by file name (with or without folders) or index.
 
     Args:
         names: One a line; empty ones are left out.
         source: The dataset.
         of: What the names are from, for messages.
+        in_order: As they are listed, instead of sorted.
 
     Returns:
         Indices into the training images, [n] int64.
@@ -55,7 +69,7 @@ def find(names: list[str], source: source_lib.Source, of: str) -> np.ndarray:
         found[index] = number
     if not found:
         raise InputError(f"{of}: names no image")
-    return np.asarray(sorted(found), np.int64)
+    return np.asarray(list(found) if in_order else sorted(found), np.int64)
 
 
 def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:

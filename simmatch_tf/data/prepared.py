@@ -89,6 +89,38 @@ def load(
     )
 
 
+def outline(
+    name: str, *, tfds_dir: str | None = None, image_size: int | None = None
+) -> source.Outline:
+    """What `load` would give, as far as it is known without the images.
+
+    Args:
+        name: See `load`.
+        tfds_dir: See `load`.
+        image_size: See `load`.
+
+    Raises:
+        InputError: See `load`.
+    """
+    builder = _make(name, tfds_dir)
+    keys = _keys(builder)
+    height, width, channels = builder.info.features[keys.image].shape
+    if image_size or None in (height, width):
+        height = width = image_size or height or 224
+        channels = channels if builder.info.features[keys.image].shape[0] else 3
+    size = None
+    if builder.data_path.exists():
+        splits = builder.info.splits
+        names = ["train", *(s for s in _UNLABELED if s in splits)]
+        size = sum(splits[s].num_examples for s in names)
+    return source.Outline(
+        class_names=list(builder.info.features[keys.label].names),
+        image_shape=(height, width, channels),
+        train_images=size,
+        statistics=_IMAGENET if name.startswith("imagenet2012") else None,
+    )
+
+
 def flips(name: str) -> bool:
     """Whether a mirrored image of a dataset is still of its class."""
     return bool(_FLIP.match(name) or not _NO_FLIP.search(name))
@@ -111,12 +143,12 @@ def listed(
     return _encoded(builder, _keys(builder), ["train"]).names
 
 
-def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
-    """A TFDS builder whose data are on disk."""
+def _make(name: str, tfds_dir: str | None):
+    """A TFDS builder, whether or not its data are on disk."""
     import tensorflow_datasets as tfds  # slow to import, needed here only
 
     try:
-        builder = tfds.builder(name, data_dir=tfds_dir)
+        return tfds.builder(name, data_dir=tfds_dir)
     except (
         tfds.core.DatasetNotFoundError,
         AssertionError,  # an unknown version
@@ -129,6 +161,13 @@ def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
             f"--dataset={name}: TFDS cannot make it ({text})"
             + (f"; its configurations: {configs}" if configs else "")
         ) from None
+
+
+def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
+    """A TFDS builder whose data are on disk."""
+    import tensorflow_datasets as tfds
+
+    builder = _make(name, tfds_dir)
     if builder.data_path.exists():
         return builder
     logging.warning(

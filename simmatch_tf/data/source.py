@@ -195,6 +195,23 @@ class Source:
         return statistics(counts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What can be said of a dataset without its images.
+
+    Attributes:
+        class_names: L names.
+        image_shape: (height, width, channels) of the views.
+        train_images: Number of training images, or None.
+        statistics: See `Source.statistics`, or None.
+    """
+
+    class_names: Sequence[str]
+    image_shape: tuple[int, int, int]
+    train_images: int | None
+    statistics: Statistics | None
+
+
 def add_counts(counts: np.ndarray, images: np.ndarray) -> None:
     """Adds the values in images [..., C] uint8 to `counts` [C, 256]."""
     for channel in range(images.shape[-1]):

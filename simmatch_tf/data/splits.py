@@ -13,6 +13,10 @@ from simmatch_tf import commandline
 from simmatch_tf.data import source as source_lib
 
 InputError = commandline.InputError
+UNKNOWN_SLOTS = (
+    "which images the imported memory holds is not known; import the file "
+    "again with --labeled_list=FILE, one image a line in the memory's order"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Split:
 
     Attributes:
         labeled: Indices into the training images [K], in class order, then by
-            index.
+            index; of an imported memory in its own order, and -1 where it is
+            not known which images it holds.
         validation: Indices of the labeled images set aside to choose the best
             step; may be empty.
         unlabeled: Indices of the unlabeled images.
@@ -139,20 +144,42 @@ def _count(
     return count
 
 
+def of_slots(
+    source: source_lib.Source,
+    labeled: np.ndarray,
+    *,
+    unlabeled_includes_labeled: bool,
+) -> Split:
+    """The split whose slots are these images, in this order.
+
+    Raises:
+        InputError: No unlabeled image is left.
+    """
+    none = np.zeros([0], np.int64)
+    unlabeled = _unlabeled(source, labeled, none, unlabeled_includes_labeled)
+    return Split(labeled, none, unlabeled)
+
+
 def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
     """Writes a split, with what is needed to rebuild the network.
 
     Raises:
         InputError: The file cannot be written.
     """
+    write_content(path, describe(split, source))
+
+
+def describe(split: Split, source: source_lib.Source) -> dict[str, Any]:
+    """What stands in a split's file."""
     names = source.train.names
     excluded = np.ones(len(source.train), bool)
     excluded[split.unlabeled] = False
-    content = {
+    return {
         "dataset": source.name,
         "class_names": list(source.class_names),
         "image_shape": list(source.image_shape),
         "train_images": len(source.train),
+        "unlabeled_images": len(split.unlabeled),
         "labeled": split.labeled.tolist(),
         "labels": source.train.labels[split.labeled].tolist(),
         "names": None if names is None else [names[i] for i in split.labeled],
@@ -161,6 +188,14 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
         "validation": split.validation.tolist(),
         "unlabeled_excludes": np.flatnonzero(excluded).tolist(),
     }
+
+
+def write_content(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a split's file as `read_content` gives it.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     aside = path.with_suffix(".tmp")
     try:
         aside.write_text(
@@ -197,18 +232,26 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
         path: The file.
         advice: The end of the message, if it cannot be read.
 
+    Returns:
+        What `write` wrote. Of an imported memory that does not say which
+        images it holds `labeled` is None.
+
     Raises:
         InputError: The file cannot be read or is no split.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         images = content["train_images"]
-        for name in ("labeled", "validation", "unlabeled_excludes"):
+        unknown = content["labeled"] is None
+        for name in ("labeled", "validation", "unlabeled_excludes")[unknown:]:
             if not all(0 <= index < images for index in content[name]):
                 raise ValueError(f"{name}: not all are in [0, {images})")
-        if len(content["labels"]) != len(content["labeled"]):
+        if not unknown and len(content["labels"]) != len(content["labeled"]):
             raise ValueError("labels and labeled are not of one length")
         content["class_names"], content["image_shape"]
+        content.setdefault(  # older files lack it
+            "unlabeled_images", images - len(content["unlabeled_excludes"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: cannot read the run's label split ({error!r}); {advice}"
@@ -238,19 +281,15 @@ def read(
     }
     if resumed:
         wanted["image_shape"] = list(source.image_shape)
-    labeled = np.asarray(content["labeled"], np.int64)
+    labeled = slots(content)
     for name, here in wanted.items():
         if content[name] != here:
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: "
                 f"{name} is {content[name]} there and {here} here"
             )
-    if not np.array_equal(source.train.labels[labeled], content["labels"]):
-        raise InputError(
-            f"{path}: the split does not fit the dataset {source.name}: the "
-            "labeled images have other labels here"
-        )
-    _check_names(path, content.get("names"), labeled, source)
+    if content["labeled"] is not None:
+        _check_labeled(path, content, labeled, source)
     for part in ("train", "test") if resumed else ("train",):
         if content.get(f"{part}_sha256") not in (
             None,
@@ -270,6 +309,14 @@ def read(
     )
 
 
+def slots(content: dict[str, Any]) -> np.ndarray:
+    """The images that the slots of `read_content` hold, -1 where unknown."""
+    labeled = content["labeled"]
+    if labeled is None:
+        labeled = [-1] * len(content["labels"])
+    return np.asarray(labeled, np.int64)
+
+
 def identity(class_names: Sequence[str], labeled: np.ndarray) -> dict[str, Any]:
     """What tells a run's data from others: classes, and which slots they have.
 
@@ -285,13 +332,19 @@ def identity(class_names: Sequence[str], labeled: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _check_names(
+def _check_labeled(
     path: pathlib.Path,
-    there: list[str] | None,
+    content: dict[str, Any],
     labeled: np.ndarray,
     source: source_lib.Source,
 ) -> None:
-    names = source.train.names
+    """Checks that the labeled images have the classes and names they had."""
+    if not np.array_equal(source.train.labels[labeled], content["labels"]):
+        raise InputError(
+            f"{path}: the split does not fit the dataset {source.name}: the "
+            "labeled images have other labels here"
+        )
+    there, names = content.get("names"), source.train.names
     if there is None or names is None:
         return
     here = [names[i] for i in labeled]
@@ -315,6 +368,8 @@ def hand_over(
         InputError: The file cannot be read, or does not fit the dataset.
     """
     split = read(path, source, resumed=False)
+    if (split.labeled < 0).any():
+        raise InputError(f"--split_file={path}: {UNKNOWN_SLOTS}")
     unlabeled = _unlabeled(
         source, split.labeled, split.validation, unlabeled_includes_labeled
     )

@@ -50,6 +50,10 @@ class Sgd(keras.optimizers.Optimizer):
         super().build(variables)
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
+    def velocity(self, variable: keras.Variable) -> keras.Variable:
+        """The velocity of a variable."""
+        return self.velocities[self._get_variable_index(variable)]
+
     def update_step(
         self,
         gradient: tf.Tensor,
@@ -57,7 +61,7 @@ class Sgd(keras.optimizers.Optimizer):
         learning_rate: tf.Tensor,
     ) -> None:
         """Updates one variable and its velocity."""
-        velocity = self.velocities[self._get_variable_index(variable)]
+        velocity = self.velocity(variable)
         w, v = (keras.ops.convert_to_tensor(x) for x in (variable, velocity))
         rate = tf.cast(learning_rate, w.dtype)
         g = tf.cast(gradient, w.dtype)

@@ -47,7 +47,11 @@ class Teacher(tf.Module):
             )
         self.model = model
         self._momentum, self._warmup = momentum, warmup
-        for variable, value in _pairs(model, student):
+        self.copy(student)
+
+    def copy(self, student: keras.Model) -> None:
+        """Makes the copy equal to the student."""
+        for variable, value in _pairs(self.model, student):
             variable.assign(value)
 
     def update(self, student: keras.Model, step: tf.Tensor) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from simmatch_tf.networks import heads, resnet, wide_resnet
+from simmatch_tf.networks import heads, resnet, wide_resnet, zoo
 
 # (image_shape) → a Keras model from images [N, H, W, C] to features [N, width].
 MakeBackbone = Callable[[tuple[int, int, int]], keras.Model]
@@ -39,7 +39,8 @@ def backbone(
     """Finds a backbone by its name.
 
     Args:
-        name: "wrn_DEPTH_WIDTH", "resnetDEPTH" or "resnetDEPTHxWIDTH".
+        name: "wrn_DEPTH_WIDTH", "resnetDEPTH", "resnetDEPTHxWIDTH",
+            "keras_cv:NAME" or "keras_applications:NAME".
         batch_norm_momentum: Default: the published one.
         stem_stride: Of a WRN's first convolution.
         synchronized: BatchNorm over all replicas.
@@ -65,6 +66,10 @@ def backbone(
             resnet.resnet, int(match[1]), int(match[2] or 1), **batch_norm
         )
         return Backbone(make, initializer="fan_in_uniform")
+    library, _, inner = name.partition(":")
+    if inner:
+        make = functools.partial(zoo.make, library, inner, **batch_norm)
+        return Backbone(make, initializer="fan_in_uniform", normalized=False)
     raise ValueError(f"backbone {name!r} is unknown; known: wrn_28_2, resnet50")
 
 
@@ -72,7 +77,7 @@ def build(
     backbone: Backbone,
     *,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    num_classes: int | None,
     projection_dim: int | None,
     mean: Sequence[float],
     std: Sequence[float],
@@ -82,15 +87,16 @@ def build(
     Args:
         backbone: See `backbone`.
         image_shape: (height, width, channels).
-        num_classes: L.
+        num_classes: L; None leaves the classifier out.
         projection_dim: D; None leaves the projection head out.
         mean: Of each channel, in units of 1 (white).
         std: Likewise.
 
     Returns:
         A Keras model from images [N, H, W, C], uint8 or float from 0 to 255,
-        to a dict: `features` [N, width]; `logits` [N, L], float32;
-        `embeddings` [N, D], float32 unit rows, if there is a projection head.
+        to a dict: `features` [N, width]; `logits` [N, L], float32, if there
+        is a classifier; `embeddings` [N, D], float32 unit rows, if there is a
+        projection head.
 
     Raises:
         ValueError: The backbone does not return [N, width].
@@ -107,12 +113,10 @@ def build(
             "wanted: end it with a global pool"
         )
     width = features.shape[1]
-    outputs = {
-        "features": features,
-        "logits": heads.classifier(width, num_classes, backbone.initializer)(
-            features
-        ),
-    }
+    outputs = {"features": features}
+    if num_classes is not None:
+        head = heads.classifier(width, num_classes, backbone.initializer)
+        outputs["logits"] = head(features)
     if projection_dim is not None:
         head = heads.projection_head(
             width, projection_dim, backbone.initializer
@@ -139,6 +143,6 @@ def parts(model: keras.Model) -> dict[str, keras.layers.Layer]:
             if "backbone" in found:
                 raise ValueError(f"{model.name} is not a network of ours")
             found["backbone"] = layer
-    if "backbone" not in found or "classifier" not in found:
+    if "backbone" not in found:
         raise ValueError(f"{model.name} is not a network of ours")
     return found

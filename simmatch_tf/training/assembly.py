@@ -174,9 +174,8 @@ def restore(
     content = splits.read_content(folder.split)
     slot_labels = np.asarray(content["labels"], np.int32)
     strategy = make_strategy()
-    excluded = len(content["unlabeled_excludes"])
     algorithm = make_algorithm(
-        config.with_durations(content["train_images"] - excluded),
+        config.with_durations(content["unlabeled_images"]),
         custom,
         strategy,
         image_shape=tuple(content["image_shape"]),
@@ -187,7 +186,7 @@ def restore(
         saved = checkpoints.Checkpoints(
             folder.checkpoints,
             algorithm,
-            splits.identity(content["class_names"], content["labeled"]),
+            splits.identity(content["class_names"], splits.slots(content)),
         )
         step = saved.restore()
     if step is None:

@@ -1,5 +1,6 @@
 """A run's input from its flags: source, split, pipeline."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks
+from simmatch_tf import backbones, checks, datasets
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import (
@@ -45,6 +46,8 @@ def make_source(
             f"--eval_resize={resize}: must be at least the side of the images, "
             f"which is {height}"
         )
+    for side in {height, width} if config.backbone != "custom" else ():
+        backbones.check_side(config.backbone, side)
     return source
 
 
@@ -60,6 +63,70 @@ def _load(config: config_lib.Config) -> source_lib.Source:
     return prepared.load(
         config.dataset, image_size=config.image_size, **_tfds_folders(config)
     )
+
+
+def outline(config: config_lib.Config) -> source_lib.Outline:
+    """What the flags' dataset is, without reading a large one's images.
+
+    Raises:
+        InputError: It cannot be had.
+    """
+    if config.dataset in datasets.OWN:
+        source = _load(config)
+        return source_lib.Outline(
+            source.class_names,
+            source.image_shape,
+            len(source.train),
+            source.statistics(),
+        )
+    found = prepared.outline(
+        config.dataset,
+        tfds_dir=_tfds_folders(config)["tfds_dir"],
+        image_size=config.image_size,
+    )
+    if found.train_images is None:
+        known = checks.SIZES.get(datasets.base(config.dataset), (0, None))
+        found = dataclasses.replace(found, train_images=known[1])
+    return found
+
+
+def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
+    """How many images would be labeled, K, without reading a large dataset.
+
+    Args:
+        config: The run's flags.
+        found: Its dataset's `outline`.
+
+    Returns:
+        The number; where a share of each class is asked for and the dataset's
+        images are not known, the same share of them all.
+
+    Raises:
+        InputError: It cannot be told.
+    """
+    if config.dataset in datasets.OWN:
+        source = _load(config)
+        return len(_drawn(config, source).labeled)
+    if config.split_file is not None:
+        path = pathlib.Path(config.split_file).expanduser()
+        return len(splits.read_content(path)["labels"])
+    name = config.labeled_list or config.published_list()
+    if name is not None and name not in checks.SUBSETS:
+        text = pathlib.Path(name).expanduser().read_text(encoding="utf-8-sig")
+        count = sum(bool(line.strip()) for line in text.splitlines())
+    elif name is not None:
+        count = checks.SUBSETS[name]
+    elif config.labels is not None:
+        count = config.labels
+    elif found.train_images is not None:
+        count = round(config.label_fraction * found.train_images)
+    else:
+        raise InputError(
+            f"--dataset={config.dataset}: is not prepared here, so what "
+            f"--label_fraction={config.label_fraction} of it is is not known; "
+            "give --labels"
+        )
+    return count - round(config.validation_fraction * count)
 
 
 def _tfds_folders(config: config_lib.Config) -> dict[str, str | None]:
@@ -83,7 +150,17 @@ def make_split(
                 f"{folder.split} is missing: without it the memory's slots "
                 "cannot be told apart; restore it, or --overwrite"
             )
-        return splits.read(folder.split, source)
+        split = splits.read(folder.split, source)
+        if (split.labeled < 0).any():
+            raise InputError(f"{folder.split}: {splits.UNKNOWN_SLOTS}")
+        return split
+    return _drawn(config, source)
+
+
+def _drawn(
+    config: config_lib.Config, source: source_lib.Source
+) -> splits.Split:
+    """The split of a new run."""
     if config.split_file is not None:
         return splits.hand_over(
             pathlib.Path(config.split_file).expanduser(),

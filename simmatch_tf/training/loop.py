@@ -21,6 +21,7 @@ from simmatch_tf.training import (
     assembly,
     checkpoints,
     evaluation,
+    initial,
     inputs,
     interruption,
     progress,
@@ -53,6 +54,8 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         FloatingPointError: The loss is no longer a finite number.
     """
+    if config.describe:
+        raise InputError("--describe: is for the command; fit trains")
     workdir_lib.Workdir(config.workdir).check_available(config)
     custom = assembly.Custom(source, backbone, algorithm)
     custom.check(config)
@@ -112,6 +115,12 @@ class _Run:
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
+        self.initial = None
+        if config.init_from and not resumed:
+            with self.strategy.scope():
+                self.initial = initial.initialise(
+                    self.algorithm, config.init_from, custom
+                )
         # --------------------------------------------------------- workdir --
         folder.begin(config)
         if not resumed:
@@ -230,6 +239,8 @@ class _Run:
                 f"{self.source.name} has no test images: the images set aside "
                 "are the result's, too"
             )
+        if self.initial:
+            bar.say(self.initial)
         if start:
             bar.say(f"resumed after step {start}")
 

@@ -6,6 +6,7 @@
     tensorboard/   scalars
     results.json   the result, once the run is finished
     timing.json    when it ran and how fast
+    imported.json  where it comes from, if it was imported
     lock           held while a process trains here
 
 Nothing here imports TensorFlow.
@@ -25,7 +26,7 @@ from simmatch_tf.commandline import InputError
 
 FLAGFILE = config_lib.RUN_FLAGFILE
 # Flags that are no part of a run: where it is, and what to do with it.
-_OF_THE_CALL = ("workdir", "overwrite")
+_OF_THE_CALL = ("workdir", "overwrite", "describe")
 _OWN = (
     FLAGFILE,
     "split.json",
@@ -34,6 +35,7 @@ _OWN = (
     "results.json",
     "timing.json",
     "evaluation.json",
+    "imported.json",
 )
 
 
@@ -57,6 +59,7 @@ class Workdir:
         self.results = self.path / "results.json"
         self.timing = self.path / "timing.json"
         self.evaluation = self.path / "evaluation.json"
+        self.imported = self.path / "imported.json"
 
     def read_config(self) -> config_lib.Config:
         """The flags of the run in this folder.

@@ -124,14 +124,25 @@ def test_tensorboard_scalars(finished_run):
     )
 
 
-@pytest.mark.parametrize("memory", ["ensemble", "teacher"])
+def with_dropout(shape):
+    images = keras.Input(shape)
+    x = keras.layers.Conv2D(8, 3, strides=2)(images)
+    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(x))
+    return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.mark.parametrize("kind", ["ensemble", "teacher", "dropout"])
 def test_interrupted_and_resumed_is_the_same_run(
-    memory, tmp_path, monkeypatch, finished_run
+    kind, tmp_path, monkeypatch, finished_run
 ):
+    """With networks that draw random numbers of their own, too."""
+    changes, parts = {"memory": kind}, {}
+    if kind == "dropout":
+        changes, parts = {"backbone": "custom"}, {"backbone": with_dropout}
     whole = finished_run[0]
-    if memory == "teacher":
+    if kind != "ensemble":
         whole = tmp_path / "whole"
-        runs.fit(whole, memory=memory)
+        simmatch_tf.fit(runs.config(whole, **changes), **parts)
     # Dies after step 3: the checkpoint of step 2 is the last.
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
@@ -144,10 +155,11 @@ def test_interrupted_and_resumed_is_the_same_run(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)
         with pytest.raises(RuntimeError, match="killed"):
-            runs.fit(broken, memory=memory)
+            simmatch_tf.fit(runs.config(broken, **changes), **parts)
     assert not (broken / "results.json").exists()
     # Operational flags may differ.
-    runs.fit(broken, memory=memory, log_every=1, parallel_calls=1)
+    changes |= {"log_every": 1, "parallel_calls": 1}
+    simmatch_tf.fit(runs.config(broken, **changes), **parts)
     assert_same_run(whole, broken, 6)
 
 

@@ -1,0 +1,24 @@
+"""Writes the last checkpoint of a run as a PyTorch file.
+
+python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
+"""
+
+import pathlib
+
+from simmatch_tf import command_flags, commandline
+
+
+def main(flags: command_flags.ExportPytorchConfig) -> None:
+    """Exports one run."""
+    from simmatch_tf.exchange import files, outgoing
+
+    content = outgoing.run(pathlib.Path(flags.workdir).expanduser())
+    files.write(pathlib.Path(flags.output).expanduser(), content)
+    print(
+        f"Written to {flags.output}: {len(content['state_dict'])} tensors, "
+        f"step {content['step']}."
+    )
+
+
+if __name__ == "__main__":
+    commandline.run(main, command_flags.ExportPytorchConfig)

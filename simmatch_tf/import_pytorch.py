@@ -1,0 +1,49 @@
+"""Turns a PyTorch file into a run, or into first weights for one.
+
+python -m simmatch_tf.import_pytorch FILE.pth --workdir=runs/published
+
+for a SimMatch checkpoint, which then evaluates and trains on as any run;
+
+python -m simmatch_tf.import_pytorch FILE.pth --output=encoder.keras
+
+for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
+"""
+
+import pathlib
+
+from simmatch_tf import command_flags, commandline
+from simmatch_tf.commandline import InputError
+
+
+def main(flags: command_flags.ImportPytorchConfig) -> None:
+    """Imports one file."""
+    from simmatch_tf.exchange import files, layout
+
+    content = files.read(pathlib.Path(flags.file).expanduser())
+    try:
+        is_run = layout.is_simmatch(content)
+    except InputError as error:
+        raise InputError(f"{flags.file}: {error}") from None
+    if is_run != (flags.output is None):
+        raise InputError(
+            f"{flags.file}: is a SimMatch checkpoint: give --workdir=DIR"
+            if is_run
+            else f"{flags.file}: is an encoder without a SimMatch run: give "
+            "--output=NAME.keras, then train with --init_from=NAME.keras"
+        )
+    # TensorFlow is imported only now that all that is cheap is checked.
+    from simmatch_tf.exchange import encoders, incoming
+
+    try:
+        lines = (incoming.run if is_run else encoders.convert)(content, flags)
+    except InputError as error:
+        raise InputError(f"{flags.file}: {error}") from None
+    print("\n".join(lines))
+    if is_run:
+        print(f"Next: python -m simmatch_tf.evaluate --workdir={flags.workdir}")
+    else:
+        print(f"Next: train with --init_from={flags.output}")
+
+
+if __name__ == "__main__":
+    commandline.run(main, command_flags.ImportPytorchConfig)

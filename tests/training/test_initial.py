@@ -1,0 +1,177 @@
+"""--init_from: runs, SavedModels, .keras and .h5 files."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf import checks
+from simmatch_tf.commandline import InputError
+from simmatch_tf.networks import network
+from simmatch_tf.training import assembly, initial
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def files(finished_run, tmp_path_factory):
+    """The finished run's weights in every form, by name."""
+    workdir, _ = finished_run
+    folder = tmp_path_factory.mktemp("files")
+    model = simmatch_tf.load(workdir)
+    backbone = network.parts(model)["backbone"]
+    model.save(folder / "whole.keras")
+    model.save_weights(folder / "whole.weights.h5")
+    model.export(str(folder / "exported"), verbose=False)
+    tf.saved_model.save(model, str(folder / "saved"))
+    # As a server has it: the newest version counts.
+    (folder / "versions" / "9").mkdir(parents=True)
+    model.export(str(folder / "versions" / "10"), verbose=False)
+    model.export(str(folder / "versions" / "2"), verbose=False)
+    backbone.save(folder / "backbone.keras")
+    backbone.save_weights(folder / "backbone.weights.h5")
+    return folder, model, workdir
+
+
+def algorithm(**changes):
+    config = runs.config("unused", **changes)
+    return assembly.make_algorithm(
+        config,
+        assembly.Custom(),
+        assembly.make_strategy(),
+        image_shape=(8, 8, 1),
+        slot_labels=np.arange(20) % 10,
+        num_classes=10,
+        statistics=([0.123], [0.456]),
+    )
+
+
+def arrays(part):
+    return [keras.ops.convert_to_numpy(v) for v in part.variables]
+
+
+ALL = {"normalize", "backbone", "classifier", "projection_head"}
+
+
+def taken(made, model, names=ALL):
+    """Which of these parts are the model's, to the last bit."""
+    here, there = network.parts(made.student), network.parts(model)
+    for one, other in zip(
+        made.student.variables, made.teacher.model.variables, strict=True
+    ):
+        np.testing.assert_array_equal(one.value, other.value)
+    return {
+        name
+        for name in names
+        if all(
+            np.array_equal(one, other)
+            for one, other in zip(
+                arrays(here[name]), arrays(there[name]), strict=True
+            )
+        )
+    }
+
+
+FORMS = {
+    "run": ALL,
+    "whole.keras": ALL,
+    "whole.weights.h5": ALL,
+    "exported": ALL,
+    "saved": ALL,
+    "versions": ALL,
+    "backbone.keras": {"backbone"},
+    "backbone.weights.h5": {"backbone"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form(files, form):
+    folder, model, workdir = files
+    path = workdir if form == "run" else folder / form
+    made = algorithm()
+    text = initial.initialise(made, str(path), assembly.Custom())
+    assert taken(made, model) == FORMS[form]
+    assert text.startswith(f"starts from {path}: ") and "backbone" in text
+    assert ("so new: " in text) == (FORMS[form] != ALL)
+
+
+@pytest.mark.parametrize("form", ["whole.keras", "whole.weights.h5", "saved"])
+def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
+    folder, model, _ = files
+    made = algorithm(projection_dim=8)
+    before = arrays(network.parts(made.student)["projection_head"])
+    text = initial.initialise(made, str(folder / form), assembly.Custom())
+    assert text.endswith("not in it in this shape, so new: projection head")
+    after = arrays(network.parts(made.student)["projection_head"])
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+    rest = ALL - {"projection_head"}
+    assert taken(made, model, rest) == rest
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["run", "whole.keras", "exported", "whole.weights.h5", "backbone.keras"],
+)
+def test_another_backbone_is_refused_and_nothing_changed(files, form):
+    folder, _, workdir = files
+    path = workdir if form == "run" else folder / form
+    made = algorithm(backbone="wrn_16_1")
+    before = arrays(made.student)
+    with pytest.raises(InputError, match="holds another backbone than --back"):
+        initial.initialise(made, str(path), assembly.Custom())
+    for one, other in zip(before, arrays(made.student), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    for name in ("a.keras", "a.weights.h5"):
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        with pytest.raises(InputError, match=f"{name}: cannot be read"):
+            initial.initialise(
+                algorithm(), str(tmp_path / name), assembly.Custom()
+            )
+    (tmp_path / "saved_model.pb").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="cannot be read"):
+        initial.initialise(algorithm(), str(tmp_path), assembly.Custom())
+
+
+def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
+    for path, message in (
+        (tmp_path, "must be a run's folder"),
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "none.keras", "no such file or folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            checks.kind_of_weights(str(path))
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(InputError, match="must be a run's folder"):
+        checks.kind_of_weights(str(tmp_path / "a.pth"))
+    config = runs.config(tmp_path / "run", init_from=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="--init_from=.*none: no such file"):
+        simmatch_tf.fit(config)
+
+
+def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
+    folder, model, _ = files
+    source = tmp_path / "first.keras"
+    source.write_bytes((folder / "whole.keras").read_bytes())
+    config = runs.config(
+        tmp_path / "run",
+        init_from=str(source),
+        learning_rate=0,
+        steps=2,
+        ema_momentum=0.5,
+    )
+    simmatch_tf.fit(config)
+    assert "starts from" in capsys.readouterr().err
+    trained = simmatch_tf.load(tmp_path / "run", weights="student")
+    for one, other in zip(
+        trained.trainable_variables, model.trainable_variables, strict=True
+    ):
+        np.testing.assert_array_equal(one.value, other.value)
+    source.unlink()
+    assert simmatch_tf.fit(config).steps == 2
+    (tmp_path / "run" / "results.json").unlink()
+    simmatch_tf.fit(config)  # from the last checkpoint
+    assert "starts from" not in capsys.readouterr().err
