@@ -45,7 +45,12 @@ def test_every_flag_it_names_exists():
     names -= {"flagfile", "help", "helpfull", "full", "verbosity"}
     fields = {
         name
-        for kind in (config_lib.Config, command_flags.EvaluateConfig)
+        for kind in (
+            config_lib.Config,
+            command_flags.EvaluateConfig,
+            command_flags.ExportPytorchConfig,
+            command_flags.ImportPytorchConfig,
+        )
         for name in kind.__dataclass_fields__
     }
     assert names <= fields, names - fields

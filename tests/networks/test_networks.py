@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.networks import heads, network, wide_resnet
+from simmatch_tf.networks import heads, network, resnet, wide_resnet
 
 
 def count(model):
@@ -192,3 +192,108 @@ def test_bad_arguments():
         wide_resnet.wide_resnet(10, 1, (7, 8, 1))
     with pytest.raises(ValueError, match="backbone 'vgg' is unknown"):
         network.backbone("vgg")
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # torchvision's totals, less their classifiers for 1,000 classes.
+        ("resnet18", 11_689_512 - 513_000),
+        ("resnet34", 21_797_672 - 513_000),
+        ("resnet50", 23_508_032),
+        ("resnet101", 44_549_160 - 2_049_000),
+        ("resnet50x2", 93_907_072),
+    ],
+)
+def test_resnets_have_the_published_sizes(name, published):
+    model = network.backbone(name).make((32, 32, 3))
+    assert count(model) == published
+    width = 512 if name in ("resnet18", "resnet34") else 2048
+    assert model.output.shape == (None, width * (2 if "x2" in name else 1))
+    assert model.name == name
+
+
+def test_resnet50_with_its_heads_is_that_of_table_2():
+    model = network.build(
+        network.backbone("resnet50"),
+        image_shape=(224, 224, 3),
+        num_classes=1000,
+        projection_dim=128,
+        mean=[0.0] * 3,
+        std=[1.0] * 3,
+    )
+    parts = network.parts(model)
+    encoder, fc = count(parts["backbone"]), count(parts["classifier"])
+    assert (encoder, fc) == (23_508_032, 2_049_000)
+    # 2048 · 2048 + 2048 + 2048 · 128 + 128.
+    assert count(parts["projection_head"]) == 4_458_624
+    assert count(model) == 30_015_656
+
+
+def test_resnets_strides_norms_and_sizes():
+    model = resnet.resnet(50, 1, (64, 96, 3))
+    # v1.5: a bottleneck's stride is at its second convolution.
+    for name, stride in (("conv1", 1), ("conv2", 2), ("conv3", 1)):
+        layer = model.get_layer(f"layer2_0_{name}")
+        assert layer.strides == (stride, stride)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            assert (layer.epsilon, layer.momentum) == (1e-5, 0.9)
+            # No residual branch starts at 0.
+            assert float(layer.gamma.value[0]) == 1
+    sizes = {
+        f"layer{group}": model.get_layer(f"layer{group}_0_relu").output.shape[
+            1:
+        ]
+        for group in (1, 2, 3, 4)
+    }
+    assert sizes == {
+        "layer1": (16, 24, 256),
+        "layer2": (8, 12, 512),
+        "layer3": (4, 6, 1024),
+        "layer4": (2, 3, 2048),
+    }
+    quick = resnet.resnet(18, 1, (32, 32, 3), batch_norm_momentum=0.5)
+    assert quick.get_layer("layer4_1_bn2").momentum == 0.5
+
+
+def test_a_resnets_heads_are_uniform_within_the_root_of_fan_in():
+    keras.utils.set_random_seed(0)
+    for initializer, bound in (("fan_in_uniform", 0.1), ("glorot_normal", 0)):
+        dense = heads.classifier(100, 400, initializer).get_layer("logits")
+        bias, kernel = (np.asarray(v.value) for v in (dense.bias, dense.kernel))
+        assert np.abs(bias).max() <= bound
+        if bound:
+            assert np.abs(kernel).max() <= bound
+            for values in (bias, kernel):  # a uniform one's deviation
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+            assert bias.min() < -0.09 and bias.max() > 0.09
+    with pytest.raises(ValueError, match="initializer 'zeros': must be"):
+        heads.classifier(4, 2, "zeros")
+
+
+def test_parts():
+    model = build()
+    assert list(network.parts(model)) == [
+        "normalize",
+        "backbone",
+        "projection_head",
+        "classifier",
+    ]
+    assert set(network.parts(build(num_classes=None))) == {
+        "normalize",
+        "backbone",
+        "projection_head",
+    }
+    with pytest.raises(ValueError, match="is not a network of ours"):
+        network.parts(network.parts(model)["backbone"])
+
+
+def test_bad_resnets():
+    for arguments, message in (
+        ((20, 1, (32, 32, 3)), "depth=20: must be one of"),
+        ((18, 0, (32, 32, 3)), "width=0: must be at least 1"),
+        ((18, 1, (32, 7, 3)), "sides must be at least 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resnet.resnet(*arguments)
