@@ -52,6 +52,16 @@ class ImportPytorchConfig(config_lib.Config):
     The run's flags say what the file does not: data, views, schedule.
     """
 
+    usual: ClassVar[tuple[str, ...]] = (
+        "file",
+        "workdir",
+        "output",
+        "labeled_list",
+        "finished_steps",
+        "dataset",
+        "data_dir",
+        "overwrite",
+    )
     positional: ClassVar[tuple[str, ...]] = ("file",)
 
     file: str | None = flag(
@@ -67,7 +77,16 @@ class ImportPytorchConfig(config_lib.Config):
         "steps that a SimMatch run was trained for; default: what the file "
         "says, or all.",
         low=0,
-        rare=True,
+    )
+    workdir: str | None = flag(
+        None,
+        "folder of the run that a SimMatch checkpoint becomes.",
+        operational=True,
+    )
+    labeled_list: str | None = flag(
+        None,
+        "which image each slot of the memory holds, in its order: a file with "
+        "one file name or index a line; without it the run cannot train on.",
     )
     dataset: str | None = flag(
         None, "as for train; default: ImageNet, the published runs' recipes."
@@ -85,8 +104,19 @@ class ImportPytorchConfig(config_lib.Config):
                 "exactly one; --workdir for a SimMatch checkpoint, --output "
                 "for an encoder"
             )
+        for name in ("describe", "init_from"):
+            if value := getattr(self, name):
+                raise InputError(f"--{name}={value}: is for train")
         if self.output is None:
             return
+        for field in dataclasses.fields(self):
+            if field.name in ("file", "output"):
+                continue
+            if (value := getattr(self, field.name)) != field.default:
+                raise InputError(
+                    f"--{field.name}={value}: says nothing of an encoder; give "
+                    "FILE and --output alone"
+                )
         output = pathlib.Path(self.output).expanduser()
         if output.suffix != ".keras" or not output.parent.is_dir():
             raise InputError(

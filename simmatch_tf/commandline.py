@@ -68,11 +68,13 @@ class Flags:
 
     Attributes:
         alternatives: Groups of flags of which one is given.
+        usual: Flags that --help lists, where these are not all but the rare.
         positional: Flags that may stand without their name, in this order.
         argv: The command line that it was read from, where there was one.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    usual: ClassVar[tuple[str, ...]] = ()
     positional: ClassVar[tuple[str, ...]] = ()
     argv: ClassVar[tuple[str, ...]] = ()
 
@@ -137,7 +139,10 @@ class Flags:
                 flag_values=values,
                 module_name=cls.__module__,
             )
-            if not field.metadata["rare"]:
+            usual = not field.metadata["rare"]
+            if cls.usual:
+                usual = field.name in cls.usual
+            if usual:
                 values.register_key_flag_for_module(
                     sys.argv[0], values[field.name]
                 )

@@ -411,14 +411,17 @@ def answer(command, *words, cwd=None):
     )
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "import_pytorch", "export_pytorch"]
+)
 def test_help_needs_no_tensorflow_and_two_screens(command):
     found = answer(command, "--help")
     assert found.returncode == 0, found.stderr
     assert "--workdir" in found.stdout
+    assert found.stdout.count("\n") <= 100
     full = answer(command, "--helpfull")
     assert full.returncode == 0
-    if command == "train":
+    if command in ("train", "import_pytorch"):
         assert "--randaugment_levels" not in found.stdout
         assert "--randaugment_levels" in full.stdout
 

@@ -12,6 +12,8 @@ from simmatch_tf.exchange import layout
 from simmatch_tf.networks import network, torch_layout
 
 IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+# Of the model in the file; its weights are for all sizes.
+_SIDE = 224
 
 
 def convert(
@@ -34,15 +36,16 @@ def convert(
     name = torch_layout.guess_backbone(
         {n.removeprefix("backbone."): a for n, a in arrays.items()}
     )
-    side = flags.image_size or 224
+    if not name.startswith("resnet"):
+        raise InputError(f"is a {name}; an encoder is a ResNet")
     channels = arrays["backbone.conv1.weight"].shape[1]
     if channels != len(IMAGENET_STATISTICS[0]):
         raise InputError(
             f"conv1.weight is of {channels} channels, but 3 are wanted"
         )
     model = network.build(
-        network.backbone(name, stem_stride=flags.stem_stride),
-        image_shape=(side, side, channels),
+        network.backbone(name),
+        image_shape=(_SIDE, _SIDE, channels),
         num_classes=_rows(arrays, "fc.weight"),
         projection_dim=_rows(arrays, "head.2.weight"),
         mean=IMAGENET_STATISTICS[0],
