@@ -190,8 +190,10 @@ class Flags:
         """The same command line with a flagfile in front of it.
 
         Raises:
-            InputError: See `from_argv`.
+            InputError: See `from_argv`; or it was read from no command line.
         """
+        if not self.argv:
+            raise InputError(f"give the flags of {flagfile}, or your own")
         program, *words = self.argv
         return self.from_argv([program, f"--flagfile={flagfile}", *words])
 

@@ -314,10 +314,11 @@ class _Run:
                 },
             }
         last = networks[self.algorithm.weights_of_record]["last"]
+        loss = float(record.loss.numpy())
         return results.Result(
             top1=last["top1"],
             top5=last["top5"],
-            loss=float(record.loss.numpy()),
+            loss=None if math.isnan(loss) else loss,
             steps=config.steps,
             weights_of_record=self.algorithm.weights_of_record,
             **networks,

@@ -21,7 +21,8 @@ class Result:
         top1: Of the weights of record at the last step, on the images that
             `scored_on` names.
         top5: Likewise.
-        loss: Total loss of the very last training step.
+        loss: Total loss of the very last training step; None of an imported
+            run that was at its end.
         steps: Length of the run.
         weights_of_record: "student" or "ema".
         student: {"last": {"top1", "top5", "step"}, "best": {"top1", "step",
@@ -43,7 +44,7 @@ class Result:
 
     top1: float
     top5: float
-    loss: float
+    loss: float | None
     steps: int
     weights_of_record: str
     student: dict[str, Any]

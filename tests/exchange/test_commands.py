@@ -183,6 +183,19 @@ def test_evaluate_and_train_take_the_run(
     result = simmatch_tf.fit(config)
     assert result.steps == 20 and np.isfinite(result.loss)
     assert (result.labels, result.unlabeled) == (SLOTS, 40)
+    # One that is at its end is evaluated; no step, no loss.
+    done = tmp_path / "done"
+    path.write_text("\n".join(str(x) for x in split["labeled"]))
+    import_pytorch.main(
+        flags(
+            file, f"--workdir={done}", *words[1:], f"--labeled_list={path}",
+            "--finished_steps=20",
+        )
+    )  # fmt: skip
+    config = simmatch_tf.Config.from_flagfile(done / "flags.cfg")
+    result = simmatch_tf.fit(config)
+    assert result.loss is None and result.student["best"]["step"] == 20
+    json.loads((done / "results.json").read_text(), parse_constant=pytest.fail)
     back = tmp_path / "back.pth"
     export_pytorch.main(
         command_flags.ExportPytorchConfig(
@@ -253,6 +266,12 @@ def test_published_runs_need_no_recipe(tmp_path):
     assert split["train_images"] == 1_281_167
     assert split["unlabeled_images"] == 1_281_167 - SLOTS
     assert split["class_names"][0] == "n01440764"
+    with pytest.raises(InputError, match="give the flags of configs/imagenet"):
+        import_pytorch.main(
+            command_flags.ImportPytorchConfig(
+                file=str(path), workdir=str(tmp_path / "other")
+            )
+        )
     model = simmatch_tf.load(workdir)
     assert model.input_shape == (None, 224, 224, 3)
     np.testing.assert_allclose(

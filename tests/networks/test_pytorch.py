@@ -273,7 +273,7 @@ def train(name, side, decay_on, dtype, tolerance):
 @pytest.mark.parametrize(
     ("name", "side", "decay_on"),
     [
-        ("resnet18", 64, "all"),
+        ("resnet18", 40, "all"),
         ("resnet50", 40, "all"),
         ("wrn_28_2", 16, "all"),
         ("wrn_28_2", 16, "kernels"),
