@@ -58,7 +58,7 @@ def _block(
         shortcut = _convolution(
             shortcut, f"{name}_shortcut", filters, 1, stride
         )
-    return keras.layers.Add(name=f"{name}_add")([x, shortcut])
+    return keras.layers.Add(name=f"{name}_add")([shortcut, x])
 
 
 def wide_resnet(
