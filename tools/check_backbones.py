@@ -1,0 +1,280 @@
+"""Trains, saves and reloads backbones.
+
+    python tools/check_backbones.py                    # a few
+    python tools/check_backbones.py resnet50 keras_cv:mit_b0
+    python tools/check_backbones.py --full             # all: hours, 16 GB
+
+For each, in float32 and in mixed_bfloat16: builds the whole network, takes a
+training step with an EMA teacher on 2 + 2 images, saves it as .keras and
+.weights.h5, reloads both and compares the outputs. KerasCV's must have as many
+parameters as it publishes. Prints a table; exits with 1 if one fails.
+"""
+
+import argparse
+import gc
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import backbones, commandline
+from simmatch_tf.modules import optimizer
+from simmatch_tf.modules import teacher as teacher_lib
+from simmatch_tf.networks import network, zoo, zoo_presets
+
+FEW = (
+    "wrn_10_1",
+    "resnet18",
+    "keras_cv:resnet18",
+    "keras_cv:efficientnetlite_b0",
+    "keras_cv:yolo_v8_xs_backbone",
+    "keras_applications:MobileNet",
+    "keras_applications:EfficientNetB0",
+)
+ALL = (
+    "wrn_10_1",
+    "wrn_28_2",
+    "wrn_28_8",
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101)),
+    "resnet50x2",
+    *(f"keras_applications:{n}" for n in backbones.KERAS_APPLICATIONS),
+    *(f"keras_cv:{n}" for n in backbones.KERAS_CV),
+)
+POLICIES = ("float32", "mixed_bfloat16")
+
+# What KerasCV's numbers count beside the parameters that its classes have.
+COUNTED_BESIDE = {
+    # An expansion by 1 in each block that does not expand.
+    **dict.fromkeys(("efficientnetv1_b0", "efficientnetlite_b0"), 1_152),
+    "efficientnetlite_b1": 1_152,
+    "efficientnetlite_b2": 1_152,
+    "efficientnetlite_b3": 1_736,
+    "efficientnetlite_b4": 2_320,
+    "efficientnetv1_b1": 1_472,
+    "efficientnetv1_b2": 1_472,
+    "efficientnetv1_b3": 2_432,
+    "efficientnetv1_b4": 3_168,
+    "efficientnetv1_b5": 3_840,
+    "efficientnetv1_b6": 5_664,
+    "efficientnetv1_b7": 7_808,
+    # Without rounding the squeeze layers to multiples of 8.
+    "mobilenet_v3_small": -5_618,
+    "mobilenet_v3_large": -1_834,
+    # A classifier of ten classes.
+    "mit_b0": 2_570,
+    **{f"mit_b{size}": 5_130 for size in range(1, 6)},
+}
+
+
+class Failure(Exception):
+    """Something is not as it should be."""
+
+
+def check_published_size(name: str) -> None:
+    """Compares the number of parameters with the published one.
+
+    Raises:
+        Failure: They differ.
+    """
+    import keras_cv
+
+    class_name, _ = zoo_presets.PRESETS[name]
+    presets = getattr(keras_cv.models, class_name).presets
+    published = presets[name]["metadata"].get("params")
+    if published is None:
+        return
+    # The position embeddings of ViTDet are as large as its images.
+    side = 1024 if name.startswith("vitdet") else 64
+    found = zoo.make("keras_cv", name, (side, side, 3)).count_params()
+    wanted = published - COUNTED_BESIDE.get(name, 0)
+    if found != wanted:
+        raise Failure(f"{found} parameters, {wanted} published")
+
+
+def make_network(name: str, side: int) -> keras.Model:
+    """A network with heads of ten classes and 16 dimensions."""
+    return network.build(
+        # Statistics of the batch: with a new network's, the values of a deep
+        # one grow without bounds in inference.
+        network.backbone(name, batch_norm_momentum=0.0),
+        image_shape=(side, side, 3),
+        num_classes=10,
+        projection_dim=16,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+    )
+
+
+def train(
+    student: keras.Model, teacher: teacher_lib.Teacher, images: tf.Tensor
+) -> None:
+    """Takes a step on images [4, H, W, 3], the first two labeled.
+
+    Raises:
+        Failure: A gradient is missing, or a value is not finite.
+    """
+    weights = student.trainable_variables
+    sgd = optimizer.Sgd(1e-3)
+    sgd.build(weights)
+
+    def step(images: tf.Tensor) -> tf.Tensor:
+        targets = teacher.model(images[2:], training=False)
+        with tf.GradientTape() as tape:
+            out = student(images, training=True)
+            labels = tf.concat(
+                [tf.eye(2, 10), tf.nn.softmax(targets["logits"])], 0
+            )
+            losses = tf.nn.softmax_cross_entropy_with_logits(
+                labels, out["logits"]
+            )
+            alike = out["embeddings"][2:] * targets["embeddings"]
+            loss = tf.reduce_mean(losses) - tf.reduce_mean(alike)
+        gradients = tape.gradient(loss, weights)
+        for gradient, weight in zip(gradients, weights, strict=True):
+            if gradient is None:
+                raise Failure(f"{weight.path} has no gradient")
+        sgd.apply(gradients, weights)
+        teacher.update(student, tf.constant(0))
+        return tf.stack([tf.math.is_finite(tf.norm(g)) for g in gradients])
+
+    graph = tf.function(step, autograph=False).get_concrete_function(images)
+    finite = graph(images).numpy()
+    for weight, is_finite in zip(weights, finite, strict=True):
+        if not is_finite:
+            raise Failure(f"{weight.path}: its gradient is not finite")
+    for variable in student.variables + teacher.model.variables:
+        value = keras.ops.convert_to_numpy(variable)
+        if not np.isfinite(value.astype(np.float32)).all():
+            raise Failure(f"{variable.path} is not finite")
+
+
+def compare(
+    what: str, model: keras.Model, other: keras.Model, images: tf.Tensor
+) -> None:
+    """Compares the outputs of two networks.
+
+    Raises:
+        Failure: They differ.
+    """
+    wanted, found = (m(images, training=False) for m in (model, other))
+    for key, value in wanted.items():
+        gap = tf.reduce_max(
+            tf.abs(tf.cast(value, tf.float32) - tf.cast(found[key], tf.float32))
+        )
+        size = tf.reduce_max(tf.abs(tf.cast(value, tf.float32)))
+        if not gap <= 1e-5 * size:
+            raise Failure(f"{what}: {key} differ by {gap:.2g} of {size:.2g}")
+
+
+def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
+    """Checks a backbone.
+
+    Returns:
+        The side of the images, and the number of the backbone's parameters.
+
+    Raises:
+        Failure: Something is not as it should be.
+    """
+    library, _, architecture = name.rpartition(":")
+    if library == "keras_cv" and policy == POLICIES[0]:
+        check_published_size(architecture)
+    side = max(32, backbones.smallest_side(name) or 0)
+    images = np.random.default_rng(0).integers(0, 256, [4, side, side, 3])
+    images = tf.constant(images, tf.uint8)
+    student = make_network(name, side)
+    teacher = teacher_lib.Teacher(
+        make_network(name, side), student, momentum=0.5
+    )
+    train(student, teacher, images)
+    student.save(folder / "network.keras")
+    again = keras.models.load_model(folder / "network.keras")
+    compare(".keras", student, again, images)
+    teacher.model.save_weights(folder / "network.weights.h5")
+    again.load_weights(folder / "network.weights.h5")
+    compare(".weights.h5", teacher.model, again, images)
+    return side, network.parts(student)["backbone"].count_params()
+
+
+def row(name: str, policy: str) -> bool:
+    """Checks a backbone and prints a line of the table.
+
+    Returns:
+        Whether all is well.
+    """
+    keras.backend.clear_session()
+    gc.collect()
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    start, side, size, verdict = time.monotonic(), "", "", "ok"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            side, size = check(name, policy, pathlib.Path(folder))
+        # Whatever goes wrong in a library: the others are still to be checked.
+        except Exception as error:
+            verdict = f"{type(error).__name__}: {error}".replace("\n", " ")
+    seconds = time.monotonic() - start
+    print(
+        f"{name:40} {policy:15} {side:>4} {size:>11} {seconds:8.1f} {verdict}",
+        flush=True,
+    )
+    return verdict == "ok"
+
+
+def check_apart(name: str) -> bool:
+    """Checks a backbone in a process of its own.
+
+    TensorFlow and Keras do not give all memory back while they run.
+
+    Returns:
+        Whether all is well.
+    """
+    words = [sys.executable, __file__, "--bare", name]
+    status = subprocess.run(words, check=False).returncode
+    if status not in (0, 1):
+        print(f"{name:40} ended with status {status}", flush=True)
+    return status == 0
+
+
+def main() -> None:
+    """Checks the backbones named on the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", help="backbones")
+    parser.add_argument("--full", action="store_true", help="all backbones")
+    parser.add_argument(
+        "--bare", action="store_true", help="in this process, without a heading"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or (ALL if arguments.full else FEW)
+    try:
+        for name in names:
+            backbones.check(name)
+    except commandline.InputError as error:
+        sys.exit(f"error: {error}")
+    if arguments.bare:
+        # Every policy, also behind one that fails.
+        fine = [row(name, p) for name in names for p in POLICIES]
+        sys.exit(not all(fine))
+    print(
+        f"{'name':40} {'dtype policy':15} side {'parameters':>11} "
+        f"{'seconds':>8} ok",
+        flush=True,
+    )
+    wrong = [name for name in names if not check_apart(name)]
+    if wrong:
+        sys.exit(f"failed: {', '.join(wrong)}")
+    print(f"{len(names)} backbones, all well")
+
+
+if __name__ == "__main__":
+    main()
