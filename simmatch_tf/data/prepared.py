@@ -27,7 +27,6 @@ _NO_FLIP = re.compile(
     "svhn|mnist|cmaterdb|omniglot|quickdraw|binary_alpha_digits|chars|letters"
 )
 _FLIP = re.compile(r"fashion_mnist")
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _UNLABELED = ("unlabelled", "unlabeled")
 
 
@@ -117,7 +116,7 @@ def outline(
         class_names=list(builder.info.features[keys.label].names),
         image_shape=(height, width, channels),
         train_images=size,
-        statistics=_IMAGENET if name.startswith("imagenet2012") else None,
+        statistics=source.IMAGENET if name.startswith("imagenet2012") else None,
     )
 
 
@@ -351,7 +350,7 @@ def _encoded(
 def _measure(name: str, images: records.RecordImages) -> source.Statistics:
     """Statistics of up to 10,000 images, spread evenly over all."""
     if name.startswith("imagenet2012"):
-        return _IMAGENET
+        return source.IMAGENET
     logging.info("%s: measuring mean and deviation of its images", name)
     places = np.linspace(0, len(images) - 1, min(len(images), _MEASURED))
 

@@ -15,6 +15,8 @@ import tensorflow as tf
 
 # Mean and standard deviation of each channel, in units of 1 (white).
 Statistics = tuple[list[float], list[float]]
+# Of ImageNet, as published weights want them.
+IMAGENET: Statistics = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _COUNTED = 1024  # images whose values are counted at once
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from simmatch_tf import command_flags
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import source
 from simmatch_tf.exchange import layout
 from simmatch_tf.networks import network, torch_layout
 
-IMAGENET_STATISTICS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 # Of the model in the file; its weights are for all sizes.
 _SIDE = 224
 
@@ -39,7 +39,8 @@ def convert(
     if not name.startswith("resnet"):
         raise InputError(f"is a {name}; an encoder is a ResNet")
     channels = arrays["backbone.conv1.weight"].shape[1]
-    if channels != len(IMAGENET_STATISTICS[0]):
+    mean, std = source.IMAGENET
+    if channels != len(mean):
         raise InputError(
             f"conv1.weight is of {channels} channels, but 3 are wanted"
         )
@@ -48,8 +49,8 @@ def convert(
         image_shape=(_SIDE, _SIDE, channels),
         num_classes=_rows(arrays, "fc.weight"),
         projection_dim=_rows(arrays, "head.2.weight"),
-        mean=IMAGENET_STATISTICS[0],
-        std=IMAGENET_STATISTICS[1],
+        mean=mean,
+        std=std,
     )
     torch_layout.load(model, arrays)
     _save(model, pathlib.Path(flags.output).expanduser())

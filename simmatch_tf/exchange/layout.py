@@ -21,6 +21,7 @@ import numpy as np
 
 from simmatch_tf.commandline import InputError
 
+# PyTorch counts batches in every BatchNorm; Keras does not.
 COUNTER = "num_batches_tracked"
 NETWORKS = ("main", "ema")
 _STATISTICS = ("running_mean", "running_var", COUNTER)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from simmatch_tf.networks import heads, resnet, wide_resnet, zoo
+from simmatch_tf.networks import batch_norm, heads, resnet, wide_resnet, zoo
 
 # (image_shape) → a Keras model from images [N, H, W, C] to features [N, width].
 MakeBackbone = Callable[[tuple[int, int, int]], keras.Model]
@@ -48,7 +48,7 @@ def backbone(
     Raises:
         ValueError: There is no such backbone.
     """
-    batch_norm = {
+    norm = {
         "batch_norm_momentum": batch_norm_momentum,
         "synchronized": synchronized,
     }
@@ -58,19 +58,43 @@ def backbone(
             int(match[1]),
             int(match[2]),
             stem_stride=stem_stride,
-            **batch_norm,
+            **norm,
         )
         return Backbone(make)
     if match := re.fullmatch(r"resnet(\d+)(?:x(\d+))?", name):
         make = functools.partial(
-            resnet.resnet, int(match[1]), int(match[2] or 1), **batch_norm
+            resnet.resnet, int(match[1]), int(match[2] or 1), **norm
         )
         return Backbone(make, initializer="fan_in_uniform")
     library, _, inner = name.partition(":")
     if inner:
-        make = functools.partial(zoo.make, library, inner, **batch_norm)
+        make = functools.partial(zoo.make, library, inner, **norm)
         return Backbone(make, initializer="fan_in_uniform", normalized=False)
     raise ValueError(f"backbone {name!r} is unknown; known: wrn_28_2, resnet50")
+
+
+def own(
+    make: MakeBackbone,
+    *,
+    batch_norm_momentum: float | None = None,
+    synchronized: bool = False,
+) -> Backbone:
+    """A caller's own backbone.
+
+    Args:
+        make: Makes it.
+        batch_norm_momentum: Of every BatchNorm in it; default: its own.
+        synchronized: BatchNorm over all replicas.
+    """
+
+    def adjusted(image_shape: tuple[int, int, int]) -> keras.Model:
+        model = make(image_shape)
+        batch_norm.adjust(
+            model, momentum=batch_norm_momentum, synchronized=synchronized
+        )
+        return model
+
+    return Backbone(adjusted)
 
 
 def build(

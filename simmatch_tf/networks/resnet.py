@@ -52,6 +52,8 @@ class _Layers:
         )(x)
 
     def batch_norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        # Differs: Keras averages biased variances, the published runs unbiased
+        # ones, n/(n-1) times as large for n values a channel.
         return keras.layers.BatchNormalization(**self._batch_norm, name=name)(x)
 
     def block(

@@ -16,8 +16,6 @@ import numpy as np
 from simmatch_tf.commandline import InputError
 from simmatch_tf.networks import network, resnet
 
-# PyTorch counts batches in every BatchNorm; Keras does not.
-COUNTER = "num_batches_tracked"
 _SHOWN = 12  # names in a message
 
 
@@ -119,7 +117,7 @@ def load(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
 
     Args:
         model: See `tensors`.
-        arrays: By name, all of them; BatchNorm's counters are left out.
+        arrays: By name, all of them, but no BatchNorm's counter.
 
     Raises:
         InputError: Some are missing, unknown or of another shape; it lists
@@ -128,7 +126,7 @@ def load(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
     wanted = tensors(model)
     check(
         {name: tensor.shape for name, tensor in wanted.items()},
-        {n: a.shape for n, a in arrays.items() if not n.endswith(COUNTER)},
+        {name: array.shape for name, array in arrays.items()},
     )
     for name, tensor in wanted.items():
         tensor.variable.assign(tensor.to_keras(arrays[name]))

@@ -11,7 +11,7 @@ from typing import Any, Self
 import keras
 import tensorflow as tf
 
-from simmatch_tf.networks import zoo_presets
+from simmatch_tf.networks import batch_norm, zoo_presets
 
 
 @keras.saving.register_keras_serializable("simmatch_tf")
@@ -90,7 +90,10 @@ class LibraryBackbone(keras.Model):
         ):
             raise ValueError("must be (height, width, 1 or 3 channels)")
         core, module = _LIBRARIES[library](architecture, (*image_shape[:2], 3))
-        _prepare(core, batch_norm_momentum, synchronized)
+        batch_norm.adjust(
+            core, momentum=batch_norm_momentum, synchronized=synchronized
+        )
+        _rescale_in_float32(core)
         images = keras.Input(image_shape, name="images")
         x = Preprocess(module, name="preprocess")(images)
         # `call`, not `core(x)`: layers of our own model, not of one inside it,
@@ -220,17 +223,10 @@ _LIBRARIES: dict[str, Any] = {
 }
 
 
-def _prepare(
-    core: keras.Model, momentum: float | None, synchronized: bool
-) -> None:
-    """Sets BatchNorm up, and the layers that rescale images."""
-    # Layers of KerasCV hold others in attributes; only this lists them all.
+def _rescale_in_float32(core: keras.Model) -> None:
+    """Sets up the layers that rescale images."""
     for layer in core._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = synchronized
-            if momentum is not None:
-                layer.momentum = momentum
-        elif isinstance(
+        if isinstance(
             layer, (keras.layers.Rescaling, keras.layers.Normalization)
         ):
             layer.dtype_policy = "float32"

@@ -108,16 +108,20 @@ def make_algorithm(
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 
+    norm = {
+        "batch_norm_momentum": config.batch_norm_momentum,
+        "synchronized": strategy.num_replicas_in_sync > 1,
+    }
+    if custom.backbone:
+        backbone = network.own(custom.backbone, **norm)
+    else:
+        backbone = network.backbone(
+            config.backbone, stem_stride=config.stem_stride, **norm
+        )
+
     def make_network() -> keras.Model:
         return network.build(
-            network.Backbone(custom.backbone)
-            if custom.backbone
-            else network.backbone(
-                config.backbone,
-                batch_norm_momentum=config.batch_norm_momentum,
-                stem_stride=config.stem_stride,
-                synchronized=strategy.num_replicas_in_sync > 1,
-            ),
+            backbone,
             image_shape=image_shape,
             num_classes=num_classes,
             projection_dim=(

@@ -75,8 +75,7 @@ def test_load_gives_back_what_export_gave(resnet):
         for name, array in torch_layout.export(resnet).items()
     }
     other = build()
-    counted = {**arrays, "backbone.bn1.num_batches_tracked": np.array(3)}
-    torch_layout.load(other, counted)
+    torch_layout.load(other, arrays)
     again = torch_layout.export(other)
     assert list(again) == list(arrays)
     for name, array in arrays.items():

@@ -297,3 +297,28 @@ def test_bad_resnets():
     ):
         with pytest.raises(ValueError, match=message):
             resnet.resnet(*arguments)
+
+
+def test_batch_norm_of_an_own_backbone():
+    def make(shape):
+        images = keras.Input(shape)
+        inner = keras.Sequential(
+            [
+                keras.Input(shape),
+                keras.layers.BatchNormalization(momentum=0.7),
+            ]
+        )
+        x = keras.layers.GlobalAveragePooling2D()(inner(images))
+        return keras.Model(images, x)
+
+    def norm(**options):
+        model = network.own(make, **options).make((8, 8, 1))
+        (found,) = (
+            layer
+            for layer in model._flatten_layers()
+            if isinstance(layer, keras.layers.BatchNormalization)
+        )
+        return found.momentum, found.synchronized
+
+    assert norm() == (0.7, False)
+    assert norm(batch_norm_momentum=0.0, synchronized=True) == (0.0, True)

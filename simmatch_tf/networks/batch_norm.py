@@ -1,0 +1,22 @@
+"""BatchNorm of models that are made elsewhere."""
+
+import keras
+
+
+def adjust(
+    model: keras.Model, *, momentum: float | None, synchronized: bool
+) -> None:
+    """Sets up every BatchNorm in a model.
+
+    Args:
+        model: Any; models inside it are looked into.
+        momentum: Weight of the old statistics, in [0, 1); None leaves their
+            own.
+        synchronized: Over all replicas; False leaves their own.
+    """
+    # Some layers hold others in attributes; only this lists them all.
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = layer.synchronized or synchronized
+            if momentum is not None:
+                layer.momentum = momentum
