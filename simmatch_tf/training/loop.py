@@ -117,10 +117,10 @@ class _Run:
         )
         self.initial = None
         if config.init_from and not resumed:
-            with self.strategy.scope():
-                self.initial = initial.initialise(
-                    self.algorithm, config.init_from, custom
-                )
+            # Outside the strategy's scope: another run's network has its own.
+            self.initial = initial.initialise(
+                self.algorithm, config.init_from, custom
+            )
         # --------------------------------------------------------- workdir --
         folder.begin(config)
         if not resumed:

@@ -1,5 +1,7 @@
 """--init_from: runs, SavedModels, .keras and .h5 files."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -152,12 +154,18 @@ def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
         simmatch_tf.fit(config)
 
 
-def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
-    folder, model, _ = files
-    source = tmp_path / "first.keras"
-    source.write_bytes((folder / "whole.keras").read_bytes())
+@pytest.mark.parametrize("form", ["run", "whole.keras"])
+def test_a_run_starts_there_and_is_resumed_without_it(
+    files, form, tmp_path, capsys
+):
+    folder, model, workdir = files
+    source = tmp_path / form
+    if form == "run":
+        shutil.copytree(workdir, source)
+    else:
+        shutil.copy(folder / form, source)
     config = runs.config(
-        tmp_path / "run",
+        tmp_path / "second",
         init_from=str(source),
         learning_rate=0,
         steps=2,
@@ -165,13 +173,13 @@ def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
     )
     simmatch_tf.fit(config)
     assert "starts from" in capsys.readouterr().err
-    trained = simmatch_tf.load(tmp_path / "run", weights="student")
+    trained = simmatch_tf.load(tmp_path / "second", weights="student")
     for one, other in zip(
         trained.trainable_variables, model.trainable_variables, strict=True
     ):
         np.testing.assert_array_equal(one.value, other.value)
-    source.unlink()
+    source.rename(tmp_path / "gone")
     assert simmatch_tf.fit(config).steps == 2
-    (tmp_path / "run" / "results.json").unlink()
+    (tmp_path / "second" / "results.json").unlink()
     simmatch_tf.fit(config)  # from the last checkpoint
     assert "starts from" not in capsys.readouterr().err
