@@ -26,14 +26,19 @@ setuptools.setup(
     ],
     # The recipes are part of the wheel: --flagfile=configs/x.cfg finds them.
     package_dir={"simmatch_tf.configs": "configs"},
-    package_data={"simmatch_tf.configs": ["*.cfg"]},
+    package_data={
+        "simmatch_tf.configs": ["*.cfg"],
+        "simmatch_tf.reporting": ["templates/*.html"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "h5py>=3.9",
+        "jinja2>=3.1",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "numpy>=1.26",
         "pillow>=10",
+        "pyarrow>=14",
         "scikit-learn>=1.4",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",
@@ -45,7 +50,10 @@ setuptools.setup(
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
         "figures": ["matplotlib>=3.8"],
+        "litert": ["ai-edge-litert>=2.0"],
+        "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
         "pytorch": ["torch>=2.4"],
+        "serving": ["tensorflow-serving-api>=2.19,<2.22"],
         "test": [
             "build",
             "pytest>=8",

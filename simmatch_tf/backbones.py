@@ -60,6 +60,7 @@ KERAS_CV = (
 _LIBRARIES = {"keras_applications": KERAS_APPLICATIONS, "keras_cv": KERAS_CV}
 _DEPTHS = (18, 34, 50, 101)
 _WIDEST = 16
+_DEEPEST = 1000
 # What messages on unknown names choose from.
 _NAMES = (
     "wrn_28_2",
@@ -72,8 +73,8 @@ _NAMES = (
         for name in names
     ),
 )
-_WRN = re.compile(r"wrn_([0-9]+)_([0-9]+)")
-_RESNET = re.compile(r"resnet([0-9]+)(?:x([0-9]+))?")
+_WRN = re.compile(r"wrn_(0|[1-9][0-9]*)_(0|[1-9][0-9]*)")
+_RESNET = re.compile(r"resnet([1-9][0-9]*)(?:x(0|[1-9][0-9]*))?")
 # The libraries' own limits, by the beginnings of names; see `smallest_side`.
 _SMALLEST = {
     "wrn_": 8,
@@ -100,10 +101,14 @@ def check(name: str) -> None:
     """
     if match := _WRN.fullmatch(name):
         depth, width = int(match[1]), int(match[2])
-        if depth < 10 or (depth - 4) % 6 or width < 1:
+        if (
+            not 10 <= depth <= _DEEPEST
+            or (depth - 4) % 6
+            or not 1 <= width <= _WIDEST
+        ):
             raise commandline.InputError(
-                f"--backbone={name}: the depth must be 6n + 4 with n at least "
-                "1 (10, 16, 22, 28 …) and the width at least 1"
+                f"--backbone={name}: the depth must be 6n + 4 (10, 16, 22, 28 "
+                f"… up to {_DEEPEST}) and the width 1 to {_WIDEST}"
             )
         return
     problem = ""

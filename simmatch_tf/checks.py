@@ -211,6 +211,38 @@ def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
     found = pathlib.Path(path).expanduser()
     if found.is_file() and found.suffix in (".keras", ".h5"):
         return found.suffix[1:], found
+    return _kind_of_folder(
+        f"--init_from={path}",
+        found,
+        "a run's folder (with flags.cfg), a SavedModel's (with "
+        "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
+    )
+
+
+def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
+    """What a flag names that takes a run or an export.
+
+    Args:
+        flag: Its name.
+        path: As given.
+
+    Returns:
+        "workdir" or "saved_model"; and the folder. Of a folder of exported
+        versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    return _kind_of_folder(
+        f"--{flag}={path}",
+        pathlib.Path(path).expanduser(),
+        "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
+    )
+
+
+def _kind_of_folder(
+    given: str, found: pathlib.Path, wanted: str
+) -> tuple[str, pathlib.Path]:
     if (found / "flags.cfg").is_file():
         return "workdir", found
     versions = [p for p in found.glob("*/saved_model.pb")]
@@ -219,9 +251,5 @@ def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
         if (folder / "saved_model.pb").is_file():
             return "saved_model", folder
     if not found.exists():
-        raise InputError(f"--init_from={path}: no such file or folder")
-    raise InputError(
-        f"--init_from={path}: must be a run's folder (with flags.cfg), a "
-        "SavedModel's (with saved_model.pb), or a .keras, .weights.h5 or .h5 "
-        "file"
-    )
+        raise InputError(f"{given}: no such file or folder")
+    raise InputError(f"{given}: must be {wanted}")

@@ -10,20 +10,168 @@ from simmatch_tf.commandline import InputError, flag
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig(commandline.Flags):
+class _WithImages(commandline.Flags):
+    """Flags of a command that reads the images of a run."""
+
+    data_dir: str | None = flag(
+        None, "where the run's --data_dir is now; default: as it was."
+    )
+    tfds_dir: str | None = flag(None, "likewise its --tfds_dir.", rare=True)
+
+    def moved(self, config: config_lib.Config) -> config_lib.Config:
+        """The run's flags, with the places of its images as they are now."""
+        given = {
+            name: value
+            for name in ("data_dir", "tfds_dir")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(config, **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(_WithImages):
     """What `python -m simmatch_tf.evaluate` takes."""
 
     workdir: str | None = flag(None, "folder of the run to evaluate.")
+    export: str | None = flag(
+        None,
+        "an export to evaluate instead: a version's folder, or the folder of "
+        "versions, of which the newest is taken.",
+    )
     output: str | None = flag(
-        None, "JSON file; default: evaluation.json in the workdir."
+        None,
+        "JSON file; default: evaluation.json in the workdir or beside the "
+        "export's model card.",
     )
     batch_size: int = flag(256, "images.", low=1)
     bins: int = flag(15, "of the calibration error.", low=1, high=10000)
 
     def check(self) -> None:
-        """A workdir is needed."""
+        """One of a workdir and an export is needed."""
+        if (self.workdir is None) == (self.export is None):
+            raise InputError(
+                f"--workdir={self.workdir} and --export={self.export}: name "
+                "the folder of a run, or an export"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(_WithImages):
+    """What `python -m simmatch_tf.export` takes."""
+
+    workdir: str | None = flag(None, "folder of the run to export.")
+    output: str | None = flag(
+        None,
+        "folder of versions; the export becomes the next number in it.",
+    )
+    weights: str | None = flag(
+        None,
+        "default: the weights of record.",
+        choices=("student", "ema"),
+    )
+    format: str = flag(
+        "saved_model",
+        "what is written; litert and onnx give probabilities only.",
+        choices=("saved_model", "litert", "onnx"),
+    )
+    input_dtype: str = flag(
+        "uint8",
+        "of the images that it takes, from 0 to 255.",
+        choices=("uint8", "float32"),
+    )
+    neighbors: int = flag(
+        5, "labeled images that explain gives of each image.", low=1, high=1000
+    )
+    thumbnails: bool = flag(
+        True,
+        "keep small pictures of the labeled images in the export, for "
+        "predict --html; a server does not give them away.",
+    )
+    images: str | None = flag(
+        None,
+        "folder, pattern or list of images to compare by; default: the run's "
+        "dataset.",
+    )
+
+    def check(self) -> None:
+        """Run and output are needed."""
         if self.workdir is None:
             raise InputError("--workdir=None: name the folder of a run")
+        if not (self.output or "").strip():
+            raise InputError(
+                f"--output={self.output}: name the folder of versions to "
+                "export to"
+            )
+        if pathlib.Path(self.output).expanduser().is_file():
+            raise InputError(
+                f"--output={self.output}: is a file, but a folder is wanted"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(_WithImages):
+    """What `python -m simmatch_tf.predict` takes."""
+
+    model: str | None = flag(
+        None,
+        "folder of a run, or an export (a version's folder, or the folder of "
+        "versions: the newest).",
+    )
+    images: str | None = flag(
+        None,
+        "folder of images (with all folders in it), pattern such as "
+        "'photos/**/*.jpg', or text file with one path a line.",
+    )
+    output: str | None = flag(None, "file to write: .csv, .jsonl or .parquet.")
+    explain: bool = flag(
+        False, "the labeled images that each prediction rests on, too."
+    )
+    html: str | None = flag(
+        None, "page to write with the images, the least certain first."
+    )
+    html_images: int = flag(
+        200, "images on the page, at most.", low=1, high=10000
+    )
+    neighbors: int = flag(
+        5, "labeled images for each image, of a run.", low=1, high=1000
+    )
+    weights: str | None = flag(
+        None,
+        "of a run; default: the weights of record.",
+        choices=("student", "ema"),
+    )
+    batch_size: int = flag(64, "images.", low=1)
+    parallel_calls: int | None = flag(
+        None, "images decoded at once; default: twice the cores.", low=1
+    )
+    overwrite: bool = flag(
+        False, "write the output anew where it is there already."
+    )
+
+    def check(self) -> None:
+        """Model, images and output are needed."""
+        for name, what in (
+            ("model", "the folder of a run, or an export"),
+            ("images", "a folder, a pattern or a list"),
+            ("output", "a .csv, .jsonl or .parquet file"),
+        ):
+            if not (getattr(self, name) or "").strip():
+                raise InputError(f"--{name}={getattr(self, name)}: name {what}")
+        self._check_file("output", (".csv", ".jsonl", ".parquet"))
+        if self.html is not None:
+            self._check_file("html", (".html", ".htm"))
+
+    def _check_file(self, name: str, endings: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        path = pathlib.Path(value).expanduser()
+        if path.suffix.lower() not in endings:
+            raise InputError(
+                f"--{name}={value}: must end in {' or '.join(endings)}"
+            )
+        if path.is_dir() or not path.parent.is_dir():
+            raise InputError(
+                f"--{name}={value}: must be a file in a folder that exists"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -347,9 +347,12 @@ def last_flagfile(argv: Sequence[str]) -> pathlib.Path | None:
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
     """Leaves out what TensorFlow and TFDS say about every single file."""
-    tfds = "tensorflow_datasets" in record.pathname
+    of_a_file = any(
+        part in record.pathname
+        for part in ("tensorflow_datasets", "tensorflow/python/saved_model")
+    )
     return record.module != "functional_saver" and not (
-        tfds and record.levelno <= logging.INFO
+        of_a_file and record.levelno <= logging.INFO
     )
 
 
@@ -361,7 +364,8 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         kind: The command's configuration.
     """
     kind.define_flags(flags.FLAGS)
-    logging.getLogger("absl").addFilter(_is_of_interest)
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).addFilter(_is_of_interest)
     found = {}
 
     def parse(argv: list[str]) -> list[str]:

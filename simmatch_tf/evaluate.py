@@ -1,54 +1,48 @@
-"""Evaluates a run: accuracy, confusion, calibration; student and EMA.
+"""Evaluates a run or an export: accuracy, confusion, calibration.
 
 python -m simmatch_tf.evaluate --workdir=runs/digits_40
+python -m simmatch_tf.evaluate --export=exports/digits
 """
 
 import pathlib
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import checks, command_flags, commandline
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
 
 
 def main(config: command_flags.EvaluateConfig) -> None:
-    """Evaluates the last checkpoint on the test split."""
-    folder = workdir.Workdir(config.workdir)
-    run = folder.read_config()
-    output = pathlib.Path(config.output or folder.evaluation).expanduser()
+    """Evaluates a run's last checkpoint, or an export, on the test split."""
+    if config.export is not None:
+        kind, path = checks.kind_of_model("export", config.export)
+        if kind != "saved_model":
+            raise InputError(
+                f"--export={config.export}: is a run; evaluate it by --workdir"
+            )
+        output = pathlib.Path(config.output or path / workdir.EVALUATION)
+    else:
+        folder = workdir.Workdir(config.workdir)
+        folder.read_config()
+        output = pathlib.Path(config.output or folder.evaluation)
+    output = output.expanduser()
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(
             f"--output={output}: must be a file in a folder that exists"
         )
 
-    from simmatch_tf.data import splits
-    from simmatch_tf.training import assembly, evaluation, inputs
+    from simmatch_tf.serving import scoring
+    from simmatch_tf.training import evaluation
 
-    custom = assembly.Custom()
-    custom.check(run)
-    algorithm, strategy, step = assembly.restore(folder.path, custom)
-    source = inputs.make_source(run)
-    split = splits.read(folder.split, source)
-    scored_on, images, places = inputs.scored_images(source, split.validation)
-    evaluator = evaluation.Evaluator(
-        strategy,
-        algorithm.networks(),
-        config.batch_size,
-        side=source.image_shape[0],
-        resize=run.eval_resize,
-        parallel_calls=run.parallel_calls,
-    )
-    logits = evaluator.logits(images, places)
-    labels = images.labels[places]
+    if config.export is not None:
+        scores = scoring.of_export(path, config)
+    else:
+        scores = scoring.of_run(folder, config)
     report = {
-        "step": step,
-        "weights_of_record": algorithm.weights_of_record,
-        "class_names": list(source.class_names),
-        "scored_on": scored_on,
-        "test_images": len(places),
+        **scores.about,
         **{
-            name: evaluation.describe(values, labels, bins=config.bins)
-            for name, values in logits.items()
+            name: evaluation.describe(values, scores.labels, bins=config.bins)
+            for name, values in scores.logits.items()
         },
     }
     print(tables.evaluation(report))

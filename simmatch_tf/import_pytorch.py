@@ -38,6 +38,12 @@ def main(flags: command_flags.ImportPytorchConfig) -> None:
         lines = (incoming.run if is_run else encoders.convert)(content, flags)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # Tensors may be misshapen in any way, and say so in any way.
+        raise InputError(
+            f"{flags.file}: its tensors are not of the form that is known "
+            f"({error!r})"
+        ) from error
     print("\n".join(lines))
     if is_run:
         print(f"Next: python -m simmatch_tf.evaluate --workdir={flags.workdir}")

@@ -43,13 +43,17 @@ def test_the_examples_run(tmp_path, monkeypatch):
 def test_every_flag_it_names_exists():
     names = set(re.findall(r"`--(\w+)", TEXT))
     names -= {"flagfile", "help", "helpfull", "full", "verbosity"}
+    # TensorFlow Serving's own.
+    names -= {"enable_batching", "model_config_file"}
     fields = {
         name
         for kind in (
             config_lib.Config,
             command_flags.EvaluateConfig,
+            command_flags.ExportConfig,
             command_flags.ExportPytorchConfig,
             command_flags.ImportPytorchConfig,
+            command_flags.PredictConfig,
         )
         for name in kind.__dataclass_fields__
     }

@@ -194,6 +194,9 @@ def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
         make_network(name, side), student, momentum=0.5
     )
     train(student, teacher, images)
+    # The statistics of the new weights: with others' a deep network overflows.
+    for model in (student, teacher.model):
+        model(images, training=True)
     student.save(folder / "network.keras")
     again = keras.models.load_model(folder / "network.keras")
     compare(".keras", student, again, images)

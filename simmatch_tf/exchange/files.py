@@ -54,6 +54,11 @@ def read(path: pathlib.Path) -> Any:
 
     def convert(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized:
+                raise InputError(
+                    f"{path}: holds a sparse or quantized tensor, but plain "
+                    "ones are wanted"
+                )
             value = value.detach().cpu()
             if value.is_floating_point():
                 value = value.to(torch.float32)

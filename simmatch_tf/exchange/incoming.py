@@ -57,11 +57,22 @@ def run(content: Any, flags: command_flags.ImportPytorchConfig) -> list[str]:
         da_window=sizes.window,
         **_label_flags(flags),
     )
+    channels = sizes.channels
+    if found.statistics and len(found.statistics[0]) != channels:
+        raise InputError(
+            f"mean and std are of {len(found.statistics[0])} channels, but the "
+            f"network takes {channels}"
+        )
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
     config.check_available(resumed=True)  # its split is the memory's
-    outline, source = _data(config)
+    outline, source = _data(config, found.statistics)
     _check_classes(flags.dataset, len(outline.class_names), sizes)
+    if outline.image_shape[-1] != sizes.channels:
+        raise InputError(
+            f"takes images of {sizes.channels} channels, but "
+            f"--dataset={flags.dataset} has {outline.image_shape[-1]}"
+        )
     with workdir.claim(config) as folder:
         if folder.resumed():
             raise InputError(
@@ -104,6 +115,7 @@ class _Sizes:
     slots: int
     dim: int
     window: int
+    channels: int
 
     @classmethod
     def of(cls, found: layout.Checkpoint) -> "_Sizes":
@@ -127,6 +139,10 @@ class _Sizes:
             slots=size(found.buffers.get("labels"), 0),
             dim=size(main.get("head.2.weight"), 0),
             window=size(found.buffers.get("DA_queue"), 0),
+            channels=max(
+                size(main.get(f"backbone.{name}.weight"), 1)
+                for name in ("conv", "conv1")
+            ),
         )
 
 
@@ -144,7 +160,7 @@ def _published_recipe(sizes: _Sizes) -> str:
         raise InputError(
             f"a run of {sizes.classes} classes on {sizes.backbone} is none of "
             "ImageNet's: name its recipe, such as "
-            "--flagfile=configs/imagenet_1pct.cfg, or its --dataset"
+            "--flagfile=configs/cifar10_40.cfg, or its --dataset"
         )
     share = "1pct" if sizes.slots <= _FEW else "10pct"
     return f"configs/imagenet_{share}.cfg"
@@ -166,9 +182,12 @@ def _label_flags(
 
 
 def _data(
-    config: config_lib.Config,
+    config: config_lib.Config, statistics: source_lib.Statistics | None
 ) -> tuple[source_lib.Outline, source_lib.Source | None]:
-    """The dataset; its images only where a list must be looked up in them."""
+    """The dataset; its images only where a list must be looked up in them.
+
+    Where the file has the images' statistics, they are not needed either.
+    """
     source = None
     if config.labeled_list is not None:
         source = inputs.make_source(config)
@@ -180,7 +199,7 @@ def _data(
         )
     else:
         outline = inputs.outline(config)
-    if outline.train_images is None or outline.statistics is None:
+    if outline.train_images is None or not (statistics or outline.statistics):
         source = inputs.make_source(config)  # prepares it
         outline = dataclasses.replace(
             outline,

@@ -67,7 +67,22 @@ def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
         raise InputError("holds no dict of names and tensors (state_dict)")
     if not content:
         raise InputError("its state_dict is empty")
+    for name, array in content.items():
+        _check_values(name, array)
     return content
+
+
+def _check_values(name: str, array: np.ndarray) -> None:
+    """Refuses what no network that was trained has."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ("labels", "DA_ptr") and array.dtype.kind not in "iu":
+        raise InputError(f"{name}: is {array.dtype}, but integers are wanted")
+    if leaf == "labels" and not array.size:
+        raise InputError(f"{name}: is empty; the memory has no slot")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{name}: has values that are NaN or infinite")
+    if leaf == "running_var" and array.size and array.min() < 0:
+        raise InputError(f"{name}: has the variance {array.min():.3g}")
 
 
 def is_simmatch(content: Any) -> bool:
@@ -114,12 +129,30 @@ def parse(content: Any) -> Checkpoint:
             setattr(found, key, content[key])
     mean, std = content.get("mean"), content.get("std")
     if isinstance(mean, list) and isinstance(std, list):
-        found.statistics = mean, std
+        found.statistics = _statistics(mean, std)
     if isinstance(content.get("optimizer"), dict):
         found.velocities = _velocities(
             content["optimizer"], found.networks["main"]
         )
     return found
+
+
+def _statistics(
+    mean: list[Any], std: list[Any]
+) -> tuple[list[float], list[float]]:
+    numbers = all(isinstance(x, int | float) for x in (*mean, *std))
+    if (
+        not numbers
+        or len(mean) != len(std)
+        or len(mean) not in (1, 3)
+        or not np.isfinite([*mean, *std]).all()
+        or min(std) <= 0
+    ):
+        raise InputError(
+            f"mean {mean} and std {std}: must be 1 or 3 finite numbers each, "
+            "std above 0"
+        )
+    return mean, std
 
 
 def trained(names: Iterable[str]) -> list[str]:
@@ -152,7 +185,7 @@ def _velocities(
         buffers = {
             n: state[n]["momentum_buffer"] for n in numbers if n in state
         }
-    except (KeyError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
     names = trained(arrays)
     if len(sizes) > 1:
@@ -245,5 +278,6 @@ def encoder(content: Any) -> tuple[dict[str, np.ndarray], str]:
         layer, _, leaf = name.removeprefix(prefix).rpartition(".")
         found[f"{heads.get(layer, f'backbone.{layer}')}.{leaf}"] = array
     if kind == "MoCo" and "fc.weight" in found:  # v1: no head of ours
-        del found["fc.weight"], found["fc.bias"]
+        del found["fc.weight"]
+        found.pop("fc.bias", None)
     return found, kind

@@ -34,6 +34,11 @@ def run(path: pathlib.Path) -> dict[str, Any]:
             f"--workdir={path}: a run with its own backbone or algorithm has "
             "no form in PyTorch that is known here"
         )
+    if config.algorithm != "simmatch":
+        raise InputError(
+            f"--workdir={path}: a run of --algorithm={config.algorithm} has no "
+            "memory and no projection head, so it is no SimMatch checkpoint"
+        )
     algorithm, _, step = assembly.restore(folder.path, assembly.Custom())
     origin = _origin(folder, algorithm.student, step)
     networks = dict(

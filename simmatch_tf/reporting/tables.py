@@ -56,8 +56,8 @@ def result(found: results.Result) -> str:
 
 
 def evaluation(report: dict[str, Any]) -> str:
-    """The table of `evaluate`: both networks side by side."""
-    names = ("student", "ema")
+    """The table of `evaluate`: a run's two networks side by side."""
+    names = [name for name in ("student", "ema") if name in report]
     rows = [
         ["", *(n + (" *" if n == report["weights_of_record"] else "")
                for n in names)]

@@ -74,10 +74,13 @@ def initialise(
     except InputError as error:
         raise InputError(f"--init_from={init_from}: {error}") from None
     if taken["backbone"] is None:
+        first, *_ = _floats(parts["backbone"].variables)
         raise InputError(
             f"--init_from={init_from}: holds another backbone than "
-            f"--backbone={algorithm.config.backbone}: its weights are not "
-            "there in their order and shapes"
+            f"--backbone={algorithm.config.backbone} on images of "
+            f"{algorithm.student.input_shape[-1]} channels: its weights (the "
+            f"first of shape {tuple(first.shape)}) are not there in their "
+            "order and shapes"
         )
     for name, values in taken.items():
         if values is not None:

@@ -25,6 +25,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
 FLAGFILE = config_lib.RUN_FLAGFILE
+EVALUATION = "evaluation.json"
 # Flags that are no part of a run: where it is, and what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
 _OWN = (
@@ -34,7 +35,7 @@ _OWN = (
     "tensorboard",
     "results.json",
     "timing.json",
-    "evaluation.json",
+    EVALUATION,
     "imported.json",
 )
 
@@ -58,7 +59,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.results = self.path / "results.json"
         self.timing = self.path / "timing.json"
-        self.evaluation = self.path / "evaluation.json"
+        self.evaluation = self.path / EVALUATION
         self.imported = self.path / "imported.json"
 
     def read_config(self) -> config_lib.Config:
@@ -132,6 +133,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             it, or the run in it was started with other flags.
     """
     folder = Workdir(config.workdir)
+    there = folder.path.exists()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -153,7 +155,20 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         elif folder.flagfile.is_file():
             # It ended before its first checkpoint: nothing is lost.
             folder.anew = bool(_differences(folder, config))
-        yield folder
+        try:
+            yield folder
+        except InputError:
+            if not there:
+                _remove_if_empty(folder)
+            raise
+
+
+def _remove_if_empty(folder: Workdir) -> None:
+    """Leaves no folder behind of a run that could not start."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.path.iterdir()] == ["lock"]:
+            (folder.path / "lock").unlink()
+            folder.path.rmdir()
 
 
 def _lock(lock, folder: Workdir) -> None:

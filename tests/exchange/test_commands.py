@@ -16,6 +16,7 @@ from simmatch_tf import (
     import_pytorch,
 )
 from simmatch_tf.commandline import InputError
+from simmatch_tf.training import assembly, initial
 from tests import runs
 
 torch = pytest.importorskip(
@@ -419,7 +420,7 @@ def test_a_workdir_in_use(file, tmp_path, small_tfds, finished_run):
     import_pytorch.main(flags(file, own, *words, "--overwrite"))
 
 
-def test_encoders_become_first_weights(file, tmp_path, small_tfds):
+def test_encoders_become_first_weights(file, tmp_path):
     _, model = published()
     plain = copy.deepcopy(model.main.backbone).state_dict()
     plain["fc.weight"] = torch.randn(7, 512)
@@ -454,25 +455,22 @@ def test_encoders_become_first_weights(file, tmp_path, small_tfds):
     }
     assert set(found.output) == {"features", "embeddings"}
     config = simmatch_tf.Config.from_argv(
-        [
-            "x",
-            *RECIPE,
-            LABELS,
-            f"--workdir={tmp_path}/run",
-            f"--tfds_dir={small_tfds}",
-            f"--init_from={output}",
-            f"--projection_dim={DIM}",
-            "--learning_rate=0",
-            "--epochs=1",
-        ]
+        ["x", *RECIPE, LABELS, f"--projection_dim={DIM}"]
     )
-    simmatch_tf.fit(config)
-    for weights in ("student", "ema"):
-        trained = simmatch_tf.load(tmp_path / "run", weights=weights)
+    made = assembly.make_algorithm(
+        config.with_durations(1000),
+        assembly.Custom(),
+        assembly.make_strategy(),
+        image_shape=(32, 32, 3),
+        slot_labels=np.arange(20) % CLASSES,
+        num_classes=CLASSES,
+    )
+    initial.initialise(made, str(output), assembly.Custom())
+    for trained in made.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(
-                trained.get_layer(part).trainable_variables,
-                found.get_layer(part).trainable_variables,
+                trained.get_layer(part).variables,
+                found.get_layer(part).variables,
                 strict=True,
             ):
                 np.testing.assert_array_equal(one.value, other.value)
@@ -545,3 +543,55 @@ def test_export_of_what_cannot_be(tmp_path, finished_run):
                 workdir=str(workdir), output=str(tmp_path / "a.pth")
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("module.main.fc.weight", lambda x: x * np.nan, "NaN or infinite"),
+        ("module.bank", lambda x: x / 0, "module.bank: has values that are"),
+        ("module.labels", lambda x: x + 0.5, "labels: is torch|is float32"),
+        ("module.labels", lambda x: x[:0], "labels: is empty"),
+        (
+            "module.main.backbone.bn1.running_var",
+            lambda x: -x,
+            "running_var: has the variance -",
+        ),
+        ("module.main.fc.weight", lambda x: x.to_sparse(), "sparse"),
+    ],
+)
+def test_values_that_no_network_has(file, tmp_path, name, change, message):
+    content = torch.load(file, weights_only=True)
+    content["state_dict"][name] = change(content["state_dict"][name])
+    torch.save(content, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match=message):
+        import_pytorch.main(
+            flags(tmp_path / "bad.pth", f"--workdir={tmp_path}/run", *RECIPE)
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_do_not_fit(file, tmp_path, small_tfds):
+    data = f"--tfds_dir={small_tfds}"
+    for mean, std, message in (
+        ([0.5], [0.2], "of 1 channels, but the network takes 3"),
+        ([0.5] * 3, [0.2, 0.2, 0.0], "std above 0"),
+        (["x"] * 3, [0.2] * 3, "3 finite numbers"),
+    ):
+        content = torch.load(file, weights_only=True)
+        torch.save({**content, "mean": mean, "std": std}, tmp_path / "a.pth")
+        with pytest.raises(InputError, match=message):
+            import_pytorch.main(
+                flags(
+                    tmp_path / "a.pth", f"--workdir={tmp_path}/run", data,
+                    *RECIPE,
+                )
+            )  # fmt: skip
+    with pytest.raises(InputError, match="takes images of 3 channels"):
+        import_pytorch.main(
+            flags(
+                file, f"--workdir={tmp_path}/run", *RECIPE[1:],
+                "--dataset=digits", "--image_size=32",
+            )
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

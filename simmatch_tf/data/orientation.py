@@ -1,0 +1,160 @@
+"""The EXIF orientation of an encoded image, read as part of a graph.
+
+Training has it from Pillow, file by file, before it starts; a served model gets
+bytes and no more.
+"""
+
+import tensorflow as tf
+
+_JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+# How much of a JPEG is searched for a sign of EXIF.
+_SEARCHED = 2**17
+_TAG = 0x0112
+# TIFF's types of whole numbers → their bytes.
+_SIZES = {1: 1, 3: 2, 4: 4}
+
+
+def orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Reads the orientation that EXIF gives.
+
+    Args:
+        encoded: The file's bytes, scalar string; may be damaged.
+
+    Returns:
+        1 … 8, int32 scalar: of a JPEG's EXIF segment, or a PNG's eXIf chunk. 1
+        where there is none, for all other formats, and where it is damaged.
+        Unlike Pillow, orientations that stand in XMP alone are not read.
+    """
+    return tf.cond(
+        _holds(tf.strings.substr(encoded, 0, _SEARCHED), r"Exif\x00\x00")
+        & _starts_with(encoded, _JPEG),
+        lambda: _of_tiff(encoded, _in_jpeg(encoded)),
+        lambda: tf.cond(
+            _starts_with(encoded, _PNG),
+            lambda: tf.cond(
+                _holds(encoded, "eXIf"),
+                lambda: _of_tiff(encoded, _in_png(encoded)),
+                lambda: tf.constant(1),
+            ),
+            lambda: tf.constant(1),
+        ),
+    )
+
+
+def _starts_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
+    return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
+
+
+def _holds(encoded: tf.Tensor, pattern: str) -> tf.Tensor:
+    """Whether the bytes are in it: so that few files need a walk."""
+    # A full match would want valid UTF-8 around the pattern.
+    without = tf.strings.regex_replace(
+        encoded, pattern, "", replace_global=False
+    )
+    return tf.strings.length(without) < tf.strings.length(encoded)
+
+
+def _numbers(encoded: tf.Tensor, start: tf.Tensor, count: tf.Tensor):
+    """Bytes from `start`, as far as there are any: int32."""
+    start = tf.clip_by_value(start, 0, tf.strings.length(encoded))
+    part = tf.strings.substr(encoded, start, tf.maximum(count, 0))
+    return tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int32)
+
+
+def _padded(encoded: tf.Tensor, start: tf.Tensor, count: int) -> tf.Tensor:
+    """So many bytes from `start`, zeros behind the end: int32 [count]."""
+    found = _numbers(encoded, start, tf.constant(count))
+    found = tf.pad(found, [[0, count - tf.size(found)]])
+    return tf.ensure_shape(found, [count])
+
+
+def _big(digits: tf.Tensor) -> tf.Tensor:
+    """The number that bytes [..., n] are, the first the highest."""
+    total = tf.zeros_like(digits[..., 0])
+    for place in range(digits.shape[-1]):
+        total = total * 256 + digits[..., place]
+    return total
+
+
+def _in_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    """Where the TIFF block of the first EXIF segment begins; -1: nowhere."""
+
+    def walk(place: tf.Tensor, found: tf.Tensor) -> tuple:
+        head = _padded(encoded, place, 4)
+        marker, size = head[1], _big(head[2:])
+        is_exif = (marker == 0xE1) & tf.equal(
+            tf.strings.substr(
+                encoded,
+                tf.minimum(place + 4, tf.strings.length(encoded)),
+                6,
+            ),
+            b"Exif\0\0",
+        )
+        # Of the picture itself, or of none: the walk ends.
+        ends = (head[0] != 0xFF) | (marker == 0xDA) | (marker == 0xD9)
+        step = tf.where(marker == 0xFF, 1, 2 + tf.maximum(size, 2))
+        end = tf.strings.length(encoded)
+        return (
+            tf.where(ends, end, place + step),
+            tf.where(is_exif & ~ends, place + 10, found),
+        )
+
+    return _walk(encoded, walk, 2)
+
+
+def _in_png(encoded: tf.Tensor) -> tf.Tensor:
+    """Where the content of the eXIf chunk begins; -1: nowhere."""
+
+    def walk(place: tf.Tensor, found: tf.Tensor) -> tuple:
+        head = _padded(encoded, place, 8)
+        size, kind = _big(head[:4]), head[4:]
+        is_exif = tf.reduce_all(kind == tf.constant(list(b"eXIf")))
+        end = tf.strings.length(encoded)
+        # A damaged size must neither go back nor go round.
+        step = tf.where((size >= 0) & (size < end), size + 12, end)
+        return place + step, tf.where(is_exif, place + 8, found)
+
+    return _walk(encoded, walk, len(_PNG))
+
+
+def _walk(encoded: tf.Tensor, body, start: int) -> tf.Tensor:
+    end = tf.strings.length(encoded)
+    _, found = tf.while_loop(
+        lambda place, found: (found < 0) & (place < end),
+        body,
+        (tf.constant(start), tf.constant(-1)),
+        parallel_iterations=1,
+    )
+    return found
+
+
+def _of_tiff(encoded: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """The orientation in the first directory of a TIFF block."""
+
+    def read() -> tf.Tensor:
+        head = _padded(encoded, start, 8)
+        little = head[0] == ord("I")
+
+        def number(digits: tf.Tensor) -> tf.Tensor:
+            turned = tf.reverse(digits, [-1])
+            return _big(tf.where(little, turned, digits))
+
+        place = number(head[4:])
+        size = tf.strings.length(encoded)
+        place = tf.where((place < 0) | (place > size), size, start + place)
+        entries = number(_padded(encoded, place, 2))
+        rows = _numbers(encoded, place + 2, 12 * entries)
+        rows = tf.reshape(rows[: tf.size(rows) // 12 * 12], [-1, 12])
+        kinds, values = number(rows[:, 2:4]), tf.zeros_like(rows[:, 0])
+        for kind, width in _SIZES.items():
+            value = number(rows[:, 8 : 8 + width])
+            values = tf.where(kinds == kind, value, values)
+        is_tag = number(rows[:, :2]) == _TAG
+        # None: 0, which is no orientation.
+        value = tf.reduce_max(
+            tf.concat([tf.where(is_tag, values, 0), [0]], axis=0)
+        )
+        return tf.where((value >= 1) & (value <= 8), value, 1)
+
+    return tf.cond(start >= 0, read, lambda: tf.constant(1))

@@ -1,0 +1,32 @@
+"""Exports a run: a SavedModel for TensorFlow Serving, LiteRT or ONNX.
+
+python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits
+"""
+
+from simmatch_tf import command_flags, commandline
+from simmatch_tf.training import workdir
+
+
+def main(flags: command_flags.ExportConfig) -> None:
+    """Exports the last checkpoint of a run."""
+    workdir.Workdir(flags.workdir).read_config()  # at once, if there is none
+
+    from simmatch_tf.serving import exporting
+
+    written = exporting.write(flags)
+    for note in written.notes:
+        print(f"Note: {note}.")
+    verified = written.card["verified"]
+    largest = max(verified["largest_difference"].values())
+    for name in written.card["interface"]:
+        print(f"  {name}")
+    print(
+        f"Written to {written.path}: loaded again, it gives what the "
+        f"{written.card['model']['weights']} network of step "
+        f"{written.card['model']['step']} gives on {verified['images']} "
+        f"images (largest difference {largest:.1g})."
+    )
+
+
+if __name__ == "__main__":
+    commandline.run(main, command_flags.ExportConfig)

@@ -1,0 +1,209 @@
+"""From a run to a version that a server loads."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import command_flags
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import selection
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.serving import card as card_lib
+from simmatch_tf.serving import (
+    classifier,
+    conversion,
+    loading,
+    thumbnails,
+    verification,
+    versions,
+    warmup,
+)
+from simmatch_tf.training import inputs, workdir
+
+# Thumbnails of the labeled images are kept in an export up to so many.
+_MOST_THUMBNAILS = 10_000
+# A server sees these batches before the first request comes.
+_WARMUP_BATCHES = (1, 8, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What an export came to.
+
+    Attributes:
+        path: The version's folder.
+        card: Its model card.
+        notes: What was left out, and why.
+    """
+
+    path: pathlib.Path
+    card: dict[str, Any]
+    notes: list[str]
+
+
+def write(flags: command_flags.ExportConfig) -> Written:
+    """Exports a run: writes, loads again, compares, gives it its number.
+
+    Raises:
+        InputError: The run or images cannot be loaded, the export cannot be
+            written, or it differs from the training network. Nothing is left
+            behind.
+    """
+    conversion.check_installed(flags.format)
+    run = loading.run(
+        flags.workdir,
+        weights=flags.weights,
+        neighbors=flags.neighbors,
+        input_dtype=flags.input_dtype,
+    )
+    source, shown = _examples(flags, run)
+    with versions.new(flags.output) as aside:
+        card = card_lib.make(run, workdir.Workdir(flags.workdir))
+        card["format"] = flags.format
+        if flags.format == "saved_model":
+            found, notes = _saved_model(aside.path, run, shown)
+            notes += _thumbnails(aside.path, flags, run, source)
+        else:
+            found = conversion.write(aside.path, flags.format, run, shown)
+            notes = []
+        card |= found
+        card_lib.write(aside.path, card)
+    return Written(aside.path, card, notes)
+
+
+def _examples(
+    flags: command_flags.ExportConfig, run: loading.Run
+) -> tuple[source_lib.Source | None, verification.Examples]:
+    """The run's dataset, and images to compare by."""
+    how = run.classifier.preprocessing
+    size = {"side": how.image_shape[0], "resize": how.resize}
+    if flags.images is not None:
+        images = selection.readable(flags.images, verification.IMAGES)
+        return None, verification.of_files(images.paths, how)
+    try:
+        source = inputs.make_source(flags.moved(run.config))
+    except InputError as error:
+        raise InputError(
+            f"{error}. An export is compared with the training network on real "
+            "images: give the dataset's new place by --data_dir or --tfds_dir, "
+            "or any images by --images"
+        ) from None
+    images = source.test or source.train
+    places = np.arange(len(images))
+    return source, verification.examples(images, places, **size)
+
+
+def _saved_model(
+    folder: pathlib.Path, run: loading.Run, shown: verification.Examples
+) -> tuple[dict[str, Any], list[str]]:
+    """Writes a SavedModel and all that belongs to it; loads and compares it.
+
+    Returns:
+        What it adds to the model card; notes.
+    """
+    made, notes = run.classifier, []
+    # Of the classes and names a program needs; see `tf.saved_model.Asset`.
+    texts = {
+        loading.CLASS_NAMES: made.class_names,
+        loading.PREPROCESSING: made.preprocessing.as_dict(),
+    }
+    if made.labeled is not None:
+        texts[loading.LABELED] = loading.labeled_images(made)
+    else:
+        notes.append(loading.WHY_NO_NEIGHBORS[run.memory])
+    aside = folder / "texts"
+    aside.mkdir()
+    assets = []
+    for name, content in texts.items():
+        path = aside / name
+        path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        assets.append(tf.saved_model.Asset(str(path)))
+    made.assets = assets
+    signatures = made.signatures()
+    try:
+        tf.saved_model.save(made, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:  # a full disk
+        raise InputError(
+            f"{folder.parent}: cannot be written ({error.message})"
+        ) from None
+    for path in aside.iterdir():
+        path.unlink()
+    aside.rmdir()
+    if warmup.available():
+        warmup.write(folder, run.config.dataset, _requests(made, shown))
+    else:
+        notes.append(
+            "no warm-up requests: pip install 'simmatch_tf[serving]' has what "
+            "is needed to write them"
+        )
+    loaded = tf.saved_model.load(str(folder))
+    gaps = verification.compare(made, loaded.signatures, shown)
+    found = {
+        "interface": _interface(loaded.signatures),
+        "verified": {"images": len(shown.encoded), "largest_difference": gaps},
+    }
+    return found, notes
+
+
+def _requests(
+    made: classifier.Classifier, shown: verification.Examples
+) -> dict[str, list[dict[str, tf.Tensor]]]:
+    """Warm-up: every signature, at several sizes of a batch."""
+    requests = {}
+    for signature in made.signatures():
+        requests[signature] = [
+            {
+                key: tf.gather(tensor, tf.range(size) % len(shown.encoded))
+                for key, tensor in verification.inputs(
+                    signature, shown, made.input_dtype
+                ).items()
+            }
+            for size in _WARMUP_BATCHES
+        ]
+    return requests
+
+
+def _interface(signatures: Mapping[str, Any]) -> dict[str, Any]:
+    """Names, types and shapes of every signature."""
+
+    def fields(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+        return {
+            key: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+            for key, spec in sorted(specs.items())
+        }
+
+    return {
+        name: {
+            "inputs": fields(function.structured_input_signature[1]),
+            "outputs": fields(function.structured_outputs),
+        }
+        for name, function in signatures.items()
+    }
+
+
+def _thumbnails(
+    folder: pathlib.Path,
+    flags: command_flags.ExportConfig,
+    run: loading.Run,
+    source: source_lib.Source | None,
+) -> list[str]:
+    """Keeps small pictures of the labeled images, for `predict --html`."""
+    labeled = run.classifier.labeled
+    if not flags.thumbnails or labeled is None:
+        return []
+    if source is None:
+        return ["no thumbnails of the labeled images: --images was given"]
+    if len(labeled.slots) > _MOST_THUMBNAILS:
+        return [
+            f"no thumbnails of the labeled images: {len(labeled.slots)} are "
+            f"more than {_MOST_THUMBNAILS}"
+        ]
+    thumbnails.keep(
+        folder, thumbnails.of_slots(run, source, labeled.slots.tolist())
+    )
+    return []

@@ -1,0 +1,329 @@
+"""Labels images in files, as fast as they can be decoded."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import stat
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+from absl import flags as absl_flags
+from absl import logging
+
+from simmatch_tf import checks, command_flags
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import examination, files, selection
+from simmatch_tf.serving import (
+    classifier,
+    loading,
+    outputs,
+    preprocessing,
+    review,
+    thumbnails,
+)
+from simmatch_tf.training import inputs
+
+# Formats that TensorFlow reads as viewers show them in any case.
+_SAFE = (b"\xff\xd8", b"\x89PNG")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What predicts: of a run or of an export.
+
+    Attributes:
+        classify: Images [N, H, W, C] → as `Classifier.classify`.
+        explain: Likewise as `Classifier.explain`, or None.
+        why_not: Why there is no `explain`.
+        neighbors: How many neighbours it gives.
+        class_names: L names.
+        preprocessing: How files become images.
+        input_dtype: Of the images.
+        identity: What tells it from others.
+        thumbnails: Slots → pictures of the labeled images, as far as known.
+    """
+
+    classify: Callable[..., dict[str, tf.Tensor]]
+    explain: Callable[..., dict[str, tf.Tensor]] | None
+    why_not: str
+    neighbors: int
+    class_names: list[str]
+    preprocessing: preprocessing.Preprocessing
+    input_dtype: str
+    identity: dict[str, Any]
+    thumbnails: Callable[[Sequence[int]], dict[int, bytes]]
+
+
+def load(flags: command_flags.PredictConfig) -> Model:
+    """Loads what --model names.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    kind, path = checks.kind_of_model("model", flags.model)
+    if kind == "workdir":
+        return _of_run(path, flags)
+    if flags.weights is not None:
+        raise InputError(
+            f"--weights={flags.weights}: an export has the weights it was made "
+            "with"
+        )
+    return _of_export(path)
+
+
+def _of_run(path: pathlib.Path, flags: command_flags.PredictConfig) -> Model:
+    run = loading.run(path, weights=flags.weights, neighbors=flags.neighbors)
+    made = run.classifier
+
+    def pictures(slots: Sequence[int]) -> dict[int, bytes]:
+        try:
+            source = inputs.make_source(flags.moved(run.config))
+        except InputError as error:
+            logging.warning("no pictures of the labeled images: %s", error)
+            return {}
+        return thumbnails.of_slots(run, source, slots)
+
+    explains = made.labeled is not None
+    return Model(
+        classify=made.classify,
+        explain=made.explain if explains else None,
+        why_not=loading.WHY_NO_NEIGHBORS.get(run.memory, ""),
+        neighbors=made.neighbors if explains else 0,
+        class_names=made.class_names,
+        preprocessing=made.preprocessing,
+        input_dtype=made.input_dtype,
+        identity={
+            "run": os.path.realpath(path),
+            "step": run.step,
+            "weights": run.weights,
+        },
+        thumbnails=pictures,
+    )
+
+
+def _of_export(path: pathlib.Path) -> Model:
+    found = loading.export(path)
+    explain = found.signatures.get("explain")
+    neighbors = 0
+    if explain is not None:
+        neighbors = explain.structured_outputs["similarities"].shape[1]
+    return Model(
+        classify=found.signatures[classifier.SERVED],
+        explain=explain,
+        why_not=f"{path} was exported without explain: the run's memory of "
+        "labeled images was empty, or it has none",
+        neighbors=neighbors,
+        class_names=found.class_names,
+        preprocessing=found.preprocessing,
+        input_dtype=found.input_dtype,
+        identity={"export": os.path.realpath(path), "date": found.card["date"]},
+        thumbnails=functools.partial(thumbnails.kept, path),
+    )
+
+
+def choose(model: Model, explain: bool) -> Callable[..., dict[str, tf.Tensor]]:
+    """The function that predicts.
+
+    Raises:
+        InputError: It is to explain, and cannot.
+    """
+    if not explain:
+        return model.classify
+    if model.explain is None:
+        raise InputError(f"--explain: {model.why_not}")
+    return model.explain
+
+
+def predict(
+    model: Model,
+    chosen: selection.Selection,
+    flags: command_flags.PredictConfig,
+) -> review.Review:
+    """Writes the class of each image, and what it rests on, if wanted.
+
+    Args:
+        model: See `load`.
+        chosen: The images.
+        flags: For the rest.
+
+    Returns:
+        What became of them.
+
+    Raises:
+        InputError: The output cannot be written, or nothing can be explained.
+    """
+    function = choose(model, flags.explain)
+    names = [files.printable(name) for name in chosen.names]
+    neighbors = model.neighbors if flags.explain else None
+    about = {
+        "model": model.identity,
+        "images": hashlib.sha256("\0".join(names).encode()).hexdigest(),
+        "neighbors": neighbors,
+    }
+    output = pathlib.Path(flags.output).expanduser()
+    with (
+        outputs.Rows(output, about, overwrite=flags.overwrite) as rows,
+        _bar(len(names), rows.done) as bar,
+        examination.silent_pillow(),
+    ):
+        place = rows.done
+
+        def add(made: dict[int, outputs.Row], stop: int) -> None:
+            """Rows up to `stop`: what was not made could not be read."""
+            rows.add(
+                {"file": names[i], **made[i], "error": None}
+                if i in made
+                else outputs.unreadable(
+                    names[i], _why(chosen.paths[i]), neighbors
+                )
+                for i in range(place, stop)
+            )
+            bar.update(stop - place)
+
+        for places, safe, images in _batches(model, chosen.paths, place, flags):
+            good = _as_shown(chosen.paths, places, safe)
+            made = {}
+            if good.any():
+                found = function(
+                    images=tf.cast(images[good], model.input_dtype)
+                )
+                made = dict(
+                    zip(places[good].tolist(), _rows(found, model), strict=True)
+                )
+            add(made, int(places[-1]) + 1)
+            place = int(places[-1]) + 1
+        add({}, len(names))
+        found = review.make(
+            outputs.read(rows.partial, skip=1),
+            model.class_names,
+            flags.html_images if flags.html else 0,
+        )
+        rows.finish()
+    return found
+
+
+def _batches(
+    model: Model,
+    paths: Sequence[str],
+    start: int,
+    flags: command_flags.PredictConfig,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Decoded images: places [n], whether they are safe [n], pixels."""
+    places = [i for i in range(start, len(paths)) if _is_regular(paths[i])]
+    if not places:
+        return
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (
+            np.array(places, np.int64),
+            # As bytes: a path need not be valid UTF-8.
+            np.array([os.fsencode(paths[i]) for i in places], object),
+        )
+    )
+
+    def read(place: tf.Tensor, path: tf.Tensor) -> tuple:
+        encoded = tf.io.read_file(path)
+        safe = tf.reduce_any(
+            [
+                tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
+                for magic in _SAFE
+            ]
+        )
+        return place, safe, model.preprocessing.decode(encoded)
+
+    dataset = dataset.map(
+        tf.autograph.experimental.do_not_convert(read),
+        num_parallel_calls=flags.parallel_calls or 2 * (os.cpu_count() or 1),
+        deterministic=True,
+    )
+    # What cannot be decoded is missing then, and its place tells which.
+    dataset = dataset.ignore_errors().batch(flags.batch_size).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    yield from dataset.with_options(options).as_numpy_iterator()
+
+
+def _is_regular(path: str) -> bool:
+    """Whether it can be opened without waiting, as a named pipe would."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _as_shown(
+    paths: Sequence[str], places: np.ndarray, safe: np.ndarray
+) -> np.ndarray:
+    """Which images TensorFlow reads as viewers show them: bool [n]."""
+    good = safe.copy()
+    for number in np.flatnonzero(~safe):
+        try:
+            examination.examine(paths[places[number]])
+            good[number] = True
+        except ValueError:
+            pass
+    return good
+
+
+def _why(path: str) -> str:
+    """Why a file could not be used."""
+    try:
+        examination.examine(path)
+    except ValueError as error:
+        return str(error)
+    return "could not be decoded"
+
+
+def _rows(found: dict[str, tf.Tensor], model: Model) -> Iterator[outputs.Row]:
+    """What a function gave, a row an image."""
+    values = {name: tensor.numpy() for name, tensor in found.items()}
+    names = model.class_names
+    order = np.argsort(-values["probabilities"], axis=1, kind="stable")
+    for number, places in enumerate(order[:, :2]):
+        p = values["probabilities"][number]
+        row = {
+            "class": names[places[0]],
+            "confidence": _number(p[places[0]]),
+            "second_class": names[places[1]],
+            "second_confidence": _number(p[places[1]]),
+        }
+        if "propagated" in values:
+            propagated = values["propagated"][number]
+            best = int(propagated.argmax())
+            row["propagated_class"] = names[best]
+            row["propagated_confidence"] = _number(propagated[best])
+            row["neighbors"] = [
+                {
+                    "slot": int(values["neighbor_slots"][number, k]),
+                    "id": values["neighbor_ids"][number, k].decode(),
+                    "class": values["neighbor_classes"][number, k].decode(),
+                    "similarity": _number(values["similarities"][number, k]),
+                    "weight": _number(values["weights"][number, k]),
+                }
+                for k in range(model.neighbors)
+            ]
+        yield row
+
+
+def _number(value: np.floating) -> float:
+    """As many digits as mean something."""
+    return float(f"{value:.6g}")
+
+
+def _bar(total: int, done: int) -> tqdm.tqdm:
+    """A bar on a terminal; silent below --verbosity=0, as training is."""
+    quiet = (
+        absl_flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
+    )
+    return tqdm.tqdm(
+        total=total,
+        initial=done,
+        unit="image",
+        dynamic_ncols=True,
+        disable=quiet or not sys.stderr.isatty(),
+    )

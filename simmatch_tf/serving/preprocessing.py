@@ -1,0 +1,168 @@
+"""From a file's bytes to a network's input, in the graph, as in evaluation."""
+
+import dataclasses
+from typing import Any, Self
+
+import tensorflow as tf
+
+from simmatch_tf import config as config_lib
+from simmatch_tf import datasets
+from simmatch_tf.data import decoding, examination, orientation
+
+# Images of one call that are decoded at once, at most.
+_PARALLEL = 16
+# Pillow's weights of red, green and blue in grey, and what they sum to.
+_GREY, _GREY_SUM = (19595, 38470, 7471), 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images of any size become those that a network takes.
+
+    Attributes:
+        image_shape: (height, width, channels) of the network's input.
+        resize: Length that the shorter side is resized to before the centre
+            is cropped; None: the network's own side.
+        exif: Whether images are turned as their EXIF orientation says. The
+            records of TFDS are taken as stored, as in their evaluation.
+    """
+
+    image_shape: tuple[int, int, int]
+    resize: int | None
+    exif: bool
+
+    @classmethod
+    def of_run(
+        cls, config: config_lib.Config, image_shape: tuple[int, int, int]
+    ) -> Self:
+        """What a run's evaluation does.
+
+        Args:
+            config: The run's flags.
+            image_shape: Of its network's input.
+        """
+        return cls(
+            tuple(image_shape),
+            config.eval_resize,
+            config.dataset in datasets.OWN,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file; `Preprocessing(**content)` reads it."""
+        return dataclasses.asdict(self)
+
+    def decode(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Decodes one image.
+
+        Args:
+            encoded: A JPEG, PNG, GIF, BMP or WebP, scalar string.
+
+        Returns:
+            uint8 [H, W, C].
+
+        Raises:
+            tf.errors.InvalidArgumentError: It cannot be decoded, or says that
+                it has more than 200 megapixels.
+        """
+        check = tf.debugging.Assert(
+            _pixels(encoded) <= examination.MAX_PIXELS,
+            [f"more than {examination.MAX_PIXELS // 10**6} megapixels"],
+        )
+        with tf.control_dependencies([check]):
+            encoded = tf.identity(encoded)
+        turn = orientation.orientation(encoded) if self.exif else tf.constant(1)
+        pixels = decoding.decode(encoded, turn)
+        height, width, channels = self.image_shape
+        if channels == 1:
+            weighted = tf.cast(pixels, tf.int32) * tf.constant(_GREY)
+            grey = tf.reduce_sum(weighted, axis=-1, keepdims=True)
+            grey = (grey + _GREY_SUM // 2) // _GREY_SUM
+            pixels = tf.cast(grey, tf.uint8)
+        if height != width:
+            return decoding.resize(pixels, (height, width))
+        return decoding.fit(pixels, resize=self.resize or height, side=height)
+
+    def decode_batch(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Decodes images, several at once.
+
+        Args:
+            encoded: Strings [N], see `decode`.
+
+        Returns:
+            uint8 [N, H, W, C].
+
+        Raises:
+            tf.errors.InvalidArgumentError: One cannot be decoded; the message
+                names its place in the batch.
+        """
+        count = tf.shape(encoded, tf.int64)[0]
+        # A single image needs no place named, nor threads.
+        return tf.cond(
+            count == 1,
+            lambda: self.decode(encoded[0])[None],
+            lambda: self._decode_all(encoded, count),
+        )
+
+    def _decode_all(self, encoded: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+        """A graph cannot catch errors, but a dataset can leave them out."""
+
+        def one(place: tf.Tensor, data: tf.Tensor) -> tuple:
+            return place, self.decode(data)
+
+        dataset = tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
+        dataset = dataset.map(
+            tf.autograph.experimental.do_not_convert(one),
+            num_parallel_calls=_PARALLEL,
+            deterministic=True,
+        ).ignore_errors()
+        # One more at the end, that there be one: a batch cannot be empty.
+        empty = tf.zeros(self.image_shape, tf.uint8)
+        last = tf.data.Dataset.from_tensors((count, empty))
+        dataset = dataset.concatenate(last).batch(count + 1)
+        places, images = dataset.with_options(_options()).get_single_element()
+        found = tf.scatter_nd(
+            places[:, None], tf.ones_like(places), [count + 1]
+        )
+        bad = tf.where(found == 0)[:, 0]
+        message = tf.strings.format(
+            "image_bytes{} cannot be decoded: must be whole JPEG, PNG, GIF, "
+            "BMP or WebP images of at most 200 megapixels",
+            bad,
+            summarize=10,
+        )
+        check = tf.debugging.Assert(tf.size(bad) == 0, [message])
+        with tf.control_dependencies([check]):
+            return tf.identity(images[:-1])
+
+
+def _pixels(encoded: tf.Tensor) -> tf.Tensor:
+    """How many pixels a JPEG or PNG is said to have; 0 of other formats.
+
+    Few bytes may claim an image that fills the memory. (A BMP is as large as
+    its file, and GIF and WebP have less room for such claims.)
+    """
+
+    def of_png() -> tf.Tensor:
+        header = tf.strings.substr(encoded, 16, 8)
+        sides = tf.io.decode_raw(header, tf.int32, little_endian=False)
+        return tf.reduce_prod(tf.cast(sides, tf.float32))
+
+    def of_jpeg() -> tf.Tensor:
+        shape = tf.io.extract_jpeg_shape(encoded)
+        return tf.reduce_prod(tf.cast(shape[:2], tf.float32))
+
+    is_png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
+    is_jpeg = tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff")
+    return tf.cond(
+        is_png & (tf.strings.length(encoded) >= 24),
+        of_png,
+        lambda: tf.cond(is_jpeg, of_jpeg, lambda: tf.constant(0.0)),
+    )
+
+
+def _options() -> tf.data.Options:
+    """For a dataset of one call: nothing is to be tuned or rewritten."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    return options

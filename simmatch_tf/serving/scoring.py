@@ -1,0 +1,123 @@
+"""What networks say of the images that results are measured on."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import command_flags
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import pipeline, splits
+from simmatch_tf.serving import classifier, loading
+from simmatch_tf.training import assembly, evaluation, inputs, workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Logits, and what they are of.
+
+    Attributes:
+        logits: "student" and "ema" of a run, the one that an export has;
+            float32 [N, L], of an export up to a constant in each row.
+        labels: [N].
+        about: For the report: step, weights of record, classes, images.
+    """
+
+    logits: dict[str, np.ndarray]
+    labels: np.ndarray
+    about: dict[str, Any]
+
+
+def of_run(
+    folder: workdir.Workdir, flags: command_flags.EvaluateConfig
+) -> Scores:
+    """Scores of a run's last checkpoint.
+
+    Raises:
+        InputError: The run or its images cannot be loaded.
+    """
+    run = flags.moved(folder.read_config())
+    custom = assembly.Custom()
+    custom.check(run)
+    algorithm, strategy, step = assembly.restore(folder.path, custom)
+    source = inputs.make_source(run)
+    split = splits.read(folder.split, source)
+    scored_on, images, places = inputs.scored_images(source, split.validation)
+    evaluator = evaluation.Evaluator(
+        strategy,
+        algorithm.networks(),
+        flags.batch_size,
+        side=source.image_shape[0],
+        resize=run.eval_resize,
+        parallel_calls=run.parallel_calls,
+    )
+    about = {
+        "step": step,
+        "weights_of_record": algorithm.weights_of_record,
+        "class_names": list(source.class_names),
+        "scored_on": scored_on,
+        "test_images": len(places),
+    }
+    return Scores(
+        evaluator.logits(images, places), images.labels[places], about
+    )
+
+
+def of_export(
+    path: pathlib.Path, flags: command_flags.EvaluateConfig
+) -> Scores:
+    """Scores of an export on its run's test images.
+
+    Raises:
+        InputError: The export or the images cannot be loaded, or these have
+            other classes.
+    """
+    export = loading.export(path)
+    run = flags.moved(config_lib.Config(**export.card["flags"]))
+    source = inputs.make_source(run)
+    if list(source.class_names) != export.class_names:
+        raise InputError(
+            f"--export={path}: has the classes {export.class_names}, but "
+            f"{source.name} has {list(source.class_names)}"
+        )
+    if source.test is None:
+        raise InputError(
+            f"--export={path}: {source.name} has no test images to evaluate "
+            "it on"
+        )
+    places = np.arange(len(source.test))
+    batches = pipeline.evaluation_dataset(
+        source.test,
+        places,
+        min(flags.batch_size, len(places)),
+        side=export.preprocessing.image_shape[0],
+        resize=export.preprocessing.resize,
+        parallel_calls=run.parallel_calls,
+    )
+    classify = export.signatures[classifier.SERVED]
+    found = [
+        classify(images=tf.cast(batch, export.input_dtype))["probabilities"]
+        for batch in batches
+    ]
+    probabilities = np.concatenate([p.numpy() for p in found])[: len(places)]
+    about = {
+        "step": export.card["model"]["step"],
+        "weights_of_record": export.card["model"]["weights"],
+        "class_names": export.class_names,
+        "scored_on": "test",
+        "test_images": len(places),
+    }
+    # The logarithm of a softmax has that softmax.
+    tiny = np.finfo(np.float32).tiny
+    return Scores(
+        {
+            export.card["model"]["weights"]: np.log(
+                np.maximum(probabilities, tiny)
+            )
+        },
+        source.test.labels,
+        about,
+    )

@@ -1,0 +1,125 @@
+"""Small pictures of labeled images, for pages that show what a model saw."""
+
+import contextlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import tensorflow as tf
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import cropping, examination
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.serving import loading
+
+FILE = "assets.extra/labeled_thumbnails.zip"
+SIDE = 96
+_QUALITY = 85
+_AT_ONCE = 256
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """A thumbnail as JPEG; small images are enlarged without smoothing.
+
+    Args:
+        pixels: uint8 [H, W, 1 or 3].
+    """
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    return encode(PIL.Image.fromarray(pixels))
+
+
+def encode(image: PIL.Image.Image) -> bytes:
+    """See `jpeg`."""
+    longest = max(image.size)
+    size = [max(1, round(SIDE * side / longest)) for side in image.size]
+    how = PIL.Image.Resampling.BICUBIC
+    if longest < SIDE:
+        how = PIL.Image.Resampling.NEAREST
+    file = io.BytesIO()
+    image.convert("RGB").resize(size, how).save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
+
+
+def of_slots(
+    run: loading.Run, source: source_lib.Source, slots: Sequence[int]
+) -> dict[int, bytes]:
+    """Thumbnails of labeled images, as their dataset has them.
+
+    Args:
+        run: Whose memory it is.
+        source: The run's dataset.
+        slots: Which of the memory's.
+
+    Returns:
+        Slot → JPEG, without those whose image is not known.
+    """
+    labeled = run.content["labeled"]
+    if labeled is None:
+        return {}
+    how = run.classifier.preprocessing
+    found = {}
+    for start in range(0, len(slots), _AT_ONCE):
+        part = list(slots[start : start + _AT_ONCE])
+        images = cropping.whole(
+            source.train,
+            tf.constant([labeled[slot] for slot in part], tf.int64),
+            side=how.image_shape[0],
+            resize=how.resize,
+        )
+        for slot, pixels in zip(part, images.numpy(), strict=True):
+            found[slot] = jpeg(pixels)
+    return found
+
+
+def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
+    """Thumbnails of whole image files, without those that cannot be read.
+
+    Args:
+        paths: Any number → path.
+    """
+    found = {}
+    with examination.silent_pillow():
+        for number, path in paths.items():
+            # Whatever Pillow cannot show is shown as an empty place.
+            with contextlib.suppress(Exception), PIL.Image.open(path) as image:
+                # Of a JPEG no more is decoded than is needed.
+                image.draft("RGB", (2 * SIDE, 2 * SIDE))
+                found[number] = encode(PIL.ImageOps.exif_transpose(image))
+    return found
+
+
+def keep(folder: pathlib.Path, pictures: dict[int, bytes]) -> None:
+    """Writes thumbnails into an export.
+
+    Raises:
+        InputError: They cannot be written.
+    """
+    path = folder / FILE
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path, "w") as file:
+            for slot, picture in pictures.items():
+                file.writestr(f"{slot}.jpg", picture)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from None
+
+
+def kept(folder: pathlib.Path, slots: Sequence[int]) -> dict[int, bytes]:
+    """Thumbnails from an export, of those slots that have one."""
+    try:
+        with zipfile.ZipFile(folder / FILE) as file:
+            there = set(file.namelist())
+            return {
+                slot: file.read(f"{slot}.jpg")
+                for slot in slots
+                if f"{slot}.jpg" in there
+            }
+    except (OSError, zipfile.BadZipFile):
+        return {}

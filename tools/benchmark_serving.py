@@ -1,0 +1,181 @@
+"""How much a served model costs beside its bare network.
+
+    python tools/benchmark_serving.py --workdir=runs/digits_40
+
+Exports the run into a folder of its own, and times, by turns in one process:
+`serving_default` at 1 and 64 images against the Keras network in a tf.function;
+`classify_bytes` against decoding and that forward pass written by hand; and
+`predict` on PNG files against a bare pipeline of reading, decoding and forward
+pass. Prints medians and ratios; above 1 is faster than the reference.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simmatch_tf import command_flags
+from simmatch_tf.data import selection
+from simmatch_tf.serving import exporting, loading, prediction
+
+
+def compare(
+    title: str,
+    reference: Callable[[], object],
+    ours: Callable[[], object],
+    *,
+    rounds: int,
+    repeats: int,
+) -> None:
+    """Times two functions by turns, and prints a line."""
+    for function in (reference, ours):
+        for _ in range(3):
+            function()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, found in zip((reference, ours), times, strict=True):
+            start = time.perf_counter()
+            for _ in range(repeats):
+                function()
+            found.append((time.perf_counter() - start) / repeats)
+    one, other = (1000 * statistics.median(found) for found in times)
+    print(
+        f"{title:34} {one:10.3f} {other:10.3f} {one / other:7.2f}", flush=True
+    )
+
+
+def decoded(path_or_bytes: tf.Tensor, shape: tuple[int, int, int]):
+    """An image as one would decode it by hand."""
+    image = tf.io.decode_png(path_or_bytes, channels=shape[2])
+    image = tf.image.resize(image, shape[:2])
+    return tf.cast(tf.round(image), tf.uint8)
+
+
+def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
+    """Times the signatures."""
+    shape = export.preprocessing.image_shape
+    spec = tf.TensorSpec([None, *shape], tf.uint8)
+    forward = tf.function(
+        lambda images: tf.nn.softmax(network(images, training=False)["logits"]),
+        input_signature=[spec],
+        autograph=False,
+    )
+    by_hand = tf.function(
+        lambda encoded: forward(
+            tf.map_fn(
+                lambda data: decoded(data, shape),
+                encoded,
+                fn_output_signature=tf.TensorSpec(shape, tf.uint8),
+            )
+        ),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+        autograph=False,
+    )
+    classify = export.signatures["serving_default"]
+    classify_bytes = export.signatures["classify_bytes"]
+    rng = np.random.default_rng(0)
+    for count, repeats in ((1, 200), (64, 20)):
+        pixels = rng.integers(0, 256, [count, *shape]).astype(np.uint8)
+        images = tf.constant(pixels)
+        encoded = tf.constant([tf.io.encode_png(x).numpy() for x in pixels])
+        compare(
+            f"serving_default, {count}",
+            lambda images=images: forward(images).numpy(),
+            lambda images=images: classify(images=images)[
+                "probabilities"
+            ].numpy(),
+            rounds=rounds,
+            repeats=repeats,
+        )
+        compare(
+            f"classify_bytes, {count}",
+            lambda encoded=encoded: by_hand(encoded).numpy(),
+            lambda encoded=encoded: classify_bytes(image_bytes=encoded)[
+                "probabilities"
+            ].numpy(),
+            rounds=rounds,
+            repeats=repeats,
+        )
+
+
+def predicting(
+    workdir: str, network: keras.Model, folder: pathlib.Path, count: int
+) -> None:
+    """Times `predict` on files."""
+    shape = network.input_shape[1:]
+    images = folder / "images"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, 256, shape).astype(np.uint8)
+        data = tf.io.encode_png(pixels).numpy()
+        (images / f"{number:05}.png").write_bytes(data)
+    flags = command_flags.PredictConfig(
+        model=workdir,
+        images=str(images),
+        output=str(folder / "labels.csv"),
+        overwrite=True,
+    )
+    model = prediction.load(flags)
+    chosen = selection.find(flags.images)
+    forward = tf.function(
+        lambda x: tf.nn.softmax(network(x, training=False)["logits"]),
+        input_signature=[tf.TensorSpec([None, *shape], tf.uint8)],
+        autograph=False,
+    )
+
+    def bare() -> None:
+        dataset = tf.data.Dataset.from_tensor_slices(list(chosen.paths))
+        dataset = dataset.map(
+            lambda path: decoded(tf.io.read_file(path), shape),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        for batch in dataset.batch(flags.batch_size).prefetch(2):
+            forward(batch).numpy()
+
+    compare(
+        f"predict, {count} files",
+        bare,
+        lambda: prediction.predict(model, chosen, flags),
+        rounds=3,
+        repeats=1,
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", required=True, help="a run")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--files", type=int, default=10_000)
+    arguments = parser.parse_args()
+    network = loading.run(arguments.workdir).classifier.network
+    print(f"{'ms':34} {'reference':>10} {'ours':>10} {'ratio':>7}")
+    with tempfile.TemporaryDirectory() as folder:
+        written = exporting.write(
+            command_flags.ExportConfig(
+                workdir=arguments.workdir, output=f"{folder}/export"
+            )
+        )
+        serving(loading.export(written.path), network, arguments.rounds)
+        if arguments.files:
+            predicting(
+                arguments.workdir,
+                network,
+                pathlib.Path(folder),
+                arguments.files,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
