@@ -269,7 +269,7 @@ def test_a_run_that_cannot_start_removes_nothing(finished_run, tmp_path):
     # Nor does it leave anything in the way of the next.
     with pytest.raises(InputError, match="140 images of each class"):
         runs.fit(tmp_path / "new", labels=1400)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["lock"]
+    assert not (tmp_path / "new").exists()
 
 
 def test_flags_may_change_before_the_first_checkpoint(tmp_path):
