@@ -154,16 +154,10 @@ def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
         simmatch_tf.fit(config)
 
 
-@pytest.mark.parametrize("form", ["run", "whole.keras"])
-def test_a_run_starts_there_and_is_resumed_without_it(
-    files, form, tmp_path, capsys
-):
-    folder, model, workdir = files
-    source = tmp_path / form
-    if form == "run":
-        shutil.copytree(workdir, source)
-    else:
-        shutil.copy(folder / form, source)
+def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
+    _, model, workdir = files
+    source = tmp_path / "run"
+    shutil.copytree(workdir, source)
     config = runs.config(
         tmp_path / "second",
         init_from=str(source),
