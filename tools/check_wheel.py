@@ -1,4 +1,4 @@
-"""Checks that a wheel holds every module and recipe of this checkout.
+"""Checks that a wheel holds every module, page and recipe of this checkout.
 
 python tools/check_wheel.py dist/simmatch_tf-0.1.0-py3-none-any.whl
 """
@@ -15,7 +15,8 @@ def main() -> None:
     names = set(zipfile.ZipFile(sys.argv[1]).namelist())
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "simmatch_tf").rglob("*.py")
+        for ending in ("py", "html")
+        for path in (ROOT / "simmatch_tf").rglob(f"*.{ending}")
     } | {
         f"simmatch_tf/configs/{path.name}"
         for path in (ROOT / "configs").glob("*.cfg")

@@ -1,6 +1,7 @@
 """From a file's bytes to a network's input, in the graph, as in evaluation."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Self
 
 import tensorflow as tf
@@ -79,8 +80,23 @@ class Preprocessing:
             grey = (grey + _GREY_SUM // 2) // _GREY_SUM
             pixels = tf.cast(grey, tf.uint8)
         if height != width:
-            return decoding.resize(pixels, (height, width))
-        return decoding.fit(pixels, resize=self.resize or height, side=height)
+            return self._resampled(
+                pixels, lambda: decoding.resize(pixels, (height, width))
+            )
+        side = self.resize or height
+        return self._resampled(
+            pixels, lambda: decoding.fit(pixels, resize=side, side=height)
+        )
+
+    def _resampled(
+        self, pixels: tf.Tensor, resample: Callable[[], tf.Tensor]
+    ) -> tf.Tensor:
+        """Leaves out what would give the same pixels again, and cost most."""
+        if self.resize not in (None, self.image_shape[0]):
+            return resample()
+        fits = tf.reduce_all(tf.shape(pixels) == self.image_shape)
+        same = tf.cond(fits, lambda: pixels, resample)
+        return tf.ensure_shape(same, self.image_shape)
 
     def decode_batch(self, encoded: tf.Tensor) -> tf.Tensor:
         """Decodes images, several at once.
