@@ -57,12 +57,7 @@ def run(content: Any, flags: command_flags.ImportPytorchConfig) -> list[str]:
         da_window=sizes.window,
         **_label_flags(flags),
     )
-    channels = sizes.channels
-    if found.statistics and len(found.statistics[0]) != channels:
-        raise InputError(
-            f"mean and std are of {len(found.statistics[0])} channels, but the "
-            f"network takes {channels}"
-        )
+    _check_statistics(found, sizes)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
     config.check_available(resumed=True)  # its split is the memory's
@@ -151,6 +146,14 @@ def _check_classes(dataset: str, classes: int, sizes: _Sizes) -> None:
         raise InputError(
             f"has {sizes.classes} classes, but --dataset={dataset} has "
             f"{classes}"
+        )
+
+
+def _check_statistics(found: layout.Checkpoint, sizes: _Sizes) -> None:
+    if found.statistics and len(found.statistics[0]) != sizes.channels:
+        raise InputError(
+            f"mean and std are of {len(found.statistics[0])} channels, but the "
+            f"network takes {sizes.channels}"
         )
 
 
