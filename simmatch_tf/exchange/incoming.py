@@ -187,10 +187,7 @@ def _label_flags(
 def _data(
     config: config_lib.Config, statistics: source_lib.Statistics | None
 ) -> tuple[source_lib.Outline, source_lib.Source | None]:
-    """The dataset; its images only where a list must be looked up in them.
-
-    Where the file has the images' statistics, they are not needed either.
-    """
+    """The dataset; its images only for a list, or statistics none gives."""
     source = None
     if config.labeled_list is not None:
         source = inputs.make_source(config)
