@@ -102,6 +102,16 @@ class ExportConfig(_WithImages):
                 f"--output={self.output}: name the folder of versions to "
                 "export to"
             )
+        if self.format != "saved_model":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if field.name in ("neighbors", "thumbnails") and (
+                    value != field.default
+                ):
+                    raise InputError(
+                        f"--{field.name}={value}: is for --format=saved_model, "
+                        f"not {self.format}"
+                    )
         if pathlib.Path(self.output).expanduser().is_file():
             raise InputError(
                 f"--output={self.output}: is a file, but a folder is wanted"
@@ -129,11 +139,15 @@ class PredictConfig(_WithImages):
     html: str | None = flag(
         None, "page to write with the images, the least certain first."
     )
-    html_images: int = flag(
-        200, "images on the page, at most.", low=1, high=10000
+    html_images: int | None = flag(
+        None, "images on the page, at most; default: 200.", low=1, high=10000
     )
-    neighbors: int = flag(
-        5, "labeled images for each image, of a run.", low=1, high=1000
+    neighbors: int | None = flag(
+        None,
+        "labeled images that --explain gives of each image, of a run; default: "
+        "5. An export has its own number.",
+        low=1,
+        high=1000,
     )
     weights: str | None = flag(
         None,
@@ -158,6 +172,11 @@ class PredictConfig(_WithImages):
             if not (getattr(self, name) or "").strip():
                 raise InputError(f"--{name}={getattr(self, name)}: name {what}")
         self._check_file("output", (".csv", ".jsonl", ".parquet"))
+        for name, needed in (("html_images", "html"), ("neighbors", "explain")):
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: needs --{needed}"
+                )
         if self.html is not None:
             self._check_file("html", (".html", ".htm"))
 

@@ -178,11 +178,11 @@ class Classifier(tf.Module):
         out = self._run(images)
         p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
         labels = tf.constant(self.labeled.labels)
-        q = similarity.instance_similarity(
-            z, self._features, self.labeled.temperature
-        )  # [N, K]
+        t = self.labeled.temperature
+        logits, shift = similarity.similarity_logits(z, self._features, t)
+        q = tf.nn.softmax(logits)  # [N, K], Eq. 3
+        cosines = (logits + shift) * t  # [N, K]
         aggregated = propagation.aggregate(q, labels, len(self.class_names))
-        cosines = tf.matmul(z, self._features, transpose_b=True)  # [N, K]
         nearest, places = tf.math.top_k(cosines, self.neighbors)  # [N, k]
         names = tf.gather(tf.constant(self.class_names), labels)
         return {
@@ -193,6 +193,7 @@ class Classifier(tf.Module):
             "similarities": nearest,
             "weights": tf.gather(q, places, batch_dims=1),
             "aggregated": aggregated,
+            # Differs: p is not aligned; see above.
             "propagated": propagation.smooth(p, aggregated, self.labeled.alpha),
         }
 

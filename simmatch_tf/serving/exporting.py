@@ -84,7 +84,7 @@ def _examples(
     size = {"side": how.image_shape[0], "resize": how.resize}
     if flags.images is not None:
         images = selection.readable(flags.images, verification.IMAGES)
-        return None, verification.of_files(images.paths, how)
+        return None, verification.of_files(images, how)
     try:
         source = inputs.make_source(flags.moved(run.config))
     except InputError as error:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tqdm
-from absl import flags as absl_flags
 from absl import logging
 
 from simmatch_tf import checks, command_flags
@@ -27,7 +26,7 @@ from simmatch_tf.serving import (
     review,
     thumbnails,
 )
-from simmatch_tf.training import inputs
+from simmatch_tf.training import inputs, progress
 
 # Formats that TensorFlow reads as viewers show them in any case.
 _SAFE = (b"\xff\xd8", b"\x89PNG")
@@ -69,16 +68,19 @@ def load(flags: command_flags.PredictConfig) -> Model:
     kind, path = checks.kind_of_model("model", flags.model)
     if kind == "workdir":
         return _of_run(path, flags)
-    if flags.weights is not None:
-        raise InputError(
-            f"--weights={flags.weights}: an export has the weights it was made "
-            "with"
-        )
+    for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
+        if (value := getattr(flags, name)) is not None:
+            raise InputError(
+                f"--{name}={value}: is for a run; an export has what it was "
+                "made with"
+            )
     return _of_export(path)
 
 
 def _of_run(path: pathlib.Path, flags: command_flags.PredictConfig) -> Model:
-    run = loading.run(path, weights=flags.weights, neighbors=flags.neighbors)
+    run = loading.run(
+        path, weights=flags.weights, neighbors=flags.neighbors or 5
+    )
     made = run.classifier
 
     def pictures(slots: Sequence[int]) -> dict[int, bytes]:
@@ -202,7 +204,7 @@ def predict(
         found = review.make(
             outputs.read(rows.partial, skip=1),
             model.class_names,
-            flags.html_images if flags.html else 0,
+            (flags.html_images or 200) if flags.html else 0,
         )
         rows.finish()
     return found
@@ -317,13 +319,10 @@ def _number(value: np.floating) -> float:
 
 def _bar(total: int, done: int) -> tqdm.tqdm:
     """A bar on a terminal; silent below --verbosity=0, as training is."""
-    quiet = (
-        absl_flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
-    )
     return tqdm.tqdm(
         total=total,
         initial=done,
         unit="image",
         dynamic_ncols=True,
-        disable=quiet or not sys.stderr.isatty(),
+        disable=progress.quiet() or not sys.stderr.isatty(),
     )

@@ -2,14 +2,14 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping
+from simmatch_tf.data import cropping, files
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
@@ -61,15 +61,25 @@ def examples(
 
 
 def of_files(
-    paths: Sequence[str], how: preprocessing.Preprocessing
+    images: files.FileImages, how: preprocessing.Preprocessing
 ) -> Examples:
-    """Takes a user's files, decoded one by one, as they would be for training.
+    """Takes a user's files, in colour decoded as evaluation does.
+
+    Networks for grey images are evaluated on images in memory alone: for them
+    there is no other way from a file to pixels than that of the export.
 
     Args:
-        paths: Of readable images.
+        images: Readable ones.
         how: How they become the network's input.
     """
-    encoded = [pathlib.Path(path).read_bytes() for path in paths]
+    height, width, channels = how.image_shape
+    if channels == 3 and height == width:
+        if not how.exif:
+            as_stored = np.ones_like(images.orientations)
+            images = dataclasses.replace(images, orientations=as_stored)
+        places = np.arange(len(images))
+        return examples(images, places, side=height, resize=how.resize)
+    encoded = [pathlib.Path(path).read_bytes() for path in images.paths]
     pixels = [how.decode(tf.constant(data)).numpy() for data in encoded]
     return Examples(np.stack(pixels), encoded)
 

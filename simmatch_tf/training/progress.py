@@ -7,7 +7,7 @@ import tqdm
 from absl import flags, logging
 
 
-def _quiet() -> bool:
+def quiet() -> bool:
     """Whether a command was given a --verbosity below 0, that of progress."""
     return flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
 
@@ -29,7 +29,7 @@ class Progress:
         """
         self.done = start
         self._start, self._steps, self._began = start, steps, time.monotonic()
-        self._loud = not _quiet()
+        self._loud = not quiet()
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,

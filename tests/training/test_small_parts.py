@@ -23,7 +23,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_quiet(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_quiet", lambda: True)
+    monkeypatch.setattr(progress, "quiet", lambda: True)
     shown = progress.Progress(0, 10, bar=True)
     shown.advance(1, {"loss/total": 1.5})
     shown.say("nothing")
