@@ -5,12 +5,14 @@
 Exports the run into a folder of its own, and times, by turns in one process:
 `serving_default` at 1 and 64 images against the Keras network in a tf.function;
 `classify_bytes` against decoding and that forward pass written by hand; and
-`predict` on PNG files against a bare pipeline of reading, decoding and forward
-pass. Prints medians and ratios; above 1 is faster than the reference.
+`predict` on PNG files, random ones or those of --images, against a bare
+pipeline of reading, decoding and forward pass. Prints medians and ratios (above
+1 is faster than the reference), and the memory that predict was seen to take.
 """
 
 import argparse
 import pathlib
+import resource
 import statistics
 import sys
 import tempfile
@@ -51,11 +53,18 @@ def compare(
     )
 
 
-def decoded(path_or_bytes: tf.Tensor, shape: tuple[int, int, int]):
-    """An image as one would decode it by hand."""
-    image = tf.io.decode_png(path_or_bytes, channels=shape[2])
-    image = tf.image.resize(image, shape[:2])
+def decoded(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
+    """A PNG or JPEG as one would decode it by hand."""
+    image = tf.io.decode_image(encoded, shape[2], expand_animations=False)
+    image = tf.image.resize(image, shape[:2], antialias=True)
     return tf.cast(tf.round(image), tf.uint8)
+
+
+def photograph(rng: np.random.Generator) -> bytes:
+    """A JPEG of 500×375 pixels that is no flat surface."""
+    small = rng.integers(0, 256, [25, 20, 3]).astype(np.float32)
+    large = tf.image.resize(small, [375, 500], "bicubic")
+    return tf.io.encode_jpeg(tf.cast(tf.clip_by_value(large, 0, 255), tf.uint8))
 
 
 def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
@@ -81,10 +90,22 @@ def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
     classify = export.signatures["serving_default"]
     classify_bytes = export.signatures["classify_bytes"]
     rng = np.random.default_rng(0)
+
+    def bytes_of(title: str, images: list[bytes], repeats: int) -> None:
+        encoded = tf.constant(images)
+        compare(
+            f"classify_bytes, {title}",
+            lambda: by_hand(encoded).numpy(),
+            lambda: classify_bytes(image_bytes=encoded)[
+                "probabilities"
+            ].numpy(),
+            rounds=rounds,
+            repeats=repeats,
+        )
+
     for count, repeats in ((1, 200), (64, 20)):
         pixels = rng.integers(0, 256, [count, *shape]).astype(np.uint8)
         images = tf.constant(pixels)
-        encoded = tf.constant([tf.io.encode_png(x).numpy() for x in pixels])
         compare(
             f"serving_default, {count}",
             lambda images=images: forward(images).numpy(),
@@ -94,22 +115,17 @@ def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
             rounds=rounds,
             repeats=repeats,
         )
-        compare(
-            f"classify_bytes, {count}",
-            lambda encoded=encoded: by_hand(encoded).numpy(),
-            lambda encoded=encoded: classify_bytes(image_bytes=encoded)[
-                "probabilities"
-            ].numpy(),
-            rounds=rounds,
-            repeats=repeats,
-        )
+        files = [tf.io.encode_png(image).numpy() for image in pixels]
+        bytes_of(f"{count}", files, repeats)
+    files = [photograph(rng).numpy() for _ in range(64)]
+    bytes_of("1 photograph", files[:1], repeats=50)
+    bytes_of("64 photographs", files, repeats=3)
 
 
-def predicting(
-    workdir: str, network: keras.Model, folder: pathlib.Path, count: int
-) -> None:
-    """Times `predict` on files."""
-    shape = network.input_shape[1:]
+def write_images(
+    folder: pathlib.Path, shape: tuple[int, int, int], count: int
+) -> pathlib.Path:
+    """Writes PNG files of random pixels into a folder of that folder."""
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -117,6 +133,17 @@ def predicting(
         pixels = rng.integers(0, 256, shape).astype(np.uint8)
         data = tf.io.encode_png(pixels).numpy()
         (images / f"{number:05}.png").write_bytes(data)
+    return images
+
+
+def predicting(
+    workdir: str,
+    network: keras.Model,
+    images: pathlib.Path,
+    folder: pathlib.Path,
+) -> None:
+    """Times `predict` on files."""
+    shape = network.input_shape[1:]
     flags = command_flags.PredictConfig(
         model=workdir,
         images=str(images),
@@ -140,12 +167,20 @@ def predicting(
         for batch in dataset.batch(flags.batch_size).prefetch(2):
             forward(batch).numpy()
 
+    highest = []
+
+    def ours() -> None:
+        prediction.predict(model, chosen, flags)
+        # In KiB, of the process so far.
+        highest.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
     compare(
-        f"predict, {count} files",
-        bare,
-        lambda: prediction.predict(model, chosen, flags),
-        rounds=3,
-        repeats=1,
+        f"predict, {len(chosen.paths)} files", bare, ours, rounds=5, repeats=1
+    )
+    first, last = (number / 1024 for number in (highest[0], highest[-1]))
+    print(
+        f"highest memory: {first:.0f} MiB after the first of {len(highest)} "
+        f"predictions, {last:.0f} MiB after the last"
     )
 
 
@@ -157,7 +192,10 @@ def main() -> None:
     )
     parser.add_argument("--workdir", required=True, help="a run")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument(
+        "--files", type=int, default=10_000, help="random ones; 0: no predict"
+    )
+    parser.add_argument("--images", help="folder of PNG files instead")
     arguments = parser.parse_args()
     network = loading.run(arguments.workdir).classifier.network
     print(f"{'ms':34} {'reference':>10} {'ours':>10} {'ratio':>7}")
@@ -168,13 +206,16 @@ def main() -> None:
             )
         )
         serving(loading.export(written.path), network, arguments.rounds)
-        if arguments.files:
-            predicting(
-                arguments.workdir,
-                network,
-                pathlib.Path(folder),
-                arguments.files,
+        folder = pathlib.Path(folder)
+        if arguments.images:
+            images = pathlib.Path(arguments.images)
+        elif arguments.files:
+            images = write_images(
+                folder, network.input_shape[1:], arguments.files
             )
+        else:
+            return
+        predicting(arguments.workdir, network, images, folder)
 
 
 if __name__ == "__main__":

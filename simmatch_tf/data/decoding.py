@@ -8,6 +8,8 @@ import math
 
 import tensorflow as tf
 
+from simmatch_tf.data import branches
+
 # Numbers in [0, 1) that one random crop needs: area and ratio of ten tries,
 # and the place.
 BOX_DRAWS = 22
@@ -17,32 +19,55 @@ _JPEG = b"\xff\xd8\xff"
 _BMP = b"BM"
 # How Pillow decodes.
 _EXACT = {
-    "channels": 3,
     "dct_method": "INTEGER_ACCURATE",
     "fancy_upscaling": True,
 }
+# Pillow's weights of red, green and blue in grey, and what they sum to.
+_GREY, _GREY_SUM = (19595.0, 38470.0, 7471.0), 2.0**16
 # Chroma is interpolated from neighbours, which a crop lacks at its sides; so
 # this many pixels more are decoded, and cut off.
 _MARGIN = 1
 
 
-def decode(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def decode(
+    encoded: tf.Tensor, orientation: tf.Tensor, *, channels: int = 3
+) -> tf.Tensor:
     """Decodes a JPEG, PNG, BMP, WebP or the first frame of a GIF.
 
     Args:
         encoded: The file's bytes, scalar string.
         orientation: The EXIF orientation 1 … 8, int32; anything else is 1.
+        channels: 3 for RGB; 1 for grey: of a JPEG its luma, of others what
+            Pillow makes of the colours.
 
     Returns:
-        RGB, uint8 [h, w, 3], as seen. Alpha is dropped; of 16 bits, the upper
-        8 are kept.
+        uint8 [h, w, channels], as seen. Alpha is dropped; of 16 bits, the
+        upper 8 are kept.
     """
+
+    def other() -> tf.Tensor:
+        pixels = _decode_other(encoded)
+        return _grey(pixels) if channels == 1 else pixels
+
     pixels = tf.cond(
         _starts_with(encoded, _JPEG),
-        lambda: tf.io.decode_jpeg(encoded, **_EXACT),
-        lambda: _decode_other(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels, **_EXACT),
+        other,
     )
-    return _orient(pixels, orientation)
+    return _orient(pixels, orientation, channels)
+
+
+def _grey(pixels: tf.Tensor) -> tf.Tensor:
+    """Grey [h, w, 1] of RGB [h, w, 3], as Pillow has it, uint8."""
+    weighted = [
+        weight * color
+        for weight, color in zip(
+            _GREY, tf.unstack(tf.cast(pixels, tf.float32), axis=-1), strict=True
+        )
+    ]
+    # Whole numbers below 2^24, so exact.
+    total = tf.add_n(weighted) + _GREY_SUM / 2
+    return tf.cast(total / _GREY_SUM, tf.uint8)[..., None]
 
 
 def image_size(encoded: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -223,7 +248,7 @@ def resized_crops(
         start = tf.maximum(start - _MARGIN, 0)
         stop = tf.minimum(stop + _MARGIN, size)
         window = _unorient(start, stop - start, size, orientation)
-        return tf.io.decode_and_crop_jpeg(encoded, window, **_EXACT), start
+        return tf.io.decode_and_crop_jpeg(encoded, window, 3, **_EXACT), start
 
     pixels, start = tf.cond(
         _starts_with(encoded, _JPEG),
@@ -251,6 +276,7 @@ def _decode_other(encoded: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(pixels, [None, None, 3])
 
 
+@branches.seldom
 def _decode_bmp(encoded: tf.Tensor) -> tf.Tensor:
     """Decodes a BMP: uint8 [h, w, 3]."""
     # The op neither changes the number of channels nor knows palettes.
@@ -291,22 +317,27 @@ def _reverses(orientation: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _orient(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turns pixels as stored [h, w, 3] into pixels as seen."""
-
-    def turned() -> tf.Tensor:
-        seen = tf.cond(
-            _swaps(orientation),
-            lambda: tf.transpose(pixels, [1, 0, 2]),
-            lambda: pixels,
-        )
-        dims = tf.concat([_reverses(orientation), [False]], axis=0)
-        return tf.raw_ops.Reverse(tensor=seen, dims=dims)
-
+def _orient(
+    pixels: tf.Tensor, orientation: tf.Tensor, channels: int = 3
+) -> tf.Tensor:
+    """Turns pixels as stored [h, w, C] into pixels as seen."""
     pixels = tf.cond(
-        (orientation > 1) & (orientation <= 8), turned, lambda: pixels
+        (orientation > 1) & (orientation <= 8),
+        lambda: _turned(pixels, orientation),
+        lambda: pixels,
     )
-    return tf.ensure_shape(pixels, [None, None, 3])
+    return tf.ensure_shape(pixels, [None, None, channels])
+
+
+@branches.seldom
+def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    seen = tf.cond(
+        _swaps(orientation),
+        lambda: tf.transpose(pixels, [1, 0, 2]),
+        lambda: pixels,
+    )
+    dims = tf.concat([_reverses(orientation), [False]], axis=0)
+    return tf.raw_ops.Reverse(tensor=seen, dims=dims)
 
 
 def _unorient(

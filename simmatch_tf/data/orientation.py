@@ -6,6 +6,8 @@ bytes and no more.
 
 import tensorflow as tf
 
+from simmatch_tf.data import branches
+
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 # How much of a JPEG is searched for a sign of EXIF.
@@ -29,17 +31,28 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(
         _holds(tf.strings.substr(encoded, 0, _SEARCHED), r"Exif\x00\x00")
         & _starts_with(encoded, _JPEG),
-        lambda: _of_tiff(encoded, _in_jpeg(encoded)),
+        lambda: _of_jpeg(encoded),
         lambda: tf.cond(
-            _starts_with(encoded, _PNG),
-            lambda: tf.cond(
-                _holds(encoded, "eXIf"),
-                lambda: _of_tiff(encoded, _in_png(encoded)),
-                lambda: tf.constant(1),
-            ),
+            _starts_with(encoded, _PNG) & holds_exif(encoded),
+            lambda: _of_png(encoded),
             lambda: tf.constant(1),
         ),
     )
+
+
+def holds_exif(png: tf.Tensor) -> tf.Tensor:
+    """Whether a PNG, scalar string, may have an eXIf chunk: bool."""
+    return _holds(png, "eXIf")
+
+
+@branches.seldom
+def _of_jpeg(encoded: tf.Tensor) -> tf.Tensor:
+    return _of_tiff(encoded, _in_jpeg(encoded))
+
+
+@branches.seldom
+def _of_png(encoded: tf.Tensor) -> tf.Tensor:
+    return _of_tiff(encoded, _in_png(encoded))
 
 
 def _starts_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:

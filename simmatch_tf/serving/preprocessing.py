@@ -1,6 +1,7 @@
 """From a file's bytes to a network's input, in the graph, as in evaluation."""
 
 import dataclasses
+import struct
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -8,12 +9,12 @@ import tensorflow as tf
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
-from simmatch_tf.data import decoding, examination, orientation
+from simmatch_tf.data import branches, decoding, examination, orientation
 
 # Images of one call that are decoded at once, at most.
 _PARALLEL = 16
-# Pillow's weights of red, green and blue in grey, and what they sum to.
-_GREY, _GREY_SUM = (19595, 38470, 7471), 2**16
+# PNG's types of grey and of red, green and blue, by their channels.
+_COLOR_TYPES = {1: 0, 3: 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,37 @@ class Preprocessing:
             tf.errors.InvalidArgumentError: It cannot be decoded, or says that
                 it has more than 200 megapixels.
         """
+        image = tf.cond(
+            self._is_plain(encoded),
+            lambda: self._decode_plain(encoded),
+            lambda: branches.seldom(self._decode_any)(encoded),
+        )
+        return tf.ensure_shape(image, self.image_shape)
+
+    def _is_plain(self, encoded: tf.Tensor) -> tf.Tensor:
+        """Of which images decoding alone gives the network's input: bool.
+
+        Of PNGs of that size and as many channels, of 8 bits. Where images are
+        small, all else takes longer than the decoding.
+        """
+        height, width, channels = self.image_shape
+        if channels not in _COLOR_TYPES or self.resize not in (None, height):
+            return tf.constant(False)
+        head = struct.pack(
+            ">8sI4sIIBB",
+            *(b"\x89PNG\r\n\x1a\n", 13, b"IHDR", width, height, 8),
+            _COLOR_TYPES[channels],
+        )
+        plain = tf.equal(tf.strings.substr(encoded, 0, len(head)), head)
+        if self.exif:
+            plain &= ~orientation.holds_exif(encoded)
+        return plain
+
+    def _decode_plain(self, encoded: tf.Tensor) -> tf.Tensor:
+        pixels = tf.io.decode_png(encoded, self.image_shape[2])
+        return tf.ensure_shape(pixels, self.image_shape)
+
+    def _decode_any(self, encoded: tf.Tensor) -> tf.Tensor:
         check = tf.debugging.Assert(
             _pixels(encoded) <= examination.MAX_PIXELS,
             [f"more than {examination.MAX_PIXELS // 10**6} megapixels"],
@@ -72,13 +104,8 @@ class Preprocessing:
         with tf.control_dependencies([check]):
             encoded = tf.identity(encoded)
         turn = orientation.orientation(encoded) if self.exif else tf.constant(1)
-        pixels = decoding.decode(encoded, turn)
         height, width, channels = self.image_shape
-        if channels == 1:
-            weighted = tf.cast(pixels, tf.int32) * tf.constant(_GREY)
-            grey = tf.reduce_sum(weighted, axis=-1, keepdims=True)
-            grey = (grey + _GREY_SUM // 2) // _GREY_SUM
-            pixels = tf.cast(grey, tf.uint8)
+        pixels = decoding.decode(encoded, turn, channels=channels)
         if height != width:
             return self._resampled(
                 pixels, lambda: decoding.resize(pixels, (height, width))
@@ -111,19 +138,28 @@ class Preprocessing:
             tf.errors.InvalidArgumentError: One cannot be decoded; the message
                 names its place in the batch.
         """
-        count = tf.shape(encoded, tf.int64)[0]
+        count = tf.shape(encoded)[0]
+
+        def several() -> tf.Tensor:
+            return tf.cond(
+                tf.reduce_all(self._is_plain(encoded)),
+                lambda: self._decode_all(encoded, self._decode_plain),
+                lambda: self._decode_all(encoded, self.decode),
+            )
+
         # A single image needs no place named, nor threads.
         return tf.cond(
-            count == 1,
-            lambda: self.decode(encoded[0])[None],
-            lambda: self._decode_all(encoded, count),
+            count == 1, lambda: self.decode(encoded[0])[None], several
         )
 
-    def _decode_all(self, encoded: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    def _decode_all(
+        self, encoded: tf.Tensor, decode: Callable[[tf.Tensor], tf.Tensor]
+    ) -> tf.Tensor:
         """A graph cannot catch errors, but a dataset can leave them out."""
+        count = tf.shape(encoded, tf.int64)[0]
 
         def one(place: tf.Tensor, data: tf.Tensor) -> tuple:
-            return place, self.decode(data)
+            return place, decode(data)
 
         dataset = tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
         dataset = dataset.map(

@@ -391,3 +391,19 @@ def test_the_same_in_tf_data_and_alone(calls):
     ):
         element = [tf.constant(e) for e in element]
         np.testing.assert_array_equal(views(element), crops)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_of_a_jpeg_is_its_luma(mode):
+    size = (30, 20) if mode == "L" else (30, 20, 3)
+    image = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(image).save(file, "JPEG")
+    with PIL.Image.open(file) as opened:
+        opened.draft("L", opened.size)
+        luma = np.asarray(opened)
+    for turn, wanted in ((1, luma), (6, np.rot90(luma, -1))):
+        found = decoding.decode(
+            tf.constant(file.getvalue()), tf.constant(turn), channels=1
+        )
+        np.testing.assert_array_equal(found[..., 0], wanted)
