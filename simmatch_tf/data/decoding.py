@@ -321,23 +321,20 @@ def _orient(
     pixels: tf.Tensor, orientation: tf.Tensor, channels: int = 3
 ) -> tf.Tensor:
     """Turns pixels as stored [h, w, C] into pixels as seen."""
+
+    def turned() -> tf.Tensor:
+        seen = tf.cond(
+            _swaps(orientation),
+            lambda: tf.transpose(pixels, [1, 0, 2]),
+            lambda: pixels,
+        )
+        dims = tf.concat([_reverses(orientation), [False]], axis=0)
+        return tf.raw_ops.Reverse(tensor=seen, dims=dims)
+
     pixels = tf.cond(
-        (orientation > 1) & (orientation <= 8),
-        lambda: _turned(pixels, orientation),
-        lambda: pixels,
+        (orientation > 1) & (orientation <= 8), turned, lambda: pixels
     )
     return tf.ensure_shape(pixels, [None, None, channels])
-
-
-@branches.seldom
-def _turned(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    seen = tf.cond(
-        _swaps(orientation),
-        lambda: tf.transpose(pixels, [1, 0, 2]),
-        lambda: pixels,
-    )
-    dims = tf.concat([_reverses(orientation), [False]], axis=0)
-    return tf.raw_ops.Reverse(tensor=seen, dims=dims)
 
 
 def _unorient(
