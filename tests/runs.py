@@ -7,6 +7,7 @@ import simmatch_tf
 SMALL = {
     "dataset": "digits",
     "image_size": 8,
+    "strong": "none",  # an operation is a second of tracing
     "labels": 20,
     "backbone": "wrn_10_1",
     "projection_dim": 16,

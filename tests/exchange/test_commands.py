@@ -35,7 +35,7 @@ RECIPE = (
     "--batch_size=4",
     "--unlabeled_ratio=2",
     "--epochs=4",
-    "--eval_every=4",
+    "--eval_every=10",
 )
 LABELS = "--labels=20"
 
@@ -104,13 +104,21 @@ def same(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-def test_a_round_trip_gives_the_same_tensors(file, tmp_path, small_tfds):
-    data = f"--tfds_dir={small_tfds}"
-    import_pytorch.main(flags(file, f"--workdir={tmp_path}/run", data, *RECIPE))
+@pytest.fixture(scope="module")
+def imported(file, small_tfds, tmp_path_factory):
+    """The run of that file, not to be written to."""
+    workdir = tmp_path_factory.mktemp("imported") / "run"
+    import_pytorch.main(
+        flags(file, f"--workdir={workdir}", f"--tfds_dir={small_tfds}", *RECIPE)
+    )
+    return workdir
+
+
+def test_a_round_trip_gives_the_same_tensors(file, imported, tmp_path):
     back = tmp_path / "back.pth"
     export_pytorch.main(
         command_flags.ExportPytorchConfig(
-            workdir=str(tmp_path / "run"), output=str(back)
+            workdir=str(imported), output=str(back)
         )
     )
     first = torch.load(file, weights_only=True)
@@ -133,25 +141,23 @@ def test_a_round_trip_gives_the_same_tensors(file, tmp_path, small_tfds):
         one["state"][0]["momentum_buffer"],
     )
     # Its images are normalised as ours.
-    model = simmatch_tf.load(tmp_path / "run")
+    model = simmatch_tf.load(imported)
     np.testing.assert_array_equal(
         np.float32(again["mean"]), model.get_layer("normalize").mean.value
     )
 
 
-def test_the_run_equals_the_networks_of_the_file(file, tmp_path, small_tfds):
-    workdir = tmp_path / "run"
-    import_pytorch.main(
-        flags(file, f"--workdir={workdir}", f"--tfds_dir={small_tfds}", *RECIPE)
-    )
+def test_the_run_equals_the_networks_of_the_file(imported):
     _, model = published()
-    student = simmatch_tf.load(workdir)  # of record: the teacher form's student
+    student = simmatch_tf.load(
+        imported
+    )  # of record: the teacher form's student
     layer = student.get_layer("normalize")
     images = np.random.default_rng(0).integers(0, 256, [6, 32, 32, 3])
     x = (images / 255 - np.asarray(layer.mean.value)) / layer.std.value.numpy()
     x = torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32))
     for name, network in (("student", model.main), ("ema", model.ema)):
-        ours = simmatch_tf.load(workdir, weights=name)(images.astype(np.uint8))
+        ours = simmatch_tf.load(imported, weights=name)(images.astype(np.uint8))
         with torch.no_grad():
             _, logits, z = network.eval()(x)
         for one, other in ((ours["logits"], logits), (ours["embeddings"], z)):
