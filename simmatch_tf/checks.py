@@ -252,4 +252,11 @@ def _kind_of_folder(
             return "saved_model", folder
     if not found.exists():
         raise InputError(f"{given}: no such file or folder")
+    for folder in (found, *found.glob("[0-9]*")):
+        for name in ("model.tflite", "model.onnx"):
+            if (folder / name).is_file():
+                raise InputError(
+                    f"{given}: holds {name}, which is for other programs; "
+                    f"here must be {wanted}"
+                )
     raise InputError(f"{given}: must be {wanted}")

@@ -4,12 +4,16 @@ python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits
 """
 
 from simmatch_tf import command_flags, commandline
-from simmatch_tf.training import workdir
+from simmatch_tf.data import selection
+from simmatch_tf.training import interruption, workdir
 
 
 def main(flags: command_flags.ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
+    interruption.sigterm_as_ctrl_c()
     workdir.Workdir(flags.workdir).read_config()  # at once, if there is none
+    if flags.images is not None:
+        selection.find(flags.images)
 
     from simmatch_tf.serving import exporting
 

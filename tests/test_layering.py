@@ -92,6 +92,7 @@ def test_only_the_bottom_knows_no_tensorflow():
         "commandline.py",
         "config.py",
         "datasets.py",
+        "data/selection.py",
         "training/workdir.py",
         "training/results.py",
         "reporting/description.py",

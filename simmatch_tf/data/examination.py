@@ -80,7 +80,7 @@ def _examine(file: BinaryIO) -> tuple[int, np.ndarray]:
     try:
         image = PIL.Image.open(file, formats=_FORMATS)
     except PIL.UnidentifiedImageError:
-        raise ValueError("is no JPEG, PNG, GIF or BMP image") from None
+        raise ValueError("is no JPEG, PNG, GIF, BMP or WebP image") from None
     except Exception as error:  # Pillow's parsers may raise anything
         raise ValueError(f"its header cannot be read ({error!r})") from None
     if image.width * image.height > MAX_PIXELS:

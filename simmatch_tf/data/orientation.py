@@ -24,8 +24,9 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
         encoded: The file's bytes, scalar string; may be damaged.
 
     Returns:
-        1 … 8, int32 scalar: of a JPEG's EXIF segment, or a PNG's eXIf chunk. 1
-        where there is none, for all other formats, and where it is damaged.
+        1 … 8, int32 scalar: of a JPEG's EXIF segment, or a PNG's or WebP's
+        EXIF chunk. 1 where there is none, in GIF and BMP, and where it is
+        damaged.
         Unlike Pillow, orientations that stand in XMP alone are not read.
     """
     return tf.cond(
@@ -35,7 +36,11 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
         lambda: tf.cond(
             _starts_with(encoded, _PNG) & holds_exif(encoded),
             lambda: _of_png(encoded),
-            lambda: tf.constant(1),
+            lambda: tf.cond(
+                _is_webp(encoded) & _holds(encoded, "EXIF"),
+                lambda: _of_webp(encoded),
+                lambda: tf.constant(1),
+            ),
         ),
     )
 
@@ -53,6 +58,17 @@ def _of_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 @branches.seldom
 def _of_png(encoded: tf.Tensor) -> tf.Tensor:
     return _of_tiff(encoded, _in_png(encoded))
+
+
+@branches.seldom
+def _of_webp(encoded: tf.Tensor) -> tf.Tensor:
+    return _of_tiff(encoded, _in_webp(encoded))
+
+
+def _is_webp(encoded: tf.Tensor) -> tf.Tensor:
+    place = tf.minimum(8, tf.strings.length(encoded))
+    kind = tf.strings.substr(encoded, place, 4)
+    return _starts_with(encoded, b"RIFF") & tf.equal(kind, b"WEBP")
 
 
 def _starts_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
@@ -129,6 +145,26 @@ def _in_png(encoded: tf.Tensor) -> tf.Tensor:
         return place + step, tf.where(is_exif, place + 8, found)
 
     return _walk(encoded, walk, len(_PNG))
+
+
+def _in_webp(encoded: tf.Tensor) -> tf.Tensor:
+    """Where the content of the EXIF chunk begins; -1: nowhere."""
+
+    def walk(place: tf.Tensor, found: tf.Tensor) -> tuple:
+        head = _padded(encoded, place, 8)
+        kind, size = head[:4], _big(head[:3:-1])
+        is_exif = tf.reduce_all(kind == tf.constant(list(b"EXIF")))
+        end = tf.strings.length(encoded)
+        size = tf.where((size >= 0) & (size < end), size + size % 2, end)
+        # Some writers put JPEG's own mark in front.
+        marked = tf.equal(
+            tf.strings.substr(encoded, tf.minimum(place + 8, end), 6),
+            b"Exif\0\0",
+        )
+        start = place + tf.where(marked, 14, 8)
+        return place + 8 + size, tf.where(is_exif, start, found)
+
+    return _walk(encoded, walk, 12)
 
 
 def _walk(encoded: tf.Tensor, body, start: int) -> tf.Tensor:

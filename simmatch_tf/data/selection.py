@@ -1,17 +1,17 @@
-"""Images that a user names: a folder, a pattern, a list, or one file."""
+"""Images that a user names: a folder, a pattern, a list, or one file.
+
+Nothing here imports TensorFlow.
+"""
 
 import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import examination, files, folder
 
-ENDINGS = (*folder.ENDINGS, ".webp")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _PATTERN = ("*", "?", "[")
 
 
@@ -57,12 +57,10 @@ def find(images: str) -> Selection:
         else:
             found = _listed(images, path)
     elif any(sign in path for sign in _PATTERN):
-        names = sorted(
-            name
-            for name in glob.glob(path, recursive=True)
-            if not os.path.isdir(name)
-        )
+        names = sorted(set(_matching(path)))
         found = Selection([os.path.abspath(name) for name in names], names)
+    elif os.path.exists(path):
+        raise InputError(f"--images={images}: is no regular file")
     else:
         raise InputError(f"--images={images}: no such file or folder")
     if not len(found):
@@ -74,72 +72,70 @@ def find(images: str) -> Selection:
 
 
 def _in_folder(root: str) -> Selection:
-    names = []
+    names = sorted(
+        os.path.relpath(path, root)
+        for place in _folders(root)
+        for path in _visible(os.path.join(glob.escape(place), "*"))
+        if path.lower().endswith(ENDINGS)
+    )
+    root = os.path.abspath(root)
+    return Selection([os.path.join(root, name) for name in names], names)
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Files of a pattern, in which ** stands for any folders."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from _visible(pattern)
+        return
+    stars = parts.index("**")
+    before, behind = parts[:stars], parts[stars + 1 :]
+    # Python's own search goes round where links do.
+    for root in sorted(glob.glob(os.sep.join([*before, ""]))) or [""]:
+        if not root and before:
+            return  # there is no such folder
+        for place in _folders(root or os.curdir):
+            place = place.rstrip(os.sep) if before else os.path.relpath(place)
+            place = [] if place == os.curdir else [glob.escape(place)]
+            yield from _matching(os.sep.join([*place, *(behind or "*")]))
+
+
+def _folders(root: str) -> Iterator[str]:
+    """A folder and all below it, once each, but for hidden ones."""
     seen = set()
-    for place, folders, inside in os.walk(root, followlinks=True):
+    for place, folders, _ in os.walk(root, followlinks=True):
         # A link to a folder above would go round for ever.
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        names += [
-            os.path.relpath(os.path.join(place, name), root)
-            for name in inside
-            if not name.startswith(".") and name.lower().endswith(ENDINGS)
-        ]
-    names.sort()
-    root = os.path.abspath(root)
-    return Selection([os.path.join(root, name) for name in names], names)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield place
+
+
+def _visible(pattern: str) -> Iterator[str]:
+    """Files of a pattern without **, but for hidden ones."""
+    yield from (p for p in glob.iglob(pattern) if not os.path.isdir(p))
 
 
 def _listed(images: str, path: str) -> Selection:
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"--images={images}: cannot be read ({error.strerror})"
+        ) from None
+    if b"\0" in content:
         raise InputError(
             f"--images={images}: is neither an image nor a list of files, one "
-            f"a line ({error})"
-        ) from None
-    lines = [line.strip() for line in text.splitlines()]
+            f"a line; images end in {', '.join(ENDINGS)}"
+        )
+    # As the system has names: they need not be UTF-8, nor without odd blanks.
+    text = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
+    lines = [line.strip("\r\t ") for line in text.split("\n")]
     names = [line for line in lines if line and not line.startswith("#")]
     root = os.path.dirname(os.path.abspath(path))
     return Selection(
         [os.path.join(root, os.path.expanduser(name)) for name in names], names
-    )
-
-
-def readable(images: str, most: int) -> files.FileImages:
-    """The first readable ones, as training would read them.
-
-    Args:
-        images: See `find`.
-        most: How many at most.
-
-    Raises:
-        InputError: None can be read.
-    """
-    found = find(images)
-    paths, orientations, reason = [], [], ""
-    with examination.silent_pillow():
-        for path in found.paths:
-            try:
-                orientation, _ = examination.examine(path)
-            except ValueError as error:
-                reason = reason or f"{files.printable(path)}: {error}"
-                continue
-            paths.append(path)
-            orientations.append(orientation)
-            if len(paths) == most:
-                break
-    if not paths:
-        raise InputError(f"--images={images}: none can be read; {reason}")
-    return files.FileImages(
-        paths=paths,
-        labels=np.zeros(len(paths), np.int32),
-        names=paths,
-        orientations=np.array(orientations, np.uint8),
-        channel_mean=[0.0] * 3,
-        channel_std=[1.0] * 3,
     )

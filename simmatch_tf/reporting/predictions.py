@@ -39,7 +39,8 @@ def summary(review: Any, output: pathlib.Path) -> str:
         )
     text = tables.table(rows) + "\n"
     for name, reason in review.reasons:
-        text += f"\nunreadable: {name}: {reason}"
+        shown = name if name.isprintable() else ascii(name)
+        text += f"\nunreadable: {shown}: {reason}"
     if review.unreadable > len(review.reasons):
         text += f"\n… and {review.unreadable - len(review.reasons)} more"
     if review.unreadable:

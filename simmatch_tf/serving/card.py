@@ -33,6 +33,7 @@ def make(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "weights": run.weights,
             "weights_of_record": run.weights_of_record,
             "step": run.step,
+            "checkpoint": run.checkpoint,
             "parameters": network.count_params(),
             "input": list(content["image_shape"]),
             "input_dtype": run.classifier.input_dtype,
@@ -119,14 +120,14 @@ def write(folder: pathlib.Path, card: dict[str, Any]) -> None:
         ) from None
 
 
+_ESCAPED = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_[]<>|&#"}
+
+
 def _cell(value: Any) -> str:
     """A value in a Markdown table: no sign in it is the table's."""
     if isinstance(value, list | tuple):
         value = " × ".join(str(v) for v in value)
-    text = " ".join(str(value).split())
-    for sign in "\\`*_[]<>|&#":
-        text = text.replace(sign, f"&#{ord(sign)};")
-    return text
+    return " ".join(str(value).split()).translate(_ESCAPED)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:

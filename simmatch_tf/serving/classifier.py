@@ -51,7 +51,7 @@ class Classifier(tf.Module):
         preprocessing: How encoded images become its input.
         input_dtype: Of the images.
         labeled: What `explain` looks among, or None.
-        neighbors: How many of them it gives of each image, k.
+        neighbors: How many of them it gives of each image, k; 0 without.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Classifier(tf.Module):
         self.class_names = list(class_names)
         self.preprocessing = preprocess
         self.input_dtype = input_dtype
-        self.labeled = labeled
+        self.labeled, self.neighbors = labeled, 0
         if labeled is not None and not len(labeled.slots):
             self.labeled = None
         images = tf.TensorSpec(

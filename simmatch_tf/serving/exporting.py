@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from simmatch_tf import command_flags
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import selection
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import card as card_lib
 from simmatch_tf.serving import (
@@ -66,7 +65,7 @@ def write(flags: command_flags.ExportConfig) -> Written:
         card = card_lib.make(run, workdir.Workdir(flags.workdir))
         card["format"] = flags.format
         if flags.format == "saved_model":
-            found, notes = _saved_model(aside.path, run, shown)
+            found, notes = _saved_model(aside.path, flags, run, shown)
             notes += _thumbnails(aside.path, flags, run, source)
         else:
             found = conversion.write(aside.path, flags.format, run, shown)
@@ -83,7 +82,7 @@ def _examples(
     how = run.classifier.preprocessing
     size = {"side": how.image_shape[0], "resize": how.resize}
     if flags.images is not None:
-        images = selection.readable(flags.images, verification.IMAGES)
+        images = verification.readable(flags.images, verification.IMAGES)
         return None, verification.of_files(images, how)
     try:
         source = inputs.make_source(flags.moved(run.config))
@@ -99,7 +98,10 @@ def _examples(
 
 
 def _saved_model(
-    folder: pathlib.Path, run: loading.Run, shown: verification.Examples
+    folder: pathlib.Path,
+    flags: command_flags.ExportConfig,
+    run: loading.Run,
+    shown: verification.Examples,
 ) -> tuple[dict[str, Any], list[str]]:
     """Writes a SavedModel and all that belongs to it; loads and compares it.
 
@@ -114,6 +116,11 @@ def _saved_model(
     }
     if made.labeled is not None:
         texts[loading.LABELED] = loading.labeled_images(made)
+        if flags.neighbors > made.neighbors:
+            notes.append(
+                f"--neighbors={flags.neighbors}: explain gives all "
+                f"{made.neighbors} labeled images of the memory"
+            )
     else:
         notes.append(loading.WHY_NO_NEIGHBORS[run.memory])
     aside = folder / "texts"

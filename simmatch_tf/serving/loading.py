@@ -14,7 +14,7 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
 from simmatch_tf.serving import classifier, preprocessing
-from simmatch_tf.training import assembly, workdir
+from simmatch_tf.training import assembly, checkpoints, workdir
 
 # Files of an export, in its assets.
 CLASS_NAMES = "class_names.json"
@@ -38,6 +38,7 @@ class Run:
         config: The run's flags.
         content: What stands in its split's file.
         step: Of the checkpoint.
+        checkpoint: Its digest.
         weights: "student" or "ema".
         weights_of_record: Likewise: whose figures are the run's result.
         memory: "none" (the run has none), "empty" or "filled".
@@ -47,6 +48,7 @@ class Run:
     config: config_lib.Config
     content: dict[str, Any]
     step: int
+    checkpoint: str
     weights: str
     weights_of_record: str
     memory: str
@@ -96,6 +98,7 @@ def run(
         config=config,
         content=content,
         step=step,
+        checkpoint=checkpoints.digest(folder.checkpoints, step),
         weights=weights,
         weights_of_record=restored.weights_of_record,
         memory=memory,

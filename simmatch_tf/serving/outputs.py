@@ -33,6 +33,25 @@ _NEIGHBOR = {
 _AT_ONCE = 4096  # rows of a Parquet group
 
 
+def partial(output: pathlib.Path) -> pathlib.Path:
+    """Where the rows of a file wait until it is complete."""
+    return output.with_name(output.name + ".partial")
+
+
+def check_free(output: pathlib.Path, *, overwrite: bool) -> None:
+    """Checks that a file may be written.
+
+    Raises:
+        InputError: It is there already.
+    """
+    # Where rows wait, the file beside them was meant to be replaced.
+    if output.exists() and not (overwrite or partial(output).exists()):
+        raise InputError(
+            f"--output={output}: is there already; name another file, or "
+            "--overwrite"
+        )
+
+
 class Rows:
     """Rows on their way into a file.
 
@@ -48,19 +67,15 @@ class Rows:
         Args:
             output: The file, ending in .csv, .jsonl or .parquet.
             about: What the rows are of: model, images. Another's are refused.
-            overwrite: Begin anew in any case.
+            overwrite: Begin anew, and replace the file in the end. If that is
+                interrupted, it goes on without this.
 
         Raises:
             InputError: It is there already, or begun otherwise, or cannot be
                 written, or another process writes it.
         """
-        self.output = output
-        self.partial = output.with_name(output.name + ".partial")
-        if output.exists() and not overwrite:
-            raise InputError(
-                f"--output={output}: is there already; name another file, or "
-                "--overwrite"
-            )
+        check_free(output, overwrite=overwrite)
+        self.output, self.partial = output, partial(output)
         with self._explained():
             self._file = open(self.partial, "a+b")  # noqa: SIM115
             try:
@@ -183,7 +198,12 @@ def _write_csv(path: pathlib.Path, rows: Iterator[Row]) -> None:
             if writer is None:
                 writer = csv.DictWriter(file, list(flat), lineterminator="\n")
                 writer.writeheader()
-            writer.writerow(flat)
+                # The usual one leaves a carriage return as it is.
+                quoting = csv.DictWriter(
+                    file, list(flat), lineterminator="\n", quoting=csv.QUOTE_ALL
+                )
+            odd = any("\r" in v for v in flat.values() if isinstance(v, str))
+            (quoting if odd else writer).writerow(flat)
 
 
 def _write_parquet(path: pathlib.Path, rows: Iterator[Row]) -> None:

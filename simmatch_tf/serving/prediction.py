@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import stat
@@ -27,9 +28,6 @@ from simmatch_tf.serving import (
     thumbnails,
 )
 from simmatch_tf.training import inputs, progress
-
-# Formats that TensorFlow reads as viewers show them in any case.
-_SAFE = (b"\xff\xd8", b"\x89PNG")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +66,6 @@ def load(flags: command_flags.PredictConfig) -> Model:
     kind, path = checks.kind_of_model("model", flags.model)
     if kind == "workdir":
         return _of_run(path, flags)
-    for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
-        if (value := getattr(flags, name)) is not None:
-            raise InputError(
-                f"--{name}={value}: is for a run; an export has what it was "
-                "made with"
-            )
     return _of_export(path)
 
 
@@ -82,6 +74,11 @@ def _of_run(path: pathlib.Path, flags: command_flags.PredictConfig) -> Model:
         path, weights=flags.weights, neighbors=flags.neighbors or 5
     )
     made = run.classifier
+    if (flags.neighbors or 0) > made.neighbors:
+        raise InputError(
+            f"--neighbors={flags.neighbors}: the run's memory holds "
+            f"{made.neighbors} labeled images"
+        )
 
     def pictures(slots: Sequence[int]) -> dict[int, bytes]:
         try:
@@ -96,12 +93,13 @@ def _of_run(path: pathlib.Path, flags: command_flags.PredictConfig) -> Model:
         classify=made.classify,
         explain=made.explain if explains else None,
         why_not=loading.WHY_NO_NEIGHBORS.get(run.memory, ""),
-        neighbors=made.neighbors if explains else 0,
+        neighbors=made.neighbors,
         class_names=made.class_names,
         preprocessing=made.preprocessing,
         input_dtype=made.input_dtype,
         identity={
             "run": os.path.realpath(path),
+            "checkpoint": run.checkpoint,
             "step": run.step,
             "weights": run.weights,
         },
@@ -124,7 +122,10 @@ def _of_export(path: pathlib.Path) -> Model:
         class_names=found.class_names,
         preprocessing=found.preprocessing,
         input_dtype=found.input_dtype,
-        identity={"export": os.path.realpath(path), "date": found.card["date"]},
+        identity={
+            "export": os.path.realpath(path),
+            "date": found.card["date"],
+        },
         thumbnails=functools.partial(thumbnails.kept, path),
     )
 
@@ -146,6 +147,7 @@ def predict(
     model: Model,
     chosen: selection.Selection,
     flags: command_flags.PredictConfig,
+    show: Callable[[review.Review], None] = lambda found: None,
 ) -> review.Review:
     """Writes the class of each image, and what it rests on, if wanted.
 
@@ -153,6 +155,8 @@ def predict(
         model: See `load`.
         chosen: The images.
         flags: For the rest.
+        show: Called with what came of it before the output is complete: where
+            it fails, the rows are kept, and the same command calls it again.
 
     Returns:
         What became of them.
@@ -163,9 +167,10 @@ def predict(
     function = choose(model, flags.explain)
     names = [files.printable(name) for name in chosen.names]
     neighbors = model.neighbors if flags.explain else None
+    stats = [_stat(path) for path in chosen.paths]
     about = {
         "model": model.identity,
-        "images": hashlib.sha256("\0".join(names).encode()).hexdigest(),
+        "images": _digest(names, stats),
         "neighbors": neighbors,
     }
     output = pathlib.Path(flags.output).expanduser()
@@ -188,7 +193,10 @@ def predict(
             )
             bar.update(stop - place)
 
-        for places, safe, images in _batches(model, chosen.paths, place, flags):
+        regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
+        for places, safe, images in _batches(
+            model, chosen.paths, np.flatnonzero(regular[place:]) + place, flags
+        ):
             good = _as_shown(chosen.paths, places, safe)
             made = {}
             if good.any():
@@ -206,6 +214,7 @@ def predict(
             model.class_names,
             (flags.html_images or 200) if flags.html else 0,
         )
+        show(found)
         rows.finish()
     return found
 
@@ -213,16 +222,22 @@ def predict(
 def _batches(
     model: Model,
     paths: Sequence[str],
-    start: int,
+    places: np.ndarray,
     flags: command_flags.PredictConfig,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Decoded images: places [n], whether they are safe [n], pixels."""
-    places = [i for i in range(start, len(paths)) if _is_regular(paths[i])]
-    if not places:
+    """Decoded images: places [n], whether they are safe [n], pixels.
+
+    Args:
+        model: What they are decoded for.
+        paths: All paths.
+        places: Those to read: a named pipe, say, would wait for ever.
+        flags: The command's.
+    """
+    if not len(places):
         return
     dataset = tf.data.Dataset.from_tensor_slices(
         (
-            np.array(places, np.int64),
+            places,
             # As bytes: a path need not be valid UTF-8.
             np.array([os.fsencode(paths[i]) for i in places], object),
         )
@@ -230,13 +245,7 @@ def _batches(
 
     def read(place: tf.Tensor, path: tf.Tensor) -> tuple:
         encoded = tf.io.read_file(path)
-        safe = tf.reduce_any(
-            [
-                tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
-                for magic in _SAFE
-            ]
-        )
-        return place, safe, model.preprocessing.decode(encoded)
+        return place, _is_safe(encoded), model.preprocessing.decode(encoded)
 
     dataset = dataset.map(
         tf.autograph.experimental.do_not_convert(read),
@@ -250,12 +259,38 @@ def _batches(
     yield from dataset.with_options(options).as_numpy_iterator()
 
 
-def _is_regular(path: str) -> bool:
-    """Whether it can be opened without waiting, as a named pipe would."""
+def _is_safe(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether TensorFlow surely reads it as viewers show it.
+
+    So it does with PNGs, and with JPEGs that are not CMYK.
+    """
+    png, jpeg = (
+        tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
+        for magic in (b"\x89PNG", b"\xff\xd8\xff")
+    )
+    return tf.cond(
+        jpeg,
+        lambda: tf.io.extract_jpeg_shape(encoded)[2] <= 3,
+        lambda: png,
+    )
+
+
+def _stat(path: str) -> os.stat_result | None:
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return os.stat(path)
     except OSError:
-        return False
+        return None
+
+
+def _digest(
+    names: Sequence[str], stats: Sequence[os.stat_result | None]
+) -> str:
+    """What tells these images from others: names, sizes, times."""
+    found = hashlib.sha256()
+    for name, at in zip(names, stats, strict=True):
+        key = [at.st_size, at.st_mtime_ns] if at else None
+        found.update(json.dumps([name, key]).encode() + b"\n")
+    return found.hexdigest()
 
 
 def _as_shown(

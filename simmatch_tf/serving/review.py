@@ -66,9 +66,10 @@ def make(
             confidences[row["class"]][part] += 1
             yield place, row
 
+    # Also for none of them all rows are to be read.
     least = heapq.nsmallest(
-        most, read(), key=lambda found: found[1]["confidence"]
-    )
+        max(most, 1), read(), key=lambda found: found[1]["confidence"]
+    )[:most]
     return Review(
         images=next(counter),
         per_class=per_class,

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, files
+from simmatch_tf.data import cropping, examination, files, selection
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
@@ -58,6 +58,41 @@ def examples(
             tf.io.encode_png(image).numpy() for image in images.fetch(chosen)
         ]
     return Examples(pixels.numpy(), encoded)
+
+
+def readable(images: str, most: int) -> files.FileImages:
+    """The first readable ones, as training would read them.
+
+    Args:
+        images: See `selection.find`.
+        most: How many at most.
+
+    Raises:
+        InputError: None can be read.
+    """
+    found = selection.find(images)
+    paths, orientations, reason = [], [], ""
+    with examination.silent_pillow():
+        for path in found.paths:
+            try:
+                orientation, _ = examination.examine(path)
+            except ValueError as error:
+                reason = reason or f"{files.printable(path)}: {error}"
+                continue
+            paths.append(path)
+            orientations.append(orientation)
+            if len(paths) == most:
+                break
+    if not paths:
+        raise InputError(f"--images={images}: none can be read; {reason}")
+    return files.FileImages(
+        paths=paths,
+        labels=np.zeros(len(paths), np.int32),
+        names=paths,
+        orientations=np.array(orientations, np.uint8),
+        channel_mean=[0.0] * 3,
+        channel_std=[1.0] * 3,
+    )
 
 
 def of_files(

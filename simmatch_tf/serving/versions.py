@@ -4,6 +4,7 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import shutil
@@ -11,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 
 from simmatch_tf.commandline import InputError
+
+_UNFINISHED = ".unfinished-"
 
 
 class Aside:
@@ -42,12 +45,16 @@ def new(output: str | os.PathLike) -> Iterator[Aside]:
         InputError: The folder cannot be written.
     """
     output = pathlib.Path(output).expanduser()
-    aside = None
+    aside, stack = None, contextlib.ExitStack()
     try:
         output.mkdir(parents=True, exist_ok=True)
+        _remove_dead(output)
         aside = Aside(
-            pathlib.Path(tempfile.mkdtemp(prefix=".unfinished-", dir=output))
+            pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=output))
         )
+        # The system frees a dead process's lock.
+        lock = stack.enter_context(_opened(aside.path))
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield aside
         # For the server, which may run as another user.
         mask = os.umask(0)
@@ -59,8 +66,26 @@ def new(output: str | os.PathLike) -> Iterator[Aside]:
             f"--output={output}: cannot be written ({error.strerror or error})"
         ) from error
     finally:
-        if aside is not None and aside.path.name.startswith(".unfinished-"):
+        if aside is not None and aside.path.name.startswith(_UNFINISHED):
             shutil.rmtree(aside.path, ignore_errors=True)
+        stack.close()
+
+
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove_dead(output: pathlib.Path) -> None:
+    """Removes what exports left that were killed."""
+    for folder in output.glob(_UNFINISHED + "*"):
+        with contextlib.suppress(OSError), _opened(folder) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rename(aside: pathlib.Path, output: pathlib.Path) -> pathlib.Path:

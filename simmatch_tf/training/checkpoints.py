@@ -1,5 +1,6 @@
 """Checkpoints: one file pair a step, the newest readable one is resumed."""
 
+import hashlib
 import json
 import pathlib
 import re
@@ -31,6 +32,15 @@ class _Data(tf.train.experimental.PythonState):
     def deserialize(self, value: str) -> None:
         """Read from one."""
         self.saved = json.loads(value)
+
+
+def digest(folder: pathlib.Path, step: int) -> str:
+    """What tells a checkpoint from others of the same step.
+
+    The index holds a checksum of every tensor.
+    """
+    index = folder / f"step_{step:08d}.index"
+    return hashlib.sha256(index.read_bytes()).hexdigest()
 
 
 class Checkpoints:

@@ -9,6 +9,12 @@ from collections.abc import Iterator
 RESUME_ME = 42
 
 
+def sigterm_as_ctrl_c() -> None:
+    """For commands with something to tidy up: SIGTERM is Ctrl-C to them."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped from outside; its state is in its last checkpoint."""
 

@@ -139,8 +139,11 @@ OTHERWISE = "otherwise than viewers show it; save it as an RGB PNG"
 UNDECODABLE = "TensorFlow cannot decode it"
 BAD = {
     "empty.jpg": (b"", "the file is empty"),
-    "text.png": (b"no image\n" * 9, "is no JPEG, PNG, GIF or BMP image"),
-    "tiff.jpg": (encode(RGB, "TIFF"), "is no JPEG, PNG, GIF or BMP image"),
+    "text.png": (b"no image\n" * 9, "is no JPEG, PNG, GIF, BMP or WebP image"),
+    "tiff.jpg": (
+        encode(RGB, "TIFF"),
+        "is no JPEG, PNG, GIF, BMP or WebP image",
+    ),
     "short.jpg": (SAME["rgb.jpg"][:-300], UNDECODABLE),
     "end.jpg": (SAME["rgb.jpg"][:-1], UNDECODABLE),
     "short.png": (SAME["rgb.png"][:-30], UNDECODABLE),

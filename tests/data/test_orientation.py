@@ -57,6 +57,12 @@ def png(block, *, late=False):
     return data[:place] + chunk + data[place:]
 
 
+def webp(block, **options):
+    file = io.BytesIO()
+    PIL.Image.fromarray(PIXELS).save(file, "WEBP", exif=block, **options)
+    return file.getvalue()
+
+
 def pillow(data):
     image = PIL.Image.open(io.BytesIO(data))
     value = image.getexif().get(0x0112, 1)
@@ -76,6 +82,8 @@ def test_all_orientations(value, order):
     check(jpeg(exif(value, order=order)), value)
     check(png(exif(value, order=order)), value)
     check(png(exif(value, order=order), late=True), value)
+    check(webp(exif(value, order=order), lossless=True), value)
+    check(webp(b"Exif\0\0" + exif(value, order=order)), value)
 
 
 def test_kinds_and_places():
@@ -94,7 +102,7 @@ def test_none():
     # A text like that of a segment, behind the beginning of the picture.
     data = jpeg()
     check(data[:-2] + b"\xff\xe1\x00\x40Exif\0\0" + exif(6) + data[-2:], 1)
-    for kind in ("PNG", "GIF", "BMP"):
+    for kind in ("PNG", "GIF", "BMP", "WEBP"):
         file = io.BytesIO()
         PIL.Image.fromarray(PIXELS).save(file, kind)
         check(file.getvalue(), 1)
@@ -102,7 +110,10 @@ def test_none():
 
 def test_damaged_bytes_are_no_error():
     rng = np.random.default_rng(0)
-    whole = [jpeg(exif(6)), png(exif(6, order=">")), b"", b"\xff\xd8Exif\0\0"]
+    whole = [
+        *(jpeg(exif(6)), png(exif(6, order=">")), webp(exif(6))),
+        *(b"", b"\xff\xd8Exif\0\0", b"RIFF", b"RIFF....WEBPEXIF"),
+    ]
     for data in whole:
         for size in range(0, min(len(data), 120)):
             assert 1 <= int(graph(tf.constant(data[:size]))) <= 8

@@ -1,8 +1,11 @@
 """Exports, and predictions by runs and by exports."""
 
 import csv
+import dataclasses
+import fcntl
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from simmatch_tf import command_flags, evaluate, export, predict
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import digits, selection
 from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import (
     classifier,
     exporting,
@@ -98,6 +102,7 @@ def test_what_stands_in_an_export(exported, finished_run):
     assert set(card["interface"]) == SIGNATURES
     assert max(card["verified"]["largest_difference"].values()) <= 1e-5
     page = (written.path / "model_card.md").read_text()
+    assert "| wrn&#95;10&#95;1, " in page
     assert f"{result.top1:.2%}" in page and "| inputs | images |" in page
     slots = json.loads((written.path / "assets" / loading.LABELED).read_text())
     assert [row["slot"] for row in slots] == list(range(20))
@@ -220,6 +225,12 @@ def test_versions_count_up_and_a_difference_leaves_nothing(
         exporting.write(flags(finished_run[0], output))
     assert sorted(p.name for p in output.iterdir()) == ["7", "notes"]
     monkeypatch.undo()
+    # Of a killed export, and of one that is at work.
+    dead, alive = output / ".unfinished-dead", output / ".unfinished-alive"
+    dead.mkdir()
+    alive.mkdir()
+    lock = os.open(alive, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     written = exporting.write(
         flags(
             finished_run[0],
@@ -230,7 +241,10 @@ def test_versions_count_up_and_a_difference_leaves_nothing(
             thumbnails=False,
         )
     )
+    os.close(lock)
+    assert alive.exists() and not dead.exists()
     assert written.path.name == "8"
+    assert any("all 20 labeled images" in note for note in written.notes)
     loaded = loading.export(written.path)
     assert loaded.input_dtype == "float32"
     student = simmatch_tf.load(finished_run[0], weights="student")
@@ -310,8 +324,7 @@ def predicted(model, photos, output, **more):
         output=str(output),
         **{"batch_size": 16, **more},
     )
-    predict.main(config)
-    return config
+    return predict.main(config)
 
 
 def table(path):
@@ -367,7 +380,9 @@ def test_a_run_and_its_export_predict_the_same(
     )
 
 
-def test_an_interrupted_output_goes_on(exported, photos, tmp_path, monkeypatch):
+def test_an_interrupted_output_goes_on(
+    exported, photos, tmp_path, monkeypatch, capsys
+):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     predicted(exported[1].path, photos, whole)
     real = prediction._batches
@@ -379,8 +394,8 @@ def test_an_interrupted_output_goes_on(exported, photos, tmp_path, monkeypatch):
             yield batch
 
     monkeypatch.setattr(prediction, "_batches", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        predicted(exported[1].path, photos, cut)
+    assert predicted(exported[1].path, photos, cut) == 42
+    assert "start it again, without --overwrite" in capsys.readouterr().err
     assert not cut.exists()
     partial = tmp_path / "cut.jsonl.partial"
     lines = partial.read_bytes().splitlines()
@@ -389,9 +404,9 @@ def test_an_interrupted_output_goes_on(exported, photos, tmp_path, monkeypatch):
     partial.write_bytes(partial.read_bytes()[:-20])
     starts = []
 
-    def noting(model, paths, start, config):
-        starts.append(start)
-        return real(model, paths, start, config)
+    def noting(model, paths, places, config):
+        starts.append(places[0])
+        return real(model, paths, places, config)
 
     monkeypatch.setattr(prediction, "_batches", noting)
     predicted(exported[1].path, photos, cut)
@@ -400,12 +415,108 @@ def test_an_interrupted_output_goes_on(exported, photos, tmp_path, monkeypatch):
     assert not partial.exists()
     with pytest.raises(InputError, match="is there already"):
         predicted(exported[1].path, photos, cut)
-    predicted(exported[1].path, photos, cut, overwrite=True)
+    # What was to be replaced stays until then, and goes on without the flag.
+    monkeypatch.setattr(prediction, "_batches", stopping)
+    assert predicted(exported[1].path, photos, cut, overwrite=True) == 42
+    assert cut.exists() and partial.exists()
+    monkeypatch.setattr(prediction, "_batches", noting)
+    assert predicted(exported[1].path, photos, cut) == 0
+    assert starts[-1] > 10 and not partial.exists()
+    assert cut.read_bytes() == whole.read_bytes()
     # Other images, or another model: refused.
     shutil.copy(whole, partial)
     with pytest.raises(InputError, match="begun with another model"):
         cut.unlink()
         predicted(exported[1].path, photos, cut)
+
+
+def test_what_was_begun_with_others_is_refused(
+    finished_run, tmp_path, monkeypatch
+):
+    """Not the names alone: the weights, and what the files hold."""
+    workdir, images = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(finished_run[0], workdir)
+    images.mkdir()
+    for number in range(4):
+        (images / f"{number}.png").write_bytes(png(TEST.images[number]))
+    output = tmp_path / "a.csv"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    real = prediction._batches
+    monkeypatch.setattr(prediction, "_batches", stop)
+    assert predicted(workdir, images, output) == 42
+    monkeypatch.setattr(prediction, "_batches", real)
+    first = (images / "0.png").read_bytes()
+    (images / "0.png").write_bytes(png(TEST.images[9]))
+    with pytest.raises(InputError, match="begun with another model, other"):
+        predicted(workdir, images, output)
+    (images / "0.png").write_bytes(first)
+    with pytest.raises(InputError, match="begun with another"):
+        predicted(workdir, images, output)  # it may hold anything by now
+    assert predicted(workdir, images, output, overwrite=True) == 0
+    assert [row["error"] for row in table(output)] == [""] * 4
+    # The same step, trained anew.
+    output.unlink()
+    monkeypatch.setattr(prediction, "_batches", stop)
+    assert predicted(workdir, images, output) == 42
+    monkeypatch.setattr(prediction, "_batches", real)
+    runs.fit(workdir, seed=1, overwrite=True)
+    with pytest.raises(InputError, match="begun with another"):
+        predicted(workdir, images, output)
+
+
+def test_what_cannot_be_read_or_written(
+    exported, tmp_path, capsys, monkeypatch
+):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "text.png").write_text("no image")
+    (images / "\x1b[31m.jpg").touch()
+    output = tmp_path / "a.csv"
+    with pytest.raises(SystemExit, match="not one image could be read"):
+        predicted(exported[1].path, images, output)
+    out = capsys.readouterr().out
+    assert "2 images, 2 of them unreadable" in out
+    assert "'\\x1b[31m.jpg': the file is empty" in out
+    # Names with every sign that a table has.
+    for name in ("a\rb.png", 'c"d,.png', "e\nf.png"):
+        (images / name).write_bytes(png(TEST.images[0]))
+    cmyk = PIL.Image.fromarray(
+        np.full([8, 8, 4], [0, 255, 255, 0], np.uint8), "CMYK"
+    )
+    file = io.BytesIO()
+    cmyk.save(file, "JPEG")
+    plain = file.getvalue()
+    place = plain.index(b"\xff\xee")  # Adobe's mark
+    size = 2 + int.from_bytes(plain[place + 2 : place + 4], "big")
+    (images / "cmyk.jpg").write_bytes(plain[:place] + plain[place + size :])
+    # A page that cannot be written costs no prediction.
+    config = command_flags.PredictConfig(
+        model=str(exported[1].path),
+        images=str(images),
+        output=str(output),
+        overwrite=True,
+        html=str(tmp_path / "a.html"),
+    )
+
+    def full(path, text):
+        raise InputError(f"--html={path}: cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "write", full)
+        with pytest.raises(InputError, match="cannot be written"):
+            predict.main(config)
+    assert (tmp_path / "a.csv.partial").exists()
+    assert predict.main(dataclasses.replace(config, overwrite=False)) == 0
+    assert (tmp_path / "a.html").exists()
+    rows = {row["file"]: row["error"] for row in table(output)}
+    good = {name for name, error in rows.items() if not error}
+    assert good == {"a\rb.png", 'c"d,.png', "e\nf.png"} and len(rows) == 6
+    assert "otherwise than viewers" in rows["cmyk.jpg"]
+    with pytest.raises(InputError, match="is what --images names"):
+        predicted(exported[1].path, output, output, overwrite=True)
 
 
 def test_parquet_lists_and_patterns(exported, photos, tmp_path):
@@ -511,7 +622,7 @@ def test_examples_of_a_user_s_files_are_read_as_in_evaluation(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    found = selection.readable(str(tmp_path), 5)
+    found = verification.readable(str(tmp_path), 5)
     for turned in (True, False):
         how = preprocessing.Preprocessing((8, 8, 3), 10, turned)
         shown = verification.of_files(found, how)

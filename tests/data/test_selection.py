@@ -1,0 +1,101 @@
+"""Which files --images names."""
+
+import os
+
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import selection
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Folders with links in circles, hidden files and odd names."""
+    for name in (
+        "a/1.png",
+        "a/b/2.png",
+        "a/b/c/3.jpg",
+        ".h/4.png",
+        "[x]/5.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "a" / ".hidden.png").touch()
+    (tmp_path / "a" / "notes.txt").touch()
+    for number in range(3):
+        (tmp_path / "a" / f"up{number}").symlink_to("..")
+    (tmp_path / "b").symlink_to("a/b")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a/**/*.png", ["a/1.png", "a/b/2.png"]),
+        ("a/*/*.png", ["a/b/2.png"]),
+        ("a/b/**", ["a/b/2.png", "a/b/c/3.jpg"]),
+        ("a/**/b/**/*.jpg", ["a/b/c/3.jpg"]),
+        ("a/**/c/*", ["a/b/c/3.jpg"]),
+        ("b/**/*.jpg", ["b/c/3.jpg"]),
+        ("a/?.png", ["a/1.png"]),
+    ],
+)
+def test_patterns(folder, pattern, names):
+    found = selection.find(pattern)
+    here = [n for n in found.names if "/up" not in n]
+    assert here == names
+    assert found.paths == [str(folder / name) for name in found.names]
+    # As often as there are ways to it: no more.
+    real = {os.path.realpath(path) for path in found.paths}
+    assert len(found.names) <= 4 * len(real)
+    everywhere = selection.find(f"{folder}/{pattern}")
+    assert set(everywhere.names) == set(everywhere.paths)
+    assert len(everywhere) == len(found)
+
+
+def test_from_here_on(folder):
+    names = selection.find("**/*.png").names
+    assert sorted(os.path.basename(n) for n in names) == [
+        "1.png",
+        "2.png",
+        "5.png",
+    ]
+
+
+def test_a_folder_shows_each_image_once(folder):
+    found = selection.find(str(folder))
+    assert sorted(os.path.basename(n) for n in found.names) == [
+        "1.png",
+        "2.png",
+        "3.jpg",
+        "5.png",
+    ]
+
+
+def test_lists(folder):
+    odd = b"dir/\xff\xe2\x80\xa8 x.png"
+    (folder / "list").write_bytes(b"\xef\xbb\xbfa/1.png\r\n\n# no\n" + odd)
+    found = selection.find("list")
+    assert found.names == ["a/1.png", os.fsdecode(odd)]
+    assert found.paths[0] == str(folder / "a/1.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nope", "no such file or folder"),
+        ("pipe", "is no regular file"),
+        ("nope/**/*.png", "names no image"),
+        ("nope/*.png", "names no image"),
+        ("data", "neither an image nor a list"),
+    ],
+)
+def test_nothing_of_the_kind(folder, name, message):
+    os.mkfifo(folder / "pipe")
+    (folder / "data").write_bytes(b"II*\0" + bytes(40))
+    with pytest.raises(InputError, match=f"--images={name.split('/')[0]}.*"):
+        selection.find(name)
+    with pytest.raises(InputError, match=message):
+        selection.find(name)
