@@ -130,14 +130,15 @@ class PredictConfig(_WithImages):
     images: str | None = flag(
         None,
         "folder of images (with all folders in it), pattern such as "
-        "'photos/**/*.jpg', or text file with one path a line.",
+        "'photos/**/*.jpg', one image, or text file with one path a line, from "
+        "that file's folder on.",
     )
     output: str | None = flag(None, "file to write: .csv, .jsonl or .parquet.")
     explain: bool = flag(
         False, "the labeled images that each prediction rests on, too."
     )
     html: str | None = flag(
-        None, "page to write with the images, the least certain first."
+        None, "page to write: the images by class, the least certain first."
     )
     html_images: int | None = flag(
         None, "images on the page, at most; default: 200.", low=1, high=10000
