@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Format, lint, tests, wheel: what CI and the pre-commit hook run.
 #   tools/check.sh            all of it
+#   tools/check.sh --full     the same, and tests must reach 95 % of all lines
 #   tools/check.sh --quick    format and lint only
 #   tools/check.sh --no-tests all but the tests (CI has run them already)
 set -euo pipefail
@@ -11,7 +12,10 @@ ruff check .
 [ "${1:-}" = "--quick" ] && exit 0
 
 if [ "${1:-}" != "--no-tests" ]; then
-  python -m pytest
+  measured=()
+  # Half as long again: not for every change.
+  [ "${1:-}" = "--full" ] && measured=(--cov --cov-report=term --cov-fail-under=95)
+  python -m pytest "${measured[@]}"
 fi
 
 # The wheel must hold every module and every recipe of the checkout.
