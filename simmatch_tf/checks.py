@@ -58,6 +58,12 @@ def check_together(config: config_lib.Config) -> None:
     _check_data(config)
     _check_labels(config)
     _check_durations(config)
+    if config.strategy == "one" and (config.devices or 1) > 1:
+        raise InputError(
+            f"--strategy=one and --devices={config.devices}: use --strategy="
+            "mirrored for more than one device"
+        )
+    check_divides(config, config.devices or 1)
     if config.randaugment_low > config.randaugment_high:
         raise InputError(
             f"--randaugment_low={config.randaugment_low}: must not be above "
@@ -67,6 +73,21 @@ def check_together(config: config_lib.Config) -> None:
         raise InputError(
             "--views_on=device and --strong=keras_cv: that library's layer "
             "runs on the host only"
+        )
+
+
+def check_divides(config: config_lib.Config, replicas: int) -> None:
+    """Checks that a batch can be shared among replicas.
+
+    Raises:
+        InputError: It does not divide by their number.
+    """
+    if config.batch_size % replicas:
+        below = config.batch_size // replicas * replicas
+        near = [str(n) for n in (below, below + replicas) if n]
+        raise InputError(
+            f"--batch_size={config.batch_size}: does not divide by "
+            f"{replicas} devices; such as {' or '.join(near)}"
         )
 
 

@@ -271,7 +271,18 @@ class Config(commandline.Flags):
         operational=True,
     )
     strategy: str = flag(
-        "one", "devices.", choices=("one",), operational=True, rare=True
+        "auto",
+        "one device, or a replica on each; auto: all GPUs.",
+        choices=("auto", "one", "mirrored"),
+        operational=True,
+    )
+    devices: int | None = flag(
+        None,
+        "GPUs to use; without any, parts that the CPU is divided into, to "
+        "try several out.",
+        low=1,
+        high=1024,
+        operational=True,
     )
     eval_every: int = flag(500, "steps.", low=1, operational=True)
     checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
@@ -298,6 +309,10 @@ class Config(commandline.Flags):
     def check(self) -> None:
         """Checks what concerns several flags at once."""
         checks.check_together(self)
+
+    def check_divides(self, replicas: int) -> None:
+        """Checks that a batch divides by the replicas; see `checks`."""
+        checks.check_divides(self, replicas)
 
     def check_available(self, *, resumed: bool = False) -> None:
         """Checks what the flags name on this machine; see `checks`."""

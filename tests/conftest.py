@@ -7,6 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.training import strategies
 from tests import runs, small_datasets
 
 cpu = tf.config.list_physical_devices("CPU")[0]
@@ -17,9 +18,7 @@ tf.config.set_logical_device_configuration(
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    # One for all tests: two of them in one process number their collective
-    # operations alike, and TensorFlow takes the second's for the first's.
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return strategies.mirrored(("CPU:0", "CPU:1"))
 
 
 @pytest.fixture(scope="session")

@@ -40,14 +40,14 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     import tensorflow as tf
 
     from simmatch_tf.ops import losses
-    from simmatch_tf.training import assembly, inputs
+    from simmatch_tf.training import assembly, inputs, strategies
     from simmatch_tf.training import workdir as workdir_lib
 
     custom = assembly.Custom()
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
     config = config.with_durations(len(split.unlabeled))
-    strategy = assembly.make_strategy()
+    strategy = strategies.make(config)
     algorithm = assembly.make_algorithm(
         config,
         custom,

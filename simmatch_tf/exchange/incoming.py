@@ -20,6 +20,7 @@ from simmatch_tf.training import (
     checkpoints,
     inputs,
     results,
+    strategies,
     workdir,
 )
 
@@ -77,7 +78,7 @@ def run(content: Any, flags: command_flags.ImportPytorchConfig) -> list[str]:
         split = _split(config, outline, source, found, sizes)
         plan = config.with_durations(split["unlabeled_images"])
         step = _step(flags, found, plan, split["unlabeled_images"])
-        strategy = assembly.make_strategy()
+        strategy = strategies.one()
         algorithm = assembly.make_algorithm(
             plan,
             assembly.Custom(),

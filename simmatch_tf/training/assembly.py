@@ -18,7 +18,7 @@ from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.data import splits
 from simmatch_tf.networks import network
-from simmatch_tf.training import checkpoints
+from simmatch_tf.training import checkpoints, strategies
 from simmatch_tf.training import workdir as workdir_lib
 
 ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
@@ -67,19 +67,6 @@ class Custom:
                     f"{'not ' if part is None else ''}given: with "
                     f'{flag}="custom", and only then, pass {name}= from Python'
                 )
-
-
-def make_strategy() -> tf.distribute.Strategy:
-    """The one device: the first GPU, or else the CPU."""
-    if keras.backend.backend() != "tensorflow":
-        raise InputError(
-            f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
-        )
-    gpu = tf.config.list_logical_devices("GPU")
-    if gpu:
-        # Same flags, same weights: on the CPU that holds without.
-        tf.config.experimental.enable_op_determinism()
-    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
 
 
 def make_algorithm(
@@ -177,7 +164,7 @@ def restore(
     custom.check(config, needs_source=False)
     content = splits.read_content(folder.split)
     slot_labels = np.asarray(content["labels"], np.int32)
-    strategy = make_strategy()
+    strategy = strategies.one()
     algorithm = make_algorithm(
         config.with_durations(content["unlabeled_images"]),
         custom,

@@ -13,7 +13,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import simmatch, supervised
 from simmatch_tf.networks import cost
-from simmatch_tf.training import assembly, inputs
+from simmatch_tf.training import assembly, inputs, strategies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ def of_flags(config: config_lib.Config) -> Description:
     algorithm = assembly.make_algorithm(
         config,
         assembly.Custom(),
-        assembly.make_strategy(),
+        strategies.one(),
         image_shape=outline.image_shape,
         slot_labels=np.arange(slots) % num_classes,
         num_classes=num_classes,

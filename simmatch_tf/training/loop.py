@@ -26,6 +26,7 @@ from simmatch_tf.training import (
     interruption,
     progress,
     results,
+    strategies,
 )
 from simmatch_tf.training import workdir as workdir_lib
 
@@ -97,6 +98,8 @@ class _Run:
         custom: assembly.Custom,
     ) -> None:
         self.folder = folder
+        # First: once TensorFlow has begun, a CPU is not divided any more.
+        self.strategy = strategies.make(config)
         # ------------------------------------------------------------ data --
         self.source = inputs.make_source(config, custom.source)
         self.split = inputs.make_split(config, self.source, folder)
@@ -104,7 +107,6 @@ class _Run:
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         resumed = folder.resumed()
-        self.strategy = assembly.make_strategy()
         self.algorithm = assembly.make_algorithm(
             self.config,
             custom,

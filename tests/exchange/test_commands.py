@@ -16,7 +16,7 @@ from simmatch_tf import (
     import_pytorch,
 )
 from simmatch_tf.commandline import InputError
-from simmatch_tf.training import assembly, initial
+from simmatch_tf.training import assembly, initial, strategies
 from tests import runs
 
 torch = pytest.importorskip(
@@ -466,7 +466,7 @@ def test_encoders_become_first_weights(file, tmp_path):
     made = assembly.make_algorithm(
         config.with_durations(1000),
         assembly.Custom(),
-        assembly.make_strategy(),
+        strategies.one(),
         image_shape=(32, 32, 3),
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,

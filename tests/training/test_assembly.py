@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.training import assembly, inputs
+from simmatch_tf.training import inputs, strategies
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
@@ -19,7 +19,7 @@ def batches(tmp_path):
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_every_replica_gets_its_share(devices, batches, two_replicas):
-    strategy = two_replicas if devices == 2 else assembly.make_strategy()
+    strategy = two_replicas if devices == 2 else strategies.one()
     wanted = list(batches.dataset(1, 3).as_numpy_iterator())
     found = list(inputs.make_batches(strategy, batches, 1, 3))
     assert len(found) == 2

@@ -11,7 +11,7 @@ import simmatch_tf
 from simmatch_tf import checks
 from simmatch_tf.commandline import InputError
 from simmatch_tf.networks import network
-from simmatch_tf.training import assembly, initial
+from simmatch_tf.training import assembly, initial, strategies
 from tests import runs
 
 
@@ -40,7 +40,7 @@ def algorithm(**changes):
     return assembly.make_algorithm(
         config,
         assembly.Custom(),
-        assembly.make_strategy(),
+        strategies.one(),
         image_shape=(8, 8, 1),
         slot_labels=np.arange(20) % 10,
         num_classes=10,

@@ -1,0 +1,107 @@
+"""Which devices a run trains on."""
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+
+_mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
+
+
+def one() -> tf.distribute.Strategy:
+    """The one device: the first GPU, or else the CPU."""
+    _check_backend()
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus:
+        _make_deterministic()
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+
+
+def make(config: config_lib.Config) -> tf.distribute.Strategy:
+    """The devices that a run's flags name.
+
+    Raises:
+        InputError: There are fewer of them, or the batch does not divide.
+    """
+    _check_backend()
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    count = config.devices
+    if count is None:
+        # A CPU is one device, unless told otherwise.
+        all_of_them = config.strategy == "mirrored" or kind == "GPU"
+        if config.strategy == "one" or not all_of_them:
+            return one()
+        count = len(tf.config.list_logical_devices(kind))
+    if count == 1:
+        return one()
+    names = _devices(kind, count)
+    config.check_divides(count)
+    if kind == "GPU":
+        _make_deterministic()
+    logging.info("training on %s", ", ".join(names))
+    return mirrored(tuple(names))
+
+
+def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """A replica on each of the devices; one strategy for all runs of a process.
+
+    Two of them number their collective operations alike, and TensorFlow takes
+    the second's for the first's.
+
+    Raises:
+        InputError: The process has used others.
+    """
+    if devices not in _mirrored:
+        for others in _mirrored:
+            raise InputError(
+                f"--devices={len(devices)}: this process has trained on "
+                f"{len(others)}, and TensorFlow cannot change that; start "
+                "another process"
+            )
+        _mirrored[devices] = tf.distribute.MirroredStrategy(devices)
+    return _mirrored[devices]
+
+
+def _check_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
+        )
+
+
+def _make_deterministic() -> None:
+    """Same flags, same weights: on the CPU that holds without."""
+    tf.config.experimental.enable_op_determinism()
+
+
+def _devices(kind: str, count: int) -> list[str]:
+    """Names of so many devices; a CPU is divided into as many.
+
+    Raises:
+        InputError: There are not so many.
+    """
+    there = tf.config.list_physical_devices(kind)
+    if kind == "CPU":
+        try:
+            if not tf.config.get_logical_device_configuration(there[0]):
+                tf.config.set_logical_device_configuration(
+                    there[0],
+                    [tf.config.LogicalDeviceConfiguration()] * count,
+                )
+        except RuntimeError:
+            # TensorFlow has begun with one; the check below says the rest.
+            pass
+        there = tf.config.list_logical_devices(kind)
+    if count > len(there):
+        hint = (
+            "TensorFlow has begun already; in Python call fit before anything "
+            "else, or configure logical CPUs yourself"
+            if kind == "CPU"
+            else "leave --devices out for all of them"
+        )
+        raise InputError(
+            f"--devices={count}: there are {len(there)} {kind}s here ({hint})"
+        )
+    return [f"{kind}:{number}" for number in range(count)]

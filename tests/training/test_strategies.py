@@ -1,0 +1,119 @@
+"""Runs on several devices: the same as on one."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf.commandline import InputError
+from simmatch_tf.training import strategies
+from tests import runs
+
+TEN = {"steps": 10, "checkpoint_every": 5, "eval_every": 10, "threshold": 0.2}
+# The bound of the project for ten steps in float32.
+NEAR = 1e-4
+
+
+def tensors(workdir, step):
+    reader = tf.train.load_checkpoint(
+        str(workdir / "checkpoints" / f"step_{step:08d}")
+    )
+    return {
+        name: np.asarray(reader.get_tensor(name))
+        for name in reader.get_variable_to_shape_map()
+        if "OBJECT_GRAPH" not in name
+    }
+
+
+def assert_near(one, other, *, step=10, bound=NEAR):
+    a, b = tensors(one, step), tensors(other, step)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if value.dtype.kind == "f":
+            gap = np.linalg.norm(np.ravel(value - b[name]).astype(float))
+            size = np.linalg.norm(np.ravel(b[name]).astype(float))
+            assert gap <= bound * size, (name, gap, size)
+        else:
+            np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def command(workdir, **changes):
+    words = runs.argv(workdir, **{**TEN, **changes})
+    found = subprocess.run(
+        [sys.executable, "-m", "simmatch_tf.train", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads((workdir / "results.json").read_text())
+
+
+@pytest.fixture(scope="module", params=["teacher", "ensemble"])
+def alone(request, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    runs.fit(workdir, memory=request.param, **TEN)
+    return request.param, workdir
+
+
+def test_two_replicas_and_back(alone, tmp_path):
+    memory, one = alone
+    two = tmp_path / "run"
+    runs.fit(two, memory=memory, devices=2, **TEN)
+    assert_near(one, two)
+    # Half of the way by two, the rest by one.
+    for path in (two / "checkpoints").glob("step_00000010*"):
+        path.unlink()
+    (two / "results.json").unlink()
+    resumed = runs.fit(two, memory=memory, devices=1, **TEN)
+    assert resumed.steps == 10
+    assert_near(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", ["ensemble"], indirect=True)
+def test_four_replicas_by_the_command(alone, tmp_path):
+    memory, one = alone
+    result = command(tmp_path / "run", memory=memory, devices=4)
+    assert_near(one, tmp_path / "run")
+    alone_result = json.loads((one / "results.json").read_text())
+    # An image at the border of two classes may go either way.
+    assert abs(result["top1"] - alone_result["top1"]) <= 2 / 397
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": 3}, "batch_size=8: does not divide by 3 devices; such "),
+        ({"devices": 16}, "does not divide by 16 devices; such as 16"),
+        ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
+    ],
+)
+def test_what_is_refused_at_once(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runs.config(tmp_path, **changes)
+
+
+def test_more_devices_than_there_are(tmp_path):
+    with pytest.raises(InputError, match="--devices=4: there are 2 CPUs"):
+        simmatch_tf.fit(runs.config(tmp_path / "run", devices=4))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_devices_in_the_same_process(two_replicas):
+    assert strategies.mirrored(("CPU:0", "CPU:1")) is two_replicas
+    with pytest.raises(InputError, match="start another process"):
+        strategies.mirrored(("CPU:0", "CPU:1", "CPU:2"))
+
+
+def test_auto_is_one_device_without_gpus(tmp_path):
+    config = runs.config(tmp_path)
+    assert config.strategy == "auto"
+    assert strategies.make(config).num_replicas_in_sync == 1
+    mirrored = dataclasses.replace(config, strategy="mirrored")
+    assert strategies.make(mirrored).num_replicas_in_sync == 2
