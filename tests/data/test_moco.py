@@ -194,6 +194,7 @@ def test_one_channel_is_a_grey_image():
     )
 
 
+@pytest.mark.slow
 def test_dense_compiled_and_one_by_one_agree_bit_for_bit():
     x = np.concatenate([images()] * 20)
     numbers = random_draws(len(x))

@@ -95,6 +95,7 @@ def assert_equal(ones, others):
             np.testing.assert_array_equal(one[name], other[name], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoded", [False, True])
 @pytest.mark.parametrize("name", RECIPES)
 def test_batches_are_the_same_however_they_are_made(name, encoded):
