@@ -310,10 +310,6 @@ class Config(commandline.Flags):
         """Checks what concerns several flags at once."""
         checks.check_together(self)
 
-    def check_divides(self, replicas: int) -> None:
-        """Checks that a batch divides by the replicas; see `checks`."""
-        checks.check_divides(self, replicas)
-
     def check_available(self, *, resumed: bool = False) -> None:
         """Checks what the flags name on this machine; see `checks`."""
         checks.check_available(self, resumed=resumed)

@@ -46,7 +46,7 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def holds_exif(png: tf.Tensor) -> tf.Tensor:
-    """Whether a PNG, scalar string, may have an eXIf chunk: bool."""
+    """Which PNGs, strings of any shape, may have an eXIf chunk: bool."""
     return _holds(png, "eXIf")
 
 

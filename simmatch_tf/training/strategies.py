@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from simmatch_tf import checks
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
@@ -37,7 +38,7 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     if count == 1:
         return one()
     names = _devices(kind, count)
-    config.check_divides(count)
+    checks.check_divides(config, count)
     if kind == "GPU":
         _make_deterministic()
     logging.info("training on %s", ", ".join(names))
