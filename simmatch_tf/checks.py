@@ -9,7 +9,7 @@ import os
 import pathlib
 import typing
 
-from simmatch_tf import backbones, datasets
+from simmatch_tf import backbones, cluster, datasets
 from simmatch_tf.commandline import InputError
 
 if typing.TYPE_CHECKING:
@@ -58,12 +58,15 @@ def check_together(config: config_lib.Config) -> None:
     _check_data(config)
     _check_labels(config)
     _check_durations(config)
-    if config.strategy == "one" and (config.devices or 1) > 1:
+    _check_devices(config)
+    if config.teacher_norm == "shuffle" and (
+        config.memory != "teacher" or config.algorithm == "supervised"
+    ):
         raise InputError(
-            f"--strategy=one and --devices={config.devices}: use --strategy="
-            "mirrored for more than one device"
+            "--teacher_norm=shuffle: is for --algorithm=simmatch "
+            "--memory=teacher; elsewhere the teacher runs on averaged "
+            "statistics only"
         )
-    check_divides(config, config.devices or 1)
     if config.randaugment_low > config.randaugment_high:
         raise InputError(
             f"--randaugment_low={config.randaugment_low}: must not be above "
@@ -73,6 +76,26 @@ def check_together(config: config_lib.Config) -> None:
         raise InputError(
             "--views_on=device and --strong=keras_cv: that library's layer "
             "runs on the host only"
+        )
+
+
+def _check_devices(config: config_lib.Config) -> None:
+    if config.strategy == "one" and (config.devices or 1) > 1:
+        raise InputError(
+            f"--strategy=one and --devices={config.devices}: use --strategy="
+            "mirrored for more than one device"
+        )
+    check_divides(config, config.devices or 1)
+    if config.tpu is not None and config.strategy not in ("auto", "tpu"):
+        raise InputError(
+            f"--tpu={config.tpu} and --strategy={config.strategy}: leave out "
+            "one of the two"
+        )
+    if config.jit_compile and (config.devices or 1) > 1:
+        raise InputError(
+            f"--jit_compile and --devices={config.devices}: XLA compiles the "
+            "step of one device, or of a TPU; devices of other kinds exchange "
+            "gradients in its midst"
         )
 
 
@@ -201,6 +224,13 @@ def check_available(
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
+    if config.strategy in ("auto", "multi_worker") and config.tpu is None:
+        found = cluster.read()
+        if config.strategy == "multi_worker" and found is None:
+            raise InputError(
+                "--strategy=multi_worker: TF_CONFIG must name two workers or "
+                "more, and which of them this one is"
+            )
     datasets.check(config.dataset, config.tfds_dir)
     for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
         value = getattr(config, name)

@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import checks, commandline, datasets
+from simmatch_tf import checks, datasets, operation_flags
 from simmatch_tf.commandline import InputError, flag
 
 # A run's flags, in its workdir.
@@ -13,7 +13,7 @@ RUN_FLAGFILE = "flags.cfg"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(commandline.Flags):
+class Config(operation_flags.OperationFlags):
     """A training run: every value that decides what is trained, and how."""
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -172,6 +172,20 @@ class Config(commandline.Flags):
         rare=True,
     )
 
+    batch_norm: str = flag(
+        "synchronized",
+        "BatchNorm's statistics in training: of the whole batch, or of each "
+        "device's share.",
+        choices=("synchronized", "local"),
+        rare=True,
+    )
+    precision: str = flag(
+        "float32",
+        "what the network computes in (losses and matching: float32 at "
+        "least); mixed_float16 scales the loss.",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
+    )
+
     # Method.
     algorithm: str = flag(
         "simmatch",
@@ -183,6 +197,13 @@ class Config(commandline.Flags):
         "EMA teacher with a plain memory (large label sets), or temporal "
         "ensemble (small ones).",
         choices=("teacher", "ensemble"),
+    )
+    teacher_norm: str = flag(
+        "eman",
+        "the teacher's BatchNorm with --memory=teacher: averaged statistics, "
+        "or those of each batch, shuffled over the devices.",
+        choices=("eman", "shuffle"),
+        rare=True,
     )
     alpha: float = flag(
         0.9, "weight of p^w in the smoothed pseudo-label.", low=0, high=1
@@ -254,57 +275,6 @@ class Config(commandline.Flags):
         rare=True,
     )
     seed: int = flag(0, "of weights, order and views.", low=0, high=2**31 - 1)
-
-    # Operation: may differ when a run is resumed.
-    workdir: str | None = flag(
-        None,
-        "folder of the run; default: runs/<name of the last .cfg>.",
-        operational=True,
-    )
-    overwrite: bool = flag(
-        False, "start anew where the workdir holds a run.", operational=True
-    )
-    describe: bool = flag(
-        False,
-        "print the network's layers, parameters, FLOPs and memory; do not "
-        "train.",
-        operational=True,
-    )
-    strategy: str = flag(
-        "auto",
-        "one device, or a replica on each; auto: all GPUs.",
-        choices=("auto", "one", "mirrored"),
-        operational=True,
-    )
-    devices: int | None = flag(
-        None,
-        "GPUs to use; without any, parts that the CPU is divided into, to "
-        "try several out.",
-        low=1,
-        high=1024,
-        operational=True,
-    )
-    eval_every: int = flag(500, "steps.", low=1, operational=True)
-    checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
-    log_every: int = flag(20, "steps.", low=1, operational=True, rare=True)
-    keep: int = flag(3, "checkpoints kept.", low=1, operational=True, rare=True)
-    eval_batch_size: int = flag(
-        256, "images.", low=1, operational=True, rare=True
-    )
-    parallel_calls: int = flag(
-        2, "batches prepared at once.", low=1, operational=True, rare=True
-    )
-    views_on: str = flag(
-        "host",
-        "where views are finished once images are read and cropped: beside "
-        "the step, or in front of it on its device.",
-        choices=("host", "device"),
-        operational=True,
-        rare=True,
-    )
-    progress: bool = flag(
-        True, "a progress bar, on a terminal.", operational=True, rare=True
-    )
 
     def check(self) -> None:
         """Checks what concerns several flags at once."""

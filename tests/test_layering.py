@@ -21,10 +21,12 @@ LEVELS = {
 EVERYWHERE = {
     "backbones",
     "checks",
+    "cluster",
     "command_flags",
     "commandline",
     "config",
     "datasets",
+    "operation_flags",
 }
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.modules import optimizer, record, replica, teacher
+from simmatch_tf.modules import (
+    guard,
+    loss_scale,
+    optimizer,
+    record,
+    replica,
+    teacher,
+)
+from simmatch_tf.networks import batch_norm
 from simmatch_tf.ops import schedules
 
 Metrics = dict[str, tf.Tensor]
@@ -25,6 +33,9 @@ class Algorithm(tf.Module):
         teacher: Its EMA.
         optimizer: SGD with one velocity for each weight.
         record: Last loss and best step.
+        guard: Finds steps whose numbers are not finite.
+        loss_scale: Of float16; None otherwise.
+        dtype: Of losses and state: float32, or float64.
         generators: States of the networks' own random generators (Dropout's),
             which tf.train.Checkpoint does not find by itself.
         step: Steps done, int64.
@@ -63,12 +74,15 @@ class Algorithm(tf.Module):
                 f"be in [0, {num_classes})"
             )
         self.config, self.num_classes = config, num_classes
+        double = config.precision == "float64"
+        self.dtype = "float64" if double else "float32"
         self.student = make_network()
         self.teacher = teacher.Teacher(
             make_network(),
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
+            eman=config.teacher_norm == "eman",
         )
         self.generators = [
             variable.value
@@ -91,6 +105,10 @@ class Algorithm(tf.Module):
         )
         self.optimizer.build(self.student.trainable_variables)
         self.record = record.Record()
+        self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
+        self.loss_scale = None
+        if config.precision == "mixed_float16":
+            self.loss_scale = loss_scale.LossScale()
         self.step = replica.variable(0, "step", tf.int64)
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> Metrics:
@@ -105,6 +123,37 @@ class Algorithm(tf.Module):
         """
         raise TypeError(f"{type(self).__name__} has no train_step")
 
+    def guarded_step(self, batch: dict[str, tf.Tensor]) -> Metrics:
+        """`train_step`, undone if a number of it must not stay.
+
+        Undone is all but the counts: what comes next is the next step.
+        """
+        undone = self.guard.skips or self.loss_scale is not None
+        variables = self._changing() if undone else []
+        before = [tf.identity(variable) for variable in variables]
+        metrics = self.train_step(batch)
+        # The total comes last, so that its first bad part is named.
+        losses = sorted(metrics, key=lambda name: name == "loss/total")
+        undo = self.guard.examine(
+            self.step, {n: metrics[n] for n in losses}, self.loss_scale
+        )
+        guard.put_back(variables, before, undo)
+        if self.loss_scale:
+            metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
+        return metrics
+
+    def _changing(self) -> list[tf.Variable]:
+        """All state but what counts steps."""
+        counts = [self.step, self.optimizer.iterations.value]
+        for module in (self.guard, self.loss_scale):
+            counts += module.variables if module else []
+        left_out = {id(variable) for variable in counts}
+        return [
+            found
+            for found in tf.train.TrackableView(self).descendants()
+            if isinstance(found, tf.Variable) and id(found) not in left_out
+        ]
+
     def networks(self) -> dict[str, keras.Model]:
         """The networks to evaluate, by name."""
         return {"student": self.student, "ema": self.teacher.model}
@@ -118,13 +167,35 @@ class Algorithm(tf.Module):
                 by the number of replicas, whose gradients are summed.
         """
         weights = self.student.trainable_variables
+        scale = self.loss_scale.scale if self.loss_scale else 1.0
         gradients = tape.gradient(
             loss,
             [weight.value for weight in weights],
-            output_gradients=tf.ones_like(loss) / replica.count(),
+            output_gradients=tf.ones_like(loss) * scale / replica.count(),
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
+        if self.loss_scale:
+            gradients = [gradient / scale for gradient in gradients]
+        # Those of the last layers come first.
+        pairs = list(zip(weights, gradients, strict=True))[::-1]
+        self.guard.note(
+            {v.path: v.value for v in batch_norm.statistics(self.student)}
+            | {f"gradient of {w.path}": g for w, g in pairs}
+        )
         self.optimizer.apply(gradients, weights)
+        if self.config.batch_norm == "local":
+            self._share_statistics()
         self.teacher.update(self.student, self.step)
         self.record.keep_loss(loss)
         self.step.assign_add(1)
+
+    def _share_statistics(self) -> None:
+        """Gives each replica the mean of all replicas' BatchNorm statistics.
+
+        Differs: the published runs keep those of the first.
+        """
+        variables = batch_norm.statistics(self.student)
+        if not self.teacher.eman:
+            variables += batch_norm.statistics(self.teacher.model)
+        for variable in variables:
+            variable.value.assign(replica.mean(variable.value))

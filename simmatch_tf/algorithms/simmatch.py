@@ -50,12 +50,13 @@ class SimMatch(algorithm.Algorithm):
         self.from_teacher = config.memory == "teacher"
         self.weights_of_record = "student" if self.from_teacher else "ema"
         self.align = alignment.DistributionAlignment(
-            num_classes, config.da_window
+            num_classes, config.da_window, self.dtype
         )
         self.memory = memory.MemoryBuffer(
             slot_labels,
             config.projection_dim,
             momentum=0.0 if self.from_teacher else config.memory_momentum,
+            dtype=self.dtype,
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
@@ -68,8 +69,9 @@ class SimMatch(algorithm.Algorithm):
         )
 
         if self.from_teacher:
-            # Differs: the teacher runs on its averaged BatchNorm statistics.
-            out = self.teacher.model(tf.concat([x_l, x_w], 0), training=False)
+            # Differs: by default on averaged BatchNorm statistics (EMAN).
+            seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
+            out = self.teacher(tf.concat([x_l, x_w], 0), seed)
             z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
             p_w = tf.nn.softmax(out["logits"][b:])  # [U, L]
             p_hat, q_hat = self.propagate(p_w, z_w, ready)

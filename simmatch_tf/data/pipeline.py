@@ -187,10 +187,15 @@ def read_next(batches: Iterator[Any], when: str) -> Any:
     try:
         return next(batches, None)
     except tf.errors.OpError as error:
-        raise InputError(
-            f"an image could not be read {when}: {error.message} (the last "
-            "checkpoint stays: put it right and start again)"
-        ) from None
+        raise InputError(unreadable(when, error)) from None
+
+
+def unreadable(when: str, error: tf.errors.OpError) -> str:
+    """The message on an image that went bad since the start."""
+    return (
+        f"an image could not be read {when}: {error.message} (the last "
+        "checkpoint stays: put it right and start again)"
+    )
 
 
 def evaluation_dataset(
@@ -201,24 +206,33 @@ def evaluation_dataset(
     side: int,
     resize: int | None = None,
     parallel_calls: int = 1,
+    context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Images in batches of one size; the last is filled with repeats.
 
     Args:
         images: The set.
         indices: Which of them, in order; at least one.
-        batch_size: Of every batch.
+        batch_size: Of every batch, all replicas together; made to divide by
+            them.
         side: Of the crops; see `cropping.whole`.
         resize: Likewise.
         parallel_calls: Batches prepared at once.
+        context: Which workers and replicas there are; default: one.
 
     Returns:
-        uint8 [batch_size, H, W, C]; drop what is beyond len(indices).
+        uint8 [batch_size / replicas, H, W, C] for each replica of this worker
+        and batch, in order; drop what is beyond len(indices).
     """
-    batches = -(-len(indices) // batch_size)
-    padded = np.resize(indices, batches * batch_size)
+    context = context or tf.distribute.InputContext()
+    replicas = context.num_replicas_in_sync
+    here = replicas // context.num_input_pipelines
+    share = -(-batch_size // replicas)
+    batches = -(-len(indices) // (share * replicas))
+    padded = np.resize(indices, batches * replicas * share)
+    padded = padded.reshape(batches, -1, here, share)
     dataset = tf.data.Dataset.from_tensor_slices(
-        padded.reshape(batches, batch_size)
+        padded[:, context.input_pipeline_id].reshape(-1, share)
     )
     crop = tf.autograph.experimental.do_not_convert(
         functools.partial(cropping.whole, images, side=side, resize=resize)

@@ -10,16 +10,19 @@ class DistributionAlignment(tf.Module):
     """Aligns predictions with the mean of the last `window` batches.
 
     Attributes:
-        window: float32 [window, L], mean prediction of each batch.
+        window: [window, L], mean prediction of each batch.
         written: int64, batches recorded so far.
     """
 
-    def __init__(self, num_classes: int, window: int) -> None:
+    def __init__(
+        self, num_classes: int, window: int, dtype: str = "float32"
+    ) -> None:
         """Starts with an empty window.
 
         Args:
             num_classes: L, at least 1.
             window: Batches to average over, at least 1.
+            dtype: float32 or float64.
 
         Raises:
             ValueError: One of them is below 1.
@@ -31,7 +34,7 @@ class DistributionAlignment(tf.Module):
                 "least 1"
             )
         self.window = replica.variable(
-            tf.zeros([window, num_classes]), "window", tf.float32
+            tf.zeros([window, num_classes], dtype), "window", dtype
         )
         self.written = replica.variable(0, "written", tf.int64)
 
@@ -47,7 +50,7 @@ class DistributionAlignment(tf.Module):
         """Mean prediction [L] of the batches recorded, empty rows left out."""
         rows = tf.minimum(self.written, self.window.shape[0])
         return tf.math.divide_no_nan(
-            tf.reduce_sum(self.window, axis=0), tf.cast(rows, tf.float32)
+            tf.reduce_sum(self.window, axis=0), tf.cast(rows, self.window.dtype)
         )
 
     def __call__(self, p: tf.Tensor) -> tf.Tensor:
@@ -57,12 +60,12 @@ class DistributionAlignment(tf.Module):
             p: Class probabilities [N, L] of this replica's share of the batch.
 
         Returns:
-            The aligned probabilities [N, L] float32, rows sum to 1.
+            The aligned probabilities [N, L], rows sum to 1.
 
         Raises:
             ValueError: `p` has not the shape [N, L].
         """
-        p = tf.cast(tf.convert_to_tensor(p), tf.float32)
+        p = tf.cast(tf.convert_to_tensor(p), self.window.dtype)
         shapes.check(p=(p, ("N", self.window.shape[1])))
         self.record(p)
         return alignment.align(p, self.mean())

@@ -13,14 +13,18 @@ class MemoryBuffer(tf.Module):
     """Q_f and Q_l of the slides. A slot is a labeled image, for ever.
 
     Attributes:
-        features: Q_f, float32 [K, D]; rows never written are 0.
+        features: Q_f [K, D]; rows never written are 0.
         labels: Q_l, int32 [K]; known from the data, so right from the start.
         filled: bool [K], which slots were written.
         momentum: Weight of a slot's old embedding.
     """
 
     def __init__(
-        self, labels: Sequence[int], dim: int, momentum: float = 0.0
+        self,
+        labels: Sequence[int],
+        dim: int,
+        momentum: float = 0.0,
+        dtype: str = "float32",
     ) -> None:
         """Makes an empty memory.
 
@@ -29,6 +33,7 @@ class MemoryBuffer(tf.Module):
             dim: D.
             momentum: 0 overwrites (student-teacher form), above 0 is the
                 temporal ensemble.
+            dtype: float32 or float64.
 
         Raises:
             ValueError: `labels` is empty, not a vector, or has a negative
@@ -51,7 +56,7 @@ class MemoryBuffer(tf.Module):
             raise ValueError(f"momentum={momentum}: must be in [0, 1)")
         self.momentum = float(momentum)
         self.features = replica.variable(
-            tf.zeros([len(labels), dim]), "features", tf.float32
+            tf.zeros([len(labels), dim], dtype), "features", dtype
         )
         self.labels = replica.variable(
             labels.astype(np.int32), "labels", tf.int32
@@ -80,19 +85,19 @@ class MemoryBuffer(tf.Module):
             ValueError: A shape does not fit.
         """
         indices = tf.convert_to_tensor(indices)
-        z = tf.cast(tf.convert_to_tensor(z), tf.float32)
+        z = tf.cast(tf.convert_to_tensor(z), self.features.dtype)
         shapes.check(
             indices=(indices, "B"), z=(z, ("B", self.features.shape[1]))
         )
         indices = replica.all_gather(indices)  # [B], global from here
         z = replica.all_gather(tf.math.l2_normalize(z, axis=1))  # [B, D]
         same = indices[:, None] == indices[None, :]  # [B, B]
-        z = tf.math.l2_normalize(tf.matmul(tf.cast(same, tf.float32), z), 1)
+        z = tf.math.l2_normalize(tf.matmul(tf.cast(same, z.dtype), z), 1)
         # Of duplicates the first's row stands for all, to the last bit, so
         # that it does not matter which of them is written last.
         z = tf.gather(z, tf.argmax(same, axis=1))
         old = tf.gather(self.features, indices)  # [B, D]
-        m = tf.where(tf.gather(self.filled, indices), self.momentum, 0.0)
+        m = tf.cast(tf.gather(self.filled, indices), z.dtype) * self.momentum
         m = m[:, None]  # [B, 1]
         new = tf.math.l2_normalize(m * old + (1.0 - m) * z, axis=1)
         place = indices[:, None]  # [B, 1]

@@ -25,7 +25,7 @@ class Record(tf.Module):
 
     def keep_loss(self, loss: tf.Tensor) -> None:
         """Records a step's total loss, this replica's share of it."""
-        self.loss.assign(replica.mean(loss))
+        self.loss.assign(tf.cast(replica.mean(loss), self.loss.dtype))
 
     def keep_best(
         self, name: str, score: float, top1: float, step: int

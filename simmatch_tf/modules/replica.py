@@ -4,6 +4,8 @@ Inside `strategy.run` these see every replica; elsewhere, and with one replica,
 they return their argument.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -12,6 +14,14 @@ import tensorflow as tf
 def count() -> int:
     """Number of replicas in step."""
     return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def number() -> tf.Tensor:
+    """Which replica this is: an int32 scalar."""
+    if _alone():
+        return tf.constant(0)
+    context = tf.distribute.get_replica_context()
+    return tf.cast(context.replica_id_in_sync_group, tf.int32)
 
 
 def _alone() -> bool:
@@ -26,6 +36,14 @@ def mean(x: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, x)
 
 
+def sum(x: tf.Tensor) -> tf.Tensor:
+    """Sum of `x` over the replicas, the same on each."""
+    if _alone():
+        return x
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
 def all_gather(x: tf.Tensor) -> tf.Tensor:
     """Joins `x` [B / replicas, ...] over the replicas, in their order."""
     if _alone():
@@ -35,7 +53,50 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
     return context.all_gather(tf.identity(x), axis=0)
 
 
-def variable(value: Any, name: str, dtype: tf.DType) -> tf.Variable:
+def shuffle(
+    x: tf.Tensor, seed: tf.Tensor
+) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """Exchanges the rows of `x` between the replicas, at random.
+
+    Args:
+        x: [B / replicas, ...].
+        seed: int [2], the same on each; with the same B the same permutation.
+
+    Returns:
+        As many rows of other replicas; and what brings rows in their order
+        [B / replicas, ...] back home.
+    """
+    if _alone():
+        return x, tf.identity  # the order of a batch changes nothing
+    here = x.shape[0]
+    start = number() * here
+    draws = tf.random.stateless_uniform([here * count()], seed)
+    order = tf.argsort(draws)
+    home = tf.argsort(order)
+
+    def take(rows: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+        places = tf.slice(order, [start], [here])
+        return tf.ensure_shape(
+            tf.gather(_gather_bytes(rows), places), rows.shape
+        )
+
+    return take(x, order), lambda y: take(y, home)
+
+
+def _gather_bytes(x: tf.Tensor) -> tf.Tensor:
+    """`all_gather`, of bytes, too: collectives know no type below 16 bits."""
+    if x.dtype != tf.uint8:
+        return all_gather(x)
+    flat = tf.reshape(x, [x.shape[0], -1])
+    flat = tf.pad(flat, [[0, 0], [0, -flat.shape[1] % 4]])
+    words = tf.bitcast(tf.reshape(flat, [x.shape[0], -1, 4]), tf.int32)
+    flat = tf.bitcast(all_gather(words), tf.uint8)  # [B, n, 4]
+    flat = tf.reshape(flat, [flat.shape[0], -1])
+    flat = flat[:, : math.prod(x.shape[1:])]
+    return tf.reshape(flat, [-1, *x.shape[1:]])
+
+
+def variable(value: Any, name: str, dtype: tf.DType | str) -> tf.Variable:
     """State that every replica assigns the same value to."""
     return tf.Variable(
         value,

@@ -1,18 +1,27 @@
-"""The EMA teacher: a slowly moving copy of a network."""
+"""The EMA teacher: a slowly moving copy of a network.
+
+Two forms of its BatchNorm. EMAN averages the statistics as it averages the
+weights, and the teacher runs in inference mode. In the other, that of the
+published ImageNet runs, it runs in training mode and keeps statistics of its
+own; images are shuffled over the replicas, where each has statistics of its
+share.
+"""
 
 from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
 
+from simmatch_tf.modules import replica
 from simmatch_tf.ops import schedules
 
 
 class Teacher(tf.Module):
-    """Averages weights and BatchNorm statistics alike (EMAN).
+    """Averages weights, and with EMAN BatchNorm statistics.
 
     Attributes:
-        model: The copy. Run it in inference mode.
+        model: The copy.
+        eman: Whether its statistics are averages of the student's.
     """
 
     def __init__(
@@ -22,6 +31,7 @@ class Teacher(tf.Module):
         *,
         momentum: float = 0.999,
         warmup: bool = False,
+        eman: bool = True,
     ) -> None:
         """Starts `model` as a copy of `student`.
 
@@ -30,6 +40,7 @@ class Teacher(tf.Module):
             student: The network to follow.
             momentum: Weight of the old value, in [0, 1].
             warmup: See `schedules.ema_momentum`.
+            eman: See the module.
 
         Raises:
             ValueError: The two networks do not have the same variables, or
@@ -45,14 +56,30 @@ class Teacher(tf.Module):
                 f"the teacher's variables have shapes {own}, the student's "
                 f"{others}: they must be equal"
             )
-        self.model = model
+        self.model, self.eman = model, eman
         self._momentum, self._warmup = momentum, warmup
         self.copy(student)
 
     def copy(self, student: keras.Model) -> None:
         """Makes the copy equal to the student."""
-        for variable, value in _pairs(self.model, student):
+        pairs = _pairs(self.model.variables, student.variables)
+        for variable, value in pairs:
             variable.assign(value)
+
+    def __call__(
+        self, images: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """The teacher's outputs in a training step.
+
+        Args:
+            images: [N, H, W, C], this replica's.
+            seed: int [2], of this step's shuffle.
+        """
+        if self.eman:
+            return self.model(images, training=False)
+        images, back = replica.shuffle(images, seed)
+        out = self.model(images, training=True)
+        return {name: back(value) for name, value in out.items()}
 
     def update(self, student: keras.Model, step: tf.Tensor) -> None:
         """Moves the copy: F_t ← m F_t + (1 - m) F_s.
@@ -64,7 +91,13 @@ class Teacher(tf.Module):
         m = schedules.ema_momentum(
             step, momentum=self._momentum, warmup=self._warmup
         )
-        for variable, value in _pairs(self.model, student):
+        if self.eman:
+            pairs = _pairs(self.model.variables, student.variables)
+        else:
+            pairs = _pairs(
+                self.model.trainable_variables, student.trainable_variables
+            )
+        for variable, value in pairs:
             if not variable.dtype.is_floating:
                 variable.assign(value)  # counters have no average
                 continue
@@ -74,9 +107,6 @@ class Teacher(tf.Module):
 
 
 def _pairs(
-    model: keras.Model, student: keras.Model
+    own: Sequence[keras.Variable], others: Sequence[keras.Variable]
 ) -> Sequence[tuple[tf.Variable, tf.Variable]]:
-    return [
-        (a.value, b.value)
-        for a, b in zip(model.variables, student.variables, strict=True)
-    ]
+    return [(a.value, b.value) for a, b in zip(own, others, strict=True)]

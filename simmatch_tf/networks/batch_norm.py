@@ -1,5 +1,7 @@
 """BatchNorm of models that are made elsewhere."""
 
+from collections.abc import Iterator
+
 import keras
 
 
@@ -14,9 +16,23 @@ def adjust(
             own.
         synchronized: Over all replicas; False leaves their own.
     """
+    for layer in _layers(model):
+        layer.synchronized = layer.synchronized or synchronized
+        if momentum is not None:
+            layer.momentum = momentum
+
+
+def statistics(model: keras.Model) -> list[keras.Variable]:
+    """The averaged means and variances in a model."""
+    return [
+        variable
+        for layer in _layers(model)
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def _layers(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
     # Some layers hold others in attributes; only this lists them all.
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = layer.synchronized or synchronized
-            if momentum is not None:
-                layer.momentum = momentum
+            yield layer

@@ -1,4 +1,4 @@
-"""Classifier and projection head. Both compute in float32 always."""
+"""Classifier and projection head. Both compute in float32 at least."""
 
 import keras
 
@@ -15,7 +15,8 @@ class Normalize(keras.layers.Layer):
             std: Likewise, above 0.
             **kwargs: Keras' own.
         """
-        super().__init__(**{"trainable": False, **kwargs})
+        # Half precision would round values up to 255 before `call`.
+        super().__init__(**{"trainable": False, **kwargs}, autocast=False)
         self._initial = {"mean": list(mean), "std": list(std)}
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -68,6 +69,12 @@ def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:
     }
 
 
+def _features(width: int) -> tuple[keras.KerasTensor, str]:
+    """A head's input, and the dtype of all in it: that of the weights."""
+    dtype = keras.config.dtype_policy().variable_dtype
+    return keras.Input((width,), name="features", dtype=dtype), dtype
+
+
 def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
     """φ: one Dense layer, features [N, width] → logits [N, L] float32.
 
@@ -76,11 +83,11 @@ def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
         num_classes: L.
         initializer: See `initializers`.
     """
-    features = keras.Input((width,), name="features")
+    features, dtype = _features(width)
     logits = keras.layers.Dense(
         num_classes,
         **initializers(initializer, width),
-        dtype="float32",
+        dtype=dtype,
         name="logits",
     )(features)
     return keras.Model(features, logits, name="classifier")
@@ -94,19 +101,19 @@ def projection_head(width: int, dim: int, initializer: str) -> keras.Model:
         dim: D.
         initializer: See `initializers`.
     """
-    features = keras.Input((width,), name="features")
+    features, dtype = _features(width)
     x = keras.layers.Dense(
         width,
         activation="relu",
         **initializers(initializer, width),
-        dtype="float32",
+        dtype=dtype,
         name="hidden",
     )(features)
     x = keras.layers.Dense(
         dim,
         **initializers(initializer, width),
-        dtype="float32",
+        dtype=dtype,
         name="embedding",
     )(x)
-    x = keras.layers.UnitNormalization(axis=-1, dtype="float32")(x)
+    x = keras.layers.UnitNormalization(axis=-1, dtype=dtype)(x)
     return keras.Model(features, x, name="projection_head")

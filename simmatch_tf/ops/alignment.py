@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simmatch_tf.ops import shapes
+from simmatch_tf.ops import precision, shapes
 
 
 def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
@@ -20,8 +20,7 @@ def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    p = tf.cast(tf.convert_to_tensor(p), tf.float32)
-    mean = tf.cast(tf.convert_to_tensor(mean), tf.float32)
+    p, mean = precision.widen(p, mean)
     shapes.check(p=(p, "NL"), mean=(mean, "L"))
     ratio = tf.math.divide_no_nan(p, mean)  # [N, L]
     return tf.math.divide_no_nan(

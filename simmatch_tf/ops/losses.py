@@ -1,8 +1,8 @@
-"""The three losses of SimMatch. All in float32, all from logits."""
+"""The three losses of SimMatch, from logits; float32 (`precision.widen`)."""
 
 import tensorflow as tf
 
-from simmatch_tf.ops import shapes, similarity
+from simmatch_tf.ops import precision, shapes, similarity
 
 
 def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -20,7 +20,7 @@ def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
+    (logits,) = precision.widen(logits)
     labels = tf.convert_to_tensor(labels)
     shapes.check(logits=(logits, "BL"), labels=(labels, "B"))
     return tf.reduce_mean(
@@ -47,15 +47,14 @@ def unsupervised_loss(
     Raises:
         ValueError: The shapes differ.
     """
-    logits = tf.cast(tf.convert_to_tensor(logits), tf.float32)
-    p_hat = tf.cast(tf.convert_to_tensor(p_hat), tf.float32)
+    logits, p_hat = precision.widen(logits, p_hat)
     p_hat = tf.stop_gradient(p_hat)
     shapes.check(logits=(logits, "NL"), p_hat=(p_hat, "NL"))
     # Differs: ≥ as in the published runs, where the slides write >.
     kept = tf.reduce_max(p_hat, axis=1) >= threshold  # [N]
     entropies = tf.nn.softmax_cross_entropy_with_logits(p_hat, logits)
     loss = tf.reduce_mean(tf.where(kept, entropies, 0.0))
-    return loss, tf.cast(kept, tf.float32)
+    return loss, tf.cast(kept, loss.dtype)
 
 
 def instance_loss(
@@ -84,9 +83,8 @@ def instance_loss(
     Raises:
         ValueError: A shape does not fit, or `temperature` is not above 0.
     """
-    z_s = tf.cast(tf.convert_to_tensor(z_s), tf.float32)
-    memory = tf.stop_gradient(tf.cast(tf.convert_to_tensor(memory), tf.float32))
-    q_hat = tf.stop_gradient(tf.cast(tf.convert_to_tensor(q_hat), tf.float32))
+    z_s, memory, q_hat = precision.widen(z_s, memory, q_hat)
+    memory, q_hat = tf.stop_gradient(memory), tf.stop_gradient(q_hat)
     shapes.check(z_s=(z_s, "ND"), memory=(memory, "KD"), q_hat=(q_hat, "NK"))
     logits, shift = similarity.similarity_logits(
         z_s, memory, temperature, valid

@@ -1,8 +1,11 @@
-"""Label propagation between classes and instances (slides, Eq. 7 to 10)."""
+"""Label propagation between classes and instances (slides, Eq. 7 to 10).
+
+What says float32 here is float64 where all inputs are (`precision.widen`).
+"""
 
 import tensorflow as tf
 
-from simmatch_tf.ops import shapes
+from simmatch_tf.ops import precision, shapes
 
 
 def unfold(p_w: tf.Tensor, memory_labels: tf.Tensor) -> tf.Tensor:
@@ -20,7 +23,7 @@ def unfold(p_w: tf.Tensor, memory_labels: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    p_w = tf.cast(tf.convert_to_tensor(p_w), tf.float32)
+    (p_w,) = precision.widen(p_w)
     memory_labels = tf.convert_to_tensor(memory_labels)
     shapes.check(p_w=(p_w, "NL"), memory_labels=(memory_labels, "K"))
     return tf.gather(p_w, memory_labels, axis=1)
@@ -42,8 +45,7 @@ def scale(q_w: tf.Tensor, p_unfold: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: The shapes differ.
     """
-    q_w = tf.cast(tf.convert_to_tensor(q_w), tf.float32)
-    p_unfold = tf.cast(tf.convert_to_tensor(p_unfold), tf.float32)
+    q_w, p_unfold = precision.widen(q_w, p_unfold)
     shapes.check(q_w=(q_w, "NK"), p_unfold=(p_unfold, "NK"))
     # Only the ratio of the products counts; the largest p is made 1 so that
     # two small factors do not underflow to a row of zeros.
@@ -72,7 +74,7 @@ def aggregate(
     Raises:
         ValueError: A shape does not fit.
     """
-    q_w = tf.cast(tf.convert_to_tensor(q_w), tf.float32)
+    (q_w,) = precision.widen(q_w)
     memory_labels = tf.convert_to_tensor(memory_labels)
     shapes.check(q_w=(q_w, "NK"), memory_labels=(memory_labels, "K"))
     return tf.transpose(
@@ -100,7 +102,6 @@ def smooth(p_w: tf.Tensor, q_agg: tf.Tensor, alpha: float) -> tf.Tensor:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: must be in [0, 1]")
-    p_w = tf.cast(tf.convert_to_tensor(p_w), tf.float32)
-    q_agg = tf.cast(tf.convert_to_tensor(q_agg), tf.float32)
+    p_w, q_agg = precision.widen(p_w, q_agg)
     shapes.check(p_w=(p_w, "NL"), q_agg=(q_agg, "NL"))
     return alpha * p_w + (1.0 - alpha) * q_agg

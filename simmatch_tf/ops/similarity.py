@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from simmatch_tf.ops import shapes
+from simmatch_tf.ops import precision, shapes
 
 
 def similarity_logits(
@@ -23,7 +23,7 @@ def similarity_logits(
     Returns:
         Logits minus their row's largest valid one, -inf at slots that are not
         valid [N, K], and that largest one [N, 1] (0 with no valid slot). Both
-        float32, whatever the inputs. No gradient goes to the shift, so add it
+        of `precision.widen`'s dtype. No gradient goes to the shift, so add it
         back where it matters, and none to the memory.
 
     Raises:
@@ -31,8 +31,7 @@ def similarity_logits(
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
-    z = tf.cast(tf.convert_to_tensor(z), tf.float32)
-    memory = tf.cast(tf.convert_to_tensor(memory), tf.float32)
+    z, memory = precision.widen(z, memory)
     memory = tf.stop_gradient(memory)
     shapes.check(z=(z, "ND"), memory=(memory, "KD"))
     if valid is not None:

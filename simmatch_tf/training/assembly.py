@@ -25,7 +25,7 @@ ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
     "simmatch": simmatch.SimMatch,
     "supervised": supervised.Supervised,
 }
-_SEEDING = threading.Lock()
+_BUILDING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,8 @@ def make_algorithm(
 
     norm = {
         "batch_norm_momentum": config.batch_norm_momentum,
-        "synchronized": strategy.num_replicas_in_sync > 1,
+        "synchronized": strategy.num_replicas_in_sync > 1
+        and config.batch_norm == "synchronized",
     }
     if custom.backbone:
         backbone = network.own(custom.backbone, **norm)
@@ -118,7 +119,7 @@ def make_algorithm(
             std=std,
         )
 
-    with _seeded(config.seed), strategy.scope():
+    with _building(config.seed, config.precision), strategy.scope():
         return kind(
             config,
             make_network,
@@ -128,18 +129,21 @@ def make_algorithm(
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seeds what Keras draws first weights from, one thread at a time.
+def _building(seed: int, precision: str) -> Iterator[None]:
+    """Seeds what Keras draws first weights from, and sets its dtype policy.
 
-    The generators are the process's, so runs in several threads must take
-    turns; Python's and NumPy's are given back to the caller as they were.
+    Both are the process's, so runs in several threads must take turns. They
+    are given back to the caller as they were.
     """
-    with _SEEDING:
+    with _BUILDING:
         before = random.getstate(), np.random.get_state()
+        policy = keras.config.dtype_policy()
         keras.utils.set_random_seed(seed)
+        keras.config.set_dtype_policy(precision)
         try:
             yield
         finally:
+            keras.config.set_dtype_policy(policy)
             random.setstate(before[0])
             np.random.set_state(before[1])
 

@@ -1,7 +1,9 @@
 """Checkpoints: one file pair a step, the newest readable one is resumed."""
 
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,6 +14,10 @@ from absl import logging
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
+
+# Counted up when the state of a run changes: what one version saves, another
+# may not be able to take.
+FORMAT = 2
 
 
 class _Data(tf.train.experimental.PythonState):
@@ -27,7 +33,7 @@ class _Data(tf.train.experimental.PythonState):
 
     def serialize(self) -> str:
         """Written into a checkpoint."""
-        return json.dumps(self.here)
+        return json.dumps({"format": FORMAT, **self.here})
 
     def deserialize(self, value: str) -> None:
         """Read from one."""
@@ -47,7 +53,7 @@ class Checkpoints:
     """All state of an algorithm, and what data it belongs to.
 
     TensorFlow renames the .index file into place last: a checkpoint that has
-    one is whole.
+    one is whole. It is read back and on the disk before older ones go.
     """
 
     def __init__(
@@ -88,8 +94,11 @@ class Checkpoints:
         try:
             self._folder.mkdir(exist_ok=True)
             self._checkpoint.write(self._prefix(step))
+            self._verify(step)
         except (OSError, tf.errors.OpError) as error:
             text = str(error).splitlines()[0]
+            with contextlib.suppress(OSError):
+                self._delete(step)
             raise InputError(
                 f"the checkpoint of step {step} cannot be written to "
                 f"{self._folder} ({text}); make room and start the run again: "
@@ -98,8 +107,27 @@ class Checkpoints:
         for old in self.steps()[: -self._keep]:
             self._delete(old)
 
-    def restore(self) -> int | None:
+    def _verify(self, step: int) -> None:
+        """Reads a checkpoint back, by its checksums, and flushes it.
+
+        Raises:
+            OSError, tf.errors.OpError: It is not what was written.
+        """
+        reader = tf.train.load_checkpoint(self._prefix(step))
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+        for path in (*self._folder.glob(f"step_{step:08d}.*"), self._folder):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+    def restore(self, at: int | None = None) -> int | None:
         """Reads the newest checkpoint that can be read.
+
+        Args:
+            at: Only this step's.
 
         Returns:
             Its step; None if there is no checkpoint at all.
@@ -109,10 +137,13 @@ class Checkpoints:
                 readable one does not hold what this run needs.
         """
         errors = []
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps() if at is None else [at]):
             try:
+                self._check_format(step)
                 status = self._checkpoint.read(self._prefix(step))
             # A broken file makes TensorFlow raise errors of many types.
+            except InputError:
+                raise
             except Exception as error:
                 text = (str(error).splitlines() or [repr(error)])[0]
                 errors.append(f"step {step}: {text}")
@@ -138,6 +169,17 @@ class Checkpoints:
                 "why; --overwrite starts anew"
             )
         return None
+
+    def _check_format(self, step: int) -> None:
+        reader = tf.train.load_checkpoint(self._prefix(step))
+        saved = json.loads(reader.get_tensor("data/.ATTRIBUTES/py_state"))
+        there = saved.get("format", 1)
+        if there != FORMAT:
+            raise InputError(
+                f"{self._prefix(step)} was written by another version of "
+                f"simmatch_tf (its format is {there}, this one's {FORMAT}): "
+                "go on with that version, or --overwrite to start anew"
+            )
 
     def _check_data(self, step: int) -> None:
         for name, here in self._data.here.items():

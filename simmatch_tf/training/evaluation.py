@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from simmatch_tf.data import pipeline
 from simmatch_tf.data import source as source_lib
+from simmatch_tf.modules import replica
 
 
 class Evaluator:
@@ -40,7 +41,10 @@ class Evaluator:
         self._forward = {
             name: tf.function(
                 lambda images, model=model: strategy.run(
-                    lambda x: model(x, training=False)["logits"], args=(images,)
+                    lambda x: replica.all_gather(
+                        model(x, training=False)["logits"]
+                    ),
+                    args=(images,),
                 ),
                 autograph=False,
             )
@@ -61,25 +65,28 @@ class Evaluator:
         Returns:
             Name → float32 [n, L].
         """
-        dataset = pipeline.evaluation_dataset(
-            images,
-            indices,
-            min(self._batch_size, len(indices)),
-            **self._input,
+        batches = iter(
+            self._strategy.distribute_datasets_from_function(
+                lambda context: pipeline.evaluation_dataset(
+                    images,
+                    indices,
+                    min(self._batch_size, len(indices)),
+                    **self._input,
+                    context=context,
+                )
+            )
         )
-        batches = iter(self._strategy.experimental_distribute_dataset(dataset))
         found = {name: [] for name in self._forward}
         while True:
             batch = pipeline.read_next(batches, "in evaluation")
             if batch is None:
                 break
             for name, forward in self._forward.items():
-                found[name] += [
-                    part.numpy()
-                    for part in self._strategy.experimental_local_results(
-                        forward(batch)
-                    )
-                ]
+                # Each replica has those of all.
+                first, *_ = self._strategy.experimental_local_results(
+                    forward(batch)
+                )
+                found[name].append(first.numpy())
         return {
             name: np.concatenate(parts)[: len(indices)]
             for name, parts in found.items()

@@ -2,7 +2,6 @@
 
 import functools
 import importlib.metadata
-import json
 import math
 import time
 
@@ -12,9 +11,9 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import pipeline as pipeline_lib
 from simmatch_tf.data import source as source_lib
-from simmatch_tf.data import splits, views
+from simmatch_tf.data import splits
+from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
@@ -26,7 +25,9 @@ from simmatch_tf.training import (
     interruption,
     progress,
     results,
+    stepping,
     strategies,
+    workers,
 )
 from simmatch_tf.training import workdir as workdir_lib
 
@@ -52,8 +53,9 @@ def fit(
 
     Raises:
         InputError: Something the caller can put right.
-        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
-        FloatingPointError: The loss is no longer a finite number.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written; or
+            another worker has gone.
+        FloatingPointError: A number is not finite; see --on_nonfinite.
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
@@ -79,7 +81,7 @@ def fit_in(
     if folder.finished():
         return results.read(folder.results)
     allocator.keep_memory()
-    with interruption.watch() as request:
+    with interruption.watch() as request, workers.lost(folder, config):
         return _Run(folder, config, custom).train(request)
 
 
@@ -100,13 +102,14 @@ class _Run:
         self.folder = folder
         # First: once TensorFlow has begun, a CPU is not divided any more.
         self.strategy = strategies.make(config)
+        self.workers = workers.Workers(self.strategy, config)
+        resumed = self.workers.same_folder(folder)
         # ------------------------------------------------------------ data --
         self.source = inputs.make_source(config, custom.source)
         self.split = inputs.make_split(config, self.source, folder)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
-        resumed = folder.resumed()
         self.algorithm = assembly.make_algorithm(
             self.config,
             custom,
@@ -124,9 +127,10 @@ class _Run:
                 self.algorithm, config.init_from, custom
             )
         # --------------------------------------------------------- workdir --
-        folder.begin(config)
-        if not resumed:
-            splits.write(folder.split, self.split, self.source)
+        if self.workers.chief:
+            folder.begin(config)
+            if not resumed:
+                splits.write(folder.split, self.split, self.source)
         self.checkpoints = checkpoints.Checkpoints(
             folder.checkpoints,
             self.algorithm,
@@ -141,22 +145,17 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        try:
-            self.writer = tf.summary.create_file_writer(str(folder.tensorboard))
-        except tf.errors.OpError as error:
-            raise InputError(
-                f"{folder.tensorboard}: cannot be written ({error.message})"
-            ) from None
+        self.writer = self._make_writer()
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def train(self, request: interruption.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
         config = self.config
         # ---------------------------------------------------------- resume --
-        self.checkpoints.tidy()
-        with self.strategy.scope():
-            start = self.checkpoints.restore() or 0
-        bar = progress.Progress(start, config.steps, bar=config.progress)
+        start = self._restore()
+        bar = progress.Progress(
+            start, config.steps, bar=config.progress, loud=self.workers.chief
+        )
         self._say_what(bar, start)
         # ----------------------------------------------------------- input --
         pipeline = inputs.make_pipeline(
@@ -165,16 +164,23 @@ class _Run:
             self.split,
             unlabeled=self.algorithm.needs_unlabeled,
         )
-        batches = inputs.make_batches(
-            self.strategy, pipeline, start, config.steps
+        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        stepper = stepping.Stepper(
+            self.strategy,
+            self.algorithm,
+            inputs.make_batches(self.strategy, pipeline, start, config.steps),
+            finish=finish if config.views_on == "device" else None,
+            jit_compile=config.jit_compile,
         )
-        train_step = self._compiled_step(pipeline.recipe)
         began = time.monotonic()
         # ------------------------------------------------------------ loop --
-        for step in range(start + 1, config.steps + 1):
-            metrics = train_step(
-                pipeline_lib.read_next(batches, f"at step {step}")
-            )
+        step, every = start, (config.log_every, config.eval_every)
+        every += (config.checkpoint_every, config.steps_per_loop)
+        while step < config.steps:
+            count = min(config.steps - step, *(n - step % n for n in every))
+            asked_before = stepper.stop
+            metrics = stepper(step + 1, count, bool(request.signal))
+            step += count
             itstime = functools.partial(_itstime, step, config.steps)
             bar.advance(
                 step,
@@ -182,14 +188,14 @@ class _Run:
             )
             if itstime(config.eval_every):
                 self._evaluate(step, bar)
-            if itstime(config.checkpoint_every) or request.signal:
-                self._check_finite(step)
-                self.checkpoints.save(step)
-            if request.signal and step < config.steps:
+            stop = self.workers.stop(request, asked_before)
+            if itstime(config.checkpoint_every) or stop:
+                self._save(step)
+            if stop and step < config.steps:
                 bar.close()
                 self._write_timing(start, step, time.monotonic() - began)
                 raise interruption.Interrupted(
-                    f"{request.signal} after step {step} of {config.steps}; "
+                    f"{stop} after step {step} of {config.steps}; "
                     f"saved in {self.folder.path}: start it again to go on"
                 )
         # ---------------------------------------------------------- result --
@@ -199,28 +205,40 @@ class _Run:
         bar.close()
         self.writer.close()
         result = self._result()
-        result.write(self.folder.results)
+        if self.workers.chief:
+            result.write(self.folder.results)
+        self.workers.wait()
         return result
 
-    def _compiled_step(self, recipe: views.Recipe):
-        strategy, algorithm = self.strategy, self.algorithm
-        finish = None
-        if self.config.views_on == "device":
-            finish = functools.partial(recipe.finish_batch, dense=True)
+    def _make_writer(self) -> tf.summary.SummaryWriter:
+        path = self.folder.tensorboard
+        if not self.workers.chief:
+            return tf.summary.create_noop_writer()
+        try:
+            return tf.summary.create_file_writer(str(path))
+        except tf.errors.OpError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error.message})"
+            ) from None
 
-        def replica_step(batch):
-            return algorithm.train_step(finish(batch) if finish else batch)
+    def _restore(self) -> int:
+        """Reads the last checkpoint: the chief says which one that is."""
+        start = 0
+        with self.strategy.scope():
+            if self.workers.chief:
+                self.checkpoints.tidy()
+                start = self.checkpoints.restore() or 0
+            start = self.workers.agree(start)
+            if start and not self.workers.chief:
+                self.checkpoints.restore(at=start)
+        return start
 
-        # AutoGraph would read a thousand lines for seconds and change none.
-        @tf.function(autograph=False)
-        def train_step(batch):
-            metrics = strategy.run(replica_step, args=(batch,))
-            return {
-                name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
-                for name, value in metrics.items()
-            }
-
-        return train_step
+    def _save(self, step: int) -> None:
+        """Writes a checkpoint, unless the state is broken."""
+        self._check_finite(step)
+        if self.workers.chief:
+            self.checkpoints.save(step)
+        self.workers.wait()
 
     def _say_what(self, bar: progress.Progress, start: int) -> None:
         config, split = self.config, self.split
@@ -243,6 +261,9 @@ class _Run:
             )
         if self.initial:
             bar.say(self.initial)
+        devices = self.strategy.num_replicas_in_sync
+        if devices > 1:
+            bar.say(f"{devices} devices, {self.workers.count} workers")
         if start:
             bar.say(f"resumed after step {start}")
 
@@ -250,8 +271,8 @@ class _Run:
         self, step: int, metrics: dict[str, tf.Tensor]
     ) -> dict[str, float]:
         """Fetches a step's metrics and writes them to TensorBoard."""
-        values = {name: float(value) for name, value in metrics.items()}
         self._check_finite(step)
+        values = {name: float(value) for name, value in metrics.items()}
         rate = self.algorithm.learning_rate(step - 1)
         with self.writer.as_default(step):
             for name, value in values.items():
@@ -261,15 +282,33 @@ class _Run:
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
-        loss = float(self.algorithm.record.loss.numpy())
-        if not math.isfinite(loss):
-            saved = self.checkpoints.steps()
-            last = f"step {saved[-1]}" if saved else "none"
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}; last good checkpoint: "
-                f"{last}, in {self.folder.checkpoints}. A lower "
-                "--learning_rate or a --warmup_steps may help"
+        guard = self.algorithm.guard
+        found = guard.look()
+        if found is None:
+            return
+        first, name = found
+        if guard.skips and not guard.gave_up():
+            logging.warning(
+                "step %d was skipped: %s is not finite (%d steps so far)",
+                first,
+                name,
+                int(guard.total.numpy()),
             )
+            return
+        saved = self.checkpoints.steps()
+        last = f"step {saved[-1]}" if saved else "none"
+        many = f" ({guard_lib.GIVES_UP_AFTER} steps in a row)"
+        raise FloatingPointError(
+            f"{name} is not finite at step {first}"
+            f"{many if guard.skips else ''}; last good checkpoint: {last}, in "
+            f"{self.folder.checkpoints}. A lower --learning_rate or a "
+            "--warmup_steps may help"
+            + (
+                ""
+                if guard.skips
+                else "; --on_nonfinite=skip leaves such steps out"
+            )
+        )
 
     def _evaluate(self, step: int, bar: progress.Progress) -> None:
         """Evaluates all networks; keeps the best on record."""
@@ -342,23 +381,14 @@ class _Run:
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        sessions = []
-        if self.folder.timing.is_file():
-            try:
-                sessions = json.loads(self.folder.timing.read_text("utf-8"))
-            except ValueError:
-                sessions = []  # a torn file of times is no reason to stop
         images = self.config.batch_size
         if self.algorithm.needs_unlabeled:
             images *= 1 + 2 * self.config.unlabeled_ratio
-        sessions.append(
-            {
-                "first_step": start + 1,
-                "last_step": stop,
-                "seconds": round(seconds, 3),
-                "views_per_second": round(
-                    (stop - start) * images / max(seconds, 1e-9), 1
-                ),
-            }
-        )
-        results.write_json(self.folder.timing, sessions)
+        if self.workers.chief:
+            results.add_session(
+                self.folder.timing,
+                first_step=start + 1,
+                last_step=stop,
+                seconds=seconds,
+                images=(stop - start) * images,
+            )

@@ -19,17 +19,20 @@ class Progress:
         done: Step that the bar shows.
     """
 
-    def __init__(self, start: int, steps: int, *, bar: bool) -> None:
+    def __init__(
+        self, start: int, steps: int, *, bar: bool, loud: bool = True
+    ) -> None:
         """Starts at a step.
 
         Args:
             start: Steps done before.
             steps: Length of the run.
             bar: Show a bar if standard error is a terminal.
+            loud: Say anything at all.
         """
         self.done = start
         self._start, self._steps, self._began = start, steps, time.monotonic()
-        self._loud = not quiet()
+        self._loud = loud and not quiet()
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,

@@ -81,6 +81,32 @@ def read(path: str | os.PathLike) -> Result:
         ) from None
 
 
+def add_session(
+    path: pathlib.Path,
+    *,
+    first_step: int,
+    last_step: int,
+    seconds: float,
+    images: int,
+) -> None:
+    """Adds to timing.json when a run ran, and how fast."""
+    sessions = []
+    if path.is_file():
+        try:
+            sessions = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            sessions = []  # a torn file of times is no reason to stop
+    sessions.append(
+        {
+            "first_step": first_step,
+            "last_step": last_step,
+            "seconds": round(seconds, 3),
+            "views_per_second": round(images / max(seconds, 1e-9), 1),
+        }
+    )
+    write_json(path, sessions)
+
+
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file, whole or not at all.
 

@@ -5,6 +5,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import checks
+from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
@@ -27,6 +28,11 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
         InputError: There are fewer of them, or the batch does not divide.
     """
     _check_backend()
+    if config.strategy == "tpu" or config.tpu is not None:
+        return _tpu(config)
+    cluster = workers(config)
+    if cluster is not None:
+        return _multi_worker(config, cluster)
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     count = config.devices
     if count is None:
@@ -43,6 +49,67 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
         _make_deterministic()
     logging.info("training on %s", ", ".join(names))
     return mirrored(tuple(names))
+
+
+def workers(config: config_lib.Config) -> cluster_lib.Cluster | None:
+    """The workers that train together; None if it is this process alone."""
+    if config.strategy in ("multi_worker", "auto") and config.tpu is None:
+        return cluster_lib.read()
+    return None
+
+
+def _multi_worker(
+    config: config_lib.Config, cluster: cluster_lib.Cluster
+) -> tf.distribute.Strategy:
+    """All GPUs of all workers, or --devices of each; or their CPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    wanted = config.devices or len(gpus) or 1
+    if wanted > max(len(gpus), 1):
+        raise InputError(
+            f"--devices={wanted}: worker {cluster.index} has {len(gpus)} GPUs"
+            + ("" if gpus else ", and its CPU is one device")
+        )
+    if gpus:
+        tf.config.set_visible_devices(gpus[:wanted], "GPU")
+        _make_deterministic()
+    checks.check_divides(config, wanted * len(cluster.workers))
+    logging.info(
+        "worker %d of %d, %d devices each",
+        cluster.index,
+        len(cluster.workers),
+        wanted,
+    )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        raise InputError(
+            f"TF_CONFIG: the workers {', '.join(cluster.workers)} cannot be "
+            f"brought together ({text})"
+        ) from None
+
+
+def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
+    """All cores of a TPU."""
+    name = config.tpu or "local"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    # What is raised depends on how a TPU cannot be reached.
+    except Exception as error:
+        text = (str(error).splitlines() or [repr(error)])[0]
+        raise InputError(f"--tpu={name}: cannot be reached ({text})") from None
+    cores = strategy.num_replicas_in_sync
+    if config.devices not in (None, cores):
+        raise InputError(
+            f"--devices={config.devices}: the TPU has {cores} cores, and all "
+            "are used; leave it out"
+        )
+    checks.check_divides(config, cores)
+    return strategy
 
 
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:

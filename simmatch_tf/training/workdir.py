@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from simmatch_tf import cluster
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
@@ -72,8 +73,13 @@ class Workdir:
             raise InputError(
                 f"--workdir={self.path}: no run here ({FLAGFILE} is missing)"
             )
-        config = config_lib.Config.from_flagfile(self.flagfile.absolute())
-        return config
+        try:
+            return config_lib.Config.from_flagfile(self.flagfile.absolute())
+        except InputError as error:
+            raise InputError(
+                f"{self.flagfile}: {error} (damaged, or of another version of "
+                "simmatch_tf)"
+            ) from None
 
     def started(self) -> bool:
         """Whether a run left something here that is worth keeping."""
@@ -126,13 +132,19 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         config: The flags of this command.
 
     Yields:
-        The folder, locked until the end. Nothing in it is changed.
+        The folder, locked until the end. Nothing in it is changed. To workers
+        other than the chief, which holds the lock for all of them, it is just
+        named.
 
     Raises:
         InputError: The folder cannot be written, another process trains in
             it, or the run in it was started with other flags.
     """
     folder = Workdir(config.workdir)
+    if not cluster.chief():
+        folder.anew = config.overwrite
+        yield folder
+        return
     there = folder.path.exists()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
