@@ -346,10 +346,14 @@ def last_flagfile(argv: Sequence[str]) -> pathlib.Path | None:
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Leaves out what TensorFlow and TFDS say about every single file."""
+    """Leaves out what TensorFlow and TFDS say of each file and collective."""
     of_a_file = any(
         part in record.pathname
-        for part in ("tensorflow_datasets", "tensorflow/python/saved_model")
+        for part in (
+            "tensorflow_datasets",
+            "tensorflow/python/distribute",
+            "tensorflow/python/saved_model",
+        )
     )
     return record.module != "functional_saver" and not (
         of_a_file and record.levelno <= logging.INFO

@@ -221,7 +221,11 @@ class Config(operation_flags.OperationFlags):
         1.0, "weight of the instance loss.", low=0, high=1e6
     )
     memory_momentum: float = flag(
-        0.7, "weight of the old embedding, ensemble form.", low=0, high=0.99999
+        0.7,
+        "weight of the old embedding, ensemble form.",
+        low=0,
+        high=0.99999,
+        rare=True,
     )
     ema_momentum: float = flag(
         0.999, "weight of the EMA teacher's old value.", low=0, high=1

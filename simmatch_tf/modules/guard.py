@@ -1,5 +1,6 @@
 """Steps in which a number is not finite: found on the device, and undone."""
 
+import threading
 from collections.abc import Sequence
 
 import tensorflow as tf
@@ -10,8 +11,11 @@ from simmatch_tf.modules import loss_scale, replica
 GIVES_UP_AFTER = 10
 
 
-class _Notes:
-    """What a step lays aside to be looked at; no part of the state."""
+class _Notes(threading.local):
+    """What a step lays aside to be looked at; no part of the state.
+
+    Replicas are traced in a thread each.
+    """
 
     tensors: dict[str, tf.Tensor] = {}
 

@@ -28,6 +28,9 @@ class Request:
 
     signal: str | None = None
 
+    def watch_again(self) -> None:
+        """Takes the signals back, where something else has taken them."""
+
 
 _watching: list[Request] = []
 
@@ -55,9 +58,13 @@ def watch() -> Iterator[Request]:
         request.signal = signal.Signals(number).name
         signal.signal(number, before[number])
 
-    try:
+    def take() -> None:
         for number in before:
             signal.signal(number, note)
+
+    request.watch_again = take
+    try:
+        take()
         yield request
     finally:
         _watching.clear()

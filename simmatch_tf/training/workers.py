@@ -111,7 +111,8 @@ def lost(
     except _GONE as error:
         if strategies.workers(config) is None:
             raise
-        reason = error.message.splitlines()[0]
+        lines = error.message.splitlines()
+        reason = next((x for x in lines if "aborted by" in x), lines[0])
         raise interruption.Interrupted(
             f"another worker has gone or cannot be reached ({reason}); start "
             f"all of them again to go on from the last checkpoint in "

@@ -383,7 +383,7 @@ def test_a_result_that_cannot_be_read(finished_run, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):
     with pytest.raises(
-        FloatingPointError, match="the loss is (nan|inf) at step .* last good"
+        FloatingPointError, match="is not finite at step .* last good"
     ):
         runs.fit(
             tmp_path,
