@@ -87,7 +87,7 @@ class Guard(tf.Module):
         place = tf.argmax(wrong)
         self.step.assign(tf.where(first, step, self.step))
         self.place.assign(tf.where(first, place, self.place))
-        row = tf.where(broken, self.in_a_row + 1, 0)
+        row = (self.in_a_row + 1) * tf.cast(broken, tf.int64)
         gave_up = self.in_a_row >= GIVES_UP_AFTER
         self.in_a_row.assign(tf.where(gave_up, self.in_a_row, row))
         self.total.assign_add(tf.cast(broken, tf.int64))

@@ -32,8 +32,8 @@ class LossScale(tf.Module):
         Args:
             finite: Bool scalar: no gradient overflowed.
         """
-        good = tf.where(finite, self.good + 1, 0)
+        good = (self.good + 1) * tf.cast(finite, tf.int64)
         grows = good >= GROWS_AFTER
         factor = tf.where(finite, tf.where(grows, 2.0, 1.0), 0.5)
         self.scale.assign(tf.clip_by_value(self.scale * factor, 1.0, LARGEST))
-        self.good.assign(tf.where(grows, 0, good))
+        self.good.assign(good * tf.cast(~grows, tf.int64))

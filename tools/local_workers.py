@@ -1,0 +1,107 @@
+"""Starts a run's workers on this one machine, to try several out.
+
+    python tools/local_workers.py -- --flagfile=configs/digits_40.cfg
+
+What follows -- are the flags of simmatch_tf.train, the same for each. Prints
+what the chief prints; what the others print is kept, and printed if one ends
+otherwise than the chief. A signal goes on to all of them. Ends with the chief's
+status.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens at, now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("localhost", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def start(count: int, words: list[str], **popen) -> list[subprocess.Popen]:
+    """Starts simmatch_tf.train `count` times, as workers of one run.
+
+    Args:
+        count: Of workers.
+        words: The flags of the run.
+        **popen: Of subprocess.Popen; a callable is called with the worker's
+            index.
+
+    Returns:
+        The processes, the chief first.
+    """
+    hosts = [f"localhost:{port}" for port in free_ports(count)]
+    processes = []
+    for index in range(count):
+        task = {"type": "worker", "index": index}
+        content = {"cluster": {"worker": hosts}, "task": task}
+        environment = dict(os.environ, TF_CONFIG=json.dumps(content))
+        if count == 1:
+            del environment["TF_CONFIG"]
+        options = {
+            name: value(index) if callable(value) else value
+            for name, value in popen.items()
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "simmatch_tf.train", *words],
+                env=environment,
+                **options,
+            )
+        )
+    return processes
+
+
+def main() -> int:
+    """Starts them and waits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("words", nargs="*", help="flags of the run, after --")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [
+            open(os.path.join(folder, str(index)), "w+", encoding="utf-8")
+            for index in range(1, given.workers)
+        ]
+        processes = start(
+            given.workers,
+            given.words,
+            stdout=lambda index: logs[index - 1] if index else None,
+            stderr=lambda index: logs[index - 1] if index else None,
+        )
+
+        def pass_on(number: int, frame: object) -> None:
+            del frame
+            for process in processes:
+                process.send_signal(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, pass_on)
+        statuses = [process.wait() for process in processes]
+        for index, (log, status) in enumerate(
+            zip(logs, statuses[1:], strict=True), start=1
+        ):
+            if status not in (0, statuses[0]):
+                log.seek(0)
+                print(
+                    f"worker {index} ended with status {status}:\n{log.read()}",
+                    file=sys.stderr,
+                )
+            log.close()
+    return statuses[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
