@@ -86,8 +86,9 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
         gaps = [0.0]
         for name, value in b.items():
             if name.startswith(beginning) and value.dtype.kind == "f":
-                gap = np.linalg.norm((a[name] - value).ravel())
-                gaps.append(gap / max(np.linalg.norm(value.ravel()), 1e-300))
+                gap = float(np.linalg.norm((a[name] - value).ravel()))
+                size = float(np.linalg.norm(value.ravel()))
+                gaps.append(gap / size if gap else 0.0)
         found[part] = float(max(gaps))
     found["masks"] = bool(np.allclose(masks(one), masks(other), atol=1e-6))
     found["labels"] = all(

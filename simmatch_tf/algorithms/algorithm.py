@@ -23,6 +23,19 @@ from simmatch_tf.ops import schedules
 Metrics = dict[str, tf.Tensor]
 
 
+def state(
+    owner: tf.Module | keras.Layer | keras.optimizers.Optimizer | tf.Variable,
+) -> list[tf.Variable]:
+    """The variables under `owner`, each once, by the view of checkpoints."""
+    found = [
+        # What Keras' variable stands for may be found beside it.
+        each.value if isinstance(each, keras.Variable) else each
+        for each in tf.train.TrackableView(owner).descendants()
+        if isinstance(each, tf.Variable | keras.Variable)
+    ]
+    return list({id(variable): variable for variable in found}.values())
+
+
 class Algorithm(tf.Module):
     """All state of a run; `tf.train.Checkpoint(algorithm=…)` saves it whole.
 
@@ -148,11 +161,7 @@ class Algorithm(tf.Module):
         for module in (self.guard, self.loss_scale):
             counts += module.variables if module else []
         left_out = {id(variable) for variable in counts}
-        return [
-            found
-            for found in tf.train.TrackableView(self).descendants()
-            if isinstance(found, tf.Variable) and id(found) not in left_out
-        ]
+        return [v for v in state(self) if id(v) not in left_out]
 
     def networks(self) -> dict[str, keras.Model]:
         """The networks to evaluate, by name."""

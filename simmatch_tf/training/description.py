@@ -5,7 +5,6 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -172,20 +171,10 @@ def _memory(algorithm: algorithm_lib.Algorithm) -> list[Memory]:
     owners["rest"] = algorithm
     found, counted = [], set()
     for name, owner in owners.items():
-        variables = [v for v in _variables(owner) if id(v) not in counted]
+        variables = [
+            v for v in algorithm_lib.state(owner) if id(v) not in counted
+        ]
         counted.update(map(id, variables))
         shape = tuple(owner.shape) if isinstance(owner, tf.Variable) else None
         found.append(Memory(name, cost.bytes_of(variables), shape))
     return found
-
-
-def _variables(
-    owner: tf.Module | keras.Layer | keras.optimizers.Optimizer | tf.Variable,
-) -> list[tf.Variable]:
-    """The variables under `owner`, by the view that checkpoints have."""
-    return [
-        # What Keras' variable stands for may be found beside it.
-        found.value if isinstance(found, keras.Variable) else found
-        for found in tf.train.TrackableView(owner).descendants()
-        if isinstance(found, tf.Variable | keras.Variable)
-    ]
