@@ -44,6 +44,13 @@ class OperationFlags(commandline.Flags):
         high=1024,
         operational=True,
     )
+    worker_timeout: int = flag(
+        600,
+        "seconds that workers wait for each other at the start.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
     eval_every: int = flag(500, "steps.", low=1, operational=True)
     checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
     log_every: int = flag(20, "steps.", low=1, operational=True, rare=True)

@@ -30,6 +30,7 @@ class Normalize(keras.layers.Layer):
                 ),
                 dtype="float32",
                 trainable=False,
+                autocast=False,
             )
             for name, value in self._initial.items()
         )

@@ -9,6 +9,11 @@ from collections.abc import Iterator
 RESUME_ME = 42
 
 
+def asked() -> str | None:
+    """Name of the signal that `watch` has noted."""
+    return _watching[0].signal if _watching else None
+
+
 def sigterm_as_ctrl_c() -> None:
     """For commands with something to tidy up: SIGTERM is Ctrl-C to them."""
     if threading.current_thread() is threading.main_thread():
@@ -70,3 +75,29 @@ def watch() -> Iterator[Request]:
         _watching.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held(seconds: int) -> Iterator[None]:
+    """Keeps SIGINT and SIGTERM for later; ends the process after so long.
+
+    For a call of TensorFlow's that holds Python's lock while it waits, so that
+    no handler and no thread of Python's can run, and that takes the signals for
+    itself: they come to `watch` once it has returned. Nothing is to be saved
+    yet, so when the time is over the process dies of SIGALRM.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    alarm = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, alarm)
+        for request in _watching:
+            request.watch_again()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)

@@ -82,10 +82,7 @@ def fit_in(
         return results.read(folder.results)
     allocator.keep_memory()
     with interruption.watch() as request, workers.lost(folder, config):
-        run = _Run(folder, config, custom)
-        # The service that brings workers together has a handler of its own.
-        request.watch_again()
-        return run.train(request)
+        return _Run(folder, config, custom).train(request)
 
 
 def _itstime(step: int, last: int, every: int) -> bool:

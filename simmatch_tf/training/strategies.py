@@ -8,6 +8,7 @@ from simmatch_tf import checks
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.training import interruption, rendezvous
 
 _mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
 
@@ -79,8 +80,10 @@ def _multi_worker(
         len(cluster.workers),
         wanted,
     )
+    rendezvous.meet(cluster, config.worker_timeout)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with interruption.held(config.worker_timeout):
+            return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
         text = str(error).splitlines()[0]
         raise InputError(
