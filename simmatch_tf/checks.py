@@ -224,13 +224,12 @@ def check_available(
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
-    if config.strategy in ("auto", "multi_worker") and config.tpu is None:
-        found = cluster.read()
-        if config.strategy == "multi_worker" and found is None:
-            raise InputError(
-                "--strategy=multi_worker: TF_CONFIG must name two workers or "
-                "more, and which of them this one is"
-            )
+    workers = cluster.of(config)
+    if config.strategy == "multi_worker" and workers is None:
+        raise InputError(
+            "--strategy=multi_worker: TF_CONFIG must name two workers or "
+            "more, and which of them this one is"
+        )
     datasets.check(config.dataset, config.tfds_dir)
     for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
         value = getattr(config, name)

@@ -6,12 +6,18 @@
 Nothing here imports TensorFlow.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
+import typing
 from typing import Any
 
 from simmatch_tf.commandline import InputError
+
+if typing.TYPE_CHECKING:
+    from simmatch_tf import config as config_lib
 
 _WANTED = (
     '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, '
@@ -75,9 +81,16 @@ def _check_task(jobs: dict[str, Any], kind: Any, index: Any) -> None:
         )
 
 
-def chief() -> bool:
+def of(config: config_lib.Config) -> Cluster | None:
+    """The workers that a run's flags mean; None if it is this process alone."""
+    if config.strategy in ("multi_worker", "auto") and config.tpu is None:
+        return read()
+    return None
+
+
+def chief(config: config_lib.Config) -> bool:
     """Whether this process is the one that writes: alone, or the first."""
-    found = read()
+    found = of(config)
     return found is None or found.chief
 
 

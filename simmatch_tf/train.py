@@ -7,7 +7,7 @@ Started again with the same --workdir, it goes on where it was stopped.
 
 import sys
 
-from simmatch_tf import commandline
+from simmatch_tf import cluster, commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import interruption, results, workdir
@@ -49,6 +49,8 @@ def main(config: config_lib.Config) -> int | None:
                 return interruption.RESUME_ME
             except FloatingPointError as error:
                 sys.exit(f"error: {error}")
+        if not cluster.chief(config):
+            return None
         from simmatch_tf.reporting import tables
 
         print(tables.result(result))

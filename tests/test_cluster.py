@@ -16,12 +16,13 @@ def say(monkeypatch, content):
     monkeypatch.setenv("TF_CONFIG", text)
 
 
-def test_two_workers(monkeypatch):
+def test_two_workers(monkeypatch, tmp_path):
     say(monkeypatch, {"cluster": TWO, "task": {"type": "worker", "index": 1}})
     assert cluster.read() == cluster.Cluster(("a:1", "b:2"), 1)
-    assert not cluster.chief()
+    assert not cluster.chief(runs.config(tmp_path))
+    assert cluster.chief(runs.config(tmp_path, strategy="one"))
     say(monkeypatch, {"cluster": TWO, "task": {"type": "worker", "index": 0}})
-    assert cluster.chief()
+    assert cluster.read().chief
 
 
 def test_a_chief_of_its_own(monkeypatch):
@@ -35,9 +36,10 @@ def test_a_chief_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     "content", ["", "{}", {"cluster": {"worker": ["a:1"]}}]
 )
-def test_alone(monkeypatch, content):
+def test_alone(monkeypatch, content, tmp_path):
     say(monkeypatch, content)
-    assert cluster.read() is None and cluster.chief()
+    assert cluster.read() is None
+    assert cluster.chief(runs.config(tmp_path))
 
 
 @pytest.mark.parametrize(

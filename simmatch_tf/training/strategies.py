@@ -31,7 +31,7 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     _check_backend()
     if config.strategy == "tpu" or config.tpu is not None:
         return _tpu(config)
-    cluster = workers(config)
+    cluster = cluster_lib.of(config)
     if cluster is not None:
         return _multi_worker(config, cluster)
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -50,13 +50,6 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
         _make_deterministic()
     logging.info("training on %s", ", ".join(names))
     return mirrored(tuple(names))
-
-
-def workers(config: config_lib.Config) -> cluster_lib.Cluster | None:
-    """The workers that train together; None if it is this process alone."""
-    if config.strategy in ("multi_worker", "auto") and config.tpu is None:
-        return cluster_lib.read()
-    return None
 
 
 def _multi_worker(

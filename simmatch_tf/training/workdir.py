@@ -141,7 +141,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             it, or the run in it was started with other flags.
     """
     folder = Workdir(config.workdir)
-    if not cluster.chief():
+    if not cluster.chief(config):
         folder.anew = config.overwrite
         yield folder
         return

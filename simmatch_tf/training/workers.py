@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.modules import replica
-from simmatch_tf.training import interruption, strategies
+from simmatch_tf.training import interruption
 from simmatch_tf.training import workdir as workdir_lib
 
 # What TensorFlow raises when a worker has gone.
@@ -42,7 +43,7 @@ class Workers:
             strategy: Theirs.
             config: The run's.
         """
-        cluster = strategies.workers(config)
+        cluster = cluster_lib.of(config)
         self.count = len(cluster.workers) if cluster else 1
         self.chief = cluster is None or cluster.chief
         self._strategy = strategy
@@ -109,7 +110,7 @@ def lost(
     try:
         yield
     except _GONE as error:
-        if strategies.workers(config) is None:
+        if cluster_lib.of(config) is None:
             raise
         lines = error.message.splitlines()
         reason = next((x for x in lines if "aborted by" in x), lines[0])
