@@ -96,9 +96,12 @@ class Checkpoints:
             self._checkpoint.write(self._prefix(step))
             self._verify(step)
         except (OSError, tf.errors.OpError) as error:
-            text = str(error).splitlines()[0]
+            # Without the names of TensorFlow's operations.
+            text = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error))
+            text = text.splitlines()[0]
             with contextlib.suppress(OSError):
                 self._delete(step)
+                self.tidy()
             raise InputError(
                 f"the checkpoint of step {step} cannot be written to "
                 f"{self._folder} ({text}); make room and start the run again: "

@@ -1,0 +1,272 @@
+"""What may befall a run's folder: each fault has its behaviour."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf.commandline import InputError
+from simmatch_tf.training import checkpoints, loop
+from tests import runs
+from tests.training import test_loop, test_strategies
+
+TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("may not mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    with contextlib.suppress(OSError), open(folder / "filler", "wb") as file:
+        while True:
+            file.write(bytes(2**16))
+            file.flush()
+
+
+def free(folder):
+    (folder / "filler").unlink()
+
+
+def close(folder):
+    """Makes the checkpoints' folder read-only, whoever has files open."""
+    path = str(folder / "run" / "checkpoints")
+    subprocess.run(["mount", "--bind", path, path], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+
+
+def reopen(folder):
+    subprocess.run(["umount", folder / "run" / "checkpoints"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "mend", "reason"),
+    [
+        (fill, free, "No space left on device"),
+        (close, reopen, "Read-only file system"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_no_checkpoint(
+    spoil, mend, reason, disk, finished_run, monkeypatch
+):
+    evaluate = loop._Run._evaluate
+
+    def hook(self, step, bar):
+        evaluate(self, step, bar)
+        if step == 3:
+            spoil(disk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_evaluate", hook)
+        with pytest.raises(InputError, match=reason) as error:
+            runs.fit(disk / "run")
+    assert "step 4 cannot be written" in str(error.value)
+    assert "it goes on from the last of [2]" in str(error.value)
+    assert "{{" not in str(error.value) and "[Op" not in str(error.value)
+    kept = sorted(p.name for p in (disk / "run/checkpoints").glob("*.index"))
+    assert kept == ["step_00000002.index"]
+    mend(disk)
+    runs.fit(disk / "run")
+    test_loop.assert_same_run(finished_run[0], disk / "run", 6)
+
+
+def test_a_checkpoint_is_read_back_before_older_ones_go(
+    finished_run, tmp_path, monkeypatch
+):
+    """A disk that says all is well and keeps something else."""
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    folder = tmp_path / "run" / "checkpoints"
+    for path in folder.glob("step_00000006*"):
+        path.unlink()
+    write = tf.train.Checkpoint.write
+
+    def lie(self, prefix, *arguments, **words):
+        found = write(self, prefix, *arguments, **words)
+        data = pathlib.Path(f"{prefix}.data-00000-of-00001")
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(bytes(content))
+        return found
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", lie)
+    with pytest.raises(InputError, match="step 6 cannot be written"):
+        runs.fit(tmp_path / "run", keep=1)
+    assert sorted(p.name for p in folder.glob("*.index")) == [
+        "step_00000002.index",
+        "step_00000004.index",
+    ]
+
+
+def test_a_checkpoint_of_an_older_version(finished_run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "FORMAT", 1)
+        runs.fit(tmp_path, algorithm="supervised", steps=2)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(InputError, match=r"another version .*format is 1"):
+        runs.fit(tmp_path, algorithm="supervised", steps=2)
+
+
+def test_flags_of_another_version(finished_run, tmp_path):
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    with open(tmp_path / "run" / "flags.cfg", "a") as file:
+        file.write("--not_known_yet=3\n")
+    with pytest.raises(InputError, match="not_known_yet.*another version"):
+        runs.fit(tmp_path / "run")
+
+
+class Breaking(simmatch_tf.Algorithm):
+    """From step BREAKS on, the loss is no number for LONG steps."""
+
+    needs_unlabeled = False
+    needs_embeddings = False
+    breaks, long = 3, 1
+
+    def train_step(self, batch):
+        bad = (self.step >= self.breaks) & (self.step < self.breaks + self.long)
+        with tf.GradientTape() as tape:
+            out = self.student(batch["labeled_weak"], training=True)
+            loss = tf.reduce_mean(out["logits"] ** 2)
+            loss *= tf.where(bad, np.nan, 1.0)
+        self.minimize(tape, loss)
+        return {"loss/total": loss}
+
+
+class Broken(Breaking):
+    long = 99
+
+
+def fit_custom(workdir, kind, **changes):
+    changes = {"steps": 20, "log_every": 5, "checkpoint_every": 2, **changes}
+    return simmatch_tf.fit(
+        runs.config(workdir, algorithm="custom", eval_every=20, **changes),
+        algorithm=kind,
+    )
+
+
+def test_stop_says_step_tensor_and_checkpoint(tmp_path):
+    message = r"loss/total is not finite at step 4; last good .* step 2, in"
+    with pytest.raises(FloatingPointError, match=message):
+        fit_custom(tmp_path, Breaking)
+    # What comes next may be tried at once.
+    result = fit_custom(tmp_path, Breaking, on_nonfinite="skip")
+    assert result.steps == 20 and np.isfinite(result.loss)
+
+
+def test_skip_goes_on_and_says_so(tmp_path, caplog):
+    result = fit_custom(tmp_path, Breaking, on_nonfinite="skip")
+    assert np.isfinite(result.loss)
+    assert "step 4 was skipped: loss/total is not finite" in caplog.text
+
+
+def test_skip_gives_up_after_ten(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"\(10 steps in a row\)"):
+        fit_custom(tmp_path, Broken, on_nonfinite="skip")
+    saved = sorted((tmp_path / "checkpoints").glob("*.index"))
+    for value in test_loop.tensors(tmp_path, int(saved[-1].stem[-8:])).values():
+        value = np.asarray(value)
+        if value.dtype.kind == "f" and value.size > 1:
+            assert np.isfinite(value).all()
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import local_workers
+
+    started = []
+
+    def start(workdir, **changes):
+        found = local_workers.start(
+            2,
+            runs.argv(workdir, **{**test_strategies.TEN, **changes}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=lambda index: True,
+        )
+        started.extend(found)
+        return found
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, beginning):
+    for line in process.stderr:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"it ended without {beginning!r}")
+
+
+@pytest.mark.slow
+def test_two_workers_sigterm_to_one_and_on_with_another_number(
+    workers, tmp_path
+):
+    """All save, and one process goes on where two were stopped."""
+    chief, other = workers(tmp_path / "two", log_every=1, checkpoint_every=100)
+    wait_for(chief, "step 3/10")
+    other.send_signal(signal.SIGTERM)
+    _, errors = chief.communicate(timeout=60)
+    _, other_errors = other.communicate(timeout=60)
+    assert (chief.returncode, other.returncode) == (42, 42), errors
+    assert "another worker's signal after step" in errors
+    assert "SIGTERM after step" in other_errors
+    (saved,) = (tmp_path / "two" / "checkpoints").glob("*.index")
+    assert 3 <= int(saved.stem[-8:]) < 10
+    for name in ("two", "one"):
+        runs.fit(tmp_path / name, **test_strategies.TEN)
+    test_strategies.assert_near(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_noticed(workers, tmp_path):
+    chief, other = workers(tmp_path, steps=5000, log_every=1)
+    wait_for(chief, "step 3/5000")
+    other.kill()
+    _, errors = chief.communicate(timeout=60)
+    assert chief.returncode == 42
+    assert "another worker has gone" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_tool_that_starts_workers(tmp_path):
+    """A flag that is wrong is each worker's error, and the tool's."""
+    found = subprocess.run(
+        [
+            sys.executable,
+            str(TOOLS / "local_workers.py"),
+            "--",
+            "--labels=7",
+            "--steps=1",
+            f"--workdir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CONFIG": json.dumps({})},
+        check=False,
+    )
+    assert found.returncode == 1
+    assert "--labels=7: not divisible" in found.stderr
