@@ -24,7 +24,10 @@ from simmatch_tf.commandline import InputError
 # data worker.
 PATIENCE = 120.0
 # Seconds in which the service must take a dataset.
-_ANSWERS_WITHIN = 30.0
+_ANSWERS_WITHIN = 120.0
+# Bytes of images that go with a dataset: gRPC ends the process where a message
+# has 2 GiB; the rest is for the graph itself.
+_LARGEST = 2**31 - 2**26
 # Batches under way at once: as many data workers can be busy for one run.
 _UNDER_WAY = 16
 # Later batches held while an earlier one is missing: at least so many, and as
@@ -103,6 +106,14 @@ def ordered(
 
 def _register(dataset: tf.data.Dataset, address: str) -> Any:
     """Tells the service of a dataset; its id there."""
+    size = _held_bytes(dataset)
+    if size > _LARGEST:
+        raise InputError(
+            f"--data_service={address}: the run's images take "
+            f"{size / 2**30:.1f} GiB of memory and would go to the service in "
+            "one message, which must stay below 2 GiB; leave it out, or keep "
+            "them in files (--dataset=folder)"
+        )
     checks.check_reachable("data_service", address, scheme="grpc://")
     found: queue.Queue[Any] = queue.Queue()
 
@@ -135,6 +146,20 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
             f"({result}); is it the address of a dispatcher?"
         )
     return result
+
+
+def _held_bytes(dataset: tf.data.Dataset) -> int:
+    """Of the tensors that the dataset's functions refer to."""
+    sizes, pending = {}, [dataset]
+    while pending:
+        each = pending.pop()
+        # No public way leads there, and the graph itself is as large.
+        pending += each._inputs()
+        for function in each._functions():
+            for tensor in function.function.captured_inputs:
+                count = tensor.shape.num_elements() or 0
+                sizes[id(tensor)] = count * tensor.dtype.size
+    return sum(sizes.values())
 
 
 def _checked(failure: tf.Tensor, batch: Any) -> Any:

@@ -180,6 +180,15 @@ def test_someone_else_there(make, monkeypatch):
             service.ordered(make.dataset(0, 2, numbered=True), address)
 
 
+def test_more_than_a_message_holds(make, address, monkeypatch):
+    numbered = make.dataset(0, 2, numbered=True)
+    pixels = make.source.train.images.nbytes
+    assert pixels < service._held_bytes(numbered) < pixels + 2**17
+    monkeypatch.setattr(service, "_LARGEST", pixels)
+    with pytest.raises(InputError, match="must stay below 2 GiB; leave it out"):
+        service.ordered(numbered, address)
+
+
 def test_a_port_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
