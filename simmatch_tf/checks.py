@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
+import socket
 import typing
 
 from simmatch_tf import backbones, cluster, datasets
@@ -59,6 +61,7 @@ def check_together(config: config_lib.Config) -> None:
     _check_labels(config)
     _check_durations(config)
     _check_devices(config)
+    _check_data_service(config)
     if config.teacher_norm == "shuffle" and (
         config.memory != "teacher" or config.algorithm == "supervised"
     ):
@@ -77,6 +80,75 @@ def check_together(config: config_lib.Config) -> None:
             "--views_on=device and --strong=keras_cv: that library's layer "
             "runs on the host only"
         )
+
+
+def _check_data_service(config: config_lib.Config) -> None:
+    if config.data_service is None:
+        return
+    split_address("data_service", config.data_service, scheme="grpc://")
+    if config.strong == "keras_cv":
+        raise InputError(
+            f"--data_service={config.data_service} and --strong=keras_cv: that "
+            "library's layer keeps a random state, which no service can hand "
+            "on; leave out one of the two"
+        )
+
+
+def split_address(
+    flag: str, value: str, address: str | None = None, *, scheme: str = ""
+) -> tuple[str, int]:
+    """Host and port of an address.
+
+    Args:
+        flag: Its name.
+        value: As given.
+        address: What is read, where it is more than the value.
+        scheme: What it must begin with.
+
+    Raises:
+        InputError: It is none.
+    """
+    pattern = scheme + r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})"
+    found = re.fullmatch(pattern, address or value)
+    if not found or not 0 < int(found[2]) < 2**16:
+        wanted = "HOST" if address else f"{scheme}HOST:PORT"
+        raise InputError(f"--{flag}={value}: must be {wanted}")
+    return found[1].strip("[]"), int(found[2])
+
+
+def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
+    """Checks that something listens at an address.
+
+    TensorFlow itself would try for ever.
+
+    Raises:
+        InputError: Nothing answers, for at most ten seconds.
+    """
+    try:
+        socket.create_connection(
+            split_address(flag, value, scheme=scheme), timeout=10
+        ).close()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}={value}: cannot be reached ({error.strerror or error}); "
+            "does simmatch_tf.serve_data --role=dispatcher run there?"
+        ) from None
+
+
+def check_port(flag: str, port: int) -> None:
+    """Checks that a port is free: gRPC would share it with who listens there.
+
+    Raises:
+        InputError: It is in use, or not for this user.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise InputError(
+                f"--{flag}={port}: cannot be listened at ({error.strerror})"
+            ) from None
 
 
 def _check_devices(config: config_lib.Config) -> None:
@@ -230,6 +302,8 @@ def check_available(
             "--strategy=multi_worker: TF_CONFIG must name two workers or "
             "more, and which of them this one is"
         )
+    if config.data_service is not None:
+        check_reachable("data_service", config.data_service, scheme="grpc://")
     datasets.check(config.dataset, config.tfds_dir)
     for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
         value = getattr(config, name)

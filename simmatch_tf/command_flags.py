@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import commandline
+from simmatch_tf import checks, commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError, flag
 
@@ -192,6 +192,47 @@ class PredictConfig(_WithImages):
             raise InputError(
                 f"--{name}={value}: must be a file in a folder that exists"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeDataConfig(commandline.Flags):
+    """What `python -m simmatch_tf.serve_data` takes."""
+
+    role: str | None = flag(
+        None,
+        "one dispatcher hands out the work, any number of workers do it.",
+        choices=("dispatcher", "worker"),
+    )
+    dispatcher: str | None = flag(
+        None, "of a worker: the dispatcher's address, HOST:PORT."
+    )
+    host: str = flag(
+        "localhost",
+        "name of this machine by which the others reach it.",
+    )
+    port: int | None = flag(
+        None,
+        "to listen at; 0: any that is free. Default: 5050 for a dispatcher, 0 "
+        "for a worker.",
+        low=0,
+        high=65535,
+    )
+
+    def check(self) -> None:
+        """A role is needed, and to a worker its dispatcher."""
+        if self.role is None:
+            raise InputError("--role=None: must be dispatcher or worker")
+        if (self.role == "worker") != (self.dispatcher is not None):
+            raise InputError(
+                f"--role={self.role} and --dispatcher={self.dispatcher}: a "
+                "worker, and only that, needs --dispatcher=HOST:PORT"
+            )
+        if self.dispatcher is not None:
+            checks.split_address("dispatcher", self.dispatcher)
+        if self.port is None:
+            port = 5050 if self.role == "dispatcher" else 0
+            object.__setattr__(self, "port", port)
+        checks.split_address("host", self.host, f"{self.host}:1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,13 @@ class OperationFlags(commandline.Flags):
         operational=True,
         rare=True,
     )
+    data_service: str | None = flag(
+        None,
+        "the processes that prepare the batches, grpc://HOST:PORT; see "
+        "simmatch_tf.serve_data. Default: this one does.",
+        operational=True,
+        rare=True,
+    )
     steps_per_loop: int = flag(
         1,
         "steps that the device runs before the host looks again.",

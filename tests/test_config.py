@@ -77,6 +77,16 @@ def test_defaults_are_the_published_cifar_settings():
             {"strong": "keras_cv", "views_on": "device"},
             "--views_on=device and --strong=keras_cv",
         ),
+        (
+            {"strong": "keras_cv", "data_service": "grpc://a:1"},
+            "--data_service=grpc://a:1 and --strong=keras_cv",
+        ),
+        (
+            {"data_service": "localhost:5050"},
+            "--data_service=localhost:5050: must be grpc://HOST:PORT",
+        ),
+        ({"data_service": "grpc://a"}, "=grpc://a: must be grpc://HOST:PORT"),
+        ({"data_service": "grpc://a:0"}, "must be grpc://HOST:PORT"),
         ({"strong": "weak"}, "--strong=weak is unknown"),
         ({"crop_area": 0.0}, r"--crop_area=0.0: must be in \[0.01, 1\]"),
         ({"on_bad_image": "x"}, "--on_bad_image=x is unknown"),
@@ -424,6 +434,34 @@ def test_help_needs_no_tensorflow_and_two_screens(command):
     if command in ("train", "import_pytorch"):
         assert "--randaugment_levels" not in found.stdout
         assert "--randaugment_levels" in full.stdout
+
+
+def test_help_of_serve_data():
+    found = answer("serve_data", "--help")
+    assert found.returncode == 0 and "--dispatcher" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--role=None: must be dispatcher or worker"),
+        (["--role=boss"], "--role=boss is unknown"),
+        (["--role=worker"], "--role=worker and --dispatcher=None: a worker,"),
+        (["--role=dispatcher", "--dispatcher=a:1"], "and only that, needs"),
+        (["--role=worker", "--dispatcher=a"], "--dispatcher=a: must be HOST:"),
+        (["--role=dispatcher", "--port=99999"], "--port=99999: must be in"),
+        (["--role=dispatcher", "--host=a b"], "--host=a b: must be HOST"),
+        (
+            ["--role=worker", "--dispatcher=localhost:1"],
+            "--dispatcher=localhost:1: cannot be reached (Connection refused)",
+        ),
+    ],
+)
+def test_serve_data_checks_its_flags_without_tensorflow(words, message):
+    found = answer("serve_data", *words)
+    assert found.returncode == 1
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 @pytest.mark.parametrize(

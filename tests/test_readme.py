@@ -54,6 +54,7 @@ def test_every_flag_it_names_exists():
             command_flags.ExportPytorchConfig,
             command_flags.ImportPytorchConfig,
             command_flags.PredictConfig,
+            command_flags.ServeDataConfig,
         )
         for name in kind.__dataclass_fields__
     }

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, randomness, splits, views
+from simmatch_tf.data import cropping, randomness, service, splits, views
 from simmatch_tf.data import source as source_lib
 
 Batch = dict[str, tf.Tensor]
@@ -54,6 +54,8 @@ class Pipeline:
         start: int,
         stop: int,
         context: tf.distribute.InputContext | None = None,
+        *,
+        numbered: bool = False,
     ) -> tf.data.Dataset:
         """The batches of steps start … stop - 1, for the replicas here.
 
@@ -61,6 +63,8 @@ class Pipeline:
             start: First step.
             stop: One after the last.
             context: Which workers and replicas there are; default: one.
+            numbered: Give (place among the elements, batch), which
+                `service.ordered` takes.
 
         Returns:
             One element for each replica of this worker and step, in order.
@@ -78,9 +82,13 @@ class Pipeline:
                     f"{name}={getattr(self, name)} does not divide by "
                     f"{replicas} replicas"
                 )
-        make = functools.partial(
-            self.batch, replicas=replicas, here=here, first=first
-        )
+
+        def make(element: tf.Tensor) -> Batch | tuple[tf.Tensor, Batch]:
+            batch = self.batch(
+                element, replicas=replicas, here=here, first=first
+            )
+            return (element - start * here, batch) if numbered else batch
+
         # Nothing to convert: AutoGraph would only cost seconds at the start.
         make = tf.autograph.experimental.do_not_convert(make)
         dataset = tf.data.Dataset.range(start * here, stop * here)
@@ -191,9 +199,18 @@ def read_next(batches: Iterator[Any], when: str) -> Any:
 
 
 def unreadable(when: str, error: tf.errors.OpError) -> str:
-    """The message on an image that went bad since the start."""
+    """The message on an image that went bad since the start.
+
+    Or on a batch that the data service did not send.
+    """
+    message = service.reason(error.message)
+    if message.startswith(service.FAILED):
+        return (
+            f"no batch {when}: {message} (put it right and start again: the "
+            "run goes on from its last checkpoint)"
+        )
     return (
-        f"an image could not be read {when}: {error.message} (the last "
+        f"an image could not be read {when}: {message} (the last "
         "checkpoint stays: put it right and start again)"
     )
 

@@ -17,6 +17,7 @@ from simmatch_tf.data import (
     lists,
     pipeline,
     prepared,
+    service,
     splits,
     views,
 )
@@ -249,17 +250,34 @@ def make_batches(
     strategy: tf.distribute.Strategy,
     batches: pipeline.Pipeline,
     start: int,
-    stop: int,
+    config: config_lib.Config,
 ) -> Iterator[pipeline.Batch]:
-    """The batches of steps start … stop - 1, as `strategy.run` takes them."""
+    """The batches from a step to the last, as `strategy.run` takes them.
+
+    Args:
+        strategy: Where it trains.
+        batches: What they are.
+        start: First step.
+        config: Its `steps`, and which `data_service` makes them, if any.
+
+    Raises:
+        InputError: That service cannot be reached, or does not take them.
+    """
+
+    def dataset(
+        context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        if config.data_service is None:
+            return batches.dataset(start, config.steps, context)
+        return service.ordered(
+            batches.dataset(start, config.steps, context, numbered=True),
+            config.data_service,
+        )
+
     devices = strategy.extended.worker_devices
     if len(devices) == 1 and "CPU" in devices[0]:
         # Nothing to divide or to copy. The strategy's iterator would have a
         # tuner whose thread sleeps for up to a minute: where there is one core
         # a finished run waits for it.
-        return iter(batches.dataset(start, stop))
-    return iter(
-        strategy.distribute_datasets_from_function(
-            lambda context: batches.dataset(start, stop, context)
-        )
-    )
+        return iter(dataset())
+    return iter(strategy.distribute_datasets_from_function(dataset))

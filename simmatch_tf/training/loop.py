@@ -168,7 +168,7 @@ class _Run:
         stepper = stepping.Stepper(
             self.strategy,
             self.algorithm,
-            inputs.make_batches(self.strategy, pipeline, start, config.steps),
+            inputs.make_batches(self.strategy, pipeline, start, config),
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
         )

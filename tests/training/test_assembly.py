@@ -10,18 +10,22 @@ from tests import runs
 
 
 @pytest.fixture
-def batches(tmp_path):
-    config = runs.config(tmp_path)
+def config(tmp_path):
+    return runs.config(tmp_path, steps=3)
+
+
+@pytest.fixture
+def batches(config, tmp_path):
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(tmp_path))
     return inputs.make_pipeline(config, source, split, unlabeled=True)
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_every_replica_gets_its_share(devices, batches, two_replicas):
+def test_every_replica_gets_its_share(devices, config, batches, two_replicas):
     strategy = two_replicas if devices == 2 else strategies.one()
     wanted = list(batches.dataset(1, 3).as_numpy_iterator())
-    found = list(inputs.make_batches(strategy, batches, 1, 3))
+    found = list(inputs.make_batches(strategy, batches, 1, config))
     assert len(found) == 2
     for one, other in zip(wanted, found, strict=True):
         assert one.keys() == other.keys()
