@@ -56,7 +56,7 @@ KINDS = [
     ),
     Kind(
         "two workers, ensemble", 2, 1e-5,
-        ("--steps=60", "--checkpoint_every=5", "--eval_every=20"),
+        ("--steps=120", "--checkpoint_every=5", "--eval_every=40"),
     ),
     Kind(
         "one process, teacher", 1, 0.0,
@@ -151,18 +151,22 @@ def disturb(
     workdir: pathlib.Path,
     whole: pathlib.Path,
     *,
-    usual: float,
+    until_steps: float,
     kills: int,
     patience: float,
     rng: random.Random,
 ) -> Run:
-    """Takes a run to its end, hitting it on the way."""
+    """Takes a run to its end, hitting it on the way.
+
+    `until_steps`: seconds that it takes to the first steps; a signal comes at
+    any time up to one and a half of them.
+    """
     run = Run(kind.name)
     while not (workdir / "results.json").exists() or not run.starts:
         processes = start(kind, workdir)
         run.starts += 1
         if len(run.kills) >= kills:
-            if not end(processes, 20 * usual):
+            if not end(processes, 600):
                 run.lost = "it does not come to its end"
                 return run
             if any(process.returncode for process in processes):
@@ -170,7 +174,7 @@ def disturb(
                 run.lost = f"left alone it ends with {codes}"
                 return run
             continue
-        time.sleep(rng.uniform(0.02, 0.9) * usual)
+        time.sleep(rng.uniform(0.05, 1.5) * until_steps)
         if any(process.poll() is not None for process in processes):
             end(processes, patience)  # finished before it was hit
             if run.starts > 20 * kills:
@@ -194,27 +198,37 @@ def disturb(
     return run
 
 
+def undisturbed(kind: Kind, workdir: pathlib.Path) -> float:
+    """Takes a run to its end; seconds until it took its first steps."""
+    began, first = time.monotonic(), 0.0
+    processes = start(kind, workdir)
+    log = workdir.parent / f"{workdir.name}.0.log"
+    while not first and processes[0].poll() is None:
+        time.sleep(0.1)
+        if "\nstep 10/" in log.read_text():
+            first = time.monotonic() - began
+    if not end(processes, 600) or processes[0].returncode or not first:
+        sys.exit(f"{kind.name}: fails undisturbed; see {log}")
+    return first
+
+
 def campaign(given: argparse.Namespace, folder: pathlib.Path) -> list[Run]:
     """Disturbs runs until there were enough kills, or no time is left."""
     rng, began, runs = random.Random(given.seed), time.monotonic(), []
-    usual, whole = {}, {}
+    until_steps, whole = {}, {}
     kinds = [k for k in KINDS if k.workers <= given.workers]
     while sum(len(run.kills) for run in runs) < given.kills:
         kind = kinds[len(runs) % len(kinds)]
         if kind.name not in whole:
             whole[kind.name] = folder / f"whole{len(whole)}"
-            start_time = time.monotonic()
-            processes = start(kind, whole[kind.name])
-            if not end(processes, 600) or processes[0].returncode:
-                sys.exit(f"{kind.name}: fails undisturbed")
-            usual[kind.name] = time.monotonic() - start_time
+            until_steps[kind.name] = undisturbed(kind, whole[kind.name])
         left = given.kills - sum(len(run.kills) for run in runs)
         runs.append(
             disturb(
                 kind,
                 folder / f"run{len(runs)}",
                 whole[kind.name],
-                usual=usual[kind.name],
+                until_steps=until_steps[kind.name],
                 kills=min(given.per_run, left),
                 patience=given.patience,
                 rng=rng,
