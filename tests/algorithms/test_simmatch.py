@@ -278,3 +278,51 @@ def test_labels_beyond_the_classes():
 def test_the_base_has_no_step():
     with pytest.raises(TypeError, match="Algorithm has no train_step"):
         make(algorithm_lib.Algorithm).train_step(batch())
+
+
+def on_two(strategy, algorithm, inputs, steps):
+    def share(context):
+        number = context.replica_id_in_sync_group
+        return {k: tf.split(v, 2)[number] for k, v in inputs.items()}
+
+    shares = strategy.experimental_distribute_values_from_function(share)
+    step = tf.function(
+        lambda b: strategy.run(algorithm.train_step, args=(b,)),
+        autograph=False,
+    )
+    for _ in range(steps):
+        step(shares)
+
+
+@pytest.mark.parametrize("teacher_norm", ["eman", "shuffle"])
+def test_local_statistics_stay_the_same_on_all(teacher_norm, two_replicas):
+    with two_replicas.scope():
+        several = make(
+            memory="teacher", batch_norm="local", teacher_norm=teacher_norm
+        )
+    on_two(two_replicas, several, batch(), 3)
+    for model in several.networks().values():
+        moved = False
+        for variable in model.variables:
+            one, other = two_replicas.experimental_local_results(variable.value)
+            np.testing.assert_array_equal(one, other)
+            moved |= "moving" in variable.path and np.array(one).min() != 1.0
+        assert moved
+
+
+def test_shuffled_teacher_on_one_device_is_batch_statistics():
+    """With one device the shuffle changes nothing; the statistics do."""
+    eman, own = (
+        make(memory="teacher", teacher_norm=norm)
+        for norm in ("eman", "shuffle")
+    )
+    inputs = batch()
+    x = tf.concat([inputs["labeled_weak"], inputs["unlabeled_weak"]], 0)
+    wanted = make(memory="teacher").teacher.model(x, training=True)
+    for algorithm in (eman, own):
+        algorithm.train_step(inputs)
+    slots = inputs["slots"].numpy()
+    np.testing.assert_allclose(
+        own.memory.features.numpy()[slots], wanted["embeddings"][:B], rtol=1e-4
+    )
+    assert (own.memory.features.numpy() != eman.memory.features.numpy()).any()

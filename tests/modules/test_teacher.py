@@ -57,3 +57,26 @@ def test_bad_arguments():
         teacher.Teacher(network(0), keras.Sequential([keras.Input((3,))]))
     with pytest.raises(ValueError, match=r"momentum=1.5: must be in \[0, 1\]"):
         teacher.Teacher(network(0), network(1), momentum=1.5)
+
+
+def test_statistics_of_its_own():
+    """Without EMAN it runs in training mode and keeps its own averages."""
+    student = network(0)
+    ema = teacher.Teacher(network(1), student, momentum=0.9, eman=False)
+    norm = ema.model.layers[1]
+    student.layers[1].moving_mean.assign(np.full(4, 2.0))
+    student.layers[0].kernel.assign_add(np.ones([3, 4]))
+    before = np.array(ema.model.layers[0].kernel)
+    ema.update(student, 5)
+    np.testing.assert_array_equal(norm.moving_mean, np.zeros(4))
+    assert (np.array(ema.model.layers[0].kernel) != before).any()
+    x = np.random.default_rng(0).normal(5.0, 1.0, [64, 3]).astype(np.float32)
+    inner = x @ np.array(ema.model.layers[0].kernel)
+    model = keras.Model(ema.model.inputs[0], {"x": ema.model.layers[1].output})
+    ema.model = model
+    out = ema(x, np.array([0, 0]))["x"]
+    # The batch's own statistics, and they move the averages.
+    np.testing.assert_allclose(np.mean(out, 0), np.zeros(4), atol=1e-4)
+    np.testing.assert_allclose(
+        norm.moving_mean, 0.01 * inner.mean(0), rtol=1e-4
+    )

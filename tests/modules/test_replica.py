@@ -1,0 +1,76 @@
+"""What crosses replicas."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.modules import replica
+
+
+def run(strategy, function, values):
+    """`function` on each replica's share of `values`; results in order."""
+
+    def share(context):
+        number = context.replica_id_in_sync_group
+        return tf.split(values, 2)[number]
+
+    shares = strategy.experimental_distribute_values_from_function(share)
+    found = tf.function(
+        lambda x: strategy.run(function, args=(x,)), autograph=False
+    )(shares)
+    return [x.numpy() for x in strategy.experimental_local_results(found)]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
+def test_shuffled_rows_come_home(dtype, two_replicas):
+    # 3 · 5 bytes a row are no whole number of words.
+    rows = np.random.default_rng(0).integers(0, 256, [8, 3, 5, 1])
+    rows = rows.astype(dtype)
+
+    def there_and_back(x):
+        there, back = replica.shuffle(x, tf.constant([3, 4]))
+        return tf.stack([there, back(there)])
+
+    one, other = run(two_replicas, there_and_back, rows)
+    np.testing.assert_array_equal(np.concatenate([one[1], other[1]]), rows)
+    moved = np.concatenate([one[0], other[0]])
+    assert (moved != rows).any()
+    # Every row is on one of them, once, and some have changed the replica.
+    order = [int(np.flatnonzero((rows == r).all((1, 2, 3)))[0]) for r in moved]
+    assert sorted(order) == list(range(8))
+    assert any(place >= 4 for place in order[:4])
+
+
+def test_the_seed_decides(two_replicas):
+    rows = np.arange(16.0).reshape(16, 1)
+    found = {}
+    for seed in (1, 1, 2):
+        one, other = run(
+            two_replicas,
+            lambda x, seed=seed: replica.shuffle(x, tf.constant([0, seed]))[0],
+            rows,
+        )
+        moved = np.concatenate([one, other])
+        if seed in found:
+            np.testing.assert_array_equal(moved, found[seed])
+        found[seed] = moved
+    assert (found[1] != found[2]).any()
+
+
+def test_alone_nothing_moves():
+    x = tf.reshape(tf.range(6), [3, 2])
+    there, back = replica.shuffle(x, tf.constant([0, 0]))
+    np.testing.assert_array_equal(there, x)
+    np.testing.assert_array_equal(back(x), x)
+    assert int(replica.number()) == 0 and int(replica.sum(tf.constant(3))) == 3
+
+
+def test_sum_mean_and_number(two_replicas):
+    def all_three(x):
+        total = tf.reduce_sum(x)
+        number = tf.cast(replica.number(), tf.float32)
+        return tf.stack([replica.sum(total), replica.mean(total), number])
+
+    one, other = run(two_replicas, all_three, np.arange(4, dtype=np.float32))
+    np.testing.assert_array_equal(one, [6, 3, 0])
+    np.testing.assert_array_equal(other, [6, 3, 1])
