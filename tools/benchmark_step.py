@@ -1,13 +1,17 @@
-"""Where the time of a training step goes.
+"""Where the time of a training step goes, and what the loop around it costs.
 
     python tools/benchmark_step.py --flagfile=configs/digits_40.cfg
 
-Measures the whole step, the network's forward and backward alone, and each of
-the step's other parts alone, in alternating rounds of one process; prints the
-medians and their shares of the whole step. --noallocator measures without the
-allocator's settings of `training/allocator.py`; --output=FILE writes JSON.
+Measures the whole step, the same with the guard against numbers that are not
+finite, the network's forward and backward alone, and each of the step's other
+parts alone, in alternating rounds of one process; prints the medians and their
+shares of the whole step. Then trains, and after every 50 steps of the loop
+takes 50 bare compiled steps on batches of its own, which tells what the loop adds; and
+how long a checkpoint takes. --noallocator measures without the allocator's
+settings of `training/allocator.py`; --output=FILE writes JSON.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -21,6 +25,8 @@ from absl import flags
 
 from simmatch_tf import config as config_lib
 
+# Steps of the loop, and bare ones, in turn.
+CHUNK = 50
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds over all parts.")
 ALLOCATOR = flags.DEFINE_boolean("allocator", True, "As in training.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
@@ -35,22 +41,18 @@ def parse() -> config_lib.Config:
     return config_lib.Config.from_argv(rest)
 
 
-def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
-    """Name → a call that does that part of the step once."""
-    import tensorflow as tf
-
-    from simmatch_tf.ops import losses
+def put_together(config: config_lib.Config, folder: str) -> tuple:
+    """A run's algorithm, input, strategy, and flags in steps."""
     from simmatch_tf.training import assembly, inputs, strategies
     from simmatch_tf.training import workdir as workdir_lib
 
-    custom = assembly.Custom()
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
     config = config.with_durations(len(split.unlabeled))
     strategy = strategies.make(config)
     algorithm = assembly.make_algorithm(
         config,
-        custom,
+        assembly.Custom(),
         strategy,
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
@@ -58,6 +60,16 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
         statistics=source.statistics(),
     )
     pipeline = inputs.make_pipeline(config, source, split, unlabeled=True)
+    return algorithm, pipeline, strategy, config
+
+
+def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
+    """Name → a call that does that part of the step once."""
+    import tensorflow as tf
+
+    from simmatch_tf.ops import losses
+
+    algorithm, pipeline, strategy, config = put_together(config, folder)
     batches = iter(pipeline.dataset(0, 10**6).repeat())
     batch = next(batches)
     b, u = len(batch["labels"]), len(batch["unlabeled_weak"])
@@ -108,6 +120,10 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
             compiled(lambda x: strategy.run(algorithm.train_step, args=(x,))),
             batch,
         ),
+        "step with guard": functools.partial(
+            compiled(lambda x: strategy.run(algorithm.guarded_step, args=(x,))),
+            batch,
+        ),
         "network": compiled(network),
         "matching and losses": compiled(matching),
         "optimizer": compiled(
@@ -125,8 +141,87 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     }
 
 
+def bare(config: config_lib.Config, folder: str) -> Callable[[], object]:
+    """One compiled step on its next batch, and nothing else."""
+    import tensorflow as tf
+
+    algorithm, pipeline, strategy, _ = put_together(config, folder)
+    batches = iter(pipeline.dataset(0, 10**6))
+    step = tf.function(
+        lambda x: strategy.run(algorithm.train_step, args=(x,)),
+        autograph=False,
+    )
+    return lambda: step(next(batches))
+
+
+def loop(config: config_lib.Config, folder: str) -> dict[str, float]:
+    """Seconds a step of the loop and bare, their ratio; of a checkpoint."""
+    import simmatch_tf
+    from simmatch_tf.training import checkpoints, progress
+
+    step = bare(config, folder)
+    step()
+    rounds: dict[str, list[float]] = {"loop": [], "bare": [], "checkpoint": []}
+    began = 0.0
+    advance, save = progress.Progress.advance, checkpoints.Checkpoints.save
+
+    def hook(self, number, metrics):
+        nonlocal began
+        advance(self, number, metrics)
+        if number % CHUNK:
+            return
+        if began:
+            rounds["loop"].append((time.perf_counter() - began) / CHUNK)
+            middle = time.perf_counter()
+            for _ in range(CHUNK):
+                step()
+            rounds["bare"].append((time.perf_counter() - middle) / CHUNK)
+        began = time.perf_counter()
+
+    def timed(self, number):
+        nonlocal began
+        middle = time.perf_counter()
+        save(self, number)
+        rounds["checkpoint"].append(time.perf_counter() - middle)
+        began = time.perf_counter()  # the loop's own time is without it
+
+    steps = CHUNK * (ROUNDS.value + 1)
+    progress.Progress.advance, checkpoints.Checkpoints.save = hook, timed
+    try:
+        simmatch_tf.fit(
+            dataclasses.replace(
+                config,
+                steps=steps,
+                epochs=None,
+                workdir=f"{folder}/run",
+                eval_every=steps,
+                checkpoint_every=2 * CHUNK,
+            )
+        )
+    finally:
+        progress.Progress.advance, checkpoints.Checkpoints.save = advance, save
+    pairs = zip(rounds["loop"], rounds["bare"], strict=True)
+    return {
+        **{name: statistics.median(each) for name, each in rounds.items()},
+        "ratio": statistics.median([one / other for one, other in pairs]),
+    }
+
+
+def say_loop(found: dict[str, float], every: int) -> None:
+    """Prints what `loop` found, with checkpoints at their default interval."""
+    print(
+        f"\nThe loop: {1000 * found['loop']:.2f} ms a step, "
+        f"{100 * (found['ratio'] - 1):+.1f} % over "
+        f"{1000 * found['bare']:.2f} ms of the bare compiled step on its next "
+        f"batch. A checkpoint: "
+        f"{1000 * found['checkpoint']:.0f} ms, "
+        f"{100 * found['checkpoint'] / (every * found['loop']):.2f} % of "
+        f"{every} steps."
+    )
+
+
 def main() -> None:
-    """Prints the table."""
+    """Prints the table, and what the loop costs."""
     config = parse()
     from simmatch_tf.reporting import tables
     from simmatch_tf.training import allocator
@@ -160,8 +255,15 @@ def main() -> None:
         ]
     )
     print(tables.table(rows))
+    with tempfile.TemporaryDirectory() as folder:
+        found = loop(config, folder)
+    say_loop(found, config.checkpoint_every)
     if OUTPUT.value:
-        report = {"median_seconds": medians, "rounds": ROUNDS.value}
+        report = {
+            "median_seconds": medians,
+            "loop": found,
+            "rounds": ROUNDS.value,
+        }
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
 
 

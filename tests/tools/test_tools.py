@@ -45,6 +45,7 @@ def test_benchmark_step(tool, tmp_path, capsys):
     medians = json.loads(output.read_text())["median_seconds"]
     assert set(medians) == {
         "step",
+        "step with guard",
         "network",
         "matching and losses",
         "optimizer",
@@ -55,6 +56,8 @@ def test_benchmark_step(tool, tmp_path, capsys):
     assert all(seconds > 0 for seconds in medians.values())
     assert "matching, losses, EMA, memory" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+    found = json.loads(output.read_text())["loop"]
+    assert 0.3 < found["ratio"] < 3 and found["checkpoint"] > 0
 
 
 def test_tuning_source_holds_no_test_image(tool):
