@@ -14,6 +14,7 @@ from absl import logging
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.training import reasons
 
 # Counted up when the state of a run changes: what one version saves, another
 # may not be able to take.
@@ -96,9 +97,7 @@ class Checkpoints:
             self._checkpoint.write(self._prefix(step))
             self._verify(step)
         except (OSError, tf.errors.OpError) as error:
-            # Without the names of TensorFlow's operations.
-            text = re.sub(r"\{\{.*?\}\} | \[Op:.*", "", str(error))
-            text = text.splitlines()[0]
+            text = reasons.reason(error)
             with contextlib.suppress(OSError):
                 self._delete(step)
                 self.tidy()
@@ -148,7 +147,7 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:
-                text = (str(error).splitlines() or [repr(error)])[0]
+                text = reasons.reason(error)
                 errors.append(f"step {step}: {text}")
                 logging.warning("cannot read the checkpoint of %s", errors[-1])
                 continue

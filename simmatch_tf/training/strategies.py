@@ -8,7 +8,7 @@ from simmatch_tf import checks
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.training import interruption, rendezvous
+from simmatch_tf.training import interruption, reasons, rendezvous
 
 _mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
 
@@ -78,10 +78,9 @@ def _multi_worker(
         with interruption.held(config.worker_timeout):
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
-        text = str(error).splitlines()[0]
         raise InputError(
             f"TF_CONFIG: the workers {', '.join(cluster.workers)} cannot be "
-            f"brought together ({text})"
+            f"brought together ({reasons.reason(error)})"
         ) from None
 
 
@@ -96,8 +95,9 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
         strategy = tf.distribute.TPUStrategy(resolver)
     # What is raised depends on how a TPU cannot be reached.
     except Exception as error:
-        text = (str(error).splitlines() or [repr(error)])[0]
-        raise InputError(f"--tpu={name}: cannot be reached ({text})") from None
+        raise InputError(
+            f"--tpu={name}: cannot be reached ({reasons.reason(error)})"
+        ) from None
     cores = strategy.num_replicas_in_sync
     if config.devices not in (None, cores):
         raise InputError(

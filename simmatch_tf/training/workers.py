@@ -9,7 +9,7 @@ from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.modules import replica
-from simmatch_tf.training import interruption
+from simmatch_tf.training import interruption, reasons
 from simmatch_tf.training import workdir as workdir_lib
 
 # What TensorFlow raises when a worker has gone.
@@ -112,10 +112,8 @@ def lost(
     except _GONE as error:
         if cluster_lib.of(config) is None:
             raise
-        lines = error.message.splitlines()
-        reason = next((x for x in lines if "aborted by" in x), lines[0])
         raise interruption.Interrupted(
-            f"another worker has gone or cannot be reached ({reason}); start "
-            f"all of them again to go on from the last checkpoint in "
+            f"another worker has gone or cannot be reached ({reasons.reason(error)});"
+            f" start all of them again to go on from the last checkpoint in "
             f"{folder.checkpoints}"
         ) from None
