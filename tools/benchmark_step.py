@@ -5,9 +5,9 @@
 Measures the whole step, the same with the guard against numbers that are not
 finite, the network's forward and backward alone, and each of the step's other
 parts alone, in alternating rounds of one process; prints the medians and their
-shares of the whole step. Then trains, and after every 50 steps of the loop takes
-50 bare compiled steps on batches of its own, which tells what the loop adds; and
-times checkpoints. --noallocator measures without the allocator's settings of
+shares of the whole step. Then trains, and after every 50 steps of the loop it
+takes 50 bare compiled steps on batches of its own, which tells what the loop
+adds; and times checkpoints. --noallocator measures without the allocator's settings of
 `training/allocator.py`; --output=FILE writes JSON.
 """
 

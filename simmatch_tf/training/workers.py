@@ -113,7 +113,7 @@ def lost(
         if cluster_lib.of(config) is None:
             raise
         raise interruption.Interrupted(
-            f"another worker has gone or cannot be reached ({reasons.reason(error)});"
-            f" start all of them again to go on from the last checkpoint in "
-            f"{folder.checkpoints}"
+            "another worker has gone or cannot be reached "
+            f"({reasons.reason(error)}); start all of them again to go on from "
+            f"the last checkpoint in {folder.checkpoints}"
         ) from None
