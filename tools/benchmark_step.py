@@ -7,7 +7,7 @@ finite, the network's forward and backward alone, and each of the step's other
 parts alone, in alternating rounds of one process; prints the medians and their
 shares of the whole step. Then trains, and after every 50 steps of the loop it
 takes 50 bare compiled steps on batches of its own, which tells what the loop
-adds; and times checkpoints. --noallocator measures without the allocator's settings of
+adds; and times checkpoints. --noallocator measures without the settings of
 `training/allocator.py`; --output=FILE writes JSON.
 """
 
