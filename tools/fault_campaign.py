@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import compare_devices
 import local_workers
 import numpy as np
 
@@ -116,22 +117,9 @@ def end(processes: list[subprocess.Popen], seconds: float) -> bool:
         return False
 
 
-def tensors(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of the last checkpoint."""
-    import tensorflow as tf
-
-    index = max((workdir / "checkpoints").glob("*.index"))
-    reader = tf.train.load_checkpoint(str(index.with_suffix("")))
-    return {
-        name: np.asarray(reader.get_tensor(name))
-        for name in reader.get_variable_to_shape_map()
-        if "OBJECT_GRAPH" not in name
-    }
-
-
 def difference(workdir: pathlib.Path, whole: pathlib.Path) -> float:
     """The largest relative difference of a tensor; inf where it is no float."""
-    a, b = tensors(workdir), tensors(whole)
+    a, b = compare_devices.state(workdir), compare_devices.state(whole)
     if a.keys() != b.keys():
         return float("inf")
     worst = 0.0

@@ -7,8 +7,7 @@ import tensorflow as tf
 from simmatch_tf.data import digits, pipeline, splits, views
 
 
-@pytest.fixture(scope="module")
-def make():
+def small(**of_the_views):
     data = digits.load(8)
     split = splits.draw(
         data,
@@ -21,11 +20,18 @@ def make():
     return pipeline.Pipeline(
         source=data,
         split=split,
-        recipe=views.Recipe(side=8, flip=False, pad=1, cutout=4),
+        recipe=views.Recipe(
+            side=8, flip=False, pad=1, cutout=4, **of_the_views
+        ),
         batch_size=8,
         unlabeled_batch_size=16,
         seed=0,
     )
+
+
+@pytest.fixture(scope="module")
+def make():
+    return small()
 
 
 def read(dataset):

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from simmatch_tf import checks
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, pipeline, service, splits, views
+from simmatch_tf.data import pipeline, service
 from tests import runs
 from tests.data import test_pipeline
 from tests.training import test_loop
@@ -24,23 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def make():
-    data = digits.load(8)
-    split = splits.draw(
-        data,
-        labels=20,
-        label_fraction=None,
-        split_seed=0,
-        validation_fraction=0.0,
-        unlabeled_includes_labeled=True,
-    )
-    return pipeline.Pipeline(
-        source=data,
-        split=split,
-        recipe=views.Recipe(side=8, flip=False, pad=1, cutout=4, strong="none"),
-        batch_size=8,
-        unlabeled_batch_size=16,
-        seed=0,
-    )
+    return test_pipeline.small(strong="none")
 
 
 @pytest.fixture(scope="module")
