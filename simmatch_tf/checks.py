@@ -163,11 +163,21 @@ def _check_devices(config: config_lib.Config) -> None:
             f"--tpu={config.tpu} and --strategy={config.strategy}: leave out "
             "one of the two"
         )
-    if config.jit_compile and (config.devices or 1) > 1:
+    if config.tpu is None and config.strategy != "tpu":
+        check_compiles(config, config.devices or 1)
+
+
+def check_compiles(config: config_lib.Config, devices: int) -> None:
+    """Checks --jit_compile, for devices that are no TPU's.
+
+    Raises:
+        InputError: There are several.
+    """
+    if config.jit_compile and devices > 1:
         raise InputError(
-            f"--jit_compile and --devices={config.devices}: XLA compiles the "
-            "step of one device, or of a TPU; devices of other kinds exchange "
-            "gradients in its midst"
+            f"--jit_compile with {devices} devices: XLA compiles the step of "
+            "one device, or of a TPU; others exchange gradients in its midst. "
+            "Leave it out, or give --strategy=one"
         )
 
 

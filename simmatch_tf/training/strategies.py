@@ -31,6 +31,13 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     _check_backend()
     if config.strategy == "tpu" or config.tpu is not None:
         return _tpu(config)
+    strategy = _choose(config)
+    checks.check_compiles(config, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
+    """GPUs, or the CPU, of this process or of all workers."""
     cluster = cluster_lib.of(config)
     if cluster is not None:
         return _multi_worker(config, cluster)

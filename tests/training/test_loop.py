@@ -161,6 +161,33 @@ def test_interrupted_and_resumed_is_the_same_run(
     assert_same_run(whole, broken, 6)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"steps_per_loop": 4}, {"on_nonfinite": "skip"}]
+)
+def test_ways_to_run_the_same_steps(changes, tmp_path, finished_run):
+    """Not a bit of the result hangs on them."""
+    simmatch_tf.fit(runs.config(tmp_path, **changes))
+    assert_same_run(finished_run[0], tmp_path, 6)
+
+
+@pytest.mark.slow
+def test_compiled_with_xla(tmp_path, finished_run):
+    """But for rounding, the same; and resumed without it."""
+    changes = {"jit_compile": True, "precision": "float64"}
+    simmatch_tf.fit(runs.config(tmp_path / "a", **changes))
+    for path in (tmp_path / "a" / "checkpoints").glob("step_00000006*"):
+        path.unlink()
+    (tmp_path / "a" / "results.json").unlink()
+    changes["jit_compile"] = False
+    simmatch_tf.fit(runs.config(tmp_path / "a", **changes))
+    simmatch_tf.fit(runs.config(tmp_path / "b", **changes))
+    a, b = tensors(tmp_path / "a", 6), tensors(tmp_path / "b", 6)
+    for name, value in b.items():
+        if np.asarray(value).dtype.kind == "f":
+            # The learning rate itself is a float32.
+            np.testing.assert_allclose(a[name], value, rtol=1e-5, atol=1e-7)
+
+
 def test_the_flagfile_of_a_run_starts_the_same_run(finished_run, tmp_path):
     config = workdir_lib.Workdir(finished_run[0]).read_config()
     simmatch_tf.fit(

@@ -99,6 +99,10 @@ def test_four_replicas_by_the_command(alone, tmp_path):
         ({"devices": 3}, "batch_size=8: does not divide by 3 devices; such "),
         ({"devices": 16}, "does not divide by 16 devices; such as 16"),
         ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
+        ({"jit_compile": True, "devices": 2}, "jit_compile with 2 devices"),
+        ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
+        ({"teacher_norm": "shuffle"}, "is for --algorithm=simmatch --memory="),
+        ({"data_service": "h:1"}, "--data_service=h:1: must be grpc://"),
     ],
 )
 def test_what_is_refused_at_once(changes, message, tmp_path):
