@@ -103,7 +103,7 @@ class _Run:
         # First: once TensorFlow has begun, a CPU is not divided any more.
         self.strategy = strategies.make(config)
         self.workers = workers.Workers(self.strategy, config)
-        resumed = self.workers.same_folder(folder)
+        resumed = self.workers.same_run(folder)
         # ------------------------------------------------------------ data --
         self.source = inputs.make_source(config, custom.source)
         self.split = inputs.make_split(config, self.source, folder)

@@ -1,10 +1,12 @@
 """What the workers of one run tell each other."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from simmatch_tf import checks
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
@@ -22,6 +24,10 @@ _GONE = (
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
 )
+
+
+# Flags that each worker may have of its own.
+_OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
 
 
 class Workers:
@@ -46,7 +52,7 @@ class Workers:
         cluster = cluster_lib.of(config)
         self.count = len(cluster.workers) if cluster else 1
         self.chief = cluster is None or cluster.chief
-        self._strategy = strategy
+        self._strategy, self._config = strategy, config
 
         @tf.function(autograph=False)
         def first(value: tf.Tensor) -> tf.Tensor:
@@ -69,12 +75,20 @@ class Workers:
         """Until all have come here."""
         self.agree(0)
 
-    def same_folder(self, folder: workdir_lib.Workdir) -> bool:
+    def same_run(self, folder: workdir_lib.Workdir) -> bool:
         """Whether a run goes on, as the chief sees it.
 
         Raises:
-            InputError: This worker does not see what the chief sees.
+            InputError: This worker was given other flags than the chief, or
+                does not see what the chief sees.
         """
+        text = self._config.to_flagfile(without=_OWN)
+        digest = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+        if self.agree(digest) != digest:
+            raise InputError(
+                "this worker has other flags than the chief: all need the "
+                f"same, but for --{', --'.join(_OWN)}"
+            )
         resumed = bool(self.agree(folder.resumed()))
         if not self.chief:
             if resumed and not folder.started():

@@ -270,3 +270,35 @@ def test_the_tool_that_starts_workers(tmp_path):
     )
     assert found.returncode == 1
     assert "--labels=7: not divisible" in found.stderr
+
+
+@pytest.mark.slow
+def test_workers_with_other_flags(tmp_path, monkeypatch):
+    """Found before they train; nothing is written."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import local_workers
+
+    (port,) = local_workers.free_ports(1)
+    hosts = [f"localhost:{port}", f"localhost:{local_workers.free_ports(1)[0]}"]
+    processes = []
+    for index, rate in enumerate((0.03, 0.04)):
+        task = {"type": "worker", "index": index}
+        content = {"cluster": {"worker": hosts}, "task": task}
+        processes.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "simmatch_tf.train",
+                    *runs.argv(tmp_path / "run", learning_rate=rate),
+                ],
+                env={**os.environ, "TF_CONFIG": json.dumps(content)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    (_, chief), (_, other) = (p.communicate(timeout=120) for p in processes)
+    assert processes[1].returncode == 1
+    assert "this worker has other flags than the chief" in other
+    assert processes[0].returncode == 42 and "another worker has gone" in chief
+    assert not (tmp_path / "run" / "checkpoints").exists()
