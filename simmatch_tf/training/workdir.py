@@ -167,6 +167,11 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         elif folder.flagfile.is_file():
             # It ended before its first checkpoint: nothing is lost.
             folder.anew = bool(_differences(folder, config))
+            if folder.timing.is_file():
+                logging.warning(
+                    "%s: the run's checkpoints are gone; it starts anew",
+                    folder.path,
+                )
         try:
             yield folder
         except InputError:

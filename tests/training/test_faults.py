@@ -127,6 +127,15 @@ def test_a_checkpoint_of_an_older_version(finished_run, tmp_path, monkeypatch):
         runs.fit(tmp_path, algorithm="supervised", steps=2)
 
 
+def test_checkpoints_that_are_gone(finished_run, tmp_path, caplog):
+    shutil.copytree(finished_run[0], tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    runs.fit(tmp_path / "run")
+    assert "checkpoints are gone; it starts anew" in caplog.text
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
+
+
 def test_flags_of_another_version(finished_run, tmp_path):
     shutil.copytree(finished_run[0], tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
