@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from simmatch_tf.commandline import InputError
@@ -56,29 +58,45 @@ def read() -> Cluster | None:
         content = json.loads(text)
         jobs = content.get("cluster") or {}
         task = content.get("task") or {}
-        others = set(jobs) - {"chief", "worker"}
-        chiefs, workers = jobs.get("chief", []), jobs.get("worker", [])
+        jobs = {name: list(_hosts(name, jobs[name])) for name in jobs}
         kind, index = task.get("type"), task.get("index")
     except (ValueError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise _wrong(f"is not JSON of the form wanted ({error})") from None
+    others = set(jobs) - {"chief", "worker"}
     if others:
         raise _wrong(f"has a job {sorted(others)[0]!r}: only workers train")
-    everyone = [*chiefs, *workers]
+    chiefs = jobs.get("chief", [])
+    everyone = [*chiefs, *jobs.get("worker", [])]
+    if len(chiefs) > 1:
+        raise _wrong(f"has {len(chiefs)} chiefs: must be at most one")
+    if len(set(everyone)) < len(everyone):
+        raise _wrong(f"names an address twice: {', '.join(everyone)}")
     if len(everyone) < 2:
         return None
-    _check_task(jobs, kind, index)
-    offset = len(chiefs) if kind == "worker" else 0
-    return Cluster(tuple(everyone), offset + index)
-
-
-def _check_task(jobs: dict[str, Any], kind: Any, index: Any) -> None:
-    if kind not in jobs:
+    if not isinstance(kind, str) or kind not in jobs:
         raise _wrong(f"has the task type {kind!r}, which is not in its cluster")
     if type(index) is not int or not 0 <= index < len(jobs[kind]):
         raise _wrong(
             f"has the task index {index!r}: must be in "
             f"[0, {len(jobs[kind]) - 1}]"
         )
+    offset = len(chiefs) if kind == "worker" else 0
+    return Cluster(tuple(everyone), offset + index)
+
+
+def _hosts(name: str, found: Any) -> Iterator[str]:
+    """The addresses of a job."""
+    if not isinstance(found, list):
+        raise _wrong(f"has a {name} that is no list: {found!r}")
+    for host in found:
+        match = re.fullmatch(
+            r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", str(host)
+        )
+        if not match or not 0 < int(match[1]) < 2**16:
+            raise _wrong(f"has the address {host!r}: must be host:port")
+        yield host
 
 
 def of(config: config_lib.Config) -> Cluster | None:

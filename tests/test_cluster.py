@@ -26,9 +26,9 @@ def test_two_workers(monkeypatch, tmp_path):
 
 
 def test_a_chief_of_its_own(monkeypatch):
-    jobs = {"chief": ["c:0"], **TWO}
+    jobs = {"chief": ["c:3"], **TWO}
     say(monkeypatch, {"cluster": jobs, "task": {"type": "worker", "index": 0}})
-    assert cluster.read() == cluster.Cluster(("c:0", "a:1", "b:2"), 1)
+    assert cluster.read() == cluster.Cluster(("c:3", "a:1", "b:2"), 1)
     say(monkeypatch, {"cluster": jobs, "task": {"type": "chief", "index": 0}})
     assert cluster.read().chief
 
@@ -49,6 +49,15 @@ def test_alone(monkeypatch, content, tmp_path):
         ("[]", "is not JSON of the form"),
         ({"cluster": {"ps": ["a:1"], **TWO}}, "has a job 'ps'"),
         ({"cluster": TWO}, "the task type None"),
+        ({"cluster": {"worker": "a:1"}}, "has a worker that is no list"),
+        ({"cluster": {"worker": None}}, "has a worker that is no list"),
+        ({"cluster": {"worker": ["a:1", "b"]}}, "the address 'b': must be"),
+        ({"cluster": {"worker": ["a:1", "::1:2"]}}, "the address '::1:2'"),
+        ({"cluster": {"worker": ["a:1", "b:65536"]}}, "the address 'b:65536'"),
+        ({"cluster": {"worker": [1, 2]}}, "the address 1: must be"),
+        ({"cluster": {"worker": ["a:1", "a:1"]}}, "an address twice: a:1, a:1"),
+        ({"cluster": {"chief": ["a:1", "b:1"]}}, "has 2 chiefs"),
+        ({"cluster": TWO, "task": {"type": ["worker"]}}, "the task type"),
         (
             {"cluster": TWO, "task": {"type": "worker", "index": 2}},
             r"index 2: must be in \[0, 1\]",

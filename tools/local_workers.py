@@ -70,26 +70,34 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("words", nargs="*", help="flags of the run, after --")
     given = parser.parse_args()
+    if given.workers < 1:
+        parser.error(f"--workers={given.workers}: must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         logs = [
             open(os.path.join(folder, str(index)), "w+", encoding="utf-8")
             for index in range(1, given.workers)
         ]
-        processes = start(
-            given.workers,
-            given.words,
-            stdout=lambda index: logs[index - 1] if index else None,
-            stderr=lambda index: logs[index - 1] if index else None,
-        )
+        processes, early = [], []
 
         def pass_on(number: int, frame: object) -> None:
             del frame
+            early.append(number)
             for process in processes:
                 process.send_signal(number)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, pass_on)
+        processes += start(
+            given.workers,
+            given.words,
+            stdout=lambda index: logs[index - 1] if index else None,
+            stderr=lambda index: logs[index - 1] if index else None,
+        )
+        if early:  # it came before there was anyone to pass it on to
+            pass_on(early[0], None)
+        # As a shell has it: 128 and the number of the signal.
         statuses = [process.wait() for process in processes]
+        statuses = [s if s >= 0 else 128 - s for s in statuses]
         for index, (log, status) in enumerate(
             zip(logs, statuses[1:], strict=True), start=1
         ):

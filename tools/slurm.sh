@@ -6,7 +6,7 @@
 # Wants simmatch_tf installed in the environment that sbatch is called in, and a
 # workdir that all nodes share. Two minutes before the time is over, or when the
 # job is preempted, SIGTERM reaches all workers; they save, end with status 42,
-# and the job is queued again, until the run is finished.
+# and the job is queued again, until the run is finished or an error ends it.
 #SBATCH --job-name=simmatch
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -29,7 +29,10 @@ srun --kill-on-bad-exit=0 bash -c '
     \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"
   exec python -m simmatch_tf.train "$@"' worker "$@"
 status=$?
-if [ "$status" -eq 42 ]; then
+# 42: stopped and saved; above 128: a worker was killed. Anything else is an
+# error that would come again.
+if { [ "$status" -eq 42 ] || [ "$status" -gt 128 ]; } &&
+  [ "${SLURM_RESTART_COUNT:-0}" -lt 1000 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

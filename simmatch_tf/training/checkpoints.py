@@ -138,6 +138,8 @@ class Checkpoints:
             InputError: There are some, and none can be read; or the newest
                 readable one does not hold what this run needs.
         """
+        if at is None:
+            self.tidy()
         errors = []
         for step in reversed(self.steps() if at is None else [at]):
             try:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from simmatch_tf.data import pipeline
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.modules import replica
+from simmatch_tf.training import strategies
 
 
 class Evaluator:
@@ -65,16 +66,15 @@ class Evaluator:
         Returns:
             Name → float32 [n, L].
         """
-        batches = iter(
-            self._strategy.distribute_datasets_from_function(
-                lambda context: pipeline.evaluation_dataset(
-                    images,
-                    indices,
-                    min(self._batch_size, len(indices)),
-                    **self._input,
-                    context=context,
-                )
-            )
+        batches = strategies.iterate(
+            self._strategy,
+            lambda context: pipeline.evaluation_dataset(
+                images,
+                indices,
+                min(self._batch_size, len(indices)),
+                **self._input,
+                context=context,
+            ),
         )
         found = {name: [] for name in self._forward}
         while True:

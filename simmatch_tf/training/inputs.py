@@ -22,6 +22,7 @@ from simmatch_tf.data import (
     views,
 )
 from simmatch_tf.data import source as source_lib
+from simmatch_tf.training import strategies
 from simmatch_tf.training import workdir as workdir_lib
 
 
@@ -274,10 +275,4 @@ def make_batches(
             config.data_service,
         )
 
-    devices = strategy.extended.worker_devices
-    if len(devices) == 1 and "CPU" in devices[0]:
-        # Nothing to divide or to copy. The strategy's iterator would have a
-        # tuner whose thread sleeps for up to a minute: where there is one core
-        # a finished run waits for it.
-        return iter(dataset())
-    return iter(strategy.distribute_datasets_from_function(dataset))
+    return strategies.iterate(strategy, dataset)

@@ -99,11 +99,13 @@ class _Run:
         config: config_lib.Config,
         custom: assembly.Custom,
     ) -> None:
-        self.folder = folder
+        self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
         self.strategy = strategies.make(config)
         self.workers = workers.Workers(self.strategy, config)
-        resumed = self.workers.same_run(folder)
+        resumed = bool(self.workers.agree(folder.resumed()))
+        if not self.workers.chief:
+            folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self.source = inputs.make_source(config, custom.source)
         self.split = inputs.make_split(config, self.source, folder)
@@ -127,10 +129,8 @@ class _Run:
                 self.algorithm, config.init_from, custom
             )
         # --------------------------------------------------------- workdir --
-        if self.workers.chief:
-            folder.begin(config)
-            if not resumed:
-                splits.write(folder.split, self.split, self.source)
+        self.workers.by_chief(self._begin)
+        self.workers.same_folder(folder)
         self.checkpoints = checkpoints.Checkpoints(
             folder.checkpoints,
             self.algorithm,
@@ -147,6 +147,13 @@ class _Run:
         )
         self.writer = self._make_writer()
         self.accuracy: dict[str, dict[str, float]] = {}
+
+    def _begin(self) -> None:
+        """Writes what a new run begins with."""
+        resumed = self.folder.resumed()
+        self.folder.begin(self.given)
+        if not resumed:
+            splits.write(self.folder.split, self.split, self.source)
 
     def train(self, request: interruption.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
@@ -223,12 +230,8 @@ class _Run:
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
-        start = 0
         with self.strategy.scope():
-            if self.workers.chief:
-                self.checkpoints.tidy()
-                start = self.checkpoints.restore() or 0
-            start = self.workers.agree(start)
+            start = self.workers.by_chief(self.checkpoints.restore)
             if start and not self.workers.chief:
                 self.checkpoints.restore(at=start)
         return start
@@ -236,9 +239,7 @@ class _Run:
     def _save(self, step: int) -> None:
         """Writes a checkpoint, unless the state is broken."""
         self._check_finite(step)
-        if self.workers.chief:
-            self.checkpoints.save(step)
-        self.workers.wait()
+        self.workers.by_chief(lambda: self.checkpoints.save(step))
 
     def _say_what(self, bar: progress.Progress, start: int) -> None:
         config, split = self.config, self.split
@@ -263,7 +264,7 @@ class _Run:
             bar.say(self.initial)
         devices = self.strategy.num_replicas_in_sync
         if devices > 1:
-            bar.say(f"{devices} devices, {self.workers.count} workers")
+            bar.say(f"{devices} devices{self.workers.text()}")
         if start:
             bar.say(f"resumed after step {start}")
 
@@ -289,7 +290,8 @@ class _Run:
         first, name = found
         if guard.skips and not guard.gave_up():
             logging.warning(
-                "step %d was skipped: %s is not finite (%d steps so far)",
+                "step %d was skipped: %s is not finite (the first of those "
+                "since the last warning; %d so far)",
                 first,
                 name,
                 int(guard.total.numpy()),
@@ -297,12 +299,12 @@ class _Run:
             return
         saved = self.checkpoints.steps()
         last = f"step {saved[-1]}" if saved else "none"
-        many = f" ({guard_lib.GIVES_UP_AFTER} steps in a row)"
+        many = f" ({guard_lib.GIVES_UP_AFTER} such steps in a row by now)"
         raise FloatingPointError(
             f"{name} is not finite at step {first}"
             f"{many if guard.skips else ''}; last good checkpoint: {last}, in "
             f"{self.folder.checkpoints}. A lower --learning_rate or a "
-            "--warmup_steps may help"
+            "--warmup_steps may help, in another --workdir or with --overwrite"
             + (
                 ""
                 if guard.skips

@@ -6,8 +6,10 @@ have, the chief sends them on. Nothing here imports TensorFlow.
 """
 
 import contextlib
+import json
 import socket
 import time
+from collections.abc import Iterable
 
 from absl import logging
 
@@ -15,19 +17,23 @@ from simmatch_tf import cluster as cluster_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import interruption
 
-_GO = b"go"
+# The chief's answers: go on, or end with the error that follows.
+_GO, _NO = b"go\n", b"no "
+_LONGEST = 2**16  # of a message
 
 
-def meet(cluster: cluster_lib.Cluster, seconds: float) -> None:
+def meet(cluster: cluster_lib.Cluster, seconds: float, flags: str) -> None:
     """Returns once all workers are there.
 
     Args:
         cluster: Who they are, and which this one is.
         seconds: How long to wait for them.
+        flags: A flagfile of what must be the same for all.
 
     Raises:
         Interrupted: Somebody did not come in time, or a signal came first.
-        InputError: The chief cannot listen at its address.
+        InputError: The chief cannot listen at its address, or a worker has
+            other flags.
     """
     until = time.monotonic() + seconds
     logging.info(
@@ -37,9 +43,10 @@ def meet(cluster: cluster_lib.Cluster, seconds: float) -> None:
     )
     host, _, port = cluster.workers[0].rpartition(":")
     if cluster.chief:
-        _gather(cluster, int(port), until)
+        _gather(cluster, int(port), until, flags)
     else:
-        _call(cluster.index, (host.strip("[]"), int(port)), until)
+        said = json.dumps({"index": cluster.index, "flags": flags})
+        _call(said.encode() + b"\n", (host.strip("[]"), int(port)), until)
 
 
 def _check(until: float, missing: str) -> None:
@@ -55,7 +62,9 @@ def _check(until: float, missing: str) -> None:
         )
 
 
-def _gather(cluster: cluster_lib.Cluster, port: int, until: float) -> None:
+def _gather(
+    cluster: cluster_lib.Cluster, port: int, until: float, flags: str
+) -> None:
     """The chief's part: waits until all have called, and sends them on."""
     there: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
@@ -71,13 +80,56 @@ def _gather(cluster: cluster_lib.Cluster, port: int, until: float) -> None:
             except TimeoutError:
                 continue
             stack.enter_context(caller)
+            index, theirs = _said(caller)
+            if index is None:
+                continue  # a stranger
+            # Of a worker that was started again the last call counts.
+            there[index] = caller
+            if wrong := _difference(flags, theirs):
+                message = f"worker {index} and the chief: {wrong}"
+                _answer(there.values(), _NO + message.encode() + b"\n")
+                raise InputError(message)
+        _answer(there.values(), _GO)
+
+
+def _said(caller: socket.socket) -> tuple[int | None, str]:
+    """Which worker calls, and its flags; None if it is none."""
+    caller.settimeout(2.0)
+    try:
+        said = json.loads(_line(caller))
+        return int(said["index"]), str(said["flags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
+
+
+def _difference(chief: str, worker: str) -> str:
+    """The first flag that differs, with both values; or nothing."""
+    ours, theirs = (text.splitlines() for text in (chief, worker))
+    only = [
+        next((line for line in a if line not in b), "the default")
+        for a, b in ((theirs, ours), (ours, theirs))
+    ]
+    if only == ["the default"] * 2:
+        return ""
+    return f"{only[0]} there and {only[1]} here; all need the same flags"
+
+
+def _answer(callers: Iterable[socket.socket], message: bytes) -> None:
+    for caller in callers:
+        with contextlib.suppress(OSError):
             caller.settimeout(2.0)
-            with contextlib.suppress(OSError, ValueError):
-                # Of a worker that was started again the last call counts.
-                there[int(caller.recv(16))] = caller
-        for caller in there.values():
-            with contextlib.suppress(OSError):
-                caller.sendall(_GO)
+            caller.sendall(message)
+
+
+def _line(connection: socket.socket) -> bytes:
+    """What is said up to the end of a line; empty, if the other end goes."""
+    found = b""
+    while not found.endswith(b"\n") and len(found) < _LONGEST:
+        more = connection.recv(4096)
+        if not more:
+            return b""
+        found += more
+    return found
 
 
 def _listen(name: str, port: int) -> socket.socket:
@@ -107,24 +159,36 @@ def _alive(caller: socket.socket) -> bool:
         return False
 
 
-def _call(index: int, chief: tuple[str, int], until: float) -> None:
+def _call(said: bytes, chief: tuple[str, int], until: float) -> None:
     """Another worker's part: calls the chief until it is sent on."""
     missing = f"the chief ({chief[0]}:{chief[1]})"
+    reason = ""
     while True:
-        _check(until, missing)
+        _check(until, missing + reason)
         try:
             with socket.create_connection(chief, timeout=2.0) as line:
-                line.sendall(str(index).encode())
-                line.settimeout(0.2)
-                while True:
-                    _check(until, "the other workers")
-                    try:
-                        answer = line.recv(len(_GO))
-                    except TimeoutError:
-                        continue
-                    if answer == _GO:
-                        return
-                    break  # the chief has gone: call again
-        except OSError:
-            pass
-        time.sleep(0.2)
+                line.sendall(said)
+                answer = _wait(line, until)
+        except OSError as error:
+            reason, answer = f": {error.strerror or error}", b""
+        if answer == _GO:
+            return
+        if answer.startswith(_NO):
+            raise InputError(answer.removeprefix(_NO).decode().strip())
+        time.sleep(0.2)  # the chief is not there yet, or has gone: call again
+
+
+def _wait(line: socket.socket, until: float) -> bytes:
+    """The chief's answer; empty, if it goes."""
+    line.settimeout(0.2)
+    found = b""
+    while not found.endswith(b"\n"):
+        _check(until, "the other workers")
+        try:
+            more = line.recv(4096)
+        except TimeoutError:
+            continue
+        if not more:
+            return b""
+        found += more
+    return found

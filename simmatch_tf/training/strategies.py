@@ -1,5 +1,8 @@
 """Which devices a run trains on."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import keras
 import tensorflow as tf
 from absl import logging
@@ -9,6 +12,11 @@ from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import interruption, reasons, rendezvous
+
+# Flags that each worker may have of its own.
+_OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
+# Seconds in which TensorFlow joins workers that have met.
+_JOINED_WITHIN = 60
 
 _mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
 
@@ -80,9 +88,10 @@ def _multi_worker(
         len(cluster.workers),
         wanted,
     )
-    rendezvous.meet(cluster, config.worker_timeout)
+    flags = config.to_flagfile(without=_OWN)
+    rendezvous.meet(cluster, config.worker_timeout, flags)
     try:
-        with interruption.held(config.worker_timeout):
+        with interruption.held(_JOINED_WITHIN):
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
         raise InputError(
@@ -103,7 +112,8 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
     # What is raised depends on how a TPU cannot be reached.
     except Exception as error:
         raise InputError(
-            f"--tpu={name}: cannot be reached ({reasons.reason(error)})"
+            f"--tpu={name}: cannot be reached ({reasons.reason(error)[:200]}); "
+            "it takes TensorFlow's build for TPUs"
         ) from None
     cores = strategy.num_replicas_in_sync
     if config.devices not in (None, cores):
@@ -113,6 +123,26 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
         )
     checks.check_divides(config, cores)
     return strategy
+
+
+def iterate(
+    strategy: tf.distribute.Strategy,
+    dataset: Callable[[tf.distribute.InputContext | None], tf.data.Dataset],
+) -> Iterator[Any]:
+    """Elements for all replicas here, from one for each in turn.
+
+    Args:
+        strategy: Whose replicas.
+        dataset: Makes the dataset of a worker; None: of the only one.
+    """
+    devices = strategy.extended.worker_devices
+    copied = any("CPU" not in device for device in devices)
+    if len(devices) == 1 and not copied:
+        return iter(dataset(None))  # nothing to divide
+    # What copies to devices has a tuner whose thread sleeps for up to a minute,
+    # and the end of a run may wait for it: not where there is nothing to copy.
+    options = tf.distribute.InputOptions(experimental_fetch_to_device=copied)
+    return iter(strategy.distribute_datasets_from_function(dataset, options))
 
 
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:

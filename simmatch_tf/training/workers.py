@@ -2,11 +2,10 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from simmatch_tf import checks
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
@@ -24,10 +23,6 @@ _GONE = (
     tf.errors.UnavailableError,
     tf.errors.UnknownError,
 )
-
-
-# Flags that each worker may have of its own.
-_OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
 
 
 class Workers:
@@ -52,7 +47,7 @@ class Workers:
         cluster = cluster_lib.of(config)
         self.count = len(cluster.workers) if cluster else 1
         self.chief = cluster is None or cluster.chief
-        self._strategy, self._config = strategy, config
+        self._strategy = strategy
 
         @tf.function(autograph=False)
         def first(value: tf.Tensor) -> tf.Tensor:
@@ -63,6 +58,10 @@ class Workers:
             return strategy.run(own, args=(value,))
 
         self._first = first
+
+    def text(self) -> str:
+        """For a message: of how many workers something is."""
+        return f" of {self.count} workers" if self.count > 1 else ""
 
     def agree(self, value: int) -> int:
         """The chief's value."""
@@ -75,30 +74,47 @@ class Workers:
         """Until all have come here."""
         self.agree(0)
 
-    def same_run(self, folder: workdir_lib.Workdir) -> bool:
-        """Whether a run goes on, as the chief sees it.
+    def by_chief(self, act: Callable[[], int | None]) -> int:
+        """What the chief does, for all.
+
+        Args:
+            act: Called by the chief alone.
+
+        Returns:
+            What it returned there, at least 0.
 
         Raises:
-            InputError: This worker was given other flags than the chief, or
-                does not see what the chief sees.
+            InputError: What it raised there, or on others that it did.
         """
-        text = self._config.to_flagfile(without=_OWN)
-        digest = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+        failure, value = None, 0
+        if self.chief:
+            try:
+                value = act() or 0
+            except InputError as error:
+                failure, value = error, -1
+        value = self.agree(value)
+        if failure:
+            raise failure
+        if value < 0:
+            raise InputError("the chief cannot go on: its own message says why")
+        return value
+
+    def same_folder(self, folder: workdir_lib.Workdir) -> None:
+        """Checks that all see the chief's folder, once the run stands in it.
+
+        Raises:
+            InputError: This worker does not.
+        """
+        try:
+            seen = folder.flagfile.read_bytes() + folder.split.read_bytes()
+        except OSError:
+            seen = b""
+        digest = int(hashlib.sha256(seen).hexdigest()[:15], 16)
         if self.agree(digest) != digest:
             raise InputError(
-                "this worker has other flags than the chief: all need the "
-                f"same, but for --{', --'.join(_OWN)}"
+                f"--workdir={folder.path}: this worker does not see there what "
+                "the chief sees; it must be a folder that all workers share"
             )
-        resumed = bool(self.agree(folder.resumed()))
-        if not self.chief:
-            if resumed and not folder.started():
-                raise InputError(
-                    f"--workdir={folder.path}: the chief finds a run there, "
-                    "this worker does not; it must be a folder that all "
-                    "workers share"
-                )
-            folder.anew = not resumed
-        return resumed
 
     def stop(self, request: interruption.Request, asked: tf.Tensor) -> str:
         """Why to stop now, on all alike; empty: no reason.

@@ -7,6 +7,8 @@ import re
 import subprocess
 import textwrap
 
+import pytest
+
 from simmatch_tf import cluster
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
@@ -100,6 +102,11 @@ def test_slurm(tmp_path, monkeypatch):
     assert not (tmp_path / "requeued").exists()
 
 
-def test_slurm_goes_on_after_a_signal(tmp_path):
-    assert slurm(tmp_path, 42).returncode == 42
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+@pytest.mark.parametrize(
+    ("status", "again"), [(42, True), (137, True), (1, False)]
+)
+def test_slurm_goes_on_where_that_helps(status, again, tmp_path):
+    assert slurm(tmp_path, status).returncode == status
+    assert (tmp_path / "requeued").exists() == again
+    if again:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"

@@ -1,5 +1,6 @@
 """Workers meet before TensorFlow joins them."""
 
+import json
 import socket
 import threading
 import time
@@ -9,6 +10,8 @@ import pytest
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import interruption, rendezvous
+
+FLAGS = "--steps=3\n--nooverwrite\n"
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def workers():
 def start(workers, index, found):
     def meet():
         try:
-            rendezvous.meet(cluster_lib.Cluster(workers, index), 20.0)
+            rendezvous.meet(cluster_lib.Cluster(workers, index), 20.0, FLAGS)
             found.append(index)
         except BaseException as error:
             found.append(error)
@@ -49,7 +52,8 @@ def test_a_worker_that_died_and_came_again(workers):
     threads = [start(workers, 0, found)]
     time.sleep(0.3)
     with socket.create_connection((host, int(port))) as line:
-        line.sendall(b"1")
+        line.sendall(json.dumps({"index": 1, "flags": FLAGS}).encode())
+        line.sendall(b"\n")
         time.sleep(0.3)
     threads.append(start(workers, 2, found))
     time.sleep(0.6)
@@ -79,7 +83,7 @@ def test_strangers_are_ignored(workers):
 )
 def test_nobody_comes(workers, index, missing):
     with pytest.raises(interruption.Interrupted, match=f"vain for {missing}"):
-        rendezvous.meet(cluster_lib.Cluster(workers, index), 0.3)
+        rendezvous.meet(cluster_lib.Cluster(workers, index), 0.3, FLAGS)
 
 
 def test_the_chief_s_port_is_taken(workers):
@@ -87,4 +91,26 @@ def test_the_chief_s_port_is_taken(workers):
         taken.bind(("", int(workers[0].split(":")[1])))
         taken.listen()
         with pytest.raises(InputError, match="the chief cannot listen at"):
-            rendezvous.meet(cluster_lib.Cluster(workers, 0), 5.0)
+            rendezvous.meet(cluster_lib.Cluster(workers, 0), 5.0, FLAGS)
+
+
+def test_other_flags_end_both(workers):
+    found = []
+    pair = workers[:2]
+    chief = start(pair, 0, found)
+    with pytest.raises(InputError, match="--steps=4 there and --steps=3 here"):
+        rendezvous.meet(
+            cluster_lib.Cluster(pair, 1), 20.0, "--steps=4\n--nooverwrite\n"
+        )
+    chief.join(10)
+    assert "worker 1 and the chief: --steps=4 there" in str(found[0])
+
+
+def test_a_flag_that_only_one_has(workers):
+    found = []
+    pair = workers[:2]
+    chief = start(pair, 0, found)
+    more = FLAGS + "--seed=1\n"
+    with pytest.raises(InputError, match="--seed=1 there and the default here"):
+        rendezvous.meet(cluster_lib.Cluster(pair, 1), 20.0, more)
+    chief.join(10)
