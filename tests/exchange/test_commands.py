@@ -220,6 +220,7 @@ def test_evaluate_and_train_take_the_run(
     assert not torch.equal(state["module.bank"], before["module.bank"])
 
 
+@pytest.mark.long
 def test_slots_of_unknown_images(file, tmp_path, small_tfds):
     workdir = tmp_path / "run"
     words = (f"--workdir={workdir}", f"--tfds_dir={small_tfds}", *RECIPE)

@@ -274,7 +274,7 @@ def train(name, side, decay_on, dtype, tolerance):
     ("name", "side", "decay_on"),
     [
         ("resnet18", 40, "all"),
-        ("resnet50", 40, "all"),
+        pytest.param("resnet50", 40, "all", marks=pytest.mark.long),
         ("wrn_28_2", 16, "all"),
         ("wrn_28_2", 16, "kernels"),
     ],

@@ -250,6 +250,7 @@ def test_two_workers_sigterm_to_one_and_on_with_another_number(
     test_strategies.assert_near(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_dies_is_noticed(workers, tmp_path):
     chief, other = workers(tmp_path, steps=5000, log_every=1)

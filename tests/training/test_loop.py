@@ -170,6 +170,7 @@ def test_ways_to_run_the_same_steps(changes, tmp_path, finished_run):
     assert_same_run(finished_run[0], tmp_path, 6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_with_xla(tmp_path, finished_run):
     """But for rounding, the same; and resumed without it."""

@@ -53,6 +53,7 @@ def finish(process):
 LONG = {"steps": 60, "checkpoint_every": 5, "eval_every": 20, "log_every": 1}
 
 
+@pytest.mark.long
 def test_sigkill_at_a_random_step_and_resume(tmp_path):
     finish(start(tmp_path / "whole", **LONG))
     step = random.randrange(6, 50)

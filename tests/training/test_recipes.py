@@ -54,7 +54,19 @@ def networks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        # The other of a pair that differs in little takes as long again.
+        pytest.param(
+            name,
+            marks=[pytest.mark.long]
+            if name in ("imagenet_10pct", "cifar10_250")
+            else [],
+        )
+        for name in RECIPES
+    ],
+)
 def test_one_step(recipe, tmp_path, small_tfds, photos, done, networks):
     words = ["x", f"--flagfile=configs/{recipe}.cfg"]
     if recipe == "folder":

@@ -82,6 +82,7 @@ def test_two_replicas_and_back(alone, tmp_path):
     assert_near(one, two)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", ["ensemble"], indirect=True)
 def test_four_replicas_by_the_command(alone, tmp_path):
