@@ -133,15 +133,25 @@ def iterate(
 
     Args:
         strategy: Whose replicas.
-        dataset: Makes the dataset of a worker; None: of the only one.
+        dataset: Makes the dataset of an input pipeline, of which there may be
+            one for each worker or replica; None: of the only one.
     """
     devices = strategy.extended.worker_devices
     copied = any("CPU" not in device for device in devices)
     if len(devices) == 1 and not copied:
         return iter(dataset(None))  # nothing to divide
-    # What copies to devices has a tuner whose thread sleeps for up to a minute,
-    # and the end of a run may wait for it: not where there is nothing to copy.
-    options = tf.distribute.InputOptions(experimental_fetch_to_device=copied)
+    options = None
+    several = tf.distribute.MultiWorkerMirroredStrategy
+    if not copied and not isinstance(strategy, several):
+        # What copies to devices has a tuner whose thread sleeps for up to a
+        # minute, and the end of a run waits for it: not where there is nothing
+        # to copy. Then each replica reads a dataset of its own.
+        options = tf.distribute.InputOptions(
+            experimental_fetch_to_device=False,
+            experimental_replication_mode=(
+                tf.distribute.InputReplicationMode.PER_REPLICA
+            ),
+        )
     return iter(strategy.distribute_datasets_from_function(dataset, options))
 
 
