@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
 import socket
 import typing
 
@@ -108,12 +107,12 @@ def split_address(
     Raises:
         InputError: It is none.
     """
-    pattern = scheme + r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})"
-    found = re.fullmatch(pattern, address or value)
-    if not found or not 0 < int(found[2]) < 2**16:
+    text = address or value
+    found = cluster.address(text.removeprefix(scheme))
+    if not found or not text.startswith(scheme):
         wanted = "HOST" if address else f"{scheme}HOST:PORT"
         raise InputError(f"--{flag}={value}: must be {wanted}")
-    return found[1].strip("[]"), int(found[2])
+    return found
 
 
 def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:

@@ -91,12 +91,17 @@ def _hosts(name: str, found: Any) -> Iterator[str]:
     if not isinstance(found, list):
         raise _wrong(f"has a {name} that is no list: {found!r}")
     for host in found:
-        match = re.fullmatch(
-            r"(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", str(host)
-        )
-        if not match or not 0 < int(match[1]) < 2**16:
+        if address(str(host)) is None:
             raise _wrong(f"has the address {host!r}: must be host:port")
         yield host
+
+
+def address(text: str) -> tuple[str, int] | None:
+    """Host and port of HOST:PORT; None if it is not that."""
+    found = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", text)
+    if not found or not 0 < int(found[2]) < 2**16:
+        return None
+    return found[1].strip("[]"), int(found[2])
 
 
 def of(config: config_lib.Config) -> Cluster | None:

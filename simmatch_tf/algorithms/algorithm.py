@@ -96,6 +96,7 @@ class Algorithm(tf.Module):
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
             eman=config.teacher_norm == "eman",
+            shuffles=config.batch_norm == "local",
         )
         self.generators = [
             variable.value
@@ -192,7 +193,7 @@ class Algorithm(tf.Module):
             | {f"gradient of {w.path}": g for w, g in pairs}
         )
         self.optimizer.apply(gradients, weights)
-        if self.config.batch_norm == "local":
+        if self.config.batch_norm == "local" and replica.count() > 1:
             self._share_statistics()
         self.teacher.update(self.student, self.step)
         self.record.keep_loss(loss)

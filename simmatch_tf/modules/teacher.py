@@ -3,8 +3,9 @@
 Two forms of its BatchNorm. EMAN averages the statistics as it averages the
 weights, and the teacher runs in inference mode. In the other, that of the
 published ImageNet runs, it runs in training mode and keeps statistics of its
-own; images are shuffled over the replicas, where each has statistics of its
-share.
+own. Where each replica has statistics of its share alone, as in the published
+runs, images are shuffled over the replicas first; with those of the whole batch
+that would change nothing.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ class Teacher(tf.Module):
     Attributes:
         model: The copy.
         eman: Whether its statistics are averages of the student's.
+        shuffles: Whether images are shuffled, where it is not EMAN.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Teacher(tf.Module):
         momentum: float = 0.999,
         warmup: bool = False,
         eman: bool = True,
+        shuffles: bool = False,
     ) -> None:
         """Starts `model` as a copy of `student`.
 
@@ -41,6 +44,7 @@ class Teacher(tf.Module):
             momentum: Weight of the old value, in [0, 1].
             warmup: See `schedules.ema_momentum`.
             eman: See the module.
+            shuffles: Likewise.
 
         Raises:
             ValueError: The two networks do not have the same variables, or
@@ -56,7 +60,7 @@ class Teacher(tf.Module):
                 f"the teacher's variables have shapes {own}, the student's "
                 f"{others}: they must be equal"
             )
-        self.model, self.eman = model, eman
+        self.model, self.eman, self.shuffles = model, eman, shuffles
         self._momentum, self._warmup = momentum, warmup
         self.copy(student)
 
@@ -77,6 +81,8 @@ class Teacher(tf.Module):
         """
         if self.eman:
             return self.model(images, training=False)
+        if not self.shuffles:
+            return self.model(images, training=True)
         images, back = replica.shuffle(images, seed)
         out = self.model(images, training=True)
         return {name: back(value) for name, value in out.items()}

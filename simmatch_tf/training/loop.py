@@ -178,6 +178,7 @@ class _Run:
             inputs.make_batches(self.strategy, pipeline, start, config),
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
+            workers=self.workers.count,
         )
         began = time.monotonic()
         # ------------------------------------------------------------ loop --

@@ -41,12 +41,12 @@ def meet(cluster: cluster_lib.Cluster, seconds: float, flags: str) -> None:
         cluster.index,
         ", ".join(cluster.workers),
     )
-    host, _, port = cluster.workers[0].rpartition(":")
+    chief = cluster_lib.address(cluster.workers[0])
     if cluster.chief:
-        _gather(cluster, int(port), until, flags)
+        _gather(cluster, chief[1], until, flags)
     else:
         said = json.dumps({"index": cluster.index, "flags": flags})
-        _call(said.encode() + b"\n", (host.strip("[]"), int(port)), until)
+        _call(said.encode() + b"\n", chief, until)
 
 
 def _check(until: float, missing: str) -> None:

@@ -25,6 +25,7 @@ class Stepper:
         *,
         finish: Callable[[pipeline_lib.Batch], pipeline_lib.Batch] | None,
         jit_compile: bool,
+        workers: int,
     ) -> None:
         """Compiles nothing yet; the first call does.
 
@@ -34,6 +35,7 @@ class Stepper:
             batches: See `inputs.make_batches`.
             finish: What is done to a batch on the device first.
             jit_compile: Compile it with XLA.
+            workers: Processes that may be asked to stop.
         """
         self._batches = batches
         self.stop: tf.Tensor = tf.constant(False)
@@ -41,8 +43,9 @@ class Stepper:
         def replica_step(batch, asked):
             if finish:
                 batch = finish(batch)
-            stop = replica.mean(tf.cast(asked, tf.float32)) > 0
-            return algorithm.guarded_step(batch), stop
+            if workers > 1:
+                asked = replica.mean(tf.cast(asked, tf.float32)) > 0
+            return algorithm.guarded_step(batch), asked
 
         if jit_compile:
             replica_step = tf.function(
