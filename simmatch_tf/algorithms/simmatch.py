@@ -8,8 +8,10 @@
 | p_w         | [U, L]  | aligned class probabilities of the weak views        |
 | z_l, z_w, z_s | [·, D] | unit embeddings                                     |
 | Q_f, Q_l    | [K, D], [K] | memory: embeddings and classes of labeled images |
-| q_w         | [U, K]  | instance similarity of the weak views                |
-| q_hat, p_hat | [U, K], [U, L] | pseudo-labels: instances, classes |
+| p_hat       | [U, L]  | class pseudo-labels, smoothed by the memory          |
+
+Instance similarity and its pseudo-labels, q^w, q^s and q̂ [U, K], exist in
+`ops.matching` alone, block by block.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm
 from simmatch_tf.modules import alignment, memory
-from simmatch_tf.ops import losses, propagation, similarity
+from simmatch_tf.ops import losses
 
 
 class SimMatch(algorithm.Algorithm):
@@ -73,8 +75,7 @@ class SimMatch(algorithm.Algorithm):
             seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
             out = self.teacher(tf.concat([x_l, x_w], 0), seed)
             z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
-            p_w = tf.nn.softmax(out["logits"][b:])  # [U, L]
-            p_hat, q_hat = self.propagate(p_w, z_w, ready)
+            p_w = self.align(tf.nn.softmax(out["logits"][b:]))  # [U, L]
 
         with tf.GradientTape() as tape:
             if self.from_teacher:
@@ -88,9 +89,19 @@ class SimMatch(algorithm.Algorithm):
                     out["logits"], [b, u, u]
                 )  # [B, L], [U, L], [U, L]
                 z_l, z_s, z_w = tf.split(out["embeddings"], [b, u, u])
-                p_w = tf.stop_gradient(tf.nn.softmax(logits_w))  # [U, L]
                 z_w, z_l = tf.stop_gradient(z_w), tf.stop_gradient(z_l)
-                p_hat, q_hat = self.propagate(p_w, z_w, ready)
+                p_w = tf.stop_gradient(tf.nn.softmax(logits_w))  # [U, L]
+                p_w = self.align(p_w)
+
+            # Eq. 3 to 10: p̂ [U, L]; and H(q̂, q^s) of each image [U].
+            p_hat, entropies = self.memory.match(
+                z_w,
+                z_s,
+                p_w,
+                temperature=self.config.temperature,
+                alpha=self.config.alpha,
+            )
+            p_hat = tf.where(ready, p_hat, p_w)
 
             # L_s: labeled images against their labels.
             loss_s = losses.supervised_loss(logits_l, y)
@@ -99,10 +110,7 @@ class SimMatch(algorithm.Algorithm):
                 logits_s, p_hat, self.config.threshold
             )
             # L_in: strong views against instance pseudo-labels.
-            loss_in = losses.instance_loss(
-                z_s, self.memory.features, q_hat, self.config.temperature
-            )
-            loss_in = tf.where(ready, loss_in, 0.0)
+            loss_in = tf.where(ready, tf.reduce_mean(entropies), 0.0)
             loss = (
                 loss_s
                 + self.config.lambda_u * loss_u
@@ -118,28 +126,3 @@ class SimMatch(algorithm.Algorithm):
             "loss/in": loss_in,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
         }
-
-    def propagate(
-        self, p_w: tf.Tensor, z_w: tf.Tensor, ready: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Makes both pseudo-labels from the weak views.
-
-        Args:
-            p_w: Class probabilities [U, L], not aligned yet.
-            z_w: Embeddings [U, D].
-            ready: Bool scalar: smooth p̂ by the memory.
-
-        Returns:
-            p̂ [U, L] (p^w until ready) and q̂ [U, K].
-        """
-        p_w = self.align(p_w)  # [U, L]
-        q_w = similarity.instance_similarity(
-            z_w, self.memory.features, self.config.temperature
-        )  # [U, K], Eq. 3
-        p_unfold = propagation.unfold(p_w, self.memory.labels)  # [U, K], Eq. 7
-        q_hat = propagation.scale(q_w, p_unfold)  # [U, K], Eq. 8
-        q_agg = propagation.aggregate(
-            q_w, self.memory.labels, self.num_classes
-        )  # [U, L], Eq. 9
-        p_hat = propagation.smooth(p_w, q_agg, self.config.alpha)  # Eq. 10
-        return tf.where(ready, p_hat, p_w), q_hat

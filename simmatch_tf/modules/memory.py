@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.modules import replica
-from simmatch_tf.ops import shapes
+from simmatch_tf.ops import matching, shapes
 
 
 class MemoryBuffer(tf.Module):
@@ -68,6 +68,31 @@ class MemoryBuffer(tf.Module):
     def full(self) -> tf.Tensor:
         """Whether every slot was written: a bool scalar."""
         return tf.reduce_all(self.filled)
+
+    def match(
+        self,
+        z_w: tf.Tensor,
+        z_s: tf.Tensor,
+        p_w: tf.Tensor,
+        *,
+        temperature: float,
+        alpha: float,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Matches this replica's images with all slots; see `matching.match`.
+
+        Slots that are not written yet count as rows of 0: what is returned
+        is of use once the memory is full.
+        """
+        return matching.match(
+            z_w,
+            z_s,
+            p_w,
+            self.features,
+            self.labels,
+            num_classes=p_w.shape[1],
+            temperature=temperature,
+            alpha=alpha,
+        )
 
     def update(self, indices: tf.Tensor, z: tf.Tensor) -> None:
         """Writes embeddings into their slots.
