@@ -16,6 +16,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # TensorFlow's own start-up notices drown the progress bar.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# oneDNN's kernels are faster than TensorFlow's own on any x86 processor, and
+# they are on by default on some only.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 __version__ = "0.1.0"
 
 _PUBLIC = {

@@ -2,6 +2,8 @@
 
 import keras
 
+from simmatch_tf.networks import batch_norm
+
 # Depth → (blocks of each of the four groups, whether they are bottlenecks).
 DEPTHS = {
     18: ((2, 2, 2, 2), False),
@@ -52,9 +54,7 @@ class _Layers:
         )(x)
 
     def batch_norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        # Differs: Keras averages biased variances, the published runs unbiased
-        # ones, n/(n-1) times as large for n values a channel.
-        return keras.layers.BatchNormalization(**self._batch_norm, name=name)(x)
+        return batch_norm.BatchNormalization(**self._batch_norm, name=name)(x)
 
     def block(
         self,

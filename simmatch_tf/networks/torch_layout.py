@@ -14,9 +14,13 @@ import keras
 import numpy as np
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.networks import network, resnet
+from simmatch_tf.networks import batch_norm, network, resnet
 
 _SHOWN = 12  # names in a message
+_BATCH_NORMS = (
+    batch_norm.BatchNormalization,
+    keras.layers.BatchNormalization,
+)
 
 
 class Tensor(NamedTuple):
@@ -97,7 +101,7 @@ def _add(
     elif type(layer) is keras.layers.Dense:
         found[f"{name}.weight"] = Tensor(layer.kernel, (1, 0))
         found[f"{name}.bias"] = Tensor(layer.bias, (0,))
-    elif type(layer) is keras.layers.BatchNormalization:
+    elif type(layer) in _BATCH_NORMS:
         for theirs, variable in (
             ("weight", layer.gamma),
             ("bias", layer.beta),

@@ -2,6 +2,8 @@
 
 import keras
 
+from simmatch_tf.networks import batch_norm
+
 LEAK = 0.1
 
 
@@ -9,7 +11,7 @@ def _activate(
     x: keras.KerasTensor, name: str, momentum: float, synchronized: bool
 ) -> keras.KerasTensor:
     """BN and leaky ReLU."""
-    x = keras.layers.BatchNormalization(
+    x = batch_norm.BatchNormalization(
         momentum=momentum, epsilon=1e-3, synchronized=synchronized, name=name
     )(x)
     return keras.layers.LeakyReLU(negative_slope=LEAK, name=f"{name}_relu")(x)
@@ -43,16 +45,16 @@ def _block(
     name: str,
     filters: int,
     stride: int,
-    batch_norm: dict,
+    norm: dict,
     activate_shortcut: bool,
 ) -> keras.KerasTensor:
     """BN, activation, convolution, twice; around it the shortcut."""
     shortcut = x
-    x = _activate(x, f"{name}_bn1", **batch_norm)
+    x = _activate(x, f"{name}_bn1", **norm)
     if activate_shortcut:
         shortcut = x
     x = _convolution(x, f"{name}_conv1", filters, 3, stride)
-    x = _activate(x, f"{name}_bn2", **batch_norm)
+    x = _activate(x, f"{name}_bn2", **norm)
     x = _convolution(x, f"{name}_conv2", filters, 3, 1)
     if shortcut.shape[-1] != filters:
         shortcut = _convolution(
@@ -93,7 +95,7 @@ def wide_resnet(
     if min(image_shape[:2]) < 8:
         raise ValueError(f"image_shape={image_shape}: sides must be at least 8")
     momentum = 0.999 if batch_norm_momentum is None else batch_norm_momentum
-    batch_norm = {"momentum": momentum, "synchronized": synchronized}
+    norm = {"momentum": momentum, "synchronized": synchronized}
     images = keras.Input(image_shape, name="images")
     x = _convolution(images, "conv", 16, 3, stem_stride)
     for group, filters in enumerate((16 * width, 32 * width, 64 * width)):
@@ -104,9 +106,9 @@ def wide_resnet(
                 f"group{group + 1}_{block}",
                 filters,
                 stride=2 if first and group else 1,
-                batch_norm=batch_norm,
+                norm=norm,
                 activate_shortcut=first and group == 0,
             )
-    x = _activate(x, "bn", **batch_norm)
+    x = _activate(x, "bn", **norm)
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(images, x, name=f"wrn_{depth}_{width}")
