@@ -60,17 +60,23 @@ class Sgd(keras.optimizers.Optimizer):
         variable: keras.Variable,
         learning_rate: tf.Tensor,
     ) -> None:
-        """Updates one variable and its velocity."""
-        velocity = self.velocity(variable)
-        w, v = (keras.ops.convert_to_tensor(x) for x in (variable, velocity))
-        rate = tf.cast(learning_rate, w.dtype)
+        """Updates one variable and its velocity, in one pass over them."""
+        w, v = (
+            x.value if isinstance(x, keras.Variable) else x
+            for x in (variable, self.velocity(variable))
+        )
         g = tf.cast(gradient, w.dtype)
         # Vectors are biases and BatchNorm's scale and offset.
         if self.decay and (self.decay_on == "all" or len(w.shape) > 1):
             g = g + self.decay * w
-        v = self.momentum * v + g
-        self.assign(velocity, v)
-        self.assign_sub(variable, rate * (g + self.momentum * v))
+        tf.raw_ops.ResourceApplyMomentum(
+            var=w.handle,
+            accum=v.handle,
+            lr=tf.cast(learning_rate, w.dtype),
+            grad=g,
+            momentum=tf.cast(self.momentum, w.dtype),
+            use_nesterov=True,
+        )
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
