@@ -74,7 +74,7 @@ class Sgd(keras.optimizers.Optimizer):
             accum=v.handle,
             lr=tf.cast(learning_rate, w.dtype),
             grad=g,
-            momentum=tf.cast(self.momentum, w.dtype),
+            momentum=tf.constant(self.momentum, w.dtype),
             use_nesterov=True,
         )
 
