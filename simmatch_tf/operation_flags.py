@@ -44,6 +44,13 @@ class OperationFlags(commandline.Flags):
         high=1024,
         operational=True,
     )
+    memory_placement: str = flag(
+        "replicated",
+        "the labeled memory: all of it on each device, or divided over them.",
+        choices=("replicated", "sharded"),
+        operational=True,
+        rare=True,
+    )
     worker_timeout: int = flag(
         600,
         "seconds that workers wait for each other at the start.",

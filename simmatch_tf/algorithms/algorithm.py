@@ -15,6 +15,7 @@ from simmatch_tf.modules import (
     optimizer,
     record,
     replica,
+    shard,
     teacher,
 )
 from simmatch_tf.networks import batch_norm
@@ -162,7 +163,12 @@ class Algorithm(tf.Module):
         for module in (self.guard, self.loss_scale):
             counts += module.variables if module else []
         left_out = {id(variable) for variable in counts}
-        return [v for v in state(self) if id(v) not in left_out]
+        own = [each.local for each in self.shards()]
+        return [v for v in state(self) if id(v) not in left_out] + own
+
+    def shards(self) -> list[shard.Shard]:
+        """What is divided over the replicas; a checkpoint has it whole."""
+        return [m for m in self.submodules if isinstance(m, shard.Shard)]
 
     def networks(self) -> dict[str, keras.Model]:
         """The networks to evaluate, by name."""

@@ -59,6 +59,7 @@ class SimMatch(algorithm.Algorithm):
             config.projection_dim,
             momentum=0.0 if self.from_teacher else config.memory_momentum,
             dtype=self.dtype,
+            sharded=config.memory_placement == "sharded",
         )
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:

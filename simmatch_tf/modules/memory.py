@@ -1,11 +1,12 @@
 """The labeled memory: one embedding and one class for each labeled image."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.modules import replica
+from simmatch_tf.modules import replica, shard
 from simmatch_tf.ops import matching, shapes
 
 
@@ -13,10 +14,14 @@ class MemoryBuffer(tf.Module):
     """Q_f and Q_l of the slides. A slot is a labeled image, for ever.
 
     Attributes:
-        features: Q_f [K, D]; rows never written are 0.
+        features: Q_f [K, D]; rows never written are 0. A variable, or, where
+            it is sharded, gathered from all replicas.
+        shard: Its rows on this replica; None where each has all.
         labels: Q_l, int32 [K]; known from the data, so right from the start.
         filled: bool [K], which slots were written.
         momentum: Weight of a slot's old embedding.
+        dim: D.
+        dtype: Of the features.
     """
 
     def __init__(
@@ -25,6 +30,7 @@ class MemoryBuffer(tf.Module):
         dim: int,
         momentum: float = 0.0,
         dtype: str = "float32",
+        sharded: bool = False,
     ) -> None:
         """Makes an empty memory.
 
@@ -34,6 +40,7 @@ class MemoryBuffer(tf.Module):
             momentum: 0 overwrites (student-teacher form), above 0 is the
                 temporal ensemble.
             dtype: float32 or float64.
+            sharded: Divide Q_f over the replicas, if there are several.
 
         Raises:
             ValueError: `labels` is empty, not a vector, or has a negative
@@ -55,15 +62,29 @@ class MemoryBuffer(tf.Module):
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum}: must be in [0, 1)")
         self.momentum = float(momentum)
-        self.features = replica.variable(
-            tf.zeros([len(labels), dim], dtype), "features", dtype
-        )
+        self.dim, self.dtype = dim, dtype
+        self.shard: shard.Shard | None = None
+        if sharded and replica.count() > 1:
+            rows = shard.Shard(len(labels), dim, "features", dtype)
+            self.shard = self._no_dependency(rows)
+        else:
+            rows = replica.variable(
+                tf.zeros([len(labels), dim], dtype), "features", dtype
+            )
+            self._features = self._no_dependency(rows)
+        # Either way a checkpoint has it as `features`, all of it.
+        self._track_trackable(rows, "features")
         self.labels = replica.variable(
             labels.astype(np.int32), "labels", tf.int32
         )
         self.filled = replica.variable(
             tf.zeros([len(labels)], tf.bool), "filled", tf.bool
         )
+
+    @property
+    def features(self) -> tf.Variable | tf.Tensor:
+        """Q_f [K, D]; see the class."""
+        return self.shard.gather() if self.shard else self._features
 
     def full(self) -> tf.Tensor:
         """Whether every slot was written: a bool scalar."""
@@ -83,16 +104,52 @@ class MemoryBuffer(tf.Module):
         Slots that are not written yet count as rows of 0: what is returned
         is of use once the memory is full.
         """
+        options = {"num_classes": p_w.shape[1], "temperature": temperature}
+        if self.shard:
+            sums = self._sums(self.shard, z_w, z_s, p_w, options)
+            return matching.combine(
+                sums, z_s, p_w, temperature=temperature, alpha=alpha
+            )
         return matching.match(
             z_w,
             z_s,
             p_w,
             self.features,
             self.labels,
-            num_classes=p_w.shape[1],
-            temperature=temperature,
             alpha=alpha,
+            **options,
         )
+
+    def _sums(
+        self,
+        rows: shard.Shard,
+        z_w: tf.Tensor,
+        z_s: tf.Tensor,
+        p_w: tf.Tensor,
+        options: dict[str, Any],
+    ) -> matching.Partials:
+        """Sums over all slots, from those of each replica over its own.
+
+        Each matches the images of the whole batch, and takes its own images
+        from what all found.
+        """
+        rest = rows.size * rows.replicas - rows.rows
+        labels = tf.slice(
+            tf.pad(self.labels, [[0, rest]]), [rows.start()], [rows.size]
+        )
+        sums = matching.partials(
+            *(replica.all_gather(tf.stop_gradient(x)) for x in (z_w, z_s, p_w)),
+            rows.values(),
+            labels,
+            valid=rows.used(),
+            present=matching.classes_present(self.labels, p_w.shape[1]),
+            **options,
+        )
+        shifts = replica.largest(sums.shifts)
+        sums = matching.rebase(sums, shifts)
+        sums = matching.Partials(*(replica.sum(x) for x in sums[:-1]), shifts)
+        count = z_w.shape[0]
+        return matching.images(sums, replica.number() * count, count)
 
     def update(self, indices: tf.Tensor, z: tf.Tensor) -> None:
         """Writes embeddings into their slots.
@@ -110,10 +167,8 @@ class MemoryBuffer(tf.Module):
             ValueError: A shape does not fit.
         """
         indices = tf.convert_to_tensor(indices)
-        z = tf.cast(tf.convert_to_tensor(z), self.features.dtype)
-        shapes.check(
-            indices=(indices, "B"), z=(z, ("B", self.features.shape[1]))
-        )
+        z = tf.cast(tf.convert_to_tensor(z), self.dtype)
+        shapes.check(indices=(indices, "B"), z=(z, ("B", self.dim)))
         indices = replica.all_gather(indices)  # [B], global from here
         z = replica.all_gather(tf.math.l2_normalize(z, axis=1))  # [B, D]
         same = indices[:, None] == indices[None, :]  # [B, B]
@@ -121,16 +176,25 @@ class MemoryBuffer(tf.Module):
         # Of duplicates the first's row stands for all, to the last bit, so
         # that it does not matter which of them is written last.
         z = tf.gather(z, tf.argmax(same, axis=1))
-        old = tf.gather(self.features, indices)  # [B, D]
+        old = self._rows(indices)  # [B, D]
         m = tf.cast(tf.gather(self.filled, indices), z.dtype) * self.momentum
         m = m[:, None]  # [B, 1]
         new = tf.math.l2_normalize(m * old + (1.0 - m) * z, axis=1)
         place = indices[:, None]  # [B, 1]
-        self.features.assign(
-            tf.tensor_scatter_nd_update(self.features, place, new)
-        )
+        if self.shard:
+            self.shard.write(indices, new)
+        else:
+            self.features.assign(
+                tf.tensor_scatter_nd_update(self.features, place, new)
+            )
         self.filled.assign(
             tf.tensor_scatter_nd_update(
                 self.filled, place, tf.ones_like(indices, tf.bool)
             )
         )
+
+    def _rows(self, indices: tf.Tensor) -> tf.Tensor:
+        """Q_f at slots [B]; of a shard those of others are any row."""
+        if self.shard:
+            return tf.gather(self.shard.local, self.shard.place(indices))
+        return tf.gather(self.features, indices)

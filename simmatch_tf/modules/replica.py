@@ -44,13 +44,22 @@ def sum(x: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
 
 
+def largest(x: tf.Tensor) -> tf.Tensor:
+    """Largest `x` of all replicas, element by element, the same on each."""
+    if _alone():
+        return x
+    return tf.reduce_max(all_gather(x[None]), axis=0)
+
+
 def all_gather(x: tf.Tensor) -> tf.Tensor:
     """Joins `x` [B / replicas, ...] over the replicas, in their order."""
     if _alone():
         return x
     context = tf.distribute.get_replica_context()
     # An iterator's own tensors cannot be gathered, their copies can.
-    return context.all_gather(tf.identity(x), axis=0)
+    joined = context.all_gather(tf.identity(x), axis=0)
+    rows = None if x.shape[0] is None else x.shape[0] * count()
+    return tf.ensure_shape(joined, [rows, *x.shape[1:]])
 
 
 def shuffle(
@@ -103,5 +112,17 @@ def variable(value: Any, name: str, dtype: tf.DType | str) -> tf.Variable:
         trainable=False,
         name=name,
         dtype=dtype,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
+
+
+def own_variable(value: Any, name: str, dtype: tf.DType | str) -> tf.Variable:
+    """State of which each replica has and assigns a value of its own."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        name=name,
+        dtype=dtype,
+        synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

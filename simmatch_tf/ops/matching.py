@@ -203,7 +203,7 @@ def combine(
     """What `match` returns, from the sums over all slots.
 
     Args:
-        sums: Those of several shards, brought to the same shifts (`rebase`)
+        sums: Those of several shards are brought to the same shifts (`rebase`)
             and added up.
         z_s: [N, D]; gets the gradient.
         p_w: [N, L].
@@ -246,6 +246,25 @@ def rebase(sums: Partials, shifts: tf.Tensor) -> Partials:
         sums.student_total * student,
         sums.student_context * student[:, None],
         shifts,
+    )
+
+
+def images(sums: Partials, start: tf.Tensor, count: int) -> Partials:
+    """The sums of some of the images: `count` from the one at `start` on."""
+
+    def rows(x: tf.Tensor) -> tf.Tensor:
+        return tf.slice(x, [start, 0], [count, -1])
+
+    def columns(x: tf.Tensor) -> tf.Tensor:
+        return tf.slice(x, [0, start], [-1, count])
+
+    return Partials(
+        columns(sums.class_sums),
+        tf.slice(sums.target_total, [start], [count]),
+        rows(sums.target_context),
+        tf.slice(sums.student_total, [start], [count]),
+        rows(sums.student_context),
+        columns(sums.shifts),
     )
 
 

@@ -23,6 +23,7 @@ from simmatch_tf.training import (
     initial,
     inputs,
     interruption,
+    placement,
     progress,
     results,
     stepping,
@@ -235,12 +236,15 @@ class _Run:
             start = self.workers.by_chief(self.checkpoints.restore)
             if start and not self.workers.chief:
                 self.checkpoints.restore(at=start)
+        if start:
+            placement.spread(self.strategy, self.algorithm)
         return start
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint, unless the state is broken."""
         self._check_finite(step)
-        self.workers.by_chief(lambda: self.checkpoints.save(step))
+        with placement.gathered(self.strategy, self.algorithm):
+            self.workers.by_chief(lambda: self.checkpoints.save(step))
 
     def _say_what(self, bar: progress.Progress, start: int) -> None:
         config, split = self.config, self.split

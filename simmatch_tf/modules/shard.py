@@ -1,0 +1,104 @@
+"""A matrix whose rows are divided over the replicas."""
+
+import tensorflow as tf
+
+from simmatch_tf.modules import replica
+
+
+class Shard(tf.Module):
+    """The rows of one replica; in a checkpoint it is the whole matrix.
+
+    A checkpoint does not tell a sharded matrix from a variable of the same
+    name, so either can be restored from what the other saved.
+
+    Attributes:
+        rows: Of the whole matrix.
+        replicas: How many there are.
+        size: Rows of each replica; the last ones of the last may be unused.
+        local: [size + 1, D], this replica's rows, and one that takes what is
+            written to rows of others. Differs from replica to replica.
+        whole: [rows, D] while a checkpoint is written or was read, else [0, D];
+            see `gather` and `spread`.
+    """
+
+    def __init__(
+        self, rows: int, dim: int, name: str, dtype: tf.DType | str
+    ) -> None:
+        """Makes rows of 0.
+
+        Args:
+            rows: Of the whole matrix, at least 1.
+            dim: D.
+            name: Of the variable.
+            dtype: Likewise.
+        """
+        super().__init__(name=name)
+        self.rows, self.replicas = rows, replica.count()
+        self.size = -(-rows // self.replicas)
+        self._strategy = tf.distribute.get_strategy()
+        # Not under its own name in a checkpoint, which holds the whole.
+        self.local = self._no_dependency(
+            replica.own_variable(
+                tf.zeros([self.size + 1, dim], dtype), name, dtype
+            )
+        )
+        self.whole = tf.zeros([0, dim], dtype)
+
+    def start(self) -> tf.Tensor:
+        """Which row of the matrix this replica's first is: an int32 scalar."""
+        return replica.number() * self.size
+
+    def values(self) -> tf.Tensor:
+        """This replica's rows [size, D]."""
+        return self.local[: self.size]
+
+    def used(self) -> tf.Tensor | None:
+        """Which of them the matrix has [size]; None: all, on every replica."""
+        if self.size * self.replicas == self.rows:
+            return None
+        return self.start() + tf.range(self.size) < self.rows
+
+    def gather(self) -> tf.Tensor:
+        """The whole matrix [rows, D]; outside of replicas, in one process only.
+
+        Raises:
+            ValueError: Called outside of replicas, and some are elsewhere.
+        """
+        inside = not tf.distribute.in_cross_replica_context()
+        if inside and replica.count() == self.replicas:
+            return replica.all_gather(self.values())[: self.rows]
+        parts = self._strategy.experimental_local_results(self.local)
+        if len(parts) < self.replicas:
+            raise ValueError(
+                f"{self.name}: {len(parts)} of {self.replicas} replicas are in "
+                "this process; gather it in strategy.run"
+            )
+        rows = [part[: self.size] for part in parts]
+        return tf.concat(rows, axis=0)[: self.rows]
+
+    def spread(self, whole: tf.Tensor) -> None:
+        """Gives each replica its rows of the whole matrix."""
+        rest = self.size * self.replicas + 1 - self.rows
+        whole = tf.pad(whole, [[0, rest], [0, 0]])
+        self.local.assign(tf.slice(whole, [self.start(), 0], self.local.shape))
+
+    def place(self, rows: tf.Tensor) -> tf.Tensor:
+        """Where rows of the matrix [B] are here; `size` for those of others."""
+        place = tf.cast(rows, tf.int32) - self.start()
+        here = (place >= 0) & (place < self.size)
+        return tf.where(here, place, self.size)
+
+    def write(self, rows: tf.Tensor, values: tf.Tensor) -> None:
+        """Writes rows [B]; one that comes twice has one value [B, D]."""
+        place = self.place(rows)
+        # What lands on the spare row is the same whatever comes last.
+        values = tf.where((place < self.size)[:, None], values, 0.0)
+        self.local.assign(
+            tf.tensor_scatter_nd_update(self.local, place[:, None], values)
+        )
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return {"VARIABLE_VALUE": self.whole}
+
+    def _restore_from_tensors(self, tensors: dict[str, tf.Tensor]) -> None:
+        self.whole = tensors["VARIABLE_VALUE"]
