@@ -164,7 +164,7 @@ class SimMatch:
         mean: list[float],
         std: list[float],
         dtype: torch.dtype = torch.float32,
-        layout: torch.memory_format = torch.contiguous_format,
+        channels_last: bool = False,
         bfloat16: bool = False,
     ) -> None:
         """Starts with random weights and an empty memory.
@@ -176,14 +176,17 @@ class SimMatch:
             mean: Of each channel of the images, in units of 1 (white).
             std: Likewise.
             dtype: Of weights, losses and memory.
-            layout: Of images and kernels.
+            channels_last: The layout of images and kernels.
             bfloat16: The network computes in that, by autocast.
         """
         self.config, self.labels = config, labels
-        self.dtype, self.layout, self.bfloat16 = dtype, layout, bfloat16
+        self.dtype, self.bfloat16 = dtype, bfloat16
+        self.layout = torch.contiguous_format
+        if channels_last:
+            self.layout = torch.channels_last
         self.student, self.teacher = (
             make_network(config, classes, len(mean)).to(
-                dtype=dtype, memory_format=layout
+                dtype=dtype, memory_format=self.layout
             )
             for _ in range(2)
         )
@@ -218,26 +221,19 @@ class SimMatch:
             _, logits, z = network(x)
         return logits.to(self.dtype), z.to(self.dtype)
 
-    def step(
-        self,
-        x_l: torch.Tensor,
-        y: torch.Tensor,
-        slots: torch.Tensor,
-        x_w: torch.Tensor,
-        x_s: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
+    def step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One step of Algorithm 1.
 
         Args:
-            x_l: Labeled images, weak view, uint8 [B, H, W, C].
-            y: Their classes [B].
-            slots: Their slots [B].
-            x_w: Unlabeled images, weak view, uint8 [U, H, W, C].
-            x_s: The same, strong view.
+            batch: As ours: `labeled_weak`, `unlabeled_weak` and
+                `unlabeled_strong`, uint8 [·, H, W, C]; `labels` and `slots` of
+                the labeled images, int64 [B].
 
         Returns:
             The losses, and the share of pseudo-labels that are kept.
         """
+        x_l, y = batch["labeled_weak"], batch["labels"]
+        x_w, x_s = batch["unlabeled_weak"], batch["unlabeled_strong"]
         c, b, u = self.config, len(x_l), len(x_w)
         ready = self.steps >= c.matching_start_steps and self.filled.all()
         if c.memory == "teacher":
@@ -264,7 +260,7 @@ class SimMatch:
         loss_u = (mask * entropies).mean()
         loss = loss_s + c.lambda_u * loss_u + c.lambda_in * loss_in
         self.minimize(loss)
-        self.write(slots, z_l)
+        self.write(batch["slots"], z_l)
         self.steps += 1
         found = {"total": loss, "s": loss_s, "u": loss_u, "in": loss_in}
         found = {f"loss/{k}": value.detach() for k, value in found.items()}
