@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.networks import torch_layout, wide_resnet
+from simmatch_tf.networks import network, torch_layout
 from simmatch_tf.ops import matching, schedules
 from simmatch_tf.training import assembly, strategies
 from tests import runs
@@ -68,13 +68,13 @@ def same_slope(monkeypatch):
     )
 
 
-def counts_biased():
-    """Whether our running variances are of biased ones: n for n - 1."""
-    network = wide_resnet.wide_resnet(10, 1, (8, 8, 3), batch_norm_momentum=0.0)
-    layer = network.get_layer("bn")
-    shape = [2, 1, 1, layer.moving_variance.shape[0]]
-    layer(tf.reshape(tf.repeat([0.0, 2.0], shape[-1]), shape), training=True)
-    return np.allclose(layer.moving_variance, 1)  # else 2
+def counts_biased(model):
+    """Whether a new network's running variances are of biased ones."""
+    layer = network.parts(model)["backbone"].get_layer("bn")
+    channels = layer.moving_variance.shape[0]
+    x = tf.reshape(tf.repeat([0.0, 2.0], channels), [2, 1, 1, channels])
+    layer(x, training=True)  # their variance is 1 or, with n - 1 for n, 2
+    return np.array_equal(layer.moving_variance, np.ones(channels))
 
 
 def bias_variances(module):
@@ -118,14 +118,14 @@ def both(rows, **changes):
         num_classes=CLASSES,
         statistics=(mean, std),
     )
+    if counts_biased(ours.student):
+        bias_variances(theirs.student)
     for seed, module, model in (
         (0, theirs.student, ours.student),
         (1, theirs.teacher, ours.teacher.model),
     ):
         pytorch_networks.randomize(module, seed)
         torch_layout.load(model, arrays(module))
-    if counts_biased():
-        bias_variances(theirs.student)
     z = np.random.default_rng(2).normal(size=[rows, config.projection_dim])
     ours.memory.update(np.arange(rows), z)
     theirs.memory.copy_(torch.from_numpy(ours.memory.features.numpy()))
