@@ -23,7 +23,7 @@ torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: pip install -e '.[pytorch]'"
 )
 
-from tests import pytorch_networks  # noqa: E402
+import pytorch_networks  # noqa: E402
 
 CLASSES, DIM, SLOTS, WINDOW = 10, 16, 20, 8
 # A run on the small stand-in of CIFAR-10, as the PyTorch one would be.

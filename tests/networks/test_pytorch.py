@@ -1,6 +1,6 @@
 """The Keras networks and their training equal PyTorch's.
 
-The other side is tests/pytorch_networks.py, on the same weights. Differences
+The other side is tools/pytorch_networks.py, on the same weights. Differences
 are relative: the largest one of a tensor over the tensor's largest value.
 
 Training is compared in float64. In float32 rounding alone puts a few of a
@@ -24,7 +24,7 @@ from simmatch_tf.networks import network, torch_layout
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: pip install -e '.[pytorch]'"
 )
-from tests import pytorch_networks  # noqa: E402 (needs PyTorch)
+import pytorch_networks  # noqa: E402 (needs PyTorch)
 
 CLASSES, DIM = 10, 16
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

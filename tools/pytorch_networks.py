@@ -39,6 +39,7 @@ class BasicBlock(nn.Module):
         self.downsample = downsample(inputs, self.outputs, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, inputs, H, W] → [N, outputs, H / stride, W / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return torch.relu(y + self.downsample(x))
@@ -59,6 +60,7 @@ class Bottleneck(nn.Module):
         self.downsample = downsample(inputs, self.outputs, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, inputs, H, W] → [N, outputs, H / stride, W / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = torch.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -75,19 +77,22 @@ def downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class ResNet(nn.Module):
-    """ResNet-depth without a classifier, [N, 3, H, W] → [N, width].
+    """ResNet-depth without a classifier, [N, C, H, W] → [N, width].
 
     Args:
         depth: 18, 34, 50 or 101.
         multiplier: Of all filters.
+        channels: C.
     """
 
-    def __init__(self, depth: int, multiplier: int = 1) -> None:
+    def __init__(
+        self, depth: int, multiplier: int = 1, channels: int = 3
+    ) -> None:
         super().__init__()
         groups, bottleneck = RESNETS[depth]
         make = Bottleneck if bottleneck else BasicBlock
         inputs = 64 * multiplier
-        self.conv1 = convolution(3, inputs, 7, 2)
+        self.conv1 = convolution(channels, inputs, 7, 2)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         for group, count in enumerate(groups):
@@ -101,6 +106,7 @@ class ResNet(nn.Module):
         self.width = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images → features."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
@@ -133,26 +139,32 @@ class WideBlock(nn.Module):
             self.shortcut = convolution(inputs, filters, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, inputs, H, W] → [N, filters, H / stride, W / stride]."""
         active = leak(self.bn1(x))
         y = self.conv2(leak(self.bn2(self.conv1(active))))
         return y + self.shortcut(active if self.very_first else x)
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-multiplier, [N, 3, H, W] → [N, 64 · multiplier].
+    """WRN-depth-multiplier, [N, C, H, W] → [N, 64 · multiplier].
 
     Args:
         depth: 6n + 4.
         multiplier: Of the 16, 32 and 64 filters.
         stem_stride: Of the first convolution.
+        channels: C.
     """
 
     def __init__(
-        self, depth: int, multiplier: int, stem_stride: int = 1
+        self,
+        depth: int,
+        multiplier: int,
+        stem_stride: int = 1,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         inputs = 16
-        self.conv = convolution(3, inputs, 3, stem_stride)
+        self.conv = convolution(channels, inputs, 3, stem_stride)
         for group in range(3):
             filters = 16 * multiplier * 2**group
             blocks = []
@@ -166,6 +178,7 @@ class WideResNet(nn.Module):
         self.width = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images → features."""
         x = self.group3(self.group2(self.group1(self.conv(x))))
         return leak(self.bn(x)).mean(dim=(2, 3))
 

@@ -1,0 +1,309 @@
+"""The step that we are measured against is our step: PyTorch's equals it.
+
+In float64, from the same weights on the same batches. Differences are relative:
+the largest one of a tensor over the tensor's largest value.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.networks import network, torch_layout
+from simmatch_tf.ops import matching, schedules
+from simmatch_tf.training import assembly, strategies
+from tests import runs
+
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed: pip install -e '.[pytorch]'"
+)
+import pytorch_networks  # noqa: E402 (needs PyTorch)
+import pytorch_simmatch  # noqa: E402
+
+TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+CLASSES, SLOTS, SIDE, STEPS, TOLERANCE = 4, 20, 8, 3, 1e-12
+LABELS = np.arange(SLOTS) * 7 % CLASSES
+# Rate and EMA are powers of 2: exact in float32, in which a schedule computes.
+CONFIG = {
+    "precision": "float64",
+    "batch_size": 6,
+    "da_window": 2,
+    "batch_norm_momentum": 0.75,
+    "ema_momentum": 0.75,
+    "ema_warmup": False,
+    "schedule": "constant",
+    "learning_rate": 2**-4,
+    "weight_decay": 0.02,
+    "threshold": 0.3,
+    "lambda_u": 2.0,
+    "lambda_in": 3.0,
+}
+FORMS = {
+    "teacher": {"memory": "teacher", "weight_decay_on": "all"},
+    "ensemble": {"memory": "ensemble", "weight_decay_on": "kernels"},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two pools of threads get into each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def same_slope(monkeypatch):
+    """TensorFlow keeps LeakyReLU's slope, 0.1, in float32: 1e-9 in the end."""
+    slope = float(np.float32(0.1))
+    monkeypatch.setattr(
+        pytorch_networks,
+        "leak",
+        lambda x: torch.nn.functional.leaky_relu(x, slope),
+    )
+
+
+def counts_biased(model):
+    """Whether a new network's running variances are of biased ones."""
+    layer = network.parts(model)["backbone"].get_layer("bn")
+    channels = layer.moving_variance.shape[0]
+    x = tf.reshape(tf.repeat([0.0, 2.0], channels), [2, 1, 1, channels])
+    layer(x, training=True)  # their variance is 1 or, with n - 1 for n, 2
+    return np.array_equal(layer.moving_variance, np.ones(channels))
+
+
+def bias_variances(module):
+    """Has PyTorch's BatchNorms average biased variances."""
+
+    def before(part, inputs):
+        part.kept = (1 - part.momentum) * part.running_var
+
+    def after(part, inputs, output):
+        if part.training:
+            n = inputs[0].numel() // inputs[0].shape[1]
+            added = part.running_var - part.kept
+            # `data`: a batch's backward has noted, not used, the variable.
+            part.running_var.data.copy_(part.kept + (n - 1) / n * added)
+
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.register_forward_pre_hook(before)
+            part.register_forward_hook(after)
+
+
+def both(rows, **changes):
+    """Our algorithm and PyTorch's, with memories of the same first rows."""
+    config = runs.config("none", **{**CONFIG, **changes})
+    config = config.with_durations(1000)
+    mean, std = [0.5] * 3, [0.25] * 3
+    theirs = pytorch_simmatch.SimMatch(
+        config,
+        torch.from_numpy(LABELS),
+        classes=CLASSES,
+        mean=mean,
+        std=std,
+        dtype=torch.float64,
+    )
+    ours = assembly.make_algorithm(
+        config,
+        assembly.Custom(),
+        strategies.one(),
+        image_shape=(SIDE, SIDE, 3),
+        slot_labels=LABELS,
+        num_classes=CLASSES,
+        statistics=(mean, std),
+    )
+    if counts_biased(ours.student):
+        bias_variances(theirs.student)
+    for seed, module, model in (
+        (0, theirs.student, ours.student),
+        (1, theirs.teacher, ours.teacher.model),
+    ):
+        pytorch_networks.randomize(module, seed)
+        torch_layout.load(model, arrays(module))
+    z = np.random.default_rng(2).normal(size=[rows, config.projection_dim])
+    ours.memory.update(np.arange(rows), z)
+    theirs.memory.copy_(torch.from_numpy(ours.memory.features.numpy()))
+    theirs.filled[:rows] = True
+    return ours, theirs
+
+
+def arrays(module):
+    """Copies of the weights and statistics, by PyTorch's names."""
+    return {
+        name: value.detach().numpy().copy()
+        for name, value in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def draw(rng):
+    """A batch; one slot is in it twice.
+
+    Black and white are exact in the float32 in which images are normalised.
+    """
+
+    def images(count):
+        x = 255 * rng.integers(0, 2, [count, SIDE // 2, SIDE // 2, 3])
+        return x.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8)
+
+    slots = rng.choice(SLOTS, CONFIG["batch_size"], replace=False)
+    slots[1] = slots[0]
+    return {
+        "labeled_weak": images(len(slots)),
+        "labels": LABELS[slots],
+        "slots": slots,
+        "unlabeled_weak": images(2 * len(slots)),
+        "unlabeled_strong": images(2 * len(slots)),
+    }
+
+
+def our_state(algorithm):
+    velocities = {
+        variable.path: algorithm.optimizer.velocity(variable).numpy()
+        for variable in algorithm.student.trainable_variables
+    }
+    tensors = torch_layout.tensors(algorithm.student)
+    return {
+        "student": torch_layout.export(algorithm.student),
+        "EMA": torch_layout.export(algorithm.teacher.model),
+        "velocities": {
+            name: tensor.to_torch(velocities[tensor.variable.path])
+            for name, tensor in tensors.items()
+            if tensor.variable.trainable
+        },
+        "memory": {"": algorithm.memory.features.numpy()},
+        "alignment": {"": algorithm.align.window.numpy()},
+    }
+
+
+def their_state(method):
+    return {
+        "student": arrays(method.student),
+        "EMA": arrays(method.teacher),
+        "velocities": {
+            name: method.sgd.state[weight]["momentum_buffer"].numpy()
+            for name, weight in method.student.named_parameters()
+        },
+        "memory": {"": method.memory.numpy()},
+        "alignment": {"": method.window.numpy()},
+    }
+
+
+def difference(ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    return np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-300)
+
+
+def largest(ours, theirs):
+    """The largest difference in two dicts of tensors."""
+    assert ours.keys() == theirs.keys()
+    return max(difference(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("rows", [SLOTS, SLOTS - 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_three_steps(form, rows, same_slope):
+    """With a full memory; and with one that is not, so nothing matches."""
+    ours, theirs = both(rows, **FORMS[form])
+    before = our_state(ours)
+    step = tf.function(ours.guarded_step, autograph=False)
+    rng = np.random.default_rng(3)
+    found, masks = {}, []
+    full = rows == SLOTS
+    for number in range(STEPS):
+        batch = draw(rng)
+        batch["slots"] %= rows  # the last one is never written
+        batch["labels"] = LABELS[batch["slots"]]
+        wanted = theirs.step({k: torch.from_numpy(v) for k, v in batch.items()})
+        values = step({k: tf.constant(v) for k, v in batch.items()})
+        found[f"losses {number}"] = largest(values, wanted)
+        masks.append(float(values["pseudo_label/mask_rate"]))
+        assert (float(values["loss/in"]) > 0) == full
+    state = our_state(ours)
+    for part, wanted in their_state(theirs).items():
+        found[part] = largest(state[part], wanted)
+        if full:  # all of it has moved: there was something to compare
+            for name, value in state[part].items():
+                assert (value != before[part][name]).any(), name
+    assert {part: gap for part, gap in found.items() if gap > TOLERANCE} == {}
+    assert any(0 < mask < 1 for mask in masks)
+
+
+def test_matching():
+    rng = np.random.default_rng(4)
+    z_w, z_s, memory = (rng.normal(size=[n, 16]) for n in (5, 5, SLOTS))
+    z_w, z_s, memory = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z_w, z_s, memory)
+    )
+    p_w = rng.dirichlet(np.ones(CLASSES), size=5)
+    wanted = pytorch_simmatch.matching(
+        *(torch.from_numpy(x) for x in (z_w, z_s, p_w, memory, LABELS)),
+        temperature=0.1,
+        alpha=0.9,
+    )
+    z_s = tf.constant(z_s)
+    with tf.GradientTape() as tape:
+        tape.watch(z_s)
+        p_hat, entropies = matching.match(
+            z_w,
+            z_s,
+            p_w,
+            memory,
+            LABELS,
+            num_classes=CLASSES,
+            temperature=0.1,
+            alpha=0.9,
+        )
+        loss = tf.reduce_mean(entropies)
+    ours = p_hat, loss, tape.gradient(loss, z_s)
+    for one, other in zip(ours, wanted, strict=True):
+        assert difference(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("schedule", ["cosine_7_16", "half_cosine", "constant"])
+def test_rates(schedule):
+    config = runs.config("none", schedule=schedule, steps=50, warmup_steps=5)
+    for step in (0, 3, 4, 5, 20, 49):
+        wanted = schedules.learning_rate(
+            tf.constant(step),
+            peak=config.learning_rate,
+            steps=50,
+            warmup_steps=5,
+            shape=schedule,
+        )
+        rate = pytorch_simmatch.learning_rate(config, step)
+        np.testing.assert_allclose(rate, wanted, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_benchmark(tmp_path):
+    output = tmp_path / "x.json"
+    names = ["network", "pytorch_bfloat16", "pytorch_channels_last"]
+    found = subprocess.run(
+        [
+            sys.executable,
+            TOOLS / "benchmark_pytorch.py",
+            *runs.argv(tmp_path / "run", memory="teacher"),
+            f"--competitors={','.join(names)}",
+            "--rounds=2",
+            f"--output={output}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(output.read_text())["competitors"]
+    assert list(figures) == names
+    for each in figures.values():
+        assert len(each["seconds"]) == 2 and min(each["seconds"]) > 0
+        assert each["peak_bytes"] > 2**20
+    assert figures["pytorch_channels_last"]["ratio"] == 1
+    assert all(name in found.stdout for name in names)
+    assert not (tmp_path / "run").exists()

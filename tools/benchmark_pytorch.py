@@ -1,0 +1,397 @@
+"""Our training step beside the same step in PyTorch, on the CPU.
+
+    python tools/benchmark_pytorch.py --flagfile=configs/digits_40.cfg
+
+Takes a run's own flags; no dataset is read: images are random, in the shape and
+with the classes and slots of the run's dataset, or those of --shape, --classes
+and --slots. The memory is full, matching does not wait. PyTorch's step is that
+of `pytorch_simmatch.py`, and a test holds it equal to ours.
+
+Each competitor is a process of its own that takes a step when it is told to;
+they take turns, so that all see the same machine. All of them are in memory at
+the same time: where that is too much, make --batch_size smaller or name some
+with --competitors. Prints median and least seconds of a step, the median over
+the rounds of the ratio to PyTorch in float32, in the faster of its two layouts,
+and the most memory that the process ever held. --output=FILE writes JSON. For
+Linux, and a quiet machine: PyTorch's threads wait for each other, so whatever
+else runs there slows its steps more than ours.
+
+| competitor | what it is |
+|---|---|
+| tensorflow | our compiled step as in training |
+| tensorflow_bfloat16 | the same with --precision=mixed_bfloat16 |
+| pytorch | PyTorch, float32, contiguous images and kernels |
+| pytorch_channels_last | the same, channels last |
+| pytorch_bfloat16 | the same, channels last, with autocast to bfloat16 |
+| network | our step without alignment, matching and memory: L_s + L_u alone |
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from simmatch_tf import config as config_lib
+
+COMPETITORS = (
+    "tensorflow",
+    "tensorflow_bfloat16",
+    "pytorch",
+    "pytorch_channels_last",
+    "pytorch_bfloat16",
+    "network",
+)
+USUAL = tuple(name for name in COMPETITORS if "bfloat16" not in name)
+# The faster one of these is what all are compared with.
+REFERENCES = ("pytorch", "pytorch_channels_last")
+WARM_UP_STEPS = 2
+# Seconds between turns: threads of the last one may still spin.
+PAUSE = 0.05
+
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps of each.", 1)
+PICKED = flags.DEFINE_list("competitors", list(USUAL), "Who takes part.")
+THREADS = flags.DEFINE_integer("threads", None, "Default: all cores.", 1)
+SHAPE = flags.DEFINE_list("shape", None, "HEIGHT,WIDTH,CHANNELS of images.")
+CLASSES = flags.DEFINE_integer("classes", None, "L.", 2)
+SLOTS = flags.DEFINE_integer("slots", None, "K, at least L.", 2)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+SERVE = flags.DEFINE_enum(
+    "serve", None, COMPETITORS, "Internal: be this competitor."
+)
+
+Step = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What the images are.
+
+    Attributes:
+        shape: (height, width, channels).
+        classes: L.
+        slots: K.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    slots: int
+
+    @property
+    def slot_labels(self) -> np.ndarray:
+        """Q_l [K]: every class has a slot."""
+        return np.arange(self.slots) % self.classes
+
+    def batch(self, config: config_lib.Config) -> dict[str, np.ndarray]:
+        """A random batch."""
+        rng = np.random.default_rng(0)
+        count = config.batch_size
+        slots = rng.choice(self.slots, count, replace=self.slots < count)
+        rest = count * config.unlabeled_ratio
+        sizes = {"labeled_weak": count}
+        sizes |= {"unlabeled_weak": rest, "unlabeled_strong": rest}
+        images = {
+            name: rng.integers(0, 256, [n, *self.shape], np.uint8)
+            for name, n in sizes.items()
+        }
+        return {**images, "labels": self.slot_labels[slots], "slots": slots}
+
+    def memory(self, dim: int) -> np.ndarray:
+        """A full one: random unit rows [K, D], float32."""
+        rows = np.random.default_rng(1).normal(size=[self.slots, dim])
+        return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def parse() -> tuple[config_lib.Config, list[str]]:
+    """Reads this tool's flags; the others, which it returns, are a run's."""
+    own = "rounds competitors threads shape classes slots output serve"
+    pattern = re.compile(rf"--?({own.replace(' ', '|')})=")
+    words = [w for w in sys.argv[1:] if pattern.match(w)]
+    flags.FLAGS([sys.argv[0], *words])
+    rest = [w for w in sys.argv[1:] if w not in words]
+    config = config_lib.Config.from_argv([sys.argv[0], *rest])
+    wrong = ", ".join(n for n in PICKED.value if n not in COMPETITORS)
+    if wrong:
+        sys.exit(f"error: {wrong}: must be of {', '.join(COMPETITORS)}")
+    if (config.algorithm, config.teacher_norm) != ("simmatch", "eman"):
+        sys.exit("error: PyTorch's step is --algorithm=simmatch with EMAN")
+    durations = {"steps": 10**6, "epochs": None}
+    durations |= {"warmup_steps": 0, "warmup_epochs": None}
+    return dataclasses.replace(
+        config, **durations, matching_start_steps=0
+    ), rest
+
+
+def find_data(config: config_lib.Config) -> Data:
+    """What the flags say, and where they say nothing the run's dataset."""
+    shape, classes, slots = SHAPE.value, CLASSES.value, SLOTS.value
+    if None in (shape, classes, slots):
+        from simmatch_tf.training import inputs
+
+        found = inputs.outline(config)
+        shape = shape or found.image_shape
+        classes = classes or len(found.class_names)
+        slots = slots or inputs.labeled_images(config, found)
+    height, width, channels = (int(size) for size in shape)
+    if slots < classes:
+        sys.exit(f"error: --slots={slots}: at least one for {classes} classes")
+    return Data((height, width, channels), classes, slots)
+
+
+# ------------------------------------------------------------- competitors --
+
+
+def without_matching() -> type:
+    """Our algorithm without all that concerns alignment and memory."""
+    import tensorflow as tf
+
+    from simmatch_tf.algorithms import simmatch
+    from simmatch_tf.ops import losses
+
+    class Network(simmatch.SimMatch):
+        """The network's work alone."""
+
+        def train_step(self, batch):
+            x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
+            views = [x_l, batch["unlabeled_strong"]]
+            b, u = x_l.shape[0], x_w.shape[0]
+            if self.from_teacher:
+                images = tf.concat([x_l, x_w], 0)
+                targets = self.teacher(images, tf.constant([0, 0]))
+            else:
+                views.append(x_w)
+            with tf.GradientTape() as tape:
+                out = self.student(tf.concat(views, 0), training=True)
+                logits, z = out["logits"], out["embeddings"]
+                if not self.from_teacher:
+                    targets = tf.nest.map_structure(tf.stop_gradient, out)
+                p_w = tf.nn.softmax(targets["logits"][-u:])
+                loss = losses.supervised_loss(logits[:b], batch["labels"])
+                loss += losses.unsupervised_loss(
+                    logits[b : b + u], p_w, self.config.threshold
+                )[0]
+                # Stands in for L_in, so that the head works, too.
+                loss += tf.reduce_mean(z[b : b + u])
+            self.minimize(tape, loss)
+            # What nobody asks for would not be computed.
+            unused = tf.reduce_sum(targets["embeddings"])
+            return {"loss/total": loss, "unused": unused}
+
+    return Network
+
+
+def tensorflow_step(
+    config: config_lib.Config, data: Data, algorithm: type | None
+) -> Step:
+    """Our compiled step, or that of another algorithm."""
+    import tensorflow as tf
+
+    from simmatch_tf.training import allocator, assembly, stepping, strategies
+
+    tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
+    tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
+    allocator.keep_memory()
+    strategy = strategies.one()
+    method = assembly.make_algorithm(
+        config,
+        assembly.Custom(algorithm=algorithm),
+        strategy,
+        image_shape=data.shape,
+        slot_labels=data.slot_labels,
+        num_classes=data.classes,
+        statistics=([0.5] * data.shape[-1], [0.25] * data.shape[-1]),
+    )
+    method.memory.features.assign(data.memory(config.projection_dim))
+    method.memory.filled.assign(np.ones(data.slots, bool))
+    batch = {k: tf.constant(v) for k, v in data.batch(config).items()}
+    stepper = stepping.Stepper(
+        strategy,
+        method,
+        itertools.repeat(batch),
+        finish=None,
+        jit_compile=config.jit_compile,
+        workers=1,
+    )
+    return lambda: float(stepper(1, 1, False)["loss/total"])
+
+
+def pytorch_step(config: config_lib.Config, data: Data, **options) -> Step:
+    """PyTorch's step."""
+    import pytorch_simmatch
+    import torch
+
+    torch.set_num_threads(THREADS.value)
+    torch.manual_seed(config.seed)
+    method = pytorch_simmatch.SimMatch(
+        config,
+        torch.from_numpy(data.slot_labels),
+        classes=data.classes,
+        mean=[0.5] * data.shape[-1],
+        std=[0.25] * data.shape[-1],
+        **options,
+    )
+    method.memory.copy_(torch.from_numpy(data.memory(config.projection_dim)))
+    method.filled.fill_(True)
+    batch = {k: torch.from_numpy(v) for k, v in data.batch(config).items()}
+    return lambda: float(method.step(batch)["loss/total"])
+
+
+def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
+    """The step of a competitor; it returns the loss."""
+    if name == "tensorflow_bfloat16":
+        config = dataclasses.replace(config, precision="mixed_bfloat16")
+    if name.startswith("tensorflow"):
+        return tensorflow_step(config, data, None)
+    if name == "network":
+        return tensorflow_step(config, data, without_matching())
+    return pytorch_step(
+        config,
+        data,
+        channels_last=name != "pytorch",
+        bfloat16=name == "pytorch_bfloat16",
+    )
+
+
+def serve(name: str, config: config_lib.Config) -> None:
+    """Takes a step for each line of stdin and answers with its seconds."""
+    # What a library prints must not come between.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    step = make_step(name, config, find_data(config))
+    for _ in range(WARM_UP_STEPS):
+        step()
+    print("[]", file=answers, flush=True)  # it is ready
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        loss = step()
+        seconds = time.perf_counter() - began
+        print(json.dumps([seconds, loss]), file=answers, flush=True)
+
+
+# ------------------------------------------------------------------ parent --
+
+
+class Competitor:
+    """A process that takes steps.
+
+    Attributes:
+        name: One of COMPETITORS.
+        process: Its process.
+        seconds: Of each step that it took.
+    """
+
+    def __init__(self, name: str, words: list[str]) -> None:
+        """Starts it; its first answer is that it is ready."""
+        self.name, self.seconds = name, []
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *words, f"--serve={name}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        )
+
+    def answer(self) -> list[float]:
+        """The next line that it says."""
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self.name}: status {self.process.wait()}")
+        return json.loads(line)
+
+    def step(self) -> None:
+        """Has it take a step."""
+        print(file=self.process.stdin, flush=True)
+        seconds, loss = self.answer()
+        if not np.isfinite(loss):
+            sys.exit(f"error: {self.name}: the loss is {loss}")
+        self.seconds.append(seconds)
+
+    def peak_bytes(self) -> int:
+        """The most memory that it held up to now."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+
+
+def compete(words: list[str]) -> dict[str, dict[str, Any]]:
+    """Has all take their steps in turn: competitor → its figures."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for name in PICKED.value:
+            started.append(Competitor(name, words))
+            stack.callback(started[-1].process.kill)
+            started[-1].answer()
+        for _ in range(ROUNDS.value):
+            for competitor in started:
+                time.sleep(PAUSE)
+                competitor.step()
+        return {
+            c.name: {"seconds": c.seconds, "peak_bytes": c.peak_bytes()}
+            for c in started
+        }
+
+
+def summarize(found: dict[str, dict[str, Any]]) -> None:
+    """Adds medians, least values, and ratios to the reference."""
+    for figures in found.values():
+        figures["median_seconds"] = statistics.median(figures["seconds"])
+        figures["least_seconds"] = min(figures["seconds"])
+    references = [found[name] for name in REFERENCES if name in found]
+    if not references:
+        return
+    reference = min(references, key=lambda each: each["median_seconds"])
+    for figures in found.values():
+        pairs = zip(figures["seconds"], reference["seconds"], strict=True)
+        figures["ratio"] = statistics.median([a / b for a, b in pairs])
+
+
+def main() -> None:
+    """Prints the table; or takes steps, as one of its competitors."""
+    config, words = parse()
+    if SERVE.value:
+        return serve(SERVE.value, config)
+    from simmatch_tf.reporting import tables
+
+    data = find_data(config)
+    threads = THREADS.value or len(os.sched_getaffinity(0))
+    shape = ",".join(map(str, data.shape))
+    words = [*words, f"--threads={threads}", f"--shape={shape}"]
+    words += [f"--classes={data.classes}", f"--slots={data.slots}"]
+    found = compete(words)
+    summarize(found)
+    rows = [["", "median s", "least s", "of PyTorch's", "peak MiB"]]
+    for name, figures in found.items():
+        ratio = figures.get("ratio")
+        seconds = figures["median_seconds"], figures["least_seconds"]
+        rows.append(
+            [
+                name,
+                *(f"{value:.4f}" for value in seconds),
+                f"{ratio:.3f}" if ratio else "-",
+                f"{figures['peak_bytes'] / 2**20:.0f}",
+            ]
+        )
+    print(tables.table(rows))
+    if OUTPUT.value:
+        libraries = ("tensorflow", "torch")
+        content = {
+            "flags": words,
+            "versions": {n: importlib.metadata.version(n) for n in libraries},
+            "competitors": found,
+        }
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(content, indent=2))
+
+
+if __name__ == "__main__":
+    main()
