@@ -3,8 +3,8 @@
     python tools/benchmark_step.py --flagfile=configs/digits_40.cfg
 
 Measures the whole step, the same with the guard against numbers that are not
-finite, the network's forward and backward alone, and each of the step's other
-parts alone, in alternating rounds of one process; prints the medians and their
+finite, the networks' work alone, and each of the step's other parts alone, in
+alternating rounds of one process; prints the medians and their
 shares of the whole step. Then trains, and after every 50 steps of the loop it
 takes 50 bare compiled steps on batches of its own, which tells what the loop
 adds; and times checkpoints. --noallocator measures without the settings of
@@ -86,10 +86,12 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     gradients = [tf.zeros_like(w) for w in weights]
     compiled = functools.partial(tf.function, autograph=False)
 
+    def teacher():
+        """The teacher's forward."""
+        return algorithm.teacher(teacher_images, tf.constant([0, 0]))
+
     def network():
-        """The same forwards and backward, with a loss that costs nothing."""
-        if teacher_form:
-            algorithm.teacher.model(teacher_images, training=False)
+        """The student's forward and backward, with a loss of no cost."""
         with tf.GradientTape() as tape:
             out = algorithm.student(student_images, training=True)
             loss = tf.reduce_sum(out["logits"]) + tf.reduce_sum(
@@ -98,22 +100,31 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
         return tape.gradient(loss, weights)
 
     def matching():
-        """Pseudo-labels, the three losses and their gradients."""
-        p_w = tf.nn.softmax(logits[-u:])
-        p_hat, q_hat = algorithm.propagate(p_w, z[-u:], tf.constant(True))
+        """Alignment, pseudo-labels, the instance loss and its gradient."""
+        p_w = algorithm.align(tf.nn.softmax(logits[-u:]))
+        z_s = z[b : b + u]
         with tf.GradientTape() as tape:
-            tape.watch([logits, z])
+            tape.watch(z_s)
+            _, entropies = algorithm.memory.match(
+                z[-u:],
+                z_s,
+                p_w,
+                temperature=config.temperature,
+                alpha=config.alpha,
+            )
+            loss = tf.reduce_mean(entropies)
+        return tape.gradient(loss, z_s)
+
+    def both_losses():
+        """The losses on logits and their gradient."""
+        p_hat = tf.nn.softmax(logits[-u:])
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
             loss = losses.supervised_loss(logits[:b], batch["labels"])
             loss += losses.unsupervised_loss(
                 logits[b : b + u], p_hat, config.threshold
             )[0]
-            loss += losses.instance_loss(
-                z[b : b + u],
-                algorithm.memory.features,
-                q_hat,
-                config.temperature,
-            )
-        return tape.gradient(loss, [logits, z])
+        return tape.gradient(loss, logits)
 
     return {
         "step": functools.partial(
@@ -124,8 +135,10 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
             compiled(lambda x: strategy.run(algorithm.guarded_step, args=(x,))),
             batch,
         ),
-        "network": compiled(network),
-        "matching and losses": compiled(matching),
+        **({"teacher forward": compiled(teacher)} if teacher_form else {}),
+        "student forward + backward": compiled(network),
+        "matching": compiled(matching),
+        "losses": compiled(both_losses),
         "optimizer": compiled(
             lambda: algorithm.optimizer.apply(
                 gradients, algorithm.student.trainable_variables
@@ -246,7 +259,7 @@ def main() -> None:
         [name, f"{1000 * value:.2f}", f"{100 * value / step:.1f} %"]
         for name, value in medians.items()
     ]
-    method = sum(medians[n] for n in ("matching and losses", "EMA", "memory"))
+    method = sum(medians[n] for n in ("matching", "losses", "EMA", "memory"))
     rows.append(
         [
             "matching, losses, EMA, memory",

@@ -236,8 +236,7 @@ class _Run:
             start = self.workers.by_chief(self.checkpoints.restore)
             if start and not self.workers.chief:
                 self.checkpoints.restore(at=start)
-        if start:
-            placement.spread(self.strategy, self.algorithm)
+        placement.spread(self.strategy, self.algorithm)
         return start
 
     def _save(self, step: int) -> None:

@@ -38,8 +38,10 @@ def gathered(
 def spread(
     strategy: tf.distribute.Strategy, algorithm: algorithm_lib.Algorithm
 ) -> None:
-    """Gives each replica its part of `Shard.whole`, as a checkpoint had it."""
+    """Gives each replica its rows, where a checkpoint with them was read."""
     for each in algorithm.shards():
+        if not each.whole.shape[0]:
+            continue
 
         @tf.function(autograph=False)
         def divide(whole, each=each):

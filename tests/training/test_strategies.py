@@ -71,7 +71,8 @@ def alone(request, tmp_path_factory):
 def test_two_replicas_and_back(alone, tmp_path):
     memory, one = alone
     two = tmp_path / "run"
-    runs.fit(two, memory=memory, devices=2, **TEN)
+    placement = {"teacher": "sharded", "ensemble": "replicated"}[memory]
+    runs.fit(two, memory=memory, devices=2, memory_placement=placement, **TEN)
     assert_near(one, two)
     # Half of the way by two, the rest by one.
     for path in (two / "checkpoints").glob("step_00000010*"):
@@ -87,7 +88,12 @@ def test_two_replicas_and_back(alone, tmp_path):
 @pytest.mark.parametrize("alone", ["ensemble"], indirect=True)
 def test_four_replicas_by_the_command(alone, tmp_path):
     memory, one = alone
-    result = command(tmp_path / "run", memory=memory, devices=4)
+    result = command(
+        tmp_path / "run",
+        memory=memory,
+        devices=4,
+        memory_placement="sharded",
+    )
     assert_near(one, tmp_path / "run")
     alone_result = json.loads((one / "results.json").read_text())
     # An image at the border of two classes may go either way.
