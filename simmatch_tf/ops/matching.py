@@ -24,8 +24,9 @@ from simmatch_tf.ops import precision, propagation, shapes
 # From this temperature on no shift is needed: with unit rows exponents are
 # within ±1/t, so sums over any memory are finite, and no term is flushed to 0.
 FIXED_SHIFT_FROM = 0.05
-# A block's [slots, N] fits a processor's cache; below WHOLE all is one block.
-_BLOCK, _WHOLE = 655_360, 2_097_152
+# A block's [slots, N] stays in a processor's cache; few slots are one block
+# (tools/benchmark_matching.py).
+_BLOCK, _WHOLE, _FEW = 655_360, 2_097_152, 8_192
 # A shift before anything was seen; -inf - -inf would be NaN.
 _NOTHING = -1e30
 
@@ -294,9 +295,9 @@ def _relative(p_w: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
 
 
 def _block_size(slots: int, n: int | None) -> int:
-    if n is None or slots * n <= _WHOLE:
+    if n is None or (slots <= _FEW and slots * n <= _WHOLE):
         return slots
-    return min(slots, max(256, _BLOCK // n // 256 * 256))
+    return min(slots, 2048, max(256, _BLOCK // n // 256 * 256))
 
 
 def _zeros(z: tf.Tensor, num_classes: int, fixed: bool) -> Partials:

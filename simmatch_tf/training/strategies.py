@@ -1,5 +1,6 @@
 """Which devices a run trains on."""
 
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,12 @@ from simmatch_tf.training import interruption, reasons, rendezvous
 _OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
 # Seconds in which TensorFlow joins workers that have met.
 _JOINED_WITHIN = 60
+
+# Precision → words in /proc/cpuinfo of processors that compute in it.
+_COMPUTE = {
+    "mixed_bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "mixed_float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+}
 
 _mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
 
@@ -40,6 +47,8 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     if config.strategy == "tpu" or config.tpu is not None:
         return _tpu(config)
     strategy = _choose(config)
+    if not tf.config.list_physical_devices("GPU"):
+        _warn_of_precision(config.precision)
     checks.check_compiles(config, strategy.num_replicas_in_sync)
     return strategy
 
@@ -173,6 +182,23 @@ def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
             )
         _mirrored[devices] = tf.distribute.MirroredStrategy(devices)
     return _mirrored[devices]
+
+
+def _warn_of_precision(
+    precision: str, cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")
+) -> None:
+    """Says so if the CPU must imitate a precision."""
+    try:
+        words = set(cpuinfo.read_text().split())
+    except OSError:
+        return  # not Linux
+    wanted = _COMPUTE.get(precision)
+    if wanted and not words.intersection(wanted):
+        logging.warning(
+            "--precision=%s: this processor has no instructions for it; a step "
+            "takes many times as long as in float32",
+            precision,
+        )
 
 
 def _check_backend() -> None:

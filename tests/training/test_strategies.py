@@ -135,3 +135,21 @@ def test_auto_is_one_device_without_gpus(tmp_path):
     assert strategies.make(config).num_replicas_in_sync == 1
     mirrored = dataclasses.replace(config, strategy="mirrored")
     assert strategies.make(mirrored).num_replicas_in_sync == 2
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warns"),
+    [
+        ("mixed_bfloat16", "fma avx2", True),
+        ("mixed_bfloat16", "avx2 avx512_bf16", False),
+        ("mixed_float16", "avx2 avx512_bf16", True),
+        ("float32", "fma avx2", False),
+    ],
+)
+def test_a_precision_that_the_cpu_lacks(
+    precision, flags, warns, tmp_path, caplog
+):
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    strategies._warn_of_precision(precision, tmp_path / "cpuinfo")
+    assert ("many times as long" in caplog.text) == warns
+    strategies._warn_of_precision(precision, tmp_path / "nowhere")

@@ -1,0 +1,350 @@
+"""Matching alone, beside the same formulas in PyTorch and in plain TensorFlow.
+
+    python tools/benchmark_matching.py --output=found.json --plot=found.png
+
+Times p̂, the instance loss and its gradient to z_s for 320 images, embeddings
+of 128 and 1,000 classes: our `ops.matching.match`; the formulas as they are
+usually written in TensorFlow; and those of `pytorch_simmatch.py`. Each is a
+process of its own, and they take turns. Beside the seconds stands the most
+memory that each held above its inputs, and how much of the machine's own rate
+(that of a product of two 2,048 × 2,048 matrices) its four matrix products
+reach. At K = 1,281,167 the others need more memory than a usual machine has,
+and ours is alone.
+
+--plot draws our time against K, N and L. For Linux, and a quiet machine.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import flags
+
+from simmatch_tf.reporting import tables
+
+# K, and who takes part.
+EVERYBODY = ("match", "tensorflow", "pytorch")
+SLOTS = {13_000: EVERYBODY, 128_116: EVERYBODY, 1_281_167: ("match",)}
+IMAGES, DIM, CLASSES = 320, 128, 1_000
+TEMPERATURE, ALPHA = 0.1, 0.9
+# What the plot draws: all else as above, and K = 128,116.
+CURVES = {
+    "slots": (8_000, 16_000, 32_000, 64_000, 128_116, 256_000, 1_281_167),
+    "images": (40, 80, 160, 320, 640, 1_280),
+    "classes": (10, 100, 1_000, 10_000),
+}
+LABELS = {
+    "slots": "slots of the memory, K",
+    "images": "images of the batch, N",
+    "classes": "classes, L",
+}
+
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of each.", 1)
+THREADS = flags.DEFINE_integer("threads", None, "Default: all cores.", 1)
+LARGEST = flags.DEFINE_integer(
+    "largest", max(SLOTS), "No K above this one.", 1_000
+)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+PLOT = flags.DEFINE_string("plot", None, "PNG file.")
+SERVE = flags.DEFINE_enum("serve", None, EVERYBODY, "Internal: be this one.")
+
+Call = Callable[[], object]
+
+
+def unit(rows: int, seed: int) -> np.ndarray:
+    """Random unit rows [rows, DIM], float32."""
+    x = np.random.default_rng(seed).standard_normal([rows, DIM], np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x
+
+
+def inputs(slots: int, images: int, classes: int) -> list[np.ndarray]:
+    """z_w, z_s, p_w, Q_f and Q_l, in no order of classes."""
+    rng = np.random.default_rng(0)
+    p_w = np.exp(2 * rng.standard_normal([images, classes], np.float32))
+    labels = rng.permutation(np.arange(slots) % classes)
+    p_w /= p_w.sum(axis=1, keepdims=True)
+    return [unit(images, 1), unit(images, 2), p_w, unit(slots, 3), labels]
+
+
+# ------------------------------------------------------------- competitors --
+
+
+def usual(z_w, z_s, p_w, memory, labels):
+    """The formulas as they are usually written, and nothing saved."""
+    import tensorflow as tf
+
+    q_w = tf.nn.softmax(tf.matmul(z_w, memory, transpose_b=True) / TEMPERATURE)
+    q_hat = q_w * tf.gather(p_w, labels, axis=1)
+    q_hat /= tf.reduce_sum(q_hat, axis=1, keepdims=True)
+    q_agg = tf.transpose(
+        tf.math.unsorted_segment_sum(tf.transpose(q_w), labels, p_w.shape[1])
+    )
+    p_hat = ALPHA * p_w + (1 - ALPHA) * q_agg
+    logits = tf.matmul(z_s, memory, transpose_b=True) / TEMPERATURE
+    return p_hat, -tf.reduce_sum(q_hat * tf.nn.log_softmax(logits), axis=1)
+
+
+def ours(z_w, z_s, p_w, memory, labels):
+    """`match`, with the same arguments."""
+    from simmatch_tf.ops import matching
+
+    return matching.match(
+        z_w,
+        z_s,
+        p_w,
+        memory,
+        labels,
+        num_classes=p_w.shape[1],
+        temperature=TEMPERATURE,
+        alpha=ALPHA,
+    )
+
+
+def tensorflow_call(function: Callable, arrays: Sequence[np.ndarray]) -> Call:
+    """A compiled call of one of the two above, with its gradient."""
+    import tensorflow as tf
+
+    from simmatch_tf.training import allocator
+
+    allocator.keep_memory()
+    tensors = [tf.constant(x) for x in arrays]
+
+    @tf.function(autograph=False)
+    def call(z_w, z_s, *rest):
+        with tf.GradientTape() as tape:
+            tape.watch(z_s)
+            p_hat, each = function(z_w, z_s, *rest)
+            loss = tf.reduce_mean(each)
+        return p_hat, loss, tape.gradient(loss, z_s)
+
+    return lambda: [x.numpy() for x in call(*tensors)]
+
+
+def pytorch_call(arrays: Sequence[np.ndarray]) -> Call:
+    """That of `pytorch_simmatch`."""
+    import pytorch_simmatch
+    import torch
+
+    tensors = [torch.from_numpy(x) for x in arrays]
+    return lambda: pytorch_simmatch.matching(*tensors, TEMPERATURE, ALPHA)
+
+
+def make_call(name: str, arrays: Sequence[np.ndarray]) -> Call:
+    """A competitor's call on its inputs."""
+    if name == "pytorch":
+        return pytorch_call(arrays)
+    return tensorflow_call({"match": ours, "tensorflow": usual}[name], arrays)
+
+
+def limit_threads(name: str, threads: int) -> None:
+    """Gives a competitor's library so many threads."""
+    if name == "pytorch":
+        import torch
+
+        torch.set_num_threads(threads)
+        return
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def resident(kind: str) -> int:
+    """Bytes that this process holds (VmRSS), or held at most (VmHWM)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", status)[1])
+
+
+def serve(name: str) -> None:
+    """Answers each line: a task first, then one call a line; [] ends it."""
+    # What a library prints must not come between.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    limit_threads(name, THREADS.value)
+    make_call(name, inputs(2 * 64, 8, 64))()  # what the library itself takes
+    call = None
+    for line in sys.stdin:
+        task = json.loads(line)
+        if task == "rate":
+            answer = rate(name)
+        elif task:
+            call = make_call(name, inputs(*task))
+            before = resident("VmRSS")
+            # From here on the peak is counted anew.
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+            call()
+            answer = resident("VmHWM") - before
+            call()
+        else:
+            began = time.perf_counter()
+            call()
+            answer = time.perf_counter() - began
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def rate(name: str) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    x = np.ones([2_048, 2_048], np.float32)
+    if name == "pytorch":
+        import torch
+
+        x = torch.from_numpy(x)
+        product = lambda: x @ x  # noqa: E731
+    else:
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        product = tf.function(lambda: tf.matmul(x, x), autograph=False)
+    seconds = []
+    for _ in range(15):
+        began = time.perf_counter()
+        product()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2_048**3 / statistics.median(seconds)
+
+
+# ------------------------------------------------------------------ parent --
+
+
+class Competitor:
+    """A process that is told what to do, a line each."""
+
+    def __init__(self, name: str) -> None:
+        """Starts it."""
+        threads = THREADS.value or len(os.sched_getaffinity(0))
+        self.name = name
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                __file__,
+                f"--serve={name}",
+                f"--threads={threads}",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        )
+
+    def ask(self, task: object) -> float:
+        """Its answer to a line."""
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self.name}: status {self.process.wait()}")
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def started(names: Sequence[str]):
+    """Competitors, ended behind."""
+    competitors = [Competitor(name) for name in names]
+    try:
+        yield competitors
+    finally:
+        for each in competitors:
+            each.process.kill()
+
+
+def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
+    """Has them take turns at one K: name → its figures."""
+    found = {}
+    with started(names) as competitors:
+        for each in competitors:
+            peak = each.ask([slots, IMAGES, CLASSES])
+            found[each.name] = {"seconds": [], "bytes_above_inputs": peak}
+        for _, each in itertools.product(range(ROUNDS.value), competitors):
+            found[each.name]["seconds"].append(each.ask([]))
+        products = 4 * 2 * slots * IMAGES * DIM
+        for each in competitors:
+            figures = found[each.name]
+            figures["median_seconds"] = statistics.median(figures["seconds"])
+            rate = products / figures["median_seconds"]
+            figures["of_the_machine_s_rate"] = rate / each.ask("rate")
+    for figures in found.values():
+        pairs = zip(figures["seconds"], found["match"]["seconds"], strict=True)
+        figures["times_ours"] = statistics.median(a / b for a, b in pairs)
+    return found
+
+
+def curves() -> dict[str, dict[int, float]]:
+    """Our seconds along each axis of the plot."""
+    usual_size = {"slots": 128_116, "images": IMAGES, "classes": CLASSES}
+    found = {}
+    for axis, sizes in CURVES.items():
+        found[axis] = {}
+        for size in sizes:
+            if axis == "slots" and size > LARGEST.value:
+                continue
+            with started(["match"]) as (only,):
+                only.ask(list({**usual_size, axis: size}.values()))
+                seconds = [only.ask([]) for _ in range(ROUNDS.value)]
+            found[axis][size] = statistics.median(seconds)
+    return found
+
+
+def draw(found: dict[str, dict[int, float]], path: str) -> None:
+    """Draws the curves, with a line of slope 1 where time is linear."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, 3, figsize=(9, 3), dpi=150, constrained_layout=True, sharey=True
+    )
+    for plot, (axis, points) in zip(axes, found.items(), strict=True):
+        sizes, seconds = list(points), list(points.values())
+        if axis != "classes":
+            slope = [seconds[-1] * size / sizes[-1] for size in sizes]
+            plot.plot(sizes, slope, ":", color="grey", label="linear")
+            plot.legend(frameon=False)
+        plot.plot(sizes, seconds, "o-", color="#1f6fb4")
+        plot.set(xscale="log", yscale="log", xlabel=LABELS[axis])
+        plot.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds a call")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Prints the table; or is one of its competitors."""
+    flags.FLAGS(sys.argv)
+    if SERVE.value:
+        return serve(SERVE.value)
+    rows = [["K", "", "median s", "times ours", "MB above inputs", "of rate"]]
+    report: dict[str, object] = {"slots": {}}
+    for slots, names in SLOTS.items():
+        if slots > LARGEST.value:
+            continue
+        report["slots"][slots] = found = compare(slots, names)
+        for name, figures in found.items():
+            rows.append(
+                [
+                    f"{slots:,}",
+                    name,
+                    f"{figures['median_seconds']:.3f}",
+                    f"{figures['times_ours']:.2f}",
+                    f"{figures['bytes_above_inputs'] / 1e6:.0f}",
+                    f"{figures['of_the_machine_s_rate']:.0%}",
+                ]
+            )
+    print(tables.table(rows))
+    if PLOT.value:
+        report["curves"] = curves()
+        draw(report["curves"], PLOT.value)
+    if OUTPUT.value:
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
