@@ -297,3 +297,45 @@ def test_bad_arguments(change):
     arguments = inputs(20) | {"temperature": 0.1, "alpha": 0.9} | change
     with pytest.raises(ValueError, match="must be|is wanted"):
         matching.match(**arguments, num_classes=L)
+
+
+def graphs(graph):
+    """A graph and those of all functions that it calls."""
+    yield graph
+    for name in graph._functions:
+        yield from graphs(graph._functions[name].graph)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_nothing_of_all_images_by_all_slots(temperature):
+    slots, images = 60_000, 64  # more images than D
+
+    @tf.function(autograph=False)
+    def step(z_w, z_s, p_w, memory, labels):
+        with tf.GradientTape() as tape:
+            tape.watch(z_s)
+            p_hat, each = matching.match(
+                z_w,
+                z_s,
+                p_w,
+                memory,
+                labels,
+                num_classes=L,
+                temperature=temperature,
+                alpha=0.9,
+            )
+        return p_hat, tape.gradient(each, z_s)
+
+    shapes = [[images, D], [images, D], [images, L], [slots, D]]
+    specs = [tf.TensorSpec(shape) for shape in shapes]
+    traced = step.get_concrete_function(
+        *specs, tf.TensorSpec([slots], tf.int32)
+    )
+    seen = [
+        output.shape.num_elements()
+        for graph in graphs(traced.graph)
+        for op in graph.get_operations()
+        for output in op.outputs
+    ]
+    assert images * matching._block_size(slots, images) in seen  # a block
+    assert max(n for n in seen if n) == slots * D  # Q_f itself
