@@ -61,13 +61,17 @@ def check_together(config: config_lib.Config) -> None:
     _check_durations(config)
     _check_devices(config)
     _check_data_service(config)
-    if config.teacher_norm == "shuffle" and (
-        config.memory != "teacher" or config.algorithm == "supervised"
-    ):
+    form = None if config.algorithm == "supervised" else config.memory
+    if config.teacher_norm == "shuffle" and form != "teacher":
         raise InputError(
             "--teacher_norm=shuffle: is for --algorithm=simmatch "
             "--memory=teacher; elsewhere the teacher runs on averaged "
             "statistics only"
+        )
+    if config.weak_forward == "separate" and form != "ensemble":
+        raise InputError(
+            "--weak_forward=separate: is for --algorithm=simmatch "
+            "--memory=ensemble; elsewhere weak views have their own already"
         )
     if config.randaugment_low > config.randaugment_high:
         raise InputError(

@@ -205,6 +205,13 @@ class Config(operation_flags.OperationFlags):
         choices=("eman", "shuffle"),
         rare=True,
     )
+    weak_forward: str = flag(
+        "joint",
+        "weak views with --memory=ensemble: in the student's one forward, or "
+        "in one of their own that keeps nothing for a backward.",
+        choices=("joint", "separate"),
+        rare=True,
+    )
     alpha: float = flag(
         0.9, "weight of p^w in the smoothed pseudo-label.", low=0, high=1
     )

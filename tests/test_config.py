@@ -74,6 +74,10 @@ def test_defaults_are_the_published_cifar_settings():
             "--stem_stride=2: is for wrn_DEPTH_WIDTH",
         ),
         (
+            {"memory": "teacher", "weak_forward": "separate"},
+            "--weak_forward=separate: is for --algorithm=simmatch",
+        ),
+        (
             {"strong": "keras_cv", "views_on": "device"},
             "--views_on=device and --strong=keras_cv",
         ),

@@ -74,8 +74,9 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     batch = next(batches)
     b, u = len(batch["labels"]), len(batch["unlabeled_weak"])
     teacher_form = config.memory == "teacher"
+    apart = config.weak_forward == "separate"
     names = ["labeled_weak", "unlabeled_strong"]
-    names += [] if teacher_form else ["unlabeled_weak"]
+    names += [] if teacher_form or apart else ["unlabeled_weak"]
     student_images = tf.concat([batch[name] for name in names], 0)
     teacher_images = tf.concat(
         [batch["labeled_weak"], batch["unlabeled_weak"]], 0
@@ -89,6 +90,10 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
     def teacher():
         """The teacher's forward."""
         return algorithm.teacher(teacher_images, tf.constant([0, 0]))
+
+    def weak():
+        """A forward of weak views alone."""
+        return algorithm.student(batch["unlabeled_weak"], training=True)
 
     def network():
         """The student's forward and backward, with a loss of no cost."""
@@ -136,6 +141,7 @@ def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
             batch,
         ),
         **({"teacher forward": compiled(teacher)} if teacher_form else {}),
+        **({"weak forward": compiled(weak)} if apart else {}),
         "student forward + backward": compiled(network),
         "matching": compiled(matching),
         "losses": compiled(both_losses),

@@ -71,28 +71,32 @@ class SimMatch(algorithm.Algorithm):
             self.step >= self.config.matching_start_steps
         )
 
+        views = [x_l, x_s]
         if self.from_teacher:
             # Differs: by default on averaged BatchNorm statistics (EMAN).
             seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
             out = self.teacher(tf.concat([x_l, x_w], 0), seed)
             z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
             p_w = self.align(tf.nn.softmax(out["logits"][b:]))  # [U, L]
+        elif self.config.weak_forward == "separate":
+            # Differs: by --weak_forward; batch statistics are the weak views'.
+            out = self.student(x_w, training=True)
+            z_w = out["embeddings"]  # [U, D]
+            p_w = self.align(tf.nn.softmax(out["logits"]))  # [U, L]
+        else:
+            views.append(x_w)
 
         with tf.GradientTape() as tape:
-            if self.from_teacher:
-                out = self.student(tf.concat([x_l, x_s], 0), training=True)
-                logits_l, logits_s = tf.split(out["logits"], [b, u])
-                z_s = out["embeddings"][b:]  # [U, D]
-            else:
-                views = tf.concat([x_l, x_s, x_w], 0)
-                out = self.student(views, training=True)
-                logits_l, logits_s, logits_w = tf.split(
-                    out["logits"], [b, u, u]
-                )  # [B, L], [U, L], [U, L]
-                z_l, z_s, z_w = tf.split(out["embeddings"], [b, u, u])
-                z_w, z_l = tf.stop_gradient(z_w), tf.stop_gradient(z_l)
-                p_w = tf.stop_gradient(tf.nn.softmax(logits_w))  # [U, L]
-                p_w = self.align(p_w)
+            out = self.student(tf.concat(views, 0), training=True)
+            logits, z = out["logits"], out["embeddings"]
+            logits_l, logits_s = logits[:b], logits[b : b + u]  # [B, L], [U, L]
+            z_s = z[b : b + u]  # [U, D]
+            if not self.from_teacher:
+                z_l = tf.stop_gradient(z[:b])  # [B, D]
+            if len(views) == 3:
+                z_w = tf.stop_gradient(z[b + u :])  # [U, D]
+                p_w = tf.stop_gradient(tf.nn.softmax(logits[b + u :]))
+                p_w = self.align(p_w)  # [U, L]
 
             # Eq. 3 to 10: p̂ [U, L]; and H(q̂, q^s) of each image [U].
             p_hat, entropies = self.memory.match(

@@ -136,8 +136,8 @@ def _step(run: "description.Description") -> str:
             f"A training step ({batch}): its work is known to its algorithm "
             "alone."
         )
-    student, teacher = run.student_views, run.teacher_views
-    passes = (1 + _BACKWARD) * student + teacher
+    student, others = run.student_views, run.forward_views
+    passes = (1 + _BACKWARD) * student + others
     flops = passes * sum(row.flops for row in run.rows)
     text = (
         f"A training step ({batch}): {_rounded(flops)}FLOPs{_more(run.rows)} "
@@ -145,8 +145,9 @@ def _step(run: "description.Description") -> str:
         f"That is {passes:,} × forward: {1 + _BACKWARD} × {student:,} views "
         "of the student (forward, and backward as twice that)"
     )
-    if teacher:
-        text += f", 1 × {teacher:,} of the teacher"
+    if others:
+        whose = "of the teacher" if run.form == "teacher" else "of weak views"
+        text += f", 1 × {others:,} {whose}"
     return _fill(text + ".")
 
 

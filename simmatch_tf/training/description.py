@@ -47,7 +47,8 @@ class Description:
         unlabeled_batch: Unlabeled images a step, all devices; 0 if none.
         student_views: Views that the student is trained on in a step; None
             where the step is the user's own.
-        teacher_views: Views that the teacher labels in a step; likewise.
+        forward_views: Views that nothing is trained on in a step, of which
+            labels are made; likewise.
         memory: All that a run keeps between steps, and a checkpoint holds.
         keep: Checkpoints kept.
     """
@@ -63,7 +64,7 @@ class Description:
     batch_size: int
     unlabeled_batch: int
     student_views: int | None
-    teacher_views: int | None
+    forward_views: int | None
     memory: tuple[Memory, ...]
     keep: int
 
@@ -88,7 +89,7 @@ def describe(
         slots: Labeled images in training, K.
     """
     unlabeled = config.batch_size * config.unlabeled_ratio
-    student_views, teacher_views = _views(algorithm, config)
+    student_views, forward_views = _views(algorithm, config)
     return Description(
         algorithm=config.algorithm,
         form=config.memory if config.algorithm == "simmatch" else None,
@@ -101,7 +102,7 @@ def describe(
         batch_size=config.batch_size,
         unlabeled_batch=unlabeled if algorithm.needs_unlabeled else 0,
         student_views=student_views,
-        teacher_views=teacher_views,
+        forward_views=forward_views,
         memory=tuple(_memory(algorithm)),
         keep=config.keep,
     )
@@ -143,7 +144,7 @@ def of_flags(config: config_lib.Config) -> Description:
 def _views(
     algorithm: algorithm_lib.Algorithm, config: config_lib.Config
 ) -> tuple[int | None, int | None]:
-    """Views a step of the student and of the teacher."""
+    """Views a step forwards and backwards, and forwards only."""
     labeled = config.batch_size
     unlabeled = labeled * config.unlabeled_ratio
     step = type(algorithm).train_step
@@ -154,6 +155,8 @@ def _views(
     if algorithm.from_teacher:
         # The student sees the strong views, the teacher the weak ones.
         return labeled + unlabeled, labeled + unlabeled
+    if config.weak_forward == "separate":
+        return labeled + unlabeled, unlabeled
     return labeled + 2 * unlabeled, 0
 
 

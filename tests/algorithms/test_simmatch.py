@@ -89,6 +89,11 @@ def expected(algorithm, inputs, ready):
         z_l = out["embeddings"][:B]
         # A copy runs the training forward: it moves BatchNorm's statistics.
         out = algorithm.student(tf.concat([x_l, x_s], 0), training=True)
+    elif c.weak_forward == "separate":
+        out = algorithm.student(x_w, training=True)
+        logits_w, z_w = out["logits"], out["embeddings"]
+        out = algorithm.student(tf.concat([x_l, x_s], 0), training=True)
+        z_l = out["embeddings"][:B]
     else:
         out = algorithm.student(tf.concat([x_l, x_s, x_w], 0), training=True)
         logits_w, z_w = out["logits"][B + U :], out["embeddings"][B + U :]
@@ -116,11 +121,19 @@ def expected(algorithm, inputs, ready):
     }, np.array(z_l)
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory": "teacher"},
+        {"memory": "ensemble"},
+        {"memory": "ensemble", "weak_forward": "separate"},
+    ],
+    ids=lambda changes: "-".join(changes.values()),
+)
 @pytest.mark.parametrize("ready", [False, True])
-def test_losses_equal_the_equations(form, ready):
-    inputs = batch()
-    ours, theirs = make(memory=form), make(memory=form)
+def test_losses_equal_the_equations(changes, ready):
+    inputs, form = batch(), changes["memory"]
+    ours, theirs = make(**changes), make(**changes)
     if ready:
         fill(ours)
         fill(theirs)

@@ -26,7 +26,7 @@ RUN = description_lib.Description(
     batch_size=64,
     unlabeled_batch=448,
     student_views=512,
-    teacher_views=512,
+    forward_views=512,
     memory=(
         description_lib.Memory("weights", 2**20 * 3),
         description_lib.Memory("Q_f", 2**20 * 2, (4_000, 8)),
@@ -90,7 +90,7 @@ def test_without_a_teacher_or_a_projection_head():
         rows=ROWS[:3],
         unlabeled_batch=0,
         student_views=64,
-        teacher_views=0,
+        forward_views=0,
     )
     assert head.startswith("supervised on cifar10:")
     assert len(parts.splitlines()) == 4 and "projection" not in parts
@@ -103,7 +103,7 @@ def test_without_a_teacher_or_a_projection_head():
 
 
 def test_a_step_of_the_users_own():
-    step = paragraphs(student_views=None, teacher_views=None)[4]
+    step = paragraphs(student_views=None, forward_views=None)[4]
     assert "known to its algorithm alone" in joined(step)
     assert "FLOPs" not in step
 

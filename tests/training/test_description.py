@@ -119,13 +119,14 @@ def test_a_checkpoint_takes_what_is_said(simmatch_run, tmp_path):
     [
         ({"memory": "teacher"}, "teacher", (8 + 24, 8 + 24)),
         ({"memory": "ensemble"}, "ensemble", (8 + 24 + 24, 0)),
+        ({"weak_forward": "separate"}, "ensemble", (8 + 24, 24)),
         ({"algorithm": "supervised"}, None, (8, 0)),
     ],
 )
 def test_a_step(changes, form, views):
     _, found = make(**changes)
     assert found.form == form
-    assert (found.student_views, found.teacher_views) == views
+    assert (found.student_views, found.forward_views) == views
     supervised = changes.get("algorithm") == "supervised"
     assert found.unlabeled_batch == (0 if supervised else 24)
     assert ("projection_head" in parameters(found)) != supervised
@@ -135,7 +136,7 @@ def test_a_step(changes, form, views):
 
 def test_a_step_of_the_users_own():
     _, found = make(custom=OwnStep, algorithm="custom")
-    assert (found.student_views, found.teacher_views) == (None, None)
+    assert (found.student_views, found.forward_views) == (None, None)
     assert found.algorithm == "custom" and found.form is None
 
 

@@ -15,6 +15,7 @@ from tests import runs
 FORMS = [
     {"algorithm": "supervised"},
     {"memory": "ensemble"},
+    {"memory": "ensemble", "weak_forward": "separate"},
     {"memory": "teacher"},
     {"memory": "teacher", "teacher_norm": "shuffle"},
     {"memory": "ensemble", "on_nonfinite": "skip"},
