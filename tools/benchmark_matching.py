@@ -36,6 +36,8 @@ EVERYBODY = ("match", "tensorflow", "pytorch")
 SLOTS = {13_000: EVERYBODY, 128_116: EVERYBODY, 1_281_167: ("match",)}
 IMAGES, DIM, CLASSES = 320, 128, 1_000
 TEMPERATURE, ALPHA = 0.1, 0.9
+# Seconds between turns: threads of the last one may still spin.
+PAUSE = 0.25
 # What the plot draws: all else as above, and K = 128,116.
 CURVES = {
     "slots": (8_000, 16_000, 32_000, 64_000, 128_116, 256_000, 1_281_167),
@@ -264,6 +266,7 @@ def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
             peak = each.ask([slots, IMAGES, CLASSES])
             found[each.name] = {"seconds": [], "bytes_above_inputs": peak}
         for _, each in itertools.product(range(ROUNDS.value), competitors):
+            time.sleep(PAUSE)
             found[each.name]["seconds"].append(each.ask([]))
         products = 4 * 2 * slots * IMAGES * DIM
         for each in competitors:

@@ -141,7 +141,7 @@ def partials(
     z_w, z_s, p_w, memory = (
         tf.stop_gradient(x) for x in precision.widen(z_w, z_s, p_w, memory)
     )
-    labels = tf.convert_to_tensor(memory_labels)
+    labels = tf.cast(tf.convert_to_tensor(memory_labels), tf.int32)
     shapes.check(
         z_w=(z_w, "ND"),
         z_s=(z_s, "ND"),
@@ -304,7 +304,6 @@ def _zeros(z: tf.Tensor, num_classes: int, fixed: bool) -> Partials:
     """Sums over no slot."""
     none, context = tf.zeros_like(z[:, 0]), tf.zeros_like(z)
     shift = none if fixed else none + _NOTHING
-    # By fill, not ones: a number of images that is known must stay known.
     sums = tf.tile(none[None], [num_classes, 1])
     return Partials(sums, none, context, none, context, tf.stack([shift] * 3))
 
@@ -332,9 +331,7 @@ def _fixed(
     e = tf.exp(tf.matmul(q, z_w, transpose_b=True))  # [k, N]
     if keep is not None:
         e = tf.where(keep, e, 0.0)
-    class_sums = sums.class_sums + tf.math.unsorted_segment_sum(
-        e, labels, relative.shape[0]
-    )
+    class_sums = _add_rows(sums.class_sums, labels, e)
     e = e * tf.gather(relative, labels)
     target_context = sums.target_context + tf.matmul(e, q, transpose_a=True)
     e = tf.exp(tf.matmul(q, z_s, transpose_b=True))
@@ -373,11 +370,18 @@ def _running(
         for each, shift in zip(logits, tf.unstack(sums.shifts), strict=True)
     )
     return Partials(
-        sums.class_sums
-        + tf.math.unsorted_segment_sum(e, labels, log_relative.shape[0]),
+        _add_rows(sums.class_sums, labels, e),
         sums.target_total + tf.reduce_sum(target, axis=0),
         sums.target_context + tf.matmul(target, q, transpose_a=True),
         sums.student_total + tf.reduce_sum(student, axis=0),
         sums.student_context + tf.matmul(student, q, transpose_a=True),
         sums.shifts,
     )
+
+
+def _add_rows(sums: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Adds rows [k, N] to those of their classes in sums [L, N]."""
+    if tf.config.list_logical_devices("GPU"):
+        # There a deterministic scatter would go by way of the host.
+        return sums + tf.math.unsorted_segment_sum(rows, labels, sums.shape[0])
+    return tf.tensor_scatter_nd_add(sums, labels[:, None], rows)

@@ -46,7 +46,7 @@ def test_benchmark_step(tool, tmp_path, capsys):
     assert set(medians) == {
         "step",
         "step with guard",
-        "network",
+        "student forward + backward",
         "matching",
         "losses",
         "optimizer",
