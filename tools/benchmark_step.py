@@ -63,101 +63,122 @@ def put_together(config: config_lib.Config, folder: str) -> tuple:
     return algorithm, pipeline, strategy, config
 
 
-def parts(config: config_lib.Config, folder: str) -> dict[str, Callable]:
-    """Name → a call that does that part of the step once."""
-    import tensorflow as tf
+class Parts:
+    """The parts of a run's step, each of which can be taken alone."""
 
-    from simmatch_tf.ops import losses
+    def __init__(self, config: config_lib.Config, folder: str) -> None:
+        """Builds the run, and takes one batch."""
+        import tensorflow as tf
 
-    algorithm, pipeline, strategy, config = put_together(config, folder)
-    batches = iter(pipeline.dataset(0, 10**6).repeat())
-    batch = next(batches)
-    b, u = len(batch["labels"]), len(batch["unlabeled_weak"])
-    teacher_form = config.memory == "teacher"
-    apart = config.weak_forward == "separate"
-    names = ["labeled_weak", "unlabeled_strong"]
-    names += [] if teacher_form or apart else ["unlabeled_weak"]
-    student_images = tf.concat([batch[name] for name in names], 0)
-    teacher_images = tf.concat(
-        [batch["labeled_weak"], batch["unlabeled_weak"]], 0
-    )
-    out = algorithm.student(student_images, training=False)
-    logits, z = out["logits"], out["embeddings"]
-    weights = [w.value for w in algorithm.student.trainable_variables]
-    gradients = [tf.zeros_like(w) for w in weights]
-    compiled = functools.partial(tf.function, autograph=False)
+        made = put_together(config, folder)
+        self.algorithm, self.pipeline, self.strategy, self.config = made
+        self.batches = iter(self.pipeline.dataset(0, 10**6).repeat())
+        self.batch = batch = next(self.batches)
+        self.b, self.u = len(batch["labels"]), len(batch["unlabeled_weak"])
+        self.has_teacher = config.memory == "teacher"
+        self.apart = config.weak_forward == "separate"
+        names = ["labeled_weak", "unlabeled_strong"]
+        if not (self.has_teacher or self.apart):
+            names.append("unlabeled_weak")
+        self.views = tf.concat([batch[name] for name in names], 0)
+        self.weak_views = tf.concat(
+            [batch["labeled_weak"], batch["unlabeled_weak"]], 0
+        )
+        out = self.algorithm.student(self.views, training=False)
+        self.logits, self.z = out["logits"], out["embeddings"]
+        student = self.algorithm.student
+        self.weights = [w.value for w in student.trainable_variables]
+        self.gradients = [tf.zeros_like(w) for w in self.weights]
 
-    def teacher():
+    def teacher(self):
         """The teacher's forward."""
-        return algorithm.teacher(teacher_images, tf.constant([0, 0]))
+        return self.algorithm.teacher(self.weak_views, [0, 0])
 
-    def weak():
+    def weak(self):
         """A forward of weak views alone."""
-        return algorithm.student(batch["unlabeled_weak"], training=True)
+        views = self.batch["unlabeled_weak"]
+        return self.algorithm.student(views, training=True)
 
-    def network():
+    def student(self):
         """The student's forward and backward, with a loss of no cost."""
-        with tf.GradientTape() as tape:
-            out = algorithm.student(student_images, training=True)
-            loss = tf.reduce_sum(out["logits"]) + tf.reduce_sum(
-                out["embeddings"]
-            )
-        return tape.gradient(loss, weights)
+        import tensorflow as tf
 
-    def matching():
+        with tf.GradientTape() as tape:
+            out = self.algorithm.student(self.views, training=True)
+            loss = tf.reduce_sum(out["logits"])
+            loss += tf.reduce_sum(out["embeddings"])
+        return tape.gradient(loss, self.weights)
+
+    def matching(self):
         """Alignment, pseudo-labels, the instance loss and its gradient."""
-        p_w = algorithm.align(tf.nn.softmax(logits[-u:]))
-        z_s = z[b : b + u]
+        import tensorflow as tf
+
+        p_w = self.algorithm.align(tf.nn.softmax(self.logits[-self.u :]))
+        z_s = self.z[self.b : self.b + self.u]
         with tf.GradientTape() as tape:
             tape.watch(z_s)
-            _, entropies = algorithm.memory.match(
-                z[-u:],
+            _, entropies = self.algorithm.memory.match(
+                self.z[-self.u :],
                 z_s,
                 p_w,
-                temperature=config.temperature,
-                alpha=config.alpha,
+                temperature=self.config.temperature,
+                alpha=self.config.alpha,
             )
             loss = tf.reduce_mean(entropies)
         return tape.gradient(loss, z_s)
 
-    def both_losses():
+    def losses(self):
         """The losses on logits and their gradient."""
-        p_hat = tf.nn.softmax(logits[-u:])
+        import tensorflow as tf
+
+        from simmatch_tf.ops import losses
+
+        logits, b = self.logits, self.b
+        p_hat = tf.nn.softmax(logits[-self.u :])
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            loss = losses.supervised_loss(logits[:b], batch["labels"])
+            loss = losses.supervised_loss(logits[:b], self.batch["labels"])
             loss += losses.unsupervised_loss(
-                logits[b : b + u], p_hat, config.threshold
+                logits[b : b + self.u], p_hat, self.config.threshold
             )[0]
         return tape.gradient(loss, logits)
 
-    return {
-        "step": functools.partial(
-            compiled(lambda x: strategy.run(algorithm.train_step, args=(x,))),
-            batch,
-        ),
-        "step with guard": functools.partial(
-            compiled(lambda x: strategy.run(algorithm.guarded_step, args=(x,))),
-            batch,
-        ),
-        **({"teacher forward": compiled(teacher)} if teacher_form else {}),
-        **({"weak forward": compiled(weak)} if apart else {}),
-        "student forward + backward": compiled(network),
-        "matching": compiled(matching),
-        "losses": compiled(both_losses),
-        "optimizer": compiled(
-            lambda: algorithm.optimizer.apply(
-                gradients, algorithm.student.trainable_variables
-            )
-        ),
-        "EMA": compiled(
-            lambda: algorithm.teacher.update(algorithm.student, algorithm.step)
-        ),
-        "memory": compiled(
-            lambda: algorithm.memory.update(batch["slots"], z[:b])
-        ),
-        "input (in parallel)": functools.partial(next, batches),
-    }
+    def calls(self) -> dict[str, Callable]:
+        """Name → a compiled call that does that part once."""
+        import tensorflow as tf
+
+        method, batch = self.algorithm, self.batch
+
+        def step(function: Callable) -> Callable:
+            return lambda: self.strategy.run(function, args=(batch,))
+
+        found = {
+            "step": step(method.train_step),
+            "step with guard": step(method.guarded_step),
+            "teacher forward": self.teacher,
+            "weak forward": self.weak,
+            "student forward + backward": self.student,
+            "matching": self.matching,
+            "losses": self.losses,
+            "optimizer": lambda: method.optimizer.apply(
+                self.gradients, method.student.trainable_variables
+            ),
+            "EMA": lambda: method.teacher.update(method.student, method.step),
+            "memory": lambda: method.memory.update(
+                batch["slots"], self.z[: self.b]
+            ),
+        }
+        if not self.has_teacher:
+            del found["teacher forward"]
+        if not self.apart:
+            del found["weak forward"]
+        compiled = {
+            name: tf.function(call, autograph=False)
+            for name, call in found.items()
+        }
+        return compiled | {
+            "input (in parallel)": functools.partial(next, self.batches)
+        }
 
 
 def bare(config: config_lib.Config, folder: str) -> Callable[[], object]:
@@ -248,7 +269,7 @@ def main() -> None:
     if ALLOCATOR.value:
         allocator.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
-        calls = parts(config, folder)
+        calls = Parts(config, folder).calls()
     for call in calls.values():  # traces
         call()
         call()

@@ -72,7 +72,7 @@ def test_writes_the_same(slots, momentum, two_replicas):
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-@pytest.mark.parametrize("slots", [3, 6, 7, 41])
+@pytest.mark.parametrize("slots", [6, 41])
 def test_matches_the_same(slots, temperature, two_replicas):
     alone, divided = pair(two_replicas, slots)
     fill(two_replicas, alone, divided)
@@ -109,7 +109,7 @@ def test_one_replica_has_it_all():
     assert buffer.shard is None and isinstance(buffer.features, tf.Variable)
 
 
-@pytest.mark.parametrize("slots", [6, 7])
+@pytest.mark.parametrize("slots", [7])
 def test_a_checkpoint_does_not_tell_them_apart(slots, two_replicas, tmp_path):
     alone, divided = pair(two_replicas, slots)
     fill(two_replicas, alone, divided)

@@ -282,6 +282,7 @@ def test_rates(schedule):
         np.testing.assert_allclose(rate, wanted, rtol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_benchmark(tmp_path):
     output = tmp_path / "x.json"
@@ -307,3 +308,27 @@ def test_benchmark(tmp_path):
     assert figures["pytorch_channels_last"]["ratio"] == 1
     assert all(name in found.stdout for name in names)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_benchmark_matching(tmp_path):
+    output = tmp_path / "x.json"
+    found = subprocess.run(
+        [
+            sys.executable,
+            TOOLS / "benchmark_matching.py",
+            "--rounds=1",
+            "--largest=13000",
+            f"--output={output}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    figures = json.loads(output.read_text())["slots"]["13000"]
+    assert list(figures) == ["match", "tensorflow", "pytorch"]
+    for each in figures.values():
+        assert 0 < each["of_the_machine_s_rate"] < 2
+        assert each["bytes_above_inputs"] > 0
+    assert figures["match"]["times_ours"] == 1
