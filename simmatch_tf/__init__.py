@@ -12,13 +12,11 @@ Importing this is light: TensorFlow is imported when a name needs it.
 import importlib
 import os
 
+from simmatch_tf import kernels
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # TensorFlow's own start-up notices drown the progress bar.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-# oneDNN's kernels are faster than TensorFlow's own on any x86 processor, and
-# they are on by default on some only.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 __version__ = "0.1.0"
 
@@ -40,6 +38,8 @@ def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "fit":
+        kernels.fast()
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -6,7 +6,7 @@ python -m simmatch_tf.evaluate --export=exports/digits
 
 import pathlib
 
-from simmatch_tf import checks, command_flags, commandline
+from simmatch_tf import checks, command_flags, commandline, kernels
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
@@ -31,6 +31,8 @@ def main(config: command_flags.EvaluateConfig) -> None:
             f"--output={output}: must be a file in a folder that exists"
         )
 
+    if config.export is None:
+        kernels.fast()  # as in training, whose figures these are
     from simmatch_tf.serving import scoring
     from simmatch_tf.training import evaluation
 

@@ -5,7 +5,8 @@
 Takes a run's own flags; no dataset is read: images are random, in the shape and
 with the classes and slots of the run's dataset, or those of --shape, --classes
 and --slots. The memory is full, matching does not wait. PyTorch's step is that
-of `pytorch_simmatch.py`, and a test holds it equal to ours.
+of `pytorch_simmatch.py`, and a test holds it equal to ours; it has all views of
+the ensemble form in one forward, whatever --weak_forward says.
 
 Each competitor is a process of its own that takes a step when it is told to;
 they take turns, so that all see the same machine. All of them are in memory at
@@ -45,6 +46,7 @@ import numpy as np
 from absl import flags
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import kernels
 
 COMPETITORS = (
     "tensorflow",
@@ -116,22 +118,22 @@ class Data:
 
 def parse() -> tuple[config_lib.Config, list[str]]:
     """Reads this tool's flags; the others, which it returns, are a run's."""
+    kernels.fast()
     own = "rounds competitors threads shape classes slots output serve"
     pattern = re.compile(rf"--?({own.replace(' ', '|')})=")
     words = [w for w in sys.argv[1:] if pattern.match(w)]
     flags.FLAGS([sys.argv[0], *words])
     rest = [w for w in sys.argv[1:] if w not in words]
     config = config_lib.Config.from_argv([sys.argv[0], *rest])
-    wrong = ", ".join(n for n in PICKED.value if n not in COMPETITORS)
-    if wrong:
+    if wrong := ", ".join(n for n in PICKED.value if n not in COMPETITORS):
         sys.exit(f"error: {wrong}: must be of {', '.join(COMPETITORS)}")
     if (config.algorithm, config.teacher_norm) != ("simmatch", "eman"):
         sys.exit("error: PyTorch's step is --algorithm=simmatch with EMAN")
-    durations = {"steps": 10**6, "epochs": None}
-    durations |= {"warmup_steps": 0, "warmup_epochs": None}
-    return dataclasses.replace(
-        config, **durations, matching_start_steps=0
-    ), rest
+    if (config.precision, config.jit_compile) != ("float32", False):
+        sys.exit("error: --precision, --jit_compile: see --competitors")
+    changes = {"steps": 10**6, "epochs": None, "warmup_steps": 0}
+    changes |= {"warmup_epochs": None, "matching_start_steps": 0}
+    return dataclasses.replace(config, **changes), rest
 
 
 def find_data(config: config_lib.Config) -> Data:

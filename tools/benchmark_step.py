@@ -24,6 +24,7 @@ from collections.abc import Callable
 from absl import flags
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import kernels
 
 # Steps of the loop, and bare ones, in turn.
 CHUNK = 50
@@ -34,6 +35,7 @@ OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
 
 def parse() -> config_lib.Config:
     """Reads this tool's flags; the others are a run's."""
+    kernels.fast()
     own = ("rounds=", "allocator", "noallocator", "output=")
     words = [w for w in sys.argv[1:] if w.lstrip("-").startswith(own)]
     flags.FLAGS([sys.argv[0], *words])

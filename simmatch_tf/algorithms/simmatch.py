@@ -79,7 +79,8 @@ class SimMatch(algorithm.Algorithm):
             z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
             p_w = self.align(tf.nn.softmax(out["logits"][b:]))  # [U, L]
         elif self.config.weak_forward == "separate":
-            # Differs: by --weak_forward; batch statistics are the weak views'.
+            # Differs: by --weak_forward; batch statistics are the weak views',
+            # and their averages move twice a step.
             out = self.student(x_w, training=True)
             z_w = out["embeddings"]  # [U, D]
             p_w = self.align(tf.nn.softmax(out["logits"]))  # [U, L]

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.modules import replica, shard
-from simmatch_tf.ops import matching, shapes
+from simmatch_tf.ops import matching, shapes, slot_sums
 
 
 class MemoryBuffer(tf.Module):
@@ -127,7 +127,7 @@ class MemoryBuffer(tf.Module):
         z_s: tf.Tensor,
         p_w: tf.Tensor,
         options: dict[str, Any],
-    ) -> matching.Partials:
+    ) -> slot_sums.Partials:
         """Sums over all slots, from those of each replica over its own.
 
         Each matches the images of the whole batch, and takes its own images
@@ -145,11 +145,12 @@ class MemoryBuffer(tf.Module):
             present=matching.classes_present(self.labels, p_w.shape[1]),
             **options,
         )
-        shifts = replica.largest(sums.shifts)
-        sums = matching.rebase(sums, shifts)
-        sums = matching.Partials(*(replica.sum(x) for x in sums[:-1]), shifts)
+        if options["temperature"] < matching.FIXED_SHIFT_FROM:
+            sums = slot_sums.rebase(sums, replica.largest(sums.shifts))
+        *added, shifts = sums
+        sums = slot_sums.Partials(*map(replica.sum, added), shifts)
         count = z_w.shape[0]
-        return matching.images(sums, replica.number() * count, count)
+        return slot_sums.images(sums, replica.number() * count, count)
 
     def update(self, indices: tf.Tensor, z: tf.Tensor) -> None:
         """Writes embeddings into their slots.

@@ -14,9 +14,9 @@ class Shard(tf.Module):
     Attributes:
         rows: Of the whole matrix.
         replicas: How many there are.
-        size: Rows of each replica; the last ones of the last may be unused.
-        local: [size + 1, D], this replica's rows, and one that takes what is
-            written to rows of others. Differs from replica to replica.
+        size: Rows of each replica; the last replicas may use fewer.
+        local: [size + 1, D], this replica's rows, not those of others, and one
+            that nobody reads, for what is written to rows of others.
         whole: [rows, D] while a checkpoint is written or was read, else [0, D];
             see `gather` and `spread`.
     """
@@ -77,19 +77,35 @@ class Shard(tf.Module):
         return tf.concat(rows, axis=0)[: self.rows]
 
     def spread(self, whole: tf.Tensor) -> None:
-        """Gives each replica its rows of the whole matrix."""
+        """Gives each replica its rows of the whole matrix.
+
+        Args:
+            whole: [rows, D].
+        """
         rest = self.size * self.replicas + 1 - self.rows
         whole = tf.pad(whole, [[0, rest], [0, 0]])
         self.local.assign(tf.slice(whole, [self.start(), 0], self.local.shape))
 
     def place(self, rows: tf.Tensor) -> tf.Tensor:
-        """Where rows of the matrix [B] are here; `size` for those of others."""
+        """Where rows of the matrix are here.
+
+        Args:
+            rows: [B], integers in [0, `rows`).
+
+        Returns:
+            int32 [B] in [0, `size`); `size` for those of others.
+        """
         place = tf.cast(rows, tf.int32) - self.start()
         here = (place >= 0) & (place < self.size)
         return tf.where(here, place, self.size)
 
     def write(self, rows: tf.Tensor, values: tf.Tensor) -> None:
-        """Writes rows [B]; one that comes twice has one value [B, D]."""
+        """Writes those of some rows that are here.
+
+        Args:
+            rows: [B], as for `place`.
+            values: [B, D]; equal where a row comes twice.
+        """
         place = self.place(rows)
         # What lands on the spare row is the same whatever comes last.
         values = tf.where((place < self.size)[:, None], values, 0.0)

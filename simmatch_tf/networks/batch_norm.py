@@ -25,6 +25,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         batch = bool(training) and self.trainable
         if (
             len(inputs.shape) != 4
+            or self.axis not in (-1, 3)
+            or self.gamma is None
+            or self.beta is None
+            or self.renorm
+            or self.moving_mean.dtype != "float32"
             or mask is not None
             or keras.backend.standardize_dtype(inputs.dtype) == "float64"
             or (batch and self.synchronized)

@@ -158,8 +158,9 @@ class _Run:
 
     def train(self, request: interruption.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
-        config = self.config
-        # ---------------------------------------------------------- resume --
+        config = (
+            self.config
+        )  # --------------------------------------- resume --
         start = self._restore()
         bar = progress.Progress(
             start, config.steps, bar=config.progress, loud=self.workers.chief
@@ -236,7 +237,8 @@ class _Run:
             start = self.workers.by_chief(self.checkpoints.restore)
             if start and not self.workers.chief:
                 self.checkpoints.restore(at=start)
-        placement.spread(self.strategy, self.algorithm)
+        if start:
+            placement.spread(self.strategy, self.algorithm)
         return start
 
     def _save(self, step: int) -> None:
@@ -303,17 +305,14 @@ class _Run:
             return
         saved = self.checkpoints.steps()
         last = f"step {saved[-1]}" if saved else "none"
+        hint = "; --on_nonfinite=skip leaves such steps out"
         many = f" ({guard_lib.GIVES_UP_AFTER} such steps in a row by now)"
         raise FloatingPointError(
             f"{name} is not finite at step {first}"
             f"{many if guard.skips else ''}; last good checkpoint: {last}, in "
             f"{self.folder.checkpoints}. A lower --learning_rate or a "
             "--warmup_steps may help, in another --workdir or with --overwrite"
-            + (
-                ""
-                if guard.skips
-                else "; --on_nonfinite=skip leaves such steps out"
-            )
+            + ("" if guard.skips else hint)
         )
 
     def _evaluate(self, step: int, bar: progress.Progress) -> None:

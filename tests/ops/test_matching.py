@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.ops import losses, matching, propagation, similarity
+from simmatch_tf.ops import (
+    losses,
+    matching,
+    propagation,
+    similarity,
+    slot_sums,
+)
 from tests import reference
 
 L, D, N = 5, 8, 6
@@ -243,8 +249,8 @@ def test_shards_add_up(shards, temperature):
         for places in np.array_split(np.arange(21), shards)
     ]
     shifts = tf.reduce_max([part.shifts for part in parts], axis=0)
-    sums = [matching.rebase(part, shifts) for part in parts]
-    sums = matching.Partials(*(sum(each) for each in zip(*sums, strict=True)))
+    sums = [slot_sums.rebase(part, shifts) for part in parts]
+    sums = slot_sums.Partials(*(sum(each) for each in zip(*sums, strict=True)))
     sums = sums._replace(shifts=shifts)
     z_s = tf.constant(given["z_s"])
     with tf.GradientTape() as tape:
@@ -290,12 +296,16 @@ def test_compiled_with_xla(temperature):
         {"temperature": 0.0},
         {"alpha": 1.5},
         {"block_size": 0},
+        {
+            "memory": np.zeros([0, D], np.float32),
+            "memory_labels": np.zeros(0, int),
+        },
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_bad_arguments(change):
     arguments = inputs(20) | {"temperature": 0.1, "alpha": 0.9} | change
-    with pytest.raises(ValueError, match="must be|is wanted"):
+    with pytest.raises(ValueError, match="must be|is wanted|slot is"):
         matching.match(**arguments, num_classes=L)
 
 
@@ -348,3 +358,11 @@ def test_class_sums_on_a_gpu(monkeypatch):
     # Another operation adds them up there.
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
     assert_same(fused(given, **options), wanted)
+
+
+def test_one_double_input_is_not_all_of_them():
+    given = inputs(20)
+    given["z_s"] = np.float64(given["z_s"])
+    found = fused(given, temperature=0.1, alpha=0.9)
+    assert found[0].dtype == found[1].dtype == tf.float32
+    assert found[2].dtype == tf.float64  # its own

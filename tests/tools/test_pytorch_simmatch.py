@@ -329,6 +329,6 @@ def test_benchmark_matching(tmp_path):
     figures = json.loads(output.read_text())["slots"]["13000"]
     assert list(figures) == ["match", "tensorflow", "pytorch"]
     for each in figures.values():
-        assert 0 < each["of_the_machine_s_rate"] < 2
+        assert each["of_the_machine_s_rate"] > 0
         assert each["bytes_above_inputs"] > 0
     assert figures["match"]["times_ours"] == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf.commandline import InputError
+from simmatch_tf.modules import shard
 from simmatch_tf.training import strategies
 from tests import runs
 
@@ -80,6 +82,26 @@ def test_two_replicas_and_back(alone, tmp_path):
     (two / "results.json").unlink()
     resumed = runs.fit(two, memory=memory, devices=1, **TEN)
     assert resumed.steps == 10
+    assert_near(one, two)
+
+
+def test_into_shards_and_on(alone, tmp_path, monkeypatch):
+    """From the checkpoint of one device to half of the memory on each."""
+    memory, one = alone
+    two = tmp_path / "run"
+    shutil.copytree(one, two)
+    for path in (two / "checkpoints").glob("step_00000010*"):
+        path.unlink()
+    (two / "results.json").unlink()
+    seen = []
+    real = shard.Shard.spread
+    monkeypatch.setattr(
+        shard.Shard,
+        "spread",
+        lambda self, whole: seen.append(self.size) or real(self, whole),
+    )
+    runs.fit(two, memory=memory, devices=2, memory_placement="sharded", **TEN)
+    assert set(seen) == {10}  # of 20 slots
     assert_near(one, two)
 
 
