@@ -158,9 +158,8 @@ class _Run:
 
     def train(self, request: interruption.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
-        config = (
-            self.config
-        )  # --------------------------------------- resume --
+        config = self.config
+        # ---------------------------------------------------------- resume --
         start = self._restore()
         bar = progress.Progress(
             start, config.steps, bar=config.progress, loud=self.workers.chief
