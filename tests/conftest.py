@@ -45,6 +45,17 @@ def small_tfds(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture
+def one_torch_thread():
+    """Two pools of threads get into each other's way."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Indices that are kept stay out of the user's folder."""

@@ -19,13 +19,13 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import competitors
 import numpy as np
 from absl import flags
 
@@ -162,37 +162,29 @@ def limit_threads(name: str, threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def resident(kind: str) -> int:
-    """Bytes that this process holds (VmRSS), or held at most (VmHWM)."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", status)[1])
-
-
 def serve(name: str) -> None:
-    """Answers each line: a task first, then one call a line; [] ends it."""
-    # What a library prints must not come between.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Answers [K, N, L] with the bytes of a call; then each line with time."""
     limit_threads(name, THREADS.value)
     make_call(name, inputs(2 * 64, 8, 64))()  # what the library itself takes
-    call = None
-    for line in sys.stdin:
-        task = json.loads(line)
+    calls: list[Call] = []
+
+    def answer(task: Any) -> float:
         if task == "rate":
-            answer = rate(name)
-        elif task:
-            call = make_call(name, inputs(*task))
-            before = resident("VmRSS")
+            return rate(name)
+        if task:
+            calls[:] = [make_call(name, inputs(*task))]
+            before = competitors.resident("VmRSS")
             # From here on the peak is counted anew.
             pathlib.Path("/proc/self/clear_refs").write_text("5")
-            call()
-            answer = resident("VmHWM") - before
-            call()
-        else:
-            began = time.perf_counter()
-            call()
-            answer = time.perf_counter() - began
-        print(json.dumps(answer), file=answers, flush=True)
+            calls[0]()
+            peak = competitors.resident("VmHWM") - before
+            calls[0]()
+            return peak
+        began = time.perf_counter()
+        calls[0]()
+        return time.perf_counter() - began
+
+    competitors.serve(answer)
 
 
 def rate(name: str) -> float:
@@ -219,58 +211,32 @@ def rate(name: str) -> float:
 # ------------------------------------------------------------------ parent --
 
 
-class Competitor:
-    """A process that is told what to do, a line each."""
-
-    def __init__(self, name: str) -> None:
-        """Starts it."""
-        threads = THREADS.value or len(os.sched_getaffinity(0))
-        self.name = name
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                __file__,
-                f"--serve={name}",
-                f"--threads={threads}",
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-        )
-
-    def ask(self, task: object) -> float:
-        """Its answer to a line."""
-        print(json.dumps(task), file=self.process.stdin, flush=True)
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"error: {self.name}: status {self.process.wait()}")
-        return json.loads(line)
-
-
 @contextlib.contextmanager
 def started(names: Sequence[str]):
     """Competitors, ended behind."""
-    competitors = [Competitor(name) for name in names]
+    threads = THREADS.value or len(os.sched_getaffinity(0))
+    found = [
+        competitors.Competitor(name, [f"--threads={threads}"]) for name in names
+    ]
     try:
-        yield competitors
+        yield found
     finally:
-        for each in competitors:
+        for each in found:
             each.process.kill()
 
 
 def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
     """Has them take turns at one K: name → its figures."""
     found = {}
-    with started(names) as competitors:
-        for each in competitors:
+    with started(names) as processes:
+        for each in processes:
             peak = each.ask([slots, IMAGES, CLASSES])
             found[each.name] = {"seconds": [], "bytes_above_inputs": peak}
-        for _, each in itertools.product(range(ROUNDS.value), competitors):
+        for _, each in itertools.product(range(ROUNDS.value), processes):
             time.sleep(PAUSE)
-            found[each.name]["seconds"].append(each.ask([]))
+            found[each.name]["seconds"].append(each.ask())
         product = 2 * slots * IMAGES * DIM
-        for each in competitors:
+        for each in processes:
             figures = found[each.name]
             figures["median_seconds"] = statistics.median(figures["seconds"])
             # Two for logits; one for the gradient, or two for contexts.
@@ -294,7 +260,7 @@ def curves() -> dict[str, dict[int, float]]:
                 continue
             with started(["match"]) as (only,):
                 only.ask(list({**usual_size, axis: size}.values()))
-                seconds = [only.ask([]) for _ in range(ROUNDS.value)]
+                seconds = [only.ask() for _ in range(ROUNDS.value)]
             found[axis][size] = statistics.median(seconds)
     return found
 

@@ -36,12 +36,12 @@ import os
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import competitors
 import numpy as np
 from absl import flags
 
@@ -267,63 +267,23 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 
 
 def serve(name: str, config: config_lib.Config) -> None:
-    """Takes a step for each line of stdin and answers with its seconds."""
-    # What a library prints must not come between.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    step = make_step(name, config, find_data(config))
-    for _ in range(WARM_UP_STEPS):
-        step()
-    print("[]", file=answers, flush=True)  # it is ready
-    for _ in sys.stdin:
+    """Builds the step at the first task; takes one at each behind it."""
+    made: list[Step] = []
+
+    def answer(_: Any) -> list[float]:
+        if not made:
+            made.append(make_step(name, config, find_data(config)))
+            for _ in range(WARM_UP_STEPS):
+                made[0]()
+            return []
         began = time.perf_counter()
-        loss = step()
-        seconds = time.perf_counter() - began
-        print(json.dumps([seconds, loss]), file=answers, flush=True)
+        loss = made[0]()
+        return [time.perf_counter() - began, loss]
+
+    competitors.serve(answer)
 
 
 # ------------------------------------------------------------------ parent --
-
-
-class Competitor:
-    """A process that takes steps.
-
-    Attributes:
-        name: One of COMPETITORS.
-        process: Its process.
-        seconds: Of each step that it took.
-    """
-
-    def __init__(self, name: str, words: list[str]) -> None:
-        """Starts it; its first answer is that it is ready."""
-        self.name, self.seconds = name, []
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *words, f"--serve={name}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
-        )
-
-    def answer(self) -> list[float]:
-        """The next line that it says."""
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"error: {self.name}: status {self.process.wait()}")
-        return json.loads(line)
-
-    def step(self) -> None:
-        """Has it take a step."""
-        print(file=self.process.stdin, flush=True)
-        seconds, loss = self.answer()
-        if not np.isfinite(loss):
-            sys.exit(f"error: {self.name}: the loss is {loss}")
-        self.seconds.append(seconds)
-
-    def peak_bytes(self) -> int:
-        """The most memory that it held up to now."""
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
 
 
 def compete(words: list[str]) -> dict[str, dict[str, Any]]:
@@ -331,17 +291,20 @@ def compete(words: list[str]) -> dict[str, dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         started = []
         for name in PICKED.value:
-            started.append(Competitor(name, words))
+            started.append(competitors.Competitor(name, words))
             stack.callback(started[-1].process.kill)
-            started[-1].answer()
-        for _ in range(ROUNDS.value):
-            for competitor in started:
-                time.sleep(PAUSE)
-                competitor.step()
-        return {
-            c.name: {"seconds": c.seconds, "peak_bytes": c.peak_bytes()}
-            for c in started
-        }
+            started[-1].ask()  # until it is ready
+        found = {each.name: {"seconds": []} for each in started}
+        for _, each in itertools.product(range(ROUNDS.value), started):
+            time.sleep(PAUSE)
+            seconds, loss = each.ask()
+            if not np.isfinite(loss):
+                sys.exit(f"error: {each.name}: the loss is {loss}")
+            found[each.name]["seconds"].append(seconds)
+        for each in started:
+            peak = competitors.resident("VmHWM", each.process.pid)
+            found[each.name]["peak_bytes"] = peak
+        return found
 
 
 def summarize(found: dict[str, dict[str, Any]]) -> None:

@@ -72,18 +72,9 @@ class SimMatch(algorithm.Algorithm):
         )
 
         views = [x_l, x_s]
-        if self.from_teacher:
-            # Differs: by default on averaged BatchNorm statistics (EMAN).
-            seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
-            out = self.teacher(tf.concat([x_l, x_w], 0), seed)
-            z_l, z_w = tf.split(out["embeddings"], [b, u])  # [B, D], [U, D]
-            p_w = self.align(tf.nn.softmax(out["logits"][b:]))  # [U, L]
-        elif self.config.weak_forward == "separate":
-            # Differs: by --weak_forward; batch statistics are the weak views',
-            # and their averages move twice a step.
-            out = self.student(x_w, training=True)
-            z_w = out["embeddings"]  # [U, D]
-            p_w = self.align(tf.nn.softmax(out["logits"]))  # [U, L]
+        apart = self.from_teacher or self.config.weak_forward == "separate"
+        if apart:
+            z_l, z_w, p_w = self.label(x_l, x_w)
         else:
             views.append(x_w)
 
@@ -92,12 +83,12 @@ class SimMatch(algorithm.Algorithm):
             logits, z = out["logits"], out["embeddings"]
             logits_l, logits_s = logits[:b], logits[b : b + u]  # [B, L], [U, L]
             z_s = z[b : b + u]  # [U, D]
-            if not self.from_teacher:
-                z_l = tf.stop_gradient(z[:b])  # [B, D]
-            if len(views) == 3:
+            if not apart:
                 z_w = tf.stop_gradient(z[b + u :])  # [U, D]
                 p_w = tf.stop_gradient(tf.nn.softmax(logits[b + u :]))
                 p_w = self.align(p_w)  # [U, L]
+            if not self.from_teacher:
+                z_l = tf.stop_gradient(z[:b])  # [B, D]
 
             # Eq. 3 to 10: p̂ [U, L]; and H(q̂, q^s) of each image [U].
             p_hat, entropies = self.memory.match(
@@ -132,3 +123,31 @@ class SimMatch(algorithm.Algorithm):
             "loss/in": loss_in,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
         }
+
+    def label(
+        self, x_l: tf.Tensor, x_w: tf.Tensor
+    ) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
+        """What weak views give in a forward of their own, without gradient.
+
+        Args:
+            x_l: Labeled images [B, H, W, C].
+            x_w: Weak views of unlabeled images [U, H, W, C].
+
+        Returns:
+            z^l [B, D] of the teacher, None without one; z^w [U, D]; p^w [U, L].
+        """
+        if not self.from_teacher:
+            # Differs: by --weak_forward; batch statistics are the weak views',
+            # and their averages move twice a step.
+            out = self.student(x_w, training=True)
+            p_w = self.align(tf.nn.softmax(out["logits"]))
+            return None, out["embeddings"], p_w
+        # Differs: by default on averaged BatchNorm statistics (EMAN).
+        seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
+        out = self.teacher(tf.concat([x_l, x_w], 0), seed)
+        z_l, z_w = tf.split(out["embeddings"], [x_l.shape[0], x_w.shape[0]])
+        return (
+            z_l,
+            z_w,
+            self.align(tf.nn.softmax(out["logits"][x_l.shape[0] :])),
+        )

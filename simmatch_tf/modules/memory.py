@@ -74,6 +74,7 @@ class MemoryBuffer(tf.Module):
             self._features = self._no_dependency(rows)
         # Either way a checkpoint has it as `features`, all of it.
         self._track_trackable(rows, "features")
+        self._classes = np.unique(labels)
         self.labels = replica.variable(
             labels.astype(np.int32), "labels", tf.int32
         )
@@ -104,7 +105,12 @@ class MemoryBuffer(tf.Module):
         Slots that are not written yet count as rows of 0: what is returned
         is of use once the memory is full.
         """
-        options = {"num_classes": p_w.shape[1], "temperature": temperature}
+        present = np.isin(np.arange(p_w.shape[1]), self._classes)  # [L]
+        options = {
+            "num_classes": p_w.shape[1],
+            "temperature": temperature,
+            "present": tf.constant(present),
+        }
         if self.shard:
             sums = self._sums(self.shard, z_w, z_s, p_w, options)
             return matching.combine(
@@ -142,7 +148,6 @@ class MemoryBuffer(tf.Module):
             rows.values(),
             labels,
             valid=rows.used(),
-            present=matching.classes_present(self.labels, p_w.shape[1]),
             **options,
         )
         if options["temperature"] < matching.FIXED_SHIFT_FROM:

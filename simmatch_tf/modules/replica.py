@@ -24,6 +24,11 @@ def number() -> tf.Tensor:
     return tf.cast(context.replica_id_in_sync_group, tf.int32)
 
 
+def together() -> bool:
+    """Whether the caller is one of several replicas."""
+    return not _alone()
+
+
 def _alone() -> bool:
     return count() == 1 or tf.distribute.in_cross_replica_context()
 
@@ -105,24 +110,23 @@ def _gather_bytes(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(flat, [-1, *x.shape[1:]])
 
 
-def variable(value: Any, name: str, dtype: tf.DType | str) -> tf.Variable:
-    """State that every replica assigns the same value to."""
+def variable(
+    value: Any, name: str, dtype: tf.DType | str, *, own: bool = False
+) -> tf.Variable:
+    """State that every replica assigns the same value to.
+
+    Args:
+        value: The first.
+        name: Of the variable.
+        dtype: Likewise.
+        own: Each has a value of its own instead.
+    """
+    kinds = tf.VariableSynchronization
     return tf.Variable(
         value,
         trainable=False,
         name=name,
         dtype=dtype,
-        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-    )
-
-
-def own_variable(value: Any, name: str, dtype: tf.DType | str) -> tf.Variable:
-    """State of which each replica has and assigns a value of its own."""
-    return tf.Variable(
-        value,
-        trainable=False,
-        name=name,
-        dtype=dtype,
-        synchronization=tf.VariableSynchronization.ON_READ,
+        synchronization=kinds.ON_READ if own else kinds.AUTO,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )

@@ -35,11 +35,10 @@ class Shard(tf.Module):
         super().__init__(name=name)
         self.rows, self.replicas = rows, replica.count()
         self.size = -(-rows // self.replicas)
-        self._strategy = tf.distribute.get_strategy()
         # Not under its own name in a checkpoint, which holds the whole.
         self.local = self._no_dependency(
-            replica.own_variable(
-                tf.zeros([self.size + 1, dim], dtype), name, dtype
+            replica.variable(
+                tf.zeros([self.size + 1, dim], dtype), name, dtype, own=True
             )
         )
         self.whole = tf.zeros([0, dim], dtype)
@@ -59,22 +58,17 @@ class Shard(tf.Module):
         return self.start() + tf.range(self.size) < self.rows
 
     def gather(self) -> tf.Tensor:
-        """The whole matrix [rows, D]; outside of replicas, in one process only.
+        """The whole matrix [rows, D].
 
         Raises:
-            ValueError: Called outside of replicas, and some are elsewhere.
+            ValueError: Called outside of the replicas.
         """
-        inside = not tf.distribute.in_cross_replica_context()
-        if inside and replica.count() == self.replicas:
-            return replica.all_gather(self.values())[: self.rows]
-        parts = self._strategy.experimental_local_results(self.local)
-        if len(parts) < self.replicas:
+        if not replica.together():
             raise ValueError(
-                f"{self.name}: {len(parts)} of {self.replicas} replicas are in "
-                "this process; gather it in strategy.run"
+                f"{self.name} is divided over {self.replicas} replicas: gather "
+                "it in strategy.run"
             )
-        rows = [part[: self.size] for part in parts]
-        return tf.concat(rows, axis=0)[: self.rows]
+        return replica.all_gather(self.values())[: self.rows]
 
     def spread(self, whole: tf.Tensor) -> None:
         """Gives each replica its rows of the whole matrix.

@@ -31,7 +31,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
             or self.renorm
             or self.moving_mean.dtype != "float32"
             or mask is not None
-            or keras.backend.standardize_dtype(inputs.dtype) == "float64"
             or (batch and self.synchronized)
         ):
             return super().call(inputs, training=training, mask=mask)
@@ -46,9 +45,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             is_training=batch,
         )
         if batch:
-            # Differs: Keras averages biased variances, the published runs
-            # unbiased ones (as the kernel gives them), n/(n-1) times as large
-            # for n values a channel.
+            # Differs: the published runs average unbiased variances, as the
+            # kernel gives them. Keras averages biased ones, and so does this:
+            # several devices, for which Keras computes, must agree with one.
             count = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
             variance *= (count - 1.0) / count
             for variable, value in zip(moving, (mean, variance), strict=True):

@@ -39,6 +39,7 @@ def match(
     temperature: float,
     alpha: float,
     valid: tf.Tensor | None = None,
+    present: tf.Tensor | None = None,
     block_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Both pseudo-labels and the instance loss (slides, Eq. 3 to 10, L_in).
@@ -56,6 +57,8 @@ def match(
         temperature: t > 0.
         alpha: α in [0, 1].
         valid: [K] bool, slots that take part; default: all.
+        present: [L] bool, classes that have such a slot, where that is known;
+            default: it is found out.
         block_size: Slots to a block; default: by size, all at once where that
             is small. It moves the result by rounding alone.
 
@@ -75,6 +78,7 @@ def match(
         num_classes=num_classes,
         temperature=temperature,
         valid=valid,
+        present=present,
         block_size=block_size,
     )
     return combine(parts, z_s, p_w, temperature=temperature, alpha=alpha)
@@ -104,8 +108,7 @@ def partials(
         num_classes: L.
         temperature: t.
         valid: Of its slots.
-        present: [L] bool, classes with a valid slot in any shard; default: in
-            this one. The same for all shards.
+        present: Of all shards, the same for each; default: of this one.
         block_size: Slots to a block.
 
     Returns:

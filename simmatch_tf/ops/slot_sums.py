@@ -136,14 +136,14 @@ def fixed(
     e = tf.exp(tf.matmul(q, z_w, transpose_b=True))  # [k, N]
     if keep is not None:
         e = tf.where(keep, e, 0.0)
-    class_sums = _add_rows(sums.class_sums, labels, e)
+    classes = tf.math.unsorted_segment_sum(e, labels, table.shape[0])  # [L, N]
     e = e * tf.gather(table, labels)
     target_context = sums.target_context + tf.matmul(e, q, transpose_a=True)
     e = tf.exp(tf.matmul(q, z_s, transpose_b=True))
     if keep is not None:
         e = tf.where(keep, e, 0.0)
     return Partials(
-        class_sums,
+        sums.class_sums + classes,
         sums.target_total,
         target_context,
         sums.student_total + tf.reduce_sum(e, axis=0),
@@ -177,19 +177,12 @@ def running(
         tf.exp(each - shift)
         for each, shift in zip(logits, tf.unstack(sums.shifts), strict=True)
     )
+    classes = tf.math.unsorted_segment_sum(e, labels, table.shape[0])  # [L, N]
     return Partials(
-        _add_rows(sums.class_sums, labels, e),
+        sums.class_sums + classes,
         sums.target_total + tf.reduce_sum(target, axis=0),
         sums.target_context + tf.matmul(target, q, transpose_a=True),
         sums.student_total + tf.reduce_sum(student, axis=0),
         sums.student_context + tf.matmul(student, q, transpose_a=True),
         sums.shifts,
     )
-
-
-def _add_rows(sums: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    """Adds rows [k, N] to those of their classes in sums [L, N]."""
-    if tf.config.list_logical_devices("GPU"):
-        # There a deterministic scatter would go by way of the host.
-        return sums + tf.math.unsorted_segment_sum(rows, labels, sums.shape[0])
-    return tf.tensor_scatter_nd_add(sums, labels[:, None], rows)

@@ -191,10 +191,8 @@ class _Run:
             metrics = stepper(step + 1, count, bool(request.signal))
             step += count
             itstime = functools.partial(_itstime, step, config.steps)
-            bar.advance(
-                step,
-                self._log(step, metrics) if itstime(config.log_every) else None,
-            )
+            logs = itstime(config.log_every)
+            bar.advance(step, self._log(step, metrics) if logs else None)
             if itstime(config.eval_every):
                 self._evaluate(step, bar)
             stop = self.workers.stop(request, asked_before)

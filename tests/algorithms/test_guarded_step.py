@@ -125,27 +125,41 @@ def test_a_gradient_that_is_not_finite(bad_gradient):
     assert_same(before, state(algorithm))
 
 
-def test_one_replica_s_trouble_is_everyone_s(factor, two_replicas):
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_one_replica_s_trouble_is_everyone_s(placement, factor, two_replicas):
     with two_replicas.scope():
-        algorithm = make(on_nonfinite="skip", batch_size=8)
+        algorithm = make(
+            on_nonfinite="skip", batch_size=8, memory_placement=placement
+        )
     inputs = batch()
 
     def share(context):
         number = context.replica_id_in_sync_group
         return {k: tf.split(v, 2)[number] for k, v in inputs.items()}
 
+    def copies():
+        return [
+            np.array(copy)
+            for variable in algorithm._changing()
+            for copy in two_replicas.experimental_local_results(variable)
+        ]
+
     shares = two_replicas.experimental_distribute_values_from_function(share)
     step = tf.function(
         lambda b: two_replicas.run(algorithm.guarded_step, args=(b,)),
         autograph=False,
     )
-    before = state(algorithm)
+    step(shares)
+    before = copies()
     factor.assign([1.0, np.nan])
     step(shares)
-    for variable, old in zip(algorithm._changing(), before, strict=True):
-        for copy in two_replicas.experimental_local_results(variable):
-            np.testing.assert_array_equal(copy, old)
-    assert algorithm.guard.look() == (1, "loss/s")
+    assert_same(before, copies())
+    assert algorithm.guard.look() == (2, "loss/s")
+    assert len(algorithm.shards()) == (placement == "sharded")
+    factor.assign([1.0, 1.0])
+    step(shares)
+    changed = [(a != b).any() for a, b in zip(before, copies(), strict=True)]
+    assert changed[-1] and changed[-2]  # the memory's rows, if it is sharded
 
 
 @pytest.fixture

@@ -47,6 +47,15 @@ def run(strategy, function, *values):
     )
 
 
+def whole(strategy, buffer):
+    """Q_f, from all replicas; each must have the same."""
+    step = tf.function(lambda: strategy.run(lambda: buffer.features))
+    first, *others = strategy.experimental_local_results(step())
+    for other in others:
+        np.testing.assert_array_equal(other, first)
+    return first
+
+
 def fill(strategy, alone, divided, seed=1):
     """Writes every slot, some twice, into both."""
     rng = np.random.default_rng(seed)
@@ -63,7 +72,9 @@ def fill(strategy, alone, divided, seed=1):
 def test_writes_the_same(slots, momentum, two_replicas):
     alone, divided = pair(two_replicas, slots, momentum)
     fill(two_replicas, alone, divided)
-    np.testing.assert_allclose(divided.features, alone.features, atol=1e-6)
+    np.testing.assert_allclose(
+        whole(two_replicas, divided), alone.features, atol=1e-6
+    )
     np.testing.assert_array_equal(divided.filled, alone.filled)
     parts = two_replicas.experimental_local_results(divided.shard.local)
     for part in parts:  # half of the rows, and the spare one
@@ -104,6 +115,12 @@ def test_matches_the_same(slots, temperature, two_replicas):
         )
 
 
+def test_outside_of_the_replicas_it_is_not_whole(two_replicas):
+    _, divided = pair(two_replicas, 6)
+    with pytest.raises(ValueError, match="divided over 2 replicas: gather it"):
+        print(divided.features)
+
+
 def test_one_replica_has_it_all():
     buffer = memory.MemoryBuffer([0, 1], D, sharded=True)
     assert buffer.shard is None and isinstance(buffer.features, tf.Variable)
@@ -136,7 +153,7 @@ def test_a_checkpoint_does_not_tell_them_apart(slots, two_replicas, tmp_path):
     other = memory.MemoryBuffer(alone.labels.numpy(), D, 0.7)
     both = tf.train.Checkpoint(algorithm=Owner(other))
     both.read(path).assert_consumed()
-    np.testing.assert_array_equal(other.features, divided.features)
+    np.testing.assert_array_equal(other.features, whole(two_replicas, divided))
 
     path = both.write(str(tmp_path / "whole"))
     with two_replicas.scope():
@@ -145,4 +162,6 @@ def test_a_checkpoint_does_not_tell_them_apart(slots, two_replicas, tmp_path):
         )
     tf.train.Checkpoint(algorithm=again).read(path).assert_consumed()
     placement.spread(two_replicas, again)
-    np.testing.assert_array_equal(again.memory.features, divided.features)
+    np.testing.assert_array_equal(
+        whole(two_replicas, again.memory), whole(two_replicas, divided)
+    )

@@ -26,6 +26,8 @@ torch = pytest.importorskip(
 )
 import pytorch_networks  # noqa: E402 (needs PyTorch)
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 CLASSES, DIM = 10, 16
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 BATCH = 8
@@ -46,15 +48,6 @@ BACKBONES = {
         {"stem_stride": 2},
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two pools of threads get into each other's way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def both(name, height, width, dtype="float32"):

@@ -351,15 +351,6 @@ def test_nothing_of_all_images_by_all_slots(temperature):
     assert max(n for n in seen if n) == slots * D  # Q_f itself
 
 
-def test_class_sums_on_a_gpu(monkeypatch):
-    given = inputs(20)
-    options = {"temperature": 0.1, "alpha": 0.9, "block_size": 6}
-    wanted = fused(given, **options)
-    # Another operation adds them up there.
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    assert_same(fused(given, **options), wanted)
-
-
 def test_one_double_input_is_not_all_of_them():
     given = inputs(20)
     given["z_s"] = np.float64(given["z_s"])

@@ -234,8 +234,16 @@ def wait_for(process, beginning):
 def test_two_workers_sigterm_to_one_and_on_with_another_number(
     workers, tmp_path
 ):
-    """All save, and one process goes on where two were stopped."""
-    chief, other = workers(tmp_path / "two", log_every=1, checkpoint_every=100)
+    """All save, and one process goes on where two were stopped.
+
+    Each of the two has half of the memory, the one all of it.
+    """
+    chief, other = workers(
+        tmp_path / "two",
+        log_every=1,
+        checkpoint_every=100,
+        memory_placement="sharded",
+    )
     wait_for(chief, "step 3/10")
     other.send_signal(signal.SIGTERM)
     _, errors = chief.communicate(timeout=60)

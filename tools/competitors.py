@@ -1,0 +1,53 @@
+"""Processes that take turns, so that all see the same machine."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def resident(kind: str, pid: int | str = "self") -> int:
+    """Bytes that a process holds (VmRSS), or held at most (VmHWM)."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", status)[1])
+
+
+class Competitor:
+    """A process that is told what to do, a line each, and answers each.
+
+    Attributes:
+        name: What it is.
+        process: Its process.
+    """
+
+    def __init__(self, name: str, words: Sequence[str]) -> None:
+        """Starts it: this tool again, with --serve=NAME."""
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, sys.argv[0], *words, f"--serve={name}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        )
+
+    def ask(self, task: Any = None) -> Any:
+        """Its answer to a task."""
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"error: {self.name}: status {self.process.wait()}")
+        return json.loads(line)
+
+
+def serve(answer: Callable[[Any], Any]) -> None:
+    """Is a competitor: answers each line of stdin until there is none."""
+    # What a library prints must not come between.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
