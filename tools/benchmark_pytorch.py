@@ -5,8 +5,7 @@
 Takes a run's own flags; no dataset is read: images are random, in the shape and
 with the classes and slots of the run's dataset, or those of --shape, --classes
 and --slots. The memory is full, matching does not wait. PyTorch's step is that
-of `pytorch_simmatch.py`, and a test holds it equal to ours; it has all views of
-the ensemble form in one forward, whatever --weak_forward says.
+of `pytorch_simmatch.py`, and a test holds it equal to ours.
 
 Each competitor is a process of its own that takes a step when it is told to;
 they take turns, so that all see the same machine. All of them are in memory at
@@ -169,15 +168,19 @@ def without_matching() -> type:
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
             views = [x_l, batch["unlabeled_strong"]]
             b, u = x_l.shape[0], x_w.shape[0]
+            apart = True
             if self.from_teacher:
                 images = tf.concat([x_l, x_w], 0)
                 targets = self.teacher(images, tf.constant([0, 0]))
+            elif self.config.weak_forward == "separate":
+                targets = self.student(x_w, training=True)
             else:
+                apart = False
                 views.append(x_w)
             with tf.GradientTape() as tape:
                 out = self.student(tf.concat(views, 0), training=True)
                 logits, z = out["logits"], out["embeddings"]
-                if not self.from_teacher:
+                if not apart:
                     targets = tf.nest.map_structure(tf.stop_gradient, out)
                 p_w = tf.nn.softmax(targets["logits"][-u:])
                 loss = losses.supervised_loss(logits[:b], batch["labels"])

@@ -241,6 +241,11 @@ class SimMatch:
                 logits, z = self.forward(self.teacher, x_l, x_w)
             logits_w, z_l, z_w = logits[b:], z[:b], z[b:]
             logits, z = self.forward(self.student, x_l, x_s)
+        elif c.weak_forward == "separate":
+            with torch.no_grad():
+                logits_w, z_w = self.forward(self.student, x_w)
+            logits, z = self.forward(self.student, x_l, x_s)
+            z_l = z[:b].detach()
         else:
             logits, z = self.forward(self.student, x_l, x_s, x_w)
             logits_w = logits[b + u :].detach()

@@ -47,6 +47,7 @@ CONFIG = {
 FORMS = {
     "teacher": {"memory": "teacher", "weight_decay_on": "all"},
     "ensemble": {"memory": "ensemble", "weight_decay_on": "kernels"},
+    "separate": {"memory": "ensemble", "weak_forward": "separate"},
 }
 
 
