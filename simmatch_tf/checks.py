@@ -1,13 +1,10 @@
-"""Checks that concern several flags, or what stands on this machine.
+"""Checks that concern several flags.
 
 Nothing here imports TensorFlow: a wrong flag is answered at once.
 """
 
 from __future__ import annotations
 
-import os
-import pathlib
-import socket
 import typing
 
 from simmatch_tf import backbones, cluster, datasets
@@ -39,6 +36,14 @@ PATHS = (
     "split_file",
     "init_from",
 )
+# Flag, its default, the methods that have it.
+_OF_METHODS = (
+    ("pseudo_labels", None, ("fixmatch",)),
+    ("align", None, ("simmatch", "fixmatch")),
+    ("scale_instances", True, ("simmatch",)),
+    ("smooth_classes", True, ("simmatch",)),
+    ("memory_placement", "replicated", ("simmatch",)),
+)
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 
 
@@ -61,18 +66,7 @@ def check_together(config: config_lib.Config) -> None:
     _check_durations(config)
     _check_devices(config)
     _check_data_service(config)
-    form = None if config.algorithm == "supervised" else config.memory
-    if config.teacher_norm == "shuffle" and form != "teacher":
-        raise InputError(
-            "--teacher_norm=shuffle: is for --algorithm=simmatch "
-            "--memory=teacher; elsewhere the teacher runs on averaged "
-            "statistics only"
-        )
-    if config.weak_forward == "separate" and form != "ensemble":
-        raise InputError(
-            "--weak_forward=separate: is for --algorithm=simmatch "
-            "--memory=ensemble; elsewhere weak views have their own already"
-        )
+    _check_method(config)
     if config.randaugment_low > config.randaugment_high:
         raise InputError(
             f"--randaugment_low={config.randaugment_low}: must not be above "
@@ -82,6 +76,32 @@ def check_together(config: config_lib.Config) -> None:
         raise InputError(
             "--views_on=device and --strong=keras_cv: that library's layer "
             "runs on the host only"
+        )
+
+
+def _check_method(config: config_lib.Config) -> None:
+    """Checks that no flag of a method is given that the method lacks."""
+    form = None if config.algorithm == "supervised" else config.memory
+    if config.teacher_norm == "shuffle" and form != "teacher":
+        raise InputError(
+            "--teacher_norm=shuffle: is for --memory=teacher with unlabeled "
+            "images; elsewhere the teacher runs on averaged statistics only"
+        )
+    if config.weak_forward == "separate" and form != "ensemble":
+        raise InputError(
+            "--weak_forward=separate: is for --memory=ensemble with unlabeled "
+            "images; elsewhere weak views have their own already"
+        )
+    for name, default, methods in _OF_METHODS:
+        value = getattr(config, name)
+        if value == default or config.algorithm in (*methods, "custom"):
+            continue
+        given = f"--{name}={value}"
+        if isinstance(value, bool):
+            given = f"--{name}" if value else f"--no{name}"
+        raise InputError(
+            f"{given}: is for --algorithm={' or '.join(methods)}, not "
+            f"{config.algorithm}"
         )
 
 
@@ -117,41 +137,6 @@ def split_address(
         wanted = "HOST" if address else f"{scheme}HOST:PORT"
         raise InputError(f"--{flag}={value}: must be {wanted}")
     return found
-
-
-def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
-    """Checks that something listens at an address.
-
-    TensorFlow itself would try for ever.
-
-    Raises:
-        InputError: Nothing answers, for at most ten seconds.
-    """
-    try:
-        socket.create_connection(
-            split_address(flag, value, scheme=scheme), timeout=10
-        ).close()
-    except OSError as error:
-        raise InputError(
-            f"--{flag}={value}: cannot be reached ({error.strerror or error}); "
-            "does simmatch_tf.serve_data --role=dispatcher run there?"
-        ) from None
-
-
-def check_port(flag: str, port: int) -> None:
-    """Checks that a port is free: gRPC would share it with who listens there.
-
-    Raises:
-        InputError: It is in use, or not for this user.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise InputError(
-                f"--{flag}={port}: cannot be listened at ({error.strerror})"
-            ) from None
 
 
 def _check_devices(config: config_lib.Config) -> None:
@@ -292,108 +277,3 @@ def _check_backbone(config: config_lib.Config) -> None:
         )
     if config.image_size is not None:
         backbones.check_side(config.backbone, config.image_size)
-
-
-def check_available(
-    config: config_lib.Config, *, resumed: bool = False
-) -> None:
-    """Checks what the flags name: datasets, folders, files, networks.
-
-    Args:
-        config: The flags.
-        resumed: The run has begun: it has its split, and its data prepared.
-
-    Raises:
-        InputError: It is not there, or this version cannot run it yet.
-    """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
-    workers = cluster.of(config)
-    if config.strategy == "multi_worker" and workers is None:
-        raise InputError(
-            "--strategy=multi_worker: TF_CONFIG must name two workers or "
-            "more, and which of them this one is"
-        )
-    if config.data_service is not None:
-        check_reachable("data_service", config.data_service, scheme="grpc://")
-    datasets.check(config.dataset, config.tfds_dir)
-    for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
-        value = getattr(config, name)
-        if value is not None and not pathlib.Path(value).expanduser().is_dir():
-            raise InputError(f"--{name}={value}: no such folder")
-    for name in () if resumed else ("labeled_list", "split_file"):
-        value = getattr(config, name)
-        if value is None or value in SUBSETS:
-            continue
-        if not pathlib.Path(value).expanduser().is_file():
-            raise InputError(f"--{name}={value}: no such file")
-    if config.init_from is not None and not resumed:
-        kind_of_weights(config.init_from)
-
-
-def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
-    """What --init_from names.
-
-    Args:
-        path: As given.
-
-    Returns:
-        "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
-        folder of exported versions it is the newest.
-
-    Raises:
-        InputError: There is nothing, or nothing of these kinds.
-    """
-    found = pathlib.Path(path).expanduser()
-    if found.is_file() and found.suffix in (".keras", ".h5"):
-        return found.suffix[1:], found
-    return _kind_of_folder(
-        f"--init_from={path}",
-        found,
-        "a run's folder (with flags.cfg), a SavedModel's (with "
-        "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
-    )
-
-
-def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
-    """What a flag names that takes a run or an export.
-
-    Args:
-        flag: Its name.
-        path: As given.
-
-    Returns:
-        "workdir" or "saved_model"; and the folder. Of a folder of exported
-        versions it is the newest.
-
-    Raises:
-        InputError: There is nothing, or nothing of these kinds.
-    """
-    return _kind_of_folder(
-        f"--{flag}={path}",
-        pathlib.Path(path).expanduser(),
-        "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
-    )
-
-
-def _kind_of_folder(
-    given: str, found: pathlib.Path, wanted: str
-) -> tuple[str, pathlib.Path]:
-    if (found / "flags.cfg").is_file():
-        return "workdir", found
-    versions = [p for p in found.glob("*/saved_model.pb")]
-    versions = [p.parent for p in versions if p.parent.name.isdecimal()]
-    for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
-        if (folder / "saved_model.pb").is_file():
-            return "saved_model", folder
-    if not found.exists():
-        raise InputError(f"{given}: no such file or folder")
-    for folder in (found, *found.glob("[0-9]*")):
-        for name in ("model.tflite", "model.onnx"):
-            if (folder / name).is_file():
-                raise InputError(
-                    f"{given}: holds {name}, which is for other programs; "
-                    f"here must be {wanted}"
-                )
-    raise InputError(f"{given}: must be {wanted}")

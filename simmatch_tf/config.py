@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import checks, datasets, operation_flags
+from simmatch_tf import availability, checks, datasets, operation_flags
 from simmatch_tf.commandline import InputError, flag
 
 # A run's flags, in its workdir.
@@ -190,7 +190,7 @@ class Config(operation_flags.OperationFlags):
     algorithm: str = flag(
         "simmatch",
         "what is trained.",
-        choices=("simmatch", "supervised", "custom"),
+        choices=("simmatch", "fixmatch", "supervised", "custom"),
     )
     memory: str = flag(
         "ensemble",
@@ -210,6 +210,30 @@ class Config(operation_flags.OperationFlags):
         "weak views with --memory=ensemble: in the student's one forward, or "
         "in one of their own that keeps nothing for a backward.",
         choices=("joint", "separate"),
+        rare=True,
+    )
+    pseudo_labels: str | None = flag(
+        None,
+        "of fixmatch: the likeliest class, its default, or all of p^w.",
+        choices=("hard", "soft"),
+        rare=True,
+    )
+    align: bool | None = flag(
+        None,
+        "distribution alignment; default: as published, with simmatch and not "
+        "with fixmatch.",
+        rare=True,
+    )
+    scale_instances: bool = flag(
+        True,
+        "instance pseudo-labels have a factor of their class's p^w; without, "
+        "they are the weak view's similarities (Table 5: w/o q^).",
+        rare=True,
+    )
+    smooth_classes: bool = flag(
+        True,
+        "class pseudo-labels are smoothed by the instances'; without, they "
+        "are p^w (Table 5: w/o p^).",
         rare=True,
     )
     alpha: float = flag(
@@ -292,8 +316,8 @@ class Config(operation_flags.OperationFlags):
         checks.check_together(self)
 
     def check_available(self, *, resumed: bool = False) -> None:
-        """Checks what the flags name on this machine; see `checks`."""
-        checks.check_available(self, resumed=resumed)
+        """Checks what the flags name on this machine; see `availability`."""
+        availability.check(self, resumed=resumed)
 
     def absolute(self) -> Self:
         """The same from any folder: paths are made absolute."""

@@ -6,7 +6,7 @@ python -m simmatch_tf.evaluate --export=exports/digits
 
 import pathlib
 
-from simmatch_tf import checks, command_flags, commandline, kernels
+from simmatch_tf import availability, command_flags, commandline, kernels
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
@@ -15,7 +15,7 @@ from simmatch_tf.training import results, workdir
 def main(config: command_flags.EvaluateConfig) -> None:
     """Evaluates a run's last checkpoint, or an export, on the test split."""
     if config.export is not None:
-        kind, path = checks.kind_of_model("export", config.export)
+        kind, path = availability.kind_of_model("export", config.export)
         if kind != "saved_model":
             raise InputError(
                 f"--export={config.export}: is a run; evaluate it by --workdir"

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 
-from simmatch_tf import checks, command_flags, commandline
+from simmatch_tf import availability, command_flags, commandline
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import selection
 from simmatch_tf.reporting import predictions
@@ -18,7 +18,7 @@ from simmatch_tf.training import interruption
 
 def _check(flags: command_flags.PredictConfig) -> selection.Selection:
     """Checks all that needs no TensorFlow; finds the images."""
-    kind, _ = checks.kind_of_model("model", flags.model)
+    kind, _ = availability.kind_of_model("model", flags.model)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:

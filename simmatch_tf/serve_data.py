@@ -9,7 +9,7 @@ Then train with --data_service=grpc://HOST:5050. Runs until Ctrl-C or SIGTERM.
 import threading
 from typing import Any
 
-from simmatch_tf import checks, command_flags, commandline
+from simmatch_tf import availability, command_flags, commandline
 from simmatch_tf.training import interruption
 
 
@@ -39,9 +39,9 @@ def main(config: command_flags.ServeDataConfig) -> None:
     """Serves until it is told to stop."""
     interruption.sigterm_as_ctrl_c()
     try:
-        checks.check_port("port", config.port)
+        availability.check_port("port", config.port)
         if config.role == "worker":
-            checks.check_reachable("dispatcher", config.dispatcher)
+            availability.check_reachable("dispatcher", config.dispatcher)
         server, address = _start(config)
         print(f"{config.role} listens at grpc://{address}", flush=True)
         threading.Event().wait()

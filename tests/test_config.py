@@ -74,8 +74,24 @@ def test_defaults_are_the_published_cifar_settings():
             "--stem_stride=2: is for wrn_DEPTH_WIDTH",
         ),
         (
+            {"pseudo_labels": "soft"},
+            "--pseudo_labels=soft: is for --algorithm=fixmatch, not simmatch",
+        ),
+        (
+            {"algorithm": "supervised", "align": False},
+            "--noalign: is for --algorithm=simmatch or fixmatch, not superv",
+        ),
+        (
+            {"algorithm": "fixmatch", "scale_instances": False},
+            "--noscale_instances: is for --algorithm=simmatch, not fixmatch",
+        ),
+        (
+            {"algorithm": "fixmatch", "memory_placement": "sharded"},
+            "--memory_placement=sharded: is for --algorithm=simmatch",
+        ),
+        (
             {"memory": "teacher", "weak_forward": "separate"},
-            "--weak_forward=separate: is for --algorithm=simmatch",
+            "--weak_forward=separate: is for --memory=ensemble",
         ),
         (
             {"strong": "keras_cv", "views_on": "device"},

@@ -19,6 +19,7 @@ LEVELS = {
 }
 # Flags and their machinery: at the bottom, for everyone.
 EVERYWHERE = {
+    "availability",
     "backbones",
     "checks",
     "cluster",

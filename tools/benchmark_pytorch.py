@@ -166,32 +166,21 @@ def without_matching() -> type:
 
         def train_step(self, batch):
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
-            views = [x_l, batch["unlabeled_strong"]]
-            b, u = x_l.shape[0], x_w.shape[0]
-            apart = True
-            if self.from_teacher:
-                images = tf.concat([x_l, x_w], 0)
-                targets = self.teacher(images, tf.constant([0, 0]))
-            elif self.config.weak_forward == "separate":
-                targets = self.student(x_w, training=True)
-            else:
-                apart = False
-                views.append(x_w)
+            self.aligns = False
+            targets = self.label(x_l, x_w)
             with tf.GradientTape() as tape:
-                out = self.student(tf.concat(views, 0), training=True)
-                logits, z = out["logits"], out["embeddings"]
-                if not apart:
-                    targets = tf.nest.map_structure(tf.stop_gradient, out)
-                p_w = tf.nn.softmax(targets["logits"][-u:])
-                loss = losses.supervised_loss(logits[:b], batch["labels"])
+                logits_l, logits_s, z_s, targets = self.forward(
+                    x_l, batch["unlabeled_strong"], x_w, targets
+                )
+                loss = losses.supervised_loss(logits_l, batch["labels"])
                 loss += losses.unsupervised_loss(
-                    logits[b : b + u], p_w, self.config.threshold
+                    logits_s, targets.p_w, self.config.threshold
                 )[0]
                 # Stands in for L_in, so that the head works, too.
-                loss += tf.reduce_mean(z[b : b + u])
+                loss += tf.reduce_mean(z_s)
             self.minimize(tape, loss)
             # What nobody asks for would not be computed.
-            unused = tf.reduce_sum(targets["embeddings"])
+            unused = sum(tf.reduce_sum(z) for z in targets[1:])
             return {"loss/total": loss, "unused": unused}
 
     return Network

@@ -21,16 +21,15 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import algorithm
-from simmatch_tf.modules import alignment, memory
+from simmatch_tf.algorithms import algorithm, weak_strong
+from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
 
 
-class SimMatch(algorithm.Algorithm):
+class SimMatch(weak_strong.WeakStrong):
     """Both forms: student–teacher, and temporal ensemble.
 
     Attributes:
-        align: The distribution alignment's window.
         memory: Q_f and Q_l.
     """
 
@@ -42,17 +41,12 @@ class SimMatch(algorithm.Algorithm):
         num_classes: int,
         slot_labels: np.ndarray,
     ) -> None:
-        """See `Algorithm`; adds the window and the memory."""
+        """See `WeakStrong`; adds the memory."""
         super().__init__(
             config,
             make_network,
             num_classes=num_classes,
             slot_labels=slot_labels,
-        )
-        self.from_teacher = config.memory == "teacher"
-        self.weights_of_record = "student" if self.from_teacher else "ema"
-        self.align = alignment.DistributionAlignment(
-            num_classes, config.da_window, self.dtype
         )
         self.memory = memory.MemoryBuffer(
             slot_labels,
@@ -64,39 +58,27 @@ class SimMatch(algorithm.Algorithm):
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
         """One step of Algorithm 1."""
+        config = self.config
         x_l, y = batch["labeled_weak"], batch["labels"]  # [B, ...], [B]
         x_w, x_s = batch["unlabeled_weak"], batch["unlabeled_strong"]  # [U]
-        b, u = x_l.shape[0], x_w.shape[0]
-        ready = self.memory.full() & (
-            self.step >= self.config.matching_start_steps
-        )
+        ready = self.memory.full() & (self.step >= config.matching_start_steps)
 
-        views = [x_l, x_s]
-        apart = self.from_teacher or self.config.weak_forward == "separate"
-        if apart:
-            z_l, z_w, p_w = self.label(x_l, x_w)
-        else:
-            views.append(x_w)
+        targets = self.label(x_l, x_w)
 
         with tf.GradientTape() as tape:
-            out = self.student(tf.concat(views, 0), training=True)
-            logits, z = out["logits"], out["embeddings"]
-            logits_l, logits_s = logits[:b], logits[b : b + u]  # [B, L], [U, L]
-            z_s = z[b : b + u]  # [U, D]
-            if not apart:
-                z_w = tf.stop_gradient(z[b + u :])  # [U, D]
-                p_w = tf.stop_gradient(tf.nn.softmax(logits[b + u :]))
-                p_w = self.align(p_w)  # [U, L]
-            if not self.from_teacher:
-                z_l = tf.stop_gradient(z[:b])  # [B, D]
+            logits_l, logits_s, z_s, targets = self.forward(
+                x_l, x_s, x_w, targets
+            )  # [B, L], [U, L], [U, D]
+            p_w, z_w, z_l = targets  # [U, L], [U, D], [B, D]
 
             # Eq. 3 to 10: p̂ [U, L]; and H(q̂, q^s) of each image [U].
             p_hat, entropies = self.memory.match(
                 z_w,
                 z_s,
                 p_w,
-                temperature=self.config.temperature,
-                alpha=self.config.alpha,
+                temperature=config.temperature,
+                alpha=config.alpha if config.smooth_classes else 1.0,
+                scale=config.scale_instances,
             )
             p_hat = tf.where(ready, p_hat, p_w)
 
@@ -104,14 +86,12 @@ class SimMatch(algorithm.Algorithm):
             loss_s = losses.supervised_loss(logits_l, y)
             # L_u: strong views against confident class pseudo-labels.
             loss_u, mask = losses.unsupervised_loss(
-                logits_s, p_hat, self.config.threshold
+                logits_s, p_hat, config.threshold
             )
             # L_in: strong views against instance pseudo-labels.
             loss_in = tf.where(ready, tf.reduce_mean(entropies), 0.0)
             loss = (
-                loss_s
-                + self.config.lambda_u * loss_u
-                + self.config.lambda_in * loss_in
+                loss_s + config.lambda_u * loss_u + config.lambda_in * loss_in
             )
 
         self.minimize(tape, loss)
@@ -123,31 +103,3 @@ class SimMatch(algorithm.Algorithm):
             "loss/in": loss_in,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
         }
-
-    def label(
-        self, x_l: tf.Tensor, x_w: tf.Tensor
-    ) -> tuple[tf.Tensor | None, tf.Tensor, tf.Tensor]:
-        """What weak views give in a forward of their own, without gradient.
-
-        Args:
-            x_l: Labeled images [B, H, W, C].
-            x_w: Weak views of unlabeled images [U, H, W, C].
-
-        Returns:
-            z^l [B, D] of the teacher, None without one; z^w [U, D]; p^w [U, L].
-        """
-        if not self.from_teacher:
-            # Differs: by --weak_forward; batch statistics are the weak views',
-            # and their averages move twice a step.
-            out = self.student(x_w, training=True)
-            p_w = self.align(tf.nn.softmax(out["logits"]))
-            return None, out["embeddings"], p_w
-        # Differs: by default on averaged BatchNorm statistics (EMAN).
-        seed = tf.stack([self.config.seed, tf.cast(self.step, tf.int32)])
-        out = self.teacher(tf.concat([x_l, x_w], 0), seed)
-        z_l, z_w = tf.split(out["embeddings"], [x_l.shape[0], x_w.shape[0]])
-        return (
-            z_l,
-            z_w,
-            self.align(tf.nn.softmax(out["logits"][x_l.shape[0] :])),
-        )

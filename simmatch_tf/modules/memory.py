@@ -99,6 +99,7 @@ class MemoryBuffer(tf.Module):
         *,
         temperature: float,
         alpha: float,
+        scale: bool = True,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Matches this replica's images with all slots; see `matching.match`.
 
@@ -109,6 +110,7 @@ class MemoryBuffer(tf.Module):
         options = {
             "num_classes": p_w.shape[1],
             "temperature": temperature,
+            "scale": scale,
             "present": tf.constant(present),
         }
         if self.shard:

@@ -29,9 +29,9 @@ def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def unsupervised_loss(
-    logits: tf.Tensor, p_hat: tf.Tensor, threshold: float
+    logits: tf.Tensor, p_hat: tf.Tensor, threshold: float, hard: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cross-entropy against confident soft pseudo-labels (slides, L_u).
+    """Cross-entropy against confident pseudo-labels (slides, L_u).
 
     L_u = (1/μB) Σ 1(max p̂ ≥ τ) H(p̂, p^s)
 
@@ -39,6 +39,8 @@ def unsupervised_loss(
         logits: Of the strong views, [N, L].
         p_hat: p̂ [N, L], a target: no gradient goes to it.
         threshold: τ.
+        hard: Put the class argmax p̂ in the place of p̂ (FixMatch, Eq. 4); the
+            first of several.
 
     Returns:
         The loss, a float32 scalar: the sum over the images kept, divided by
@@ -52,6 +54,10 @@ def unsupervised_loss(
     shapes.check(logits=(logits, "NL"), p_hat=(p_hat, "NL"))
     # Differs: ≥ as in the published runs, where the slides write >.
     kept = tf.reduce_max(p_hat, axis=1) >= threshold  # [N]
+    if hard:
+        p_hat = tf.one_hot(
+            tf.argmax(p_hat, axis=1), p_hat.shape[1], dtype=p_hat.dtype
+        )
     entropies = tf.nn.softmax_cross_entropy_with_logits(p_hat, logits)
     loss = tf.reduce_mean(tf.where(kept, entropies, 0.0))
     return loss, tf.cast(kept, loss.dtype)

@@ -38,6 +38,7 @@ def match(
     num_classes: int,
     temperature: float,
     alpha: float,
+    scale: bool = True,
     valid: tf.Tensor | None = None,
     present: tf.Tensor | None = None,
     block_size: int | None = None,
@@ -56,6 +57,7 @@ def match(
         num_classes: L.
         temperature: t > 0.
         alpha: α in [0, 1].
+        scale: False leaves Eq. 8 out: q̂ is q^w (slides, Table 5).
         valid: [K] bool, slots that take part; default: all.
         present: [L] bool, classes that have such a slot, where that is known;
             default: it is found out.
@@ -77,6 +79,7 @@ def match(
         memory_labels,
         num_classes=num_classes,
         temperature=temperature,
+        scale=scale,
         valid=valid,
         present=present,
         block_size=block_size,
@@ -93,6 +96,7 @@ def partials(
     *,
     num_classes: int,
     temperature: float,
+    scale: bool = True,
     valid: tf.Tensor | None = None,
     present: tf.Tensor | None = None,
     block_size: int | None = None,
@@ -107,6 +111,7 @@ def partials(
         memory_labels: Of its slots.
         num_classes: L.
         temperature: t.
+        scale: Whether q̂ has a factor of p^w.
         valid: Of its slots.
         present: Of all shards, the same for each; default: of this one.
         block_size: Slots to a block.
@@ -139,7 +144,8 @@ def partials(
         shapes.check(memory=(memory, "KD"), valid=(valid, "K"))
     if present is None:
         present = classes_present(labels, num_classes, valid)
-    table = tf.transpose(relative(p_w, present))  # [L, N]
+    p_scale = relative(p_w, present) if scale else tf.ones_like(p_w)
+    table = tf.transpose(p_scale)  # [L, N]
     fixed = temperature >= FIXED_SHIFT_FROM
     block = functools.partial(
         slot_sums.fixed if fixed else slot_sums.running,

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tqdm
 from absl import logging
 
-from simmatch_tf import checks, command_flags
+from simmatch_tf import availability, command_flags
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files, selection
 from simmatch_tf.serving import (
@@ -63,7 +63,7 @@ def load(flags: command_flags.PredictConfig) -> Model:
     Raises:
         InputError: It cannot be loaded.
     """
-    kind, path = checks.kind_of_model("model", flags.model)
+    kind, path = availability.kind_of_model("model", flags.model)
     if kind == "workdir":
         return _of_run(path, flags)
     return _of_export(path)

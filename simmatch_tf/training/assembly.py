@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import simmatch, supervised
+from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.data import splits
@@ -23,6 +23,7 @@ from simmatch_tf.training import workdir as workdir_lib
 
 ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
     "simmatch": simmatch.SimMatch,
+    "fixmatch": fixmatch.FixMatch,
     "supervised": supervised.Supervised,
 }
 _BUILDING = threading.Lock()

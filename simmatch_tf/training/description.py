@@ -10,9 +10,12 @@ import tensorflow as tf
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import simmatch, supervised
+from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.networks import cost
 from simmatch_tf.training import assembly, inputs, strategies
+
+# Of --algorithm: what --memory says nothing of.
+_NO_FORMS = ("supervised", "custom")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ def describe(
     student_views, forward_views = _views(algorithm, config)
     return Description(
         algorithm=config.algorithm,
-        form=config.memory if config.algorithm == "simmatch" else None,
+        form=None if config.algorithm in _NO_FORMS else config.memory,
         dataset=dataset,
         backbone=config.backbone,
         image_shape=image_shape,
@@ -150,7 +153,10 @@ def _views(
     step = type(algorithm).train_step
     if step is supervised.Supervised.train_step:
         return labeled, 0
-    if step is not simmatch.SimMatch.train_step:
+    if step not in (
+        simmatch.SimMatch.train_step,
+        fixmatch.FixMatch.train_step,
+    ):
         return None, None
     if algorithm.from_teacher:
         # The student sees the strong views, the teacher the weak ones.

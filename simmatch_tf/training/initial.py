@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks
+from simmatch_tf import availability
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.networks import network
@@ -63,7 +63,7 @@ def initialise(
     Raises:
         InputError: It cannot be read, or holds another backbone.
     """
-    kind, path = checks.kind_of_weights(init_from)
+    kind, path = availability.kind_of_weights(init_from)
     parts = network.parts(algorithm.student)
     try:
         if kind == "h5" and not _is_whole_model(path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import checks
+from simmatch_tf import availability
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, service
 from tests import runs
@@ -177,7 +177,7 @@ def test_a_port_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"--port={port}: cannot be liste"):
-            checks.check_port("port", port)
+            availability.check_port("port", port)
 
 
 def start(*words):

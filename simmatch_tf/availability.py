@@ -1,0 +1,155 @@
+"""Checks of what flags name on this machine: folders, files, addresses.
+
+Nothing here imports TensorFlow: a wrong flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import typing
+
+from simmatch_tf import checks, cluster, datasets
+from simmatch_tf.commandline import InputError
+
+if typing.TYPE_CHECKING:
+    from simmatch_tf import config as config_lib
+
+
+def check(config: config_lib.Config, *, resumed: bool = False) -> None:
+    """Checks what the flags name: datasets, folders, files, networks.
+
+    Args:
+        config: The flags.
+        resumed: The run has begun: it has its split, and its data prepared.
+
+    Raises:
+        InputError: It is not there, or this version cannot run it yet.
+    """
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend != "tensorflow":
+        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
+    workers = cluster.of(config)
+    if config.strategy == "multi_worker" and workers is None:
+        raise InputError(
+            "--strategy=multi_worker: TF_CONFIG must name two workers or "
+            "more, and which of them this one is"
+        )
+    if config.data_service is not None:
+        check_reachable("data_service", config.data_service, scheme="grpc://")
+    datasets.check(config.dataset, config.tfds_dir)
+    for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
+        value = getattr(config, name)
+        if value is not None and not pathlib.Path(value).expanduser().is_dir():
+            raise InputError(f"--{name}={value}: no such folder")
+    for name in () if resumed else ("labeled_list", "split_file"):
+        value = getattr(config, name)
+        if value is None or value in checks.SUBSETS:
+            continue
+        if not pathlib.Path(value).expanduser().is_file():
+            raise InputError(f"--{name}={value}: no such file")
+    if config.init_from is not None and not resumed:
+        kind_of_weights(config.init_from)
+
+
+def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
+    """Checks that something listens at an address.
+
+    TensorFlow itself would try for ever.
+
+    Raises:
+        InputError: Nothing answers, for at most ten seconds.
+    """
+    try:
+        socket.create_connection(
+            checks.split_address(flag, value, scheme=scheme), timeout=10
+        ).close()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}={value}: cannot be reached ({error.strerror or error}); "
+            "does simmatch_tf.serve_data --role=dispatcher run there?"
+        ) from None
+
+
+def check_port(flag: str, port: int) -> None:
+    """Checks that a port is free: gRPC would share it with who listens there.
+
+    Raises:
+        InputError: It is in use, or not for this user.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise InputError(
+                f"--{flag}={port}: cannot be listened at ({error.strerror})"
+            ) from None
+
+
+def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
+    """What --init_from names.
+
+    Args:
+        path: As given.
+
+    Returns:
+        "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
+        folder of exported versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    found = pathlib.Path(path).expanduser()
+    if found.is_file() and found.suffix in (".keras", ".h5"):
+        return found.suffix[1:], found
+    return _kind_of_folder(
+        f"--init_from={path}",
+        found,
+        "a run's folder (with flags.cfg), a SavedModel's (with "
+        "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
+    )
+
+
+def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
+    """What a flag names that takes a run or an export.
+
+    Args:
+        flag: Its name.
+        path: As given.
+
+    Returns:
+        "workdir" or "saved_model"; and the folder. Of a folder of exported
+        versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    return _kind_of_folder(
+        f"--{flag}={path}",
+        pathlib.Path(path).expanduser(),
+        "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
+    )
+
+
+def _kind_of_folder(
+    given: str, found: pathlib.Path, wanted: str
+) -> tuple[str, pathlib.Path]:
+    if (found / "flags.cfg").is_file():
+        return "workdir", found
+    versions = [p for p in found.glob("*/saved_model.pb")]
+    versions = [p.parent for p in versions if p.parent.name.isdecimal()]
+    for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
+        if (folder / "saved_model.pb").is_file():
+            return "saved_model", folder
+    if not found.exists():
+        raise InputError(f"{given}: no such file or folder")
+    for folder in (found, *found.glob("[0-9]*")):
+        for name in ("model.tflite", "model.onnx"):
+            if (folder / name).is_file():
+                raise InputError(
+                    f"{given}: holds {name}, which is for other programs; "
+                    f"here must be {wanted}"
+                )
+    raise InputError(f"{given}: must be {wanted}")
