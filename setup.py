@@ -27,7 +27,7 @@ setuptools.setup(
     # The recipes are part of the wheel: --flagfile=configs/x.cfg finds them.
     package_dir={"simmatch_tf.configs": "configs"},
     package_data={
-        "simmatch_tf.configs": ["*.cfg"],
+        "simmatch_tf.configs": ["*.cfg", "plans/*.cfg"],
         "simmatch_tf.reporting": ["templates/*.html"],
     },
     install_requires=[
@@ -40,6 +40,7 @@ setuptools.setup(
         "pillow>=10",
         "pyarrow>=14",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",
         # TFDS imports importlib_resources and does not ask for it.

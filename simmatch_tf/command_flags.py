@@ -1,8 +1,11 @@
-"""The flags of every command but `train`, whose are in `config`."""
+"""The flags of the commands; `train`'s are in `config`.
+
+Those of `export_pytorch` and `import_pytorch` are in `pytorch_flags`.
+"""
 
 import dataclasses
 import pathlib
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from simmatch_tf import checks, commandline
 from simmatch_tf import config as config_lib
@@ -236,119 +239,72 @@ class ServeDataConfig(commandline.Flags):
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportPytorchConfig(commandline.Flags):
-    """What `python -m simmatch_tf.export_pytorch` takes."""
+class ExperimentConfig(commandline.Flags):
+    """What `python -m simmatch_tf.experiment` takes."""
 
-    workdir: str | None = flag(None, "folder of the run to export.")
-    output: str | None = flag(None, "the PyTorch file to write, such as a.pth.")
+    positional: ClassVar[tuple[str, ...]] = ("plan",)
 
-    def check(self) -> None:
-        """Both are needed."""
-        if self.workdir is None:
-            raise InputError("--workdir=None: name the folder of a run")
-        output = pathlib.Path(self.output or ".").expanduser()
-        if output.is_dir() or not output.parent.is_dir():
-            raise InputError(
-                f"--output={self.output}: must be a file in a folder that "
-                "exists"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportPytorchConfig(config_lib.Config):
-    """What `python -m simmatch_tf.import_pytorch` takes: FILE, and a run's.
-
-    The run's flags say what the file does not: data, views, schedule.
-    """
-
-    usual: ClassVar[tuple[str, ...]] = (
-        "file",
-        "workdir",
-        "output",
-        "labeled_list",
-        "finished_steps",
-        "dataset",
-        "data_dir",
-        "overwrite",
-    )
-    positional: ClassVar[tuple[str, ...]] = ("file",)
-
-    file: str | None = flag(
-        None, "the PyTorch file; may stand without its name."
-    )
-    output: str | None = flag(
-        None,
-        "for an encoder (torchvision ResNet, MoCo v2): the .keras file to "
-        "write, which --init_from takes.",
-    )
-    finished_steps: int | None = flag(
-        None,
-        "steps that a SimMatch run was trained for; default: what the file "
-        "says, or all.",
-        low=0,
+    plan: str | None = flag(
+        None, "the plan's .cfg file; may stand without its name."
     )
     workdir: str | None = flag(
         None,
-        "folder of the run that a SimMatch checkpoint becomes.",
-        operational=True,
+        "for table.md, table.csv, runs.csv, table.png and the runs' folders; "
+        "default: runs/<name of the plan>.",
     )
-    labeled_list: str | None = flag(
+    results: str | None = flag(
         None,
-        "which image each slot of the memory holds, in its order: a file with "
-        "one file name or index a line; without it the run cannot train on.",
+        "folder of finished runs, a small file each; what is there is not run "
+        "again. Default: finished/ in the workdir.",
     )
-    dataset: str | None = flag(
-        None, "as for train; default: ImageNet, the published runs' recipes."
+    seeds: str | None = flag(
+        None,
+        "those of the plan's to run now, such as 0,1,2; default: all. The "
+        "table has what is finished.",
     )
+    jobs: int = flag(1, "runs at once.", low=1, high=1024)
+    gpus: str | None = flag(
+        None,
+        "their numbers, such as 0,1,2,3, divided over the --jobs; default: "
+        "each run sees all.",
+    )
+    page: str | None = flag(
+        None,
+        "a Markdown file: the table goes between <!-- PLAN --> and "
+        "<!-- /PLAN -->.",
+    )
+    dry_run: bool = flag(
+        False, "say what is left to run and how long it takes; run nothing."
+    )
+    progress: bool = flag(True, "a progress bar.")
 
     def check(self) -> None:
-        """A file is needed, and a place for what it becomes."""
-        if self.file is None:
-            raise InputError("no file is named: import_pytorch FILE …")
-        if not pathlib.Path(self.file).expanduser().is_file():
-            raise InputError(f"{self.file}: no such file")
-        if (self.workdir is None) == (self.output is None):
-            raise InputError(
-                f"--workdir={self.workdir} and --output={self.output}: give "
-                "exactly one; --workdir for a SimMatch checkpoint, --output "
-                "for an encoder"
-            )
-        for name in ("describe", "init_from"):
-            if value := getattr(self, name):
-                raise InputError(f"--{name}={value}: is for train")
-        if self.output is None:
-            return
-        for field in dataclasses.fields(self):
-            if field.name in ("file", "output"):
-                continue
-            if (value := getattr(self, field.name)) != field.default:
+        """A plan is needed; lists of numbers are such."""
+        if self.plan is None:
+            raise InputError("no plan is named: experiment PLAN.cfg …")
+        for name in ("workdir", "results"):
+            path = getattr(self, name)
+            if path is not None and (
+                not path.strip() or pathlib.Path(path).expanduser().is_file()
+            ):
+                raise InputError(f"--{name}={path}: must be a folder")
+        for name in ("seeds", "gpus"):
+            words = (getattr(self, name) or "0").split(",")
+            if not all(word.isdecimal() for word in words):
                 raise InputError(
-                    f"--{field.name}={value}: says nothing of an encoder; give "
-                    "FILE and --output alone"
+                    f"--{name}={getattr(self, name)}: must be numbers from 0, "
+                    "such as 0,1,2"
                 )
-        output = pathlib.Path(self.output).expanduser()
-        if output.suffix != ".keras" or not output.parent.is_dir():
+        if self.gpus is not None and len(self.chosen_gpus()) < self.jobs:
             raise InputError(
-                f"--output={self.output}: must be a .keras file in a folder "
-                "that exists"
+                f"--gpus={self.gpus} and --jobs={self.jobs}: each run needs a "
+                "GPU of its own"
             )
 
-    def named_after(self, flagfile: pathlib.Path | None) -> Self:
-        """The workdir is always given."""
-        del flagfile
-        return self
+    def chosen_seeds(self) -> list[int]:
+        """Those of --seeds."""
+        return [int(word) for word in (self.seeds or "").split(",") if word]
 
-    def run(self, **decided: object) -> config_lib.Config:
-        """The flags of the run that the file becomes.
-
-        Args:
-            **decided: What the file decides, instead of the flags.
-
-        Raises:
-            InputError: They do not go together.
-        """
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(config_lib.Config)
-        }
-        return config_lib.Config(**{**values, **decided})
+    def chosen_gpus(self) -> list[str]:
+        """Those of --gpus."""
+        return [word for word in (self.gpus or "").split(",") if word]

@@ -244,8 +244,15 @@ def nearest(value: str, names: Sequence[str]) -> str:
     return f"; known: {', '.join(names)}"
 
 
-def find_flagfile(name: str) -> pathlib.Path:
+def find_flagfile(
+    name: str, given: str = "", folder: str = "configs"
+) -> pathlib.Path:
     """Finds a flagfile in the current folder or beside the package.
+
+    Args:
+        name: Its path.
+        given: How to call it in a message; default: the flag.
+        folder: Where those lie that come with the package.
 
     Raises:
         InputError: It is in neither.
@@ -256,13 +263,12 @@ def find_flagfile(name: str) -> pathlib.Path:
         if candidate.is_file():
             return candidate
     shipped = [
-        f"configs/{p.name}"
-        for folder in (PACKAGE.parent / "configs", PACKAGE / "configs")
-        for p in sorted(folder.glob("*.cfg"))
+        f"{folder}/{p.name}"
+        for place in (PACKAGE.parent, PACKAGE)
+        for p in sorted((place / folder).glob("*.cfg"))
     ]
-    raise InputError(
-        f"--flagfile={name}: no such file" + nearest(name, shipped)
-    )
+    given = given or f"--flagfile={name}"
+    raise InputError(f"{given}: no such file" + nearest(name, shipped))
 
 
 def expand_flagfiles(

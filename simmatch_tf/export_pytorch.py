@@ -5,10 +5,10 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 
 import pathlib
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import commandline, pytorch_flags
 
 
-def main(flags: command_flags.ExportPytorchConfig) -> None:
+def main(flags: pytorch_flags.ExportPytorchConfig) -> None:
     """Exports one run."""
     from simmatch_tf.exchange import files, outgoing
 
@@ -21,4 +21,4 @@ def main(flags: command_flags.ExportPytorchConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ExportPytorchConfig)
+    commandline.run(main, pytorch_flags.ExportPytorchConfig)

@@ -11,11 +11,11 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import pathlib
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import commandline, pytorch_flags
 from simmatch_tf.commandline import InputError
 
 
-def main(flags: command_flags.ImportPytorchConfig) -> None:
+def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
     """Imports one file."""
     from simmatch_tf.exchange import files, layout
 
@@ -52,4 +52,4 @@ def main(flags: command_flags.ImportPytorchConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ImportPytorchConfig)
+    commandline.run(main, pytorch_flags.ImportPytorchConfig)

@@ -14,6 +14,7 @@ LEVELS = {
     "algorithms": 2,
     "training": 3,
     "exchange": 4,
+    "experiments": 5,
     "reporting": 4,
     "serving": 4,
 }
@@ -28,6 +29,7 @@ EVERYWHERE = {
     "config",
     "datasets",
     "operation_flags",
+    "pytorch_flags",
 }
 
 

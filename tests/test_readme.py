@@ -6,7 +6,7 @@ import pathlib
 import re
 
 import simmatch_tf
-from simmatch_tf import command_flags
+from simmatch_tf import command_flags, pytorch_flags
 from simmatch_tf import config as config_lib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -50,9 +50,10 @@ def test_every_flag_it_names_exists():
         for kind in (
             config_lib.Config,
             command_flags.EvaluateConfig,
+            command_flags.ExperimentConfig,
             command_flags.ExportConfig,
-            command_flags.ExportPytorchConfig,
-            command_flags.ImportPytorchConfig,
+            pytorch_flags.ExportPytorchConfig,
+            pytorch_flags.ImportPytorchConfig,
             command_flags.PredictConfig,
             command_flags.ServeDataConfig,
         )

@@ -18,8 +18,8 @@ def main() -> None:
         for ending in ("py", "html")
         for path in (ROOT / "simmatch_tf").rglob(f"*.{ending}")
     } | {
-        f"simmatch_tf/configs/{path.name}"
-        for path in (ROOT / "configs").glob("*.cfg")
+        f"simmatch_tf/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "configs").rglob("*.cfg")
     }
     found = {name for name in names if ".dist-info/" not in name}
     if wanted != found:

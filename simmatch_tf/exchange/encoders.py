@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from simmatch_tf import command_flags
+from simmatch_tf import pytorch_flags
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source
 from simmatch_tf.exchange import layout
@@ -17,7 +17,7 @@ _SIDE = 224
 
 
 def convert(
-    content: Any, flags: command_flags.ImportPytorchConfig
+    content: Any, flags: pytorch_flags.ImportPytorchConfig
 ) -> list[str]:
     """Turns an encoder into a .keras file that --init_from takes.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simmatch_tf import checks, command_flags, datasets
+from simmatch_tf import checks, datasets, pytorch_flags
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
@@ -28,7 +28,7 @@ _IMAGENET = 1000  # classes
 _FEW = 64_000  # labels up to which ImageNet's are its 1 %
 
 
-def run(content: Any, flags: command_flags.ImportPytorchConfig) -> list[str]:
+def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
     """Turns a SimMatch checkpoint into a workdir.
 
     Args:
@@ -171,7 +171,7 @@ def _published_recipe(sizes: _Sizes) -> str:
 
 
 def _label_flags(
-    flags: command_flags.ImportPytorchConfig,
+    flags: pytorch_flags.ImportPytorchConfig,
 ) -> dict[str, object]:
     """The flag that says which images are labeled: a list, or the memory."""
     if flags.labeled_list is not None:
@@ -266,7 +266,7 @@ def _split(
 
 
 def _step(
-    flags: command_flags.ImportPytorchConfig,
+    flags: pytorch_flags.ImportPytorchConfig,
     found: layout.Checkpoint,
     plan: config_lib.Config,
     unlabeled_images: int,
@@ -357,7 +357,7 @@ def _fill(
 
 
 def _origin(
-    flags: command_flags.ImportPytorchConfig,
+    flags: pytorch_flags.ImportPytorchConfig,
     found: layout.Checkpoint,
     step: int,
 ) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from simmatch_tf import (
     evaluate,
     export_pytorch,
     import_pytorch,
+    pytorch_flags,
 )
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import assembly, initial, strategies
@@ -80,7 +81,7 @@ def file(tmp_path_factory):
 
 
 def flags(file, *words):
-    return command_flags.ImportPytorchConfig.from_argv(
+    return pytorch_flags.ImportPytorchConfig.from_argv(
         ["import_pytorch", str(file), *words]
     )
 
@@ -117,7 +118,7 @@ def imported(file, small_tfds, tmp_path_factory):
 def test_a_round_trip_gives_the_same_tensors(file, imported, tmp_path):
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        command_flags.ExportPytorchConfig(
+        pytorch_flags.ExportPytorchConfig(
             workdir=str(imported), output=str(back)
         )
     )
@@ -165,6 +166,7 @@ def test_the_run_equals_the_networks_of_the_file(imported):
             np.testing.assert_allclose(one, other, atol=1e-4 * scale)
 
 
+@pytest.mark.long
 def test_evaluate_and_train_take_the_run(
     file, tmp_path, small_tfds, monkeypatch
 ):
@@ -205,7 +207,7 @@ def test_evaluate_and_train_take_the_run(
     json.loads((done / "results.json").read_text(), parse_constant=pytest.fail)
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        command_flags.ExportPytorchConfig(
+        pytorch_flags.ExportPytorchConfig(
             workdir=str(workdir), output=str(back)
         )
     )
@@ -276,7 +278,7 @@ def test_published_runs_need_no_recipe(tmp_path):
     assert split["class_names"][0] == "n01440764"
     with pytest.raises(InputError, match="give the flags of configs/imagenet"):
         import_pytorch.main(
-            command_flags.ImportPytorchConfig(
+            pytorch_flags.ImportPytorchConfig(
                 file=str(path), workdir=str(tmp_path / "other")
             )
         )
@@ -502,7 +504,7 @@ def test_our_own_runs_go_to_pytorch(finished_run, tmp_path):
     workdir, _ = finished_run
     output = tmp_path / "run.pth"
     export_pytorch.main(
-        command_flags.ExportPytorchConfig(
+        pytorch_flags.ExportPytorchConfig(
             workdir=str(workdir), output=str(output)
         )
     )
@@ -524,29 +526,29 @@ def test_our_own_runs_go_to_pytorch(finished_run, tmp_path):
     import_pytorch.main(flags(output, *words))
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        command_flags.ExportPytorchConfig(workdir=str(again), output=str(back))
+        pytorch_flags.ExportPytorchConfig(workdir=str(again), output=str(back))
     )
     same(state, torch.load(back, weights_only=True)["state_dict"])
 
 
 def test_export_of_what_cannot_be(tmp_path, finished_run):
     with pytest.raises(InputError, match="must be a file in a folder"):
-        command_flags.ExportPytorchConfig(workdir="x", output=str(tmp_path))
+        pytorch_flags.ExportPytorchConfig(workdir="x", output=str(tmp_path))
     with pytest.raises(InputError, match="no run here"):
         export_pytorch.main(
-            command_flags.ExportPytorchConfig(
+            pytorch_flags.ExportPytorchConfig(
                 workdir=str(tmp_path), output=str(tmp_path / "a.pth")
             )
         )
     workdir, _ = finished_run
     output = pathlib.Path("/dev/full/none.pth")
     with pytest.raises(InputError, match="must be a file in a folder"):
-        command_flags.ExportPytorchConfig(workdir="x", output=str(output))
+        pytorch_flags.ExportPytorchConfig(workdir="x", output=str(output))
     monkey = tmp_path / "a.pth.tmp"
     monkey.mkdir()  # stands where the file would be written
     with pytest.raises(InputError, match="a.pth: cannot be written"):
         export_pytorch.main(
-            command_flags.ExportPytorchConfig(
+            pytorch_flags.ExportPytorchConfig(
                 workdir=str(workdir), output=str(tmp_path / "a.pth")
             )
         )

@@ -266,7 +266,7 @@ def train(name, side, decay_on, dtype, tolerance):
 @pytest.mark.parametrize(
     ("name", "side", "decay_on"),
     [
-        ("resnet18", 40, "all"),
+        pytest.param("resnet18", 40, "all", marks=pytest.mark.long),
         pytest.param("resnet50", 40, "all", marks=pytest.mark.long),
         ("wrn_28_2", 16, "all"),
         ("wrn_28_2", 16, "kernels"),

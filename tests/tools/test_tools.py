@@ -100,7 +100,10 @@ def test_results_table(tool):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "part"),
-    [("cifar", "RandAugment"), ("imagenet", "colours and blur")],
+    [
+        pytest.param("cifar", "RandAugment", marks=pytest.mark.long),
+        ("imagenet", "colours and blur"),
+    ],
 )
 def test_benchmark_input(tmp_path, recipe, part):
     output = tmp_path / "x.json"

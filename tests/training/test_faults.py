@@ -230,6 +230,7 @@ def wait_for(process, beginning):
     raise AssertionError(f"it ended without {beginning!r}")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_workers_sigterm_to_one_and_on_with_another_number(
     workers, tmp_path

@@ -131,7 +131,9 @@ def with_dropout(shape):
     return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
 
 
-@pytest.mark.parametrize("memory", ["ensemble", "teacher"])
+@pytest.mark.parametrize(
+    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.long)]
+)
 def test_interrupted_and_resumed_is_the_same_run(
     memory, tmp_path, monkeypatch, finished_run
 ):

@@ -90,7 +90,9 @@ def test_with_the_views_on_the_device(views):
     )
 
 
-@pytest.mark.parametrize("memory", ["ensemble", "teacher"])
+@pytest.mark.parametrize(
+    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.long)]
+)
 def test_compiled_is_the_same(memory, tmp_path):
     changes = {"memory": memory, "threshold": 0.2}
     plain, pipeline = make(**changes)

@@ -66,7 +66,10 @@ def test_sigkill_at_a_random_step_and_resume(tmp_path):
     assert "top-1" in out and "ema *" in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)],
+)
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     process = start(tmp_path, **{**LONG, "checkpoint_every": 1000})
     wait_for_step(process, 3)

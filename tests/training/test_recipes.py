@@ -57,11 +57,11 @@ def networks():
 @pytest.mark.parametrize(
     "recipe",
     [
-        # The other of a pair that differs in little takes as long again.
+        # The longest, and the other of a pair that differs in little.
         pytest.param(
             name,
             marks=[pytest.mark.long]
-            if name in ("imagenet_10pct", "cifar10_250")
+            if name in ("imagenet_10pct", "imagenet_1pct", "cifar10_250")
             else [],
         )
         for name in RECIPES

@@ -63,7 +63,10 @@ def command(workdir, **changes):
     return json.loads((workdir / "results.json").read_text())
 
 
-@pytest.fixture(scope="module", params=["teacher", "ensemble"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("teacher", marks=pytest.mark.long), "ensemble"],
+)
 def alone(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
     runs.fit(workdir, memory=request.param, **TEN)

@@ -1,0 +1,62 @@
+"""Runs a plan of experiments, and writes its table and figure.
+
+python -m simmatch_tf.experiment configs/plans/slides_table1_digits.cfg
+
+Started again, it goes on; what is finished is not run again.
+"""
+
+import pathlib
+import sys
+
+from tqdm import auto
+
+from simmatch_tf import command_flags, commandline, kernels
+from simmatch_tf.experiments import finished, grid, plan, summary
+from simmatch_tf.training import interruption
+
+
+def main(flags: command_flags.ExperimentConfig) -> int | None:
+    """Runs what is left; 42 if it was interrupted, 1 if a run failed."""
+    what = plan.read(flags.plan)
+    cells = what.cells()
+    folder = pathlib.Path(flags.workdir or f"runs/{what.name}").expanduser()
+    store = finished.Store(
+        pathlib.Path(flags.results or folder / "finished").expanduser()
+    )
+    summary.check_page(flags.page, what.name)
+    left = [cell for cell in cells if store.find(cell.config) is None]
+    if flags.dry_run:
+        kernels.fast()
+        print(summary.costs(what, cells, store))
+        return None
+    for cell in left:
+        cell.config.check_available()
+    if flags.seeds:
+        left = [cell for cell in left if cell.seed in flags.chosen_seeds()]
+    bar = auto.tqdm(
+        total=len(left), unit="run", disable=not (left and flags.progress)
+    )
+
+    def done(cell: plan.Cell, found: finished.Finished) -> None:
+        bar.write(f"{summary.title(cell)}: {100 * found.top1:.2f} % top-1, "
+                  f"{found.seconds:.0f} s")  # fmt: skip
+        bar.update()
+
+    try:
+        failed = grid.run(
+            left, store, folder / "runs", jobs=flags.jobs,
+            gpus=flags.chosen_gpus(), done=done,
+        )  # fmt: skip
+    except interruption.Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return interruption.RESUME_ME
+    finally:
+        bar.close()
+    print(summary.write(what, cells, store, folder, flags.page))
+    for cell, why in failed.items():
+        print(f"failed: {summary.title(cell)}: {why}", file=sys.stderr)
+    return 1 if failed else None
+
+
+if __name__ == "__main__":
+    commandline.run(main, command_flags.ExperimentConfig)

@@ -1,0 +1,189 @@
+"""Finished runs of experiments: one small JSON file each, found by its flags.
+
+Nothing here imports TensorFlow.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+import platform
+
+from simmatch_tf import config as config_lib
+from simmatch_tf import datasets
+from simmatch_tf.commandline import InputError
+from simmatch_tf.training import results
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run came to, and from what. Accuracies are in [0, 1].
+
+    Attributes:
+        flags: All that decide what is trained, as words of a command line.
+        top1: Of the weights of record at the last step.
+        top5: Likewise.
+        student_top1: Of the student at the last step.
+        ema_top1: Of its EMA.
+        weights_of_record: "student" or "ema".
+        steps: Length of the run.
+        labels: Labeled images, K.
+        unlabeled: Unlabeled images.
+        test_images: Images behind every top-1.
+        scored_on: "test" or "validation".
+        seconds: Training and evaluation, without the start.
+        at_once: Runs that shared the machine.
+        processor: Of the machine.
+        date: Of its end.
+        versions: Package → version.
+    """
+
+    flags: list[str]
+    top1: float
+    top5: float
+    student_top1: float
+    ema_top1: float
+    weights_of_record: str
+    steps: int
+    labels: int
+    unlabeled: int
+    test_images: int
+    scored_on: str
+    seconds: float
+    at_once: int
+    processor: str
+    date: str
+    versions: dict[str, str]
+
+
+def flags(config: config_lib.Config) -> list[str]:
+    """The flags that decide what is trained, as words."""
+    operational = {
+        field.name
+        for field in dataclasses.fields(config)
+        if field.metadata["operational"]
+    }
+    if config.dataset == "folder":
+        operational.remove("data_dir")
+    return config.to_flagfile(without=operational).split("\n")[:-1]
+
+
+def name(config: config_lib.Config) -> str:
+    """File name of a run: readable, and another for each other run.
+
+    Flags at their default have no part in it, so that one that is new does not
+    rename what was run without it.
+    """
+    usual = _usual()
+    given = [word for word in flags(config) if word not in usual]
+    digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
+    data = datasets.base(config.dataset)
+    return f"{data}_{config.algorithm}_seed{config.seed}_{digest}.json"
+
+
+class Store:
+    """A folder of finished runs."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Names the folder; it is made when the first run is finished."""
+        self.folder = folder
+
+    def find(self, config: config_lib.Config) -> Finished | None:
+        """The finished run of these flags, if there is one.
+
+        Raises:
+            InputError: Its file cannot be read, or is of other flags: their
+                defaults have changed since.
+        """
+        path = self.folder / name(config)
+        if not path.is_file():
+            return None
+        try:
+            found = Finished(**json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{path}: cannot be read as a finished run ({error}); delete "
+                "it, and it is run again"
+            ) from None
+        now, then = _by_flag(flags(config)), _by_flag(found.flags)
+        # What did not exist then is no difference at its default.
+        now = {k: w for k, w in now.items() if k in then or w not in _usual()}
+        changed = sorted(set(now.values()) ^ set(then.values()))
+        if changed:
+            raise InputError(
+                f"{path}: is of other flags ({' '.join(changed)}: a default "
+                "has changed); delete it, and it is run again"
+            )
+        return found
+
+    def keep(
+        self, config: config_lib.Config, workdir: pathlib.Path, at_once: int
+    ) -> Finished:
+        """Writes down a run that has just been finished.
+
+        Args:
+            config: Its flags.
+            workdir: Its folder.
+            at_once: Runs that shared the machine.
+
+        Raises:
+            InputError: The folder's files cannot be read, or the store's not
+                written.
+        """
+        result = results.read(workdir / "results.json")
+        sessions = json.loads((workdir / "timing.json").read_text("utf-8"))
+        found = Finished(
+            flags=flags(config),
+            top1=result.top1,
+            top5=result.top5,
+            student_top1=result.student["last"]["top1"],
+            ema_top1=result.ema["last"]["top1"],
+            weights_of_record=result.weights_of_record,
+            steps=result.steps,
+            labels=result.labels,
+            unlabeled=result.unlabeled,
+            test_images=result.test_images,
+            scored_on=result.scored_on,
+            seconds=round(sum(each["seconds"] for each in sessions), 1),
+            at_once=at_once,
+            processor=_processor(),
+            date=datetime.date.today().isoformat(),
+            versions=result.versions,
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be made ({error.strerror})"
+            ) from None
+        results.write_json(
+            self.folder / name(config), dataclasses.asdict(found)
+        )
+        return found
+
+
+def _usual() -> set[str]:
+    """All flags at their defaults, as words."""
+    config = config_lib.Config(labels=10, steps=1)
+    return set(flags(config)) - {"--labels=10", "--steps=1"}
+
+
+def _by_flag(words: list[str]) -> dict[str, str]:
+    """Flag → word: --x, --nox and --x=1 are all of the flag x."""
+    names = {field.name for field in dataclasses.fields(config_lib.Config)}
+    found = {}
+    for word in words:
+        name = word.removeprefix("--").split("=")[0]
+        found[name if name in names else name.removeprefix("no")] = word
+    return found
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

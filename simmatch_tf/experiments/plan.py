@@ -1,0 +1,237 @@
+"""A plan: a base recipe, lists of values to vary, and the cells they make.
+
+    [plan]
+    title = Digits, 40 labels
+    base = --flagfile=configs/digits_40.cfg
+    seeds = 0 1 2
+    reference = SimMatch
+
+    [method]
+    Supervised = --algorithm=supervised
+    SimMatch =
+
+    [labels]
+    20 = --labels=20
+    40 =
+
+Each section but the first is a list: name = flags of train. A cell is one of
+each list, under one seed; what stands later wins. Nothing here imports
+TensorFlow.
+"""
+
+import configparser
+import dataclasses
+import itertools
+import pathlib
+import shlex
+from collections.abc import Iterator
+
+from simmatch_tf import commandline
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+
+_KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
+_VARY = ("all together", "one at a time")
+# Flags that are the experiment's own.
+_OWN = ("workdir", "overwrite", "describe", "seed", "split_seed", "progress")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a plan.
+
+    Attributes:
+        row: Of the table: the names of what is varied, but for the columns.
+        column: Of the table; "" where there is one. Of a plan that varies one
+            at a time: the list that is varied.
+        seed: Of the labels as well as of everything else.
+        words: Flags of train, all but the workdir.
+        config: What they come to.
+    """
+
+    row: str
+    column: str
+    seed: int
+    words: tuple[str, ...]
+    config: config_lib.Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What stands in a plan's file.
+
+    Attributes:
+        path: The file.
+        title: Of the table.
+        base: Flags of each cell.
+        seeds: One run of each cell for each.
+        lists: Name of a list → name of a value → its flags.
+        columns: The list whose values are columns of the table; None: one
+            column.
+        reference: The row that the others are compared with; None: none.
+        curves: Whether the lists are varied one at a time, each a curve.
+    """
+
+    path: pathlib.Path
+    title: str
+    base: tuple[str, ...]
+    seeds: tuple[int, ...]
+    lists: dict[str, dict[str, tuple[str, ...]]]
+    columns: str | None
+    reference: str | None
+    curves: bool
+
+    @property
+    def name(self) -> str:
+        """That of the file."""
+        return self.path.stem
+
+    def places(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Row, column and flags of each place in the table, in its order."""
+        if self.curves:
+            for column, values in self.lists.items():
+                for row, words in values.items():
+                    yield row, column, words
+            return
+        for names in itertools.product(*self.lists.values()):
+            chosen = dict(zip(self.lists, names, strict=True))
+            words = [self.lists[key][name] for key, name in chosen.items()]
+            column = chosen.pop(self.columns, "")
+            yield ", ".join(chosen.values()), column, sum(words, ())
+
+    def cells(self) -> list[Cell]:
+        """All runs, those of the first seed first.
+
+        Raises:
+            InputError: The flags of one are not right.
+        """
+        found = []
+        for seed, place in itertools.product(self.seeds, self.places()):
+            row, column, words = place
+            words = (
+                *self.base,
+                *words,
+                f"--seed={seed}",
+                f"--split_seed={seed}",
+            )
+            try:
+                config = config_lib.Config.from_argv(["train", *words])
+            except InputError as error:
+                where = ", ".join(filter(None, (row, column)))
+                raise InputError(f"{self.path}: {where}: {error}") from None
+            found.append(Cell(row, column, seed, words, config))
+        return found
+
+
+def read(name: str) -> Plan:
+    """Reads a plan (found in the folder or beside the package).
+
+    Raises:
+        InputError: The file, or what stands in it, is not right.
+    """
+    path = commandline.find_flagfile(name, name, folder="configs/plans")
+    parser = configparser.ConfigParser(
+        delimiters=("=",), comment_prefixes=("#",), interpolation=None
+    )
+    parser.optionxform = str  # names are shown as they are written
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"{name}: cannot be read as a plan ({text})") from None
+    if "plan" not in parser:
+        raise InputError(f"{name}: has no section [plan]")
+    own = dict(parser["plan"])
+    for key in own:
+        if key not in _KEYS:
+            raise InputError(
+                f"{name}: [plan] {key}: is unknown"
+                + commandline.nearest(key, _KEYS)
+            )
+    lists = {
+        section: {
+            key: _words(name, f"[{section}] {key}", value)
+            for key, value in parser[section].items()
+        }
+        for section in parser.sections()
+        if section != "plan"
+    }
+    vary = own.get("vary", _VARY[0])
+    if vary not in _VARY:
+        raise InputError(f"{name}: [plan] vary={vary}: must be {_VARY[0]!r} or "
+                         f"{_VARY[1]!r}")  # fmt: skip
+    found = Plan(
+        path=path,
+        title=own.get("title", path.stem),
+        base=_words(name, "[plan] base", own.get("base", "")),
+        seeds=seeds(f"{name}: [plan] seeds", own.get("seeds", "0").split()),
+        lists=lists,
+        columns=own.get("columns"),
+        reference=own.get("reference"),
+        curves=vary == _VARY[1],
+    )
+    _check(name, found)
+    return found
+
+
+def seeds(given: str, words: list[str]) -> tuple[int, ...]:
+    """Seeds from a list of words.
+
+    Args:
+        given: What to call them in a message.
+        words: As read.
+
+    Raises:
+        InputError: One is no seed, or there twice; or there is none.
+    """
+    if not words or not all(word.isdecimal() for word in words):
+        raise InputError(
+            f"{given}={' '.join(words)}: must be numbers from 0, such as 0 1 2"
+        )
+    if len(set(map(int, words))) < len(words):
+        raise InputError(f"{given}={' '.join(words)}: one of them is twice")
+    return tuple(map(int, words))
+
+
+def _words(name: str, key: str, value: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(value))
+    except ValueError as error:
+        raise InputError(f"{name}: {key} = {value}: {error}") from None
+    for word in words:
+        flag = word.lstrip("-").removeprefix("no").split("=")[0]
+        bare = word.lstrip("-").split("=")[0]
+        if not word.startswith("--"):
+            raise InputError(
+                f"{name}: {key}: {word!r} is not a flag: flags are --NAME=VALUE"
+            )
+        if flag in _OWN or bare in _OWN:
+            raise InputError(
+                f"{name}: {key}: {word} is the experiment's own; seeds stand "
+                "in [plan]"
+            )
+    return words
+
+
+def _check(name: str, plan: Plan) -> None:
+    """Checks that a plan's parts fit."""
+    if not plan.lists or not all(plan.lists.values()):
+        raise InputError(
+            f"{name}: nothing is varied; beside [plan], give a section with "
+            "a line NAME = FLAGS for each value"
+        )
+    if plan.columns is not None and plan.curves:
+        raise InputError(
+            f"{name}: [plan] columns={plan.columns}: is for vary = {_VARY[0]}"
+        )
+    if plan.columns is not None and plan.columns not in plan.lists:
+        raise InputError(
+            f"{name}: [plan] columns={plan.columns}: is no section"
+            + commandline.nearest(plan.columns, tuple(plan.lists))
+        )
+    rows = tuple(dict.fromkeys(row for row, _, _ in plan.places()))
+    if plan.reference is not None and plan.reference not in rows:
+        raise InputError(
+            f"{name}: [plan] reference={plan.reference}: is no row"
+            + commandline.nearest(plan.reference, rows)
+        )

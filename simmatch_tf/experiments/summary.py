@@ -1,0 +1,141 @@
+"""A plan and its finished runs become tables, figures and files."""
+
+import importlib.util
+import pathlib
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.experiments import costs as costs_lib
+from simmatch_tf.experiments import finished, plan
+from simmatch_tf.reporting import comparison, tables
+
+
+def title(cell: plan.Cell) -> str:
+    """What to call a run."""
+    return ", ".join(filter(None, (cell.row, cell.column, f"seed {cell.seed}")))
+
+
+def compare(
+    what: plan.Plan, cells: list[plan.Cell], store: finished.Store
+) -> comparison.Comparison:
+    """The runs of a plan that are finished, as a table's."""
+    scores = []
+    for cell in cells:
+        found = store.find(cell.config)
+        if found is not None:
+            score = comparison.Score(
+                row=cell.row,
+                column=cell.column,
+                seed=cell.seed,
+                top1=found.top1,
+                student_top1=found.student_top1,
+                ema_top1=found.ema_top1,
+                steps=found.steps,
+                seconds=found.seconds,
+            )
+            scores.append(score)
+    return comparison.Comparison(
+        title=what.title,
+        places=tuple((row, column) for row, column, _ in what.places()),
+        reference=what.reference,
+        curves=what.curves,
+        scores=tuple(scores),
+    )
+
+
+def write(
+    what: plan.Plan,
+    cells: list[plan.Cell],
+    store: finished.Store,
+    folder: pathlib.Path,
+    page: str | None,
+) -> str:
+    """Writes table.md, table.csv, runs.csv, table.png, and into a page.
+
+    Args:
+        what: The plan.
+        cells: All of its runs.
+        store: Of finished ones.
+        folder: For the files.
+        page: See `check_page`.
+
+    Returns:
+        The table, and where it is written.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    found = compare(what, cells, store)
+    text = comparison.markdown(found)
+    written = ["table.md", "table.csv", "runs.csv"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+        (folder / "table.csv").write_text(comparison.table_csv(found))
+        (folder / "runs.csv").write_text(comparison.runs_csv(found))
+        if not found.scores:
+            where = "no run is finished"
+        elif importlib.util.find_spec("matplotlib") is None:
+            where = "no figure: it needs pip install 'simmatch_tf[figures]'"
+        else:
+            from simmatch_tf.reporting import comparison_figure
+
+            comparison_figure.save(found, folder / "table.png")
+            where = f"{len(found.scores)} of {len(cells)} runs"
+            written.append("table.png")
+        if page is not None:
+            comparison.put_between(pathlib.Path(page), what.name, text)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be written ({error.strerror})"
+        ) from None
+    return f"{text}\n\nIn {folder}: {', '.join(written)} ({where})."
+
+
+def check_page(page: str | None, name: str) -> None:
+    """Checks that a page has a place for a plan's table.
+
+    Args:
+        page: A Markdown file with <!-- NAME --> and <!-- /NAME --> in it.
+        name: The plan's.
+
+    Raises:
+        InputError: It is not there, or has no such place.
+    """
+    if page is None:
+        return
+    path = pathlib.Path(page)
+    if not path.is_file():
+        raise InputError(f"--page={page}: no such file")
+    try:
+        comparison.place(path.read_text(encoding="utf-8"), name)
+    except ValueError as error:
+        raise InputError(f"--page={page}: {error}") from None
+
+
+def costs(
+    what: plan.Plan, cells: list[plan.Cell], store: finished.Store
+) -> str:
+    """What is left to run, and how long it takes here, as text."""
+    found = costs_lib.of(cells, store)
+    rows = [["", "runs", "left", "steps", "s a run", "hours left", "from"]]
+    for each in found:
+        name = ", ".join(filter(None, (each.row, each.column)))
+        rows.append(
+            [
+                name,
+                str(each.runs),
+                str(each.left),
+                f"{each.steps:,}",
+                f"{each.seconds:,.0f}",
+                f"{each.left * each.seconds / 3600:,.1f}",
+                each.measured,
+            ]
+        )
+    left = sum(each.left for each in found)
+    hours = sum(each.left * each.seconds for each in found) / 3600
+    return (
+        f"{what.title}\n\n{tables.table(rows)}\n\n{left} runs left, "
+        f"{hours:,.1f} hours, one after the other on this machine. From runs: "
+        "the mean of finished ones. From a step: a few steps on random images, "
+        "one device, times their number; evaluation and input are not in it."
+    )
