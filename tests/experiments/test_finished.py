@@ -1,0 +1,90 @@
+import dataclasses
+import json
+
+import pytest
+
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+from simmatch_tf.experiments import finished
+
+CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
+FOUND = finished.Finished(
+    flags=finished.flags(CONFIG),
+    top1=0.5,
+    top5=0.9,
+    student_top1=0.4,
+    ema_top1=0.5,
+    weights_of_record="ema",
+    steps=7,
+    labels=40,
+    unlabeled=1400,
+    test_images=397,
+    scored_on="test",
+    seconds=1.5,
+    at_once=2,
+    processor="x",
+    date="2026-01-02",
+    versions={"keras": "3"},
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    def write(**changes):
+        content = {**dataclasses.asdict(FOUND), **changes}
+        path = tmp_path / finished.name(CONFIG)
+        path.write_text(json.dumps(content))
+        return finished.Store(tmp_path)
+
+    return write
+
+
+def test_a_run_is_found_by_what_it_trains(store):
+    found = store()
+    assert found.find(CONFIG) == FOUND
+    # Where and how it runs is no part of it.
+    moved = dataclasses.replace(CONFIG, workdir="/x", eval_every=3, devices=2)
+    assert found.find(moved) == FOUND
+    for change in ({"seed": 4}, {"alpha": 0.8}, {"flip": False}):
+        assert found.find(dataclasses.replace(CONFIG, **change)) is None
+
+
+def test_names():
+    assert finished.name(CONFIG).startswith("digits_simmatch_seed3_")
+    names = {
+        finished.name(dataclasses.replace(CONFIG, **change))
+        for change in ({}, {"seed": 4}, {"alpha": 0.8}, {"labels": 50})
+    }
+    assert len(names) == 4
+    # A default that is given is no other run.
+    assert finished.name(dataclasses.replace(CONFIG, alpha=0.9)) in names
+
+
+def test_a_folder_s_place_is_part_of_it():
+    one, other = (
+        config_lib.Config(dataset="folder", data_dir=d, steps=7)
+        for d in ("a", "b")
+    )
+    assert finished.name(one) != finished.name(other)
+
+
+def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
+    without = [w for w in FOUND.flags if w != "--scale_instances"]
+    assert len(without) == len(FOUND.flags) - 1
+    assert store(flags=without).find(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"flags": [w.replace("a=0.9", "a=0.8") for w in FOUND.flags]},
+            "is of other flags .--alpha=0.8 --alpha=0.9: a default",
+        ),
+        ({"flags": [*FOUND.flags, "--gone=1"]}, "is of other flags .--gone=1"),
+        ({"more": 1}, "cannot be read as a finished run"),
+    ],
+)
+def test_a_file_of_something_else(store, changes, message):
+    with pytest.raises(InputError, match=message):
+        store(**changes).find(CONFIG)

@@ -1,0 +1,126 @@
+import pathlib
+
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.experiments import plan
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PLAN = """
+[plan]
+title = Some
+base = --flagfile=configs/digits_40.cfg --steps=5
+seeds = 0 3
+columns = labels
+reference = SimMatch, few
+
+[method]
+# A comment.
+FixMatch = --algorithm=fixmatch --threshold=0.5
+SimMatch =
+
+[labels]
+20 = --labels=20
+40 =
+
+[steps]
+few = --steps=2
+more =
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "some.cfg"
+    path.write_text(text)
+    return plan.read(str(path))
+
+
+def test_cells_are_one_of_each_list(tmp_path):
+    found = read(tmp_path, PLAN)
+    assert found.name == "some"
+    cells = found.cells()
+    assert len(cells) == 2 * 2 * 2 * 2
+    # The first seed first, so that a grid that is stopped has of everything.
+    assert [cell.seed for cell in cells] == [0] * 8 + [3] * 8
+    first = cells[0]
+    assert (first.row, first.column) == ("FixMatch, few", "20")
+    assert first.config.algorithm == "fixmatch"
+    assert first.config.threshold == 0.5
+    assert (first.config.labels, first.config.steps) == (20, 2)
+    last = cells[-1]
+    assert (last.row, last.column) == ("SimMatch, more", "40")
+    assert (last.config.labels, last.config.steps) == (40, 5)
+    assert last.config.seed == last.config.split_seed == 3
+
+
+def test_one_at_a_time(tmp_path):
+    text = PLAN.replace("columns = labels", "vary = one at a time")
+    found = read(tmp_path, text.replace("reference = SimMatch, few", ""))
+    assert [(row, column) for row, column, _ in found.places()] == [
+        ("FixMatch", "method"),
+        ("SimMatch", "method"),
+        ("20", "labels"),
+        ("40", "labels"),
+        ("few", "steps"),
+        ("more", "steps"),
+    ]
+    same = [c.config for c in found.cells()[:6] if c.row in ("SimMatch", "40")]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[plan]", "[paln]", "has no section .plan."),
+        ("title =", "titel =", "titel: is unknown; did you mean title"),
+        ("seeds = 0 3", "seeds = 0 x", "seeds=0 x: must be numbers from 0"),
+        ("seeds = 0 3", "seeds = 3 3", "seeds=3 3: one of them is twice"),
+        ("columns = labels", "columns = label", "did you mean labels"),
+        ("reference = SimMatch, few", "reference = SimMatch", "is no row; did"),
+        ("20 = --labels=20", "20 = labels=20", "'labels=20' is not a flag"),
+        ("20 = --labels=20", "20 = --seed=2", "--seed=2 is the experiment's"),
+        (
+            "20 = --labels=20",
+            "20 = --labels=21",
+            "few, 20: --labels=21: not",
+        ),
+        ("20 = --labels=20", "20 = --lables=20", "few, 20: .*lables"),
+        ("20 = --labels=20", "20 = '", "No closing quotation"),
+        ("40 =", "20 =", "cannot be read as a plan .*already exists"),
+        ("seeds = 0 3", "vary = at random", "vary=at random: must be 'all tog"),
+        ("seeds = 0 3", "vary = one at a time", "columns=labels: is for vary"),
+    ],
+)
+def test_what_is_wrong(tmp_path, old, new, message):
+    assert old in PLAN
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, PLAN.replace(old, new, 1)).cells()
+
+
+def test_nothing_varies(tmp_path):
+    with pytest.raises(InputError, match="nothing is varied"):
+        read(tmp_path, "[plan]\ntitle = x\n")
+    with pytest.raises(InputError, match="nothing is varied"):
+        read(tmp_path, "[plan]\n[method]\n")
+
+
+def test_a_plan_that_is_not_there():
+    with pytest.raises(InputError, match="did you mean configs/plans/slides_t"):
+        plan.read("configs/plans/slides_table_5.cfg")
+
+
+SHIPPED = sorted((ROOT / "configs" / "plans").glob("*.cfg"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_plans(path):
+    """They are read, name themselves, and say how many runs they have."""
+    found = plan.read(str(path))
+    cells = found.cells()
+    text = path.read_text()
+    assert f"simmatch_tf.experiment configs/plans/{path.name}" in text
+    total = len({cell.config for cell in cells})
+    if path.stem == "slides_imagenet":
+        assert "8 runs of 400 epochs and 6 of 100" in text and total == 14
+    else:
+        assert f"# {total} runs of " in text

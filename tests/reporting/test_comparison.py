@@ -1,0 +1,130 @@
+import csv
+import dataclasses
+import io
+
+import pytest
+
+from simmatch_tf.reporting import comparison
+
+
+def score(row, seed, top1, column="", seconds=10.0):
+    return comparison.Score(
+        row, column, seed, top1, top1 - 0.01, top1, 100, seconds
+    )
+
+
+FOUND = comparison.Comparison(
+    title="digits",
+    places=(("FixMatch", ""), ("SimMatch", ""), ("None", "")),
+    reference="SimMatch",
+    curves=False,
+    scores=(
+        score("FixMatch", 0, 0.90),
+        score("FixMatch", 1, 0.80),
+        score("FixMatch", 3, 0.10),  # no pair
+        score("SimMatch", 1, 0.86),
+        score("SimMatch", 0, 0.92),
+        score("SimMatch", 2, 0.95),  # no pair
+    ),
+)
+
+
+def test_a_lead_pairs_runs_of_equal_seed():
+    """Differences 2 and 6 points: 4 ± 12.706·2.8284/√2, by hand."""
+    found = comparison.lead(FOUND.at("SimMatch", ""), FOUND.at("FixMatch", ""))
+    assert found.n == 2
+    assert found.mean == pytest.approx(0.04)
+    assert found.low == pytest.approx(0.04 - 0.254124, abs=1e-5)
+    assert found.high == pytest.approx(0.04 + 0.254124, abs=1e-5)
+
+
+def test_a_lead_of_three_pairs():
+    """Differences 1, 2, 3 points: 2 ± 4.3027·1/√3."""
+    ours = [score("a", i, 0.5 + d) for i, d in enumerate((0.01, 0.02, 0.03))]
+    theirs = [score("b", i, 0.5) for i in range(3)]
+    found = comparison.lead(ours, theirs)
+    assert found.low == pytest.approx(0.02 - 0.024841, abs=1e-6)
+    assert comparison.lead(ours[:1], theirs).low is None
+    assert comparison.lead(ours[:1], theirs[1:]) is None
+
+
+def test_one_column():
+    head, _, *lines = comparison.markdown(FOUND).split("\n")
+    assert head.startswith("|  | steps | top-1, % (runs) | worst |")
+    assert "lead of SimMatch, 95 %" in head
+    # Of 90, 80 and 10: mean 60, deviation 43.6.
+    assert "| FixMatch | 100 | 60.0 ± 43.6 (3) | 10.0 |" in lines[0]
+    assert "| +4.0 [-21.4, +29.4] (2) | 10 |" in lines[0]
+    assert (
+        "| SimMatch | 100 | 91.0 ± 4.6 (3) | 86.0 | 90.0 / 91.0 |  |"
+        in (lines[1])
+    )
+    assert lines[2] == "| None | – | – | – | – | – | – |"
+
+
+def test_columns():
+    found = dataclasses.replace(
+        FOUND,
+        places=tuple((r, c) for r in ("A", "B") for c in ("20", "40")),
+        reference="B",
+        scores=(score("A", 0, 0.5, "40"), score("B", 0, 0.75, "40")),
+    )
+    table, leads = comparison.markdown(found).split("\n\n")
+    assert table.split("\n") == [
+        "| top-1, % (runs) | 20 | 40 |",
+        "| --- | --- | --- |",
+        "| A | – | 50.0 (1) |",
+        "| B | – | 75.0 (1) |",
+    ]
+    assert leads.split("\n")[2:] == ["| over A | – | +25.0 (1) |"]
+
+
+def test_curves():
+    found = dataclasses.replace(
+        FOUND,
+        places=(("0.1", "t"), ("0.2", "t"), ("1", "alpha")),
+        reference=None,
+        curves=True,
+        scores=(score("0.2", 0, 0.5, "t"),),
+    )
+    one, other = comparison.markdown(found).split("\n\n")
+    assert one.split("\n")[0] == "| t | 0.1 | 0.2 |"
+    assert one.split("\n")[2] == "| top-1, % (runs) | – | 50.0 (1) |"
+    assert other.split("\n")[0] == "| alpha | 1 |"
+
+
+def test_csv():
+    rows = list(csv.DictReader(io.StringIO(comparison.table_csv(FOUND))))
+    assert [row["n"] for row in rows] == ["3", "3", "0"]
+    assert float(rows[0]["lead"]) == pytest.approx(0.04)
+    assert rows[1]["lead"] == rows[2]["top1"] == ""
+    runs = list(csv.DictReader(io.StringIO(comparison.runs_csv(FOUND))))
+    assert [(r["row"], r["seed"]) for r in runs[:3]] == [
+        ("FixMatch", "0"),
+        ("FixMatch", "1"),
+        ("FixMatch", "3"),
+    ]
+    assert float(runs[-1]["top1"]) == 0.95
+
+
+def test_a_page(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
+    comparison.put_between(page, "x", "| new |")
+    assert page.read_text() == "a\n<!-- x -->\n| new |\n<!-- /x -->\nb\n"
+    for text in ("", "<!-- /x --><!-- x -->", "<!-- x -->" * 2 + "<!-- /x -->"):
+        with pytest.raises(ValueError, match="<!-- x --> and <!-- /x -->"):
+            comparison.place(text, "x")
+
+
+@pytest.mark.parametrize("curves", [False, True])
+def test_figure(curves, tmp_path):
+    pytest.importorskip("matplotlib")
+    from simmatch_tf.reporting import comparison_figure
+
+    path = tmp_path / "x.svg"
+    found = dataclasses.replace(FOUND, curves=curves)
+    comparison_figure.save(found, path)
+    text = path.read_text()
+    for word in ("digits", "FixMatch", "SimMatch", "top-1, %"):
+        assert f"<!-- {word} -->" in text  # matplotlib's note of each text
