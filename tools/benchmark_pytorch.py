@@ -9,7 +9,8 @@ of `pytorch_simmatch.py`, and a test holds it equal to ours.
 
 Each competitor is a process of its own that takes a step when it is told to;
 they take turns, so that all see the same machine. All of them are in memory at
-the same time: where that is too much, make --batch_size smaller or name some
+the same time, and keep what they free (training/allocator.py): where that is
+too much, make --batch_size smaller or name some
 with --competitors. Prints median and least seconds of a step, the median over
 the rounds of the ratio to PyTorch in float32, in the faster of its two layouts,
 and the most memory that the process ever held. --output=FILE writes JSON. For
@@ -28,7 +29,6 @@ else runs there slows its steps more than ours.
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import os
@@ -42,6 +42,7 @@ from typing import Any
 
 import competitors
 import numpy as np
+import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
@@ -117,15 +118,39 @@ class Data:
 
 def parse() -> tuple[config_lib.Config, list[str]]:
     """Reads this tool's flags; the others, which it returns, are a run's."""
+    own = [ROUNDS, PICKED, THREADS, SHAPE, CLASSES, SLOTS, OUTPUT, SERVE]
+    rest = tool_flags.read(__doc__, own)
+    tool_flags.check_file("output", OUTPUT.value, ".json")
+    tool_flags.refuse(
+        rest,
+        ("devices", "strategy", "tpu", "memory_placement", "batch_norm"),
+        "one device is measured; leave it out",
+    )
+    config = tool_flags.run(rest)
     kernels.fast()
-    own = "rounds competitors threads shape classes slots output serve"
-    pattern = re.compile(rf"--?({own.replace(' ', '|')})=")
-    words = [w for w in sys.argv[1:] if pattern.match(w)]
-    flags.FLAGS([sys.argv[0], *words])
-    rest = [w for w in sys.argv[1:] if w not in words]
-    config = config_lib.Config.from_argv([sys.argv[0], *rest])
-    if wrong := ", ".join(n for n in PICKED.value if n not in COMPETITORS):
-        sys.exit(f"error: {wrong}: must be of {', '.join(COMPETITORS)}")
+    wrong = [name for name in PICKED.value if name not in COMPETITORS]
+    if wrong or not PICKED.value:
+        sys.exit(
+            f"error: --competitors={','.join(PICKED.value)}: must be of "
+            f"{', '.join(COMPETITORS)}"
+        )
+    if not re.match(r"wrn_|resnet", config.backbone):
+        sys.exit(
+            f"error: --backbone={config.backbone}: PyTorch's are wrn_… and "
+            "resnet…"
+        )
+    if SHAPE.value is not None and (
+        len(SHAPE.value) != 3 or not all(x.isdecimal() for x in SHAPE.value)
+    ):
+        sys.exit(
+            f"error: --shape={','.join(SHAPE.value)}: must be HEIGHT,WIDTH,"
+            "CHANNELS, such as 32,32,3"
+        )
+    if None not in (SLOTS.value, CLASSES.value) and SLOTS.value < CLASSES.value:
+        sys.exit(
+            f"error: --slots={SLOTS.value}: at least one for each of --classes="
+            f"{CLASSES.value}"
+        )
     if (config.algorithm, config.teacher_norm) != ("simmatch", "eman"):
         sys.exit("error: PyTorch's step is --algorithm=simmatch with EMAN")
     if (config.precision, config.jit_compile) != ("float32", False):
@@ -192,11 +217,10 @@ def tensorflow_step(
     """Our compiled step, or that of another algorithm."""
     import tensorflow as tf
 
-    from simmatch_tf.training import allocator, assembly, stepping, strategies
+    from simmatch_tf.training import assembly, stepping, strategies
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
-    allocator.keep_memory()
     strategy = strategies.one()
     method = assembly.make_algorithm(
         config,
@@ -260,6 +284,9 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 
 def serve(name: str, config: config_lib.Config) -> None:
     """Builds the step at the first task; takes one at each behind it."""
+    from simmatch_tf.training import allocator
+
+    allocator.keep_memory()
     made: list[Step] = []
 
     def answer(_: Any) -> list[float]:
@@ -341,10 +368,9 @@ def main() -> None:
         )
     print(tables.table(rows))
     if OUTPUT.value:
-        libraries = ("tensorflow", "torch")
         content = {
             "flags": words,
-            "versions": {n: importlib.metadata.version(n) for n in libraries},
+            **competitors.setting(THREADS.value),
             "competitors": found,
         }
         pathlib.Path(OUTPUT.value).write_text(json.dumps(content, indent=2))

@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import competitors
+import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
@@ -28,19 +30,25 @@ from simmatch_tf import kernels
 
 # Steps of the loop, and bare ones, in turn.
 CHUNK = 50
-ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds over all parts.")
+ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds over all parts.", 1)
 ALLOCATOR = flags.DEFINE_boolean("allocator", True, "As in training.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
 
 
 def parse() -> config_lib.Config:
     """Reads this tool's flags; the others are a run's."""
+    rest = tool_flags.read(__doc__, [ROUNDS, ALLOCATOR, OUTPUT])
+    tool_flags.check_file("output", OUTPUT.value, ".json")
+    names = ("devices", "strategy", "tpu", "memory_placement", "workdir")
+    tool_flags.refuse(rest, names, "one device is measured; leave it out")
+    config = tool_flags.run(rest)
+    if config.algorithm != "simmatch":
+        sys.exit(
+            f"error: --algorithm={config.algorithm}: the parts are those of "
+            "simmatch"
+        )
     kernels.fast()
-    own = ("rounds=", "allocator", "noallocator", "output=")
-    words = [w for w in sys.argv[1:] if w.lstrip("-").startswith(own)]
-    flags.FLAGS([sys.argv[0], *words])
-    rest = [w for w in sys.argv if w not in words]
-    return config_lib.Config.from_argv(rest)
+    return config
 
 
 def put_together(config: config_lib.Config, folder: str) -> tuple:
@@ -303,8 +311,12 @@ def main() -> None:
     if OUTPUT.value:
         report = {
             "median_seconds": medians,
+            "seconds": seconds,
             "loop": found,
             "rounds": ROUNDS.value,
+            "flags": sys.argv[1:],
+            "allocator": ALLOCATOR.value,
+            **competitors.setting(None),
         }
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
 

@@ -18,7 +18,10 @@ from typing import Any
 
 import local_workers
 import numpy as np
+import tool_flags
+from absl import flags
 
+OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
 # Name → (logical devices, workers).
 RUNS = {
     "one device": (1, 1),
@@ -115,8 +118,17 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table."""
-    words = [w for w in sys.argv[1:] if not w.startswith("--output=")]
-    output = [w for w in sys.argv[1:] if w.startswith("--output=")]
+    words = tool_flags.read(__doc__, [OUTPUT])
+    tool_flags.check_file("output", OUTPUT.value, ".json")
+    names = ("devices", "strategy", "tpu", "workdir", "eval_every", "log_every")
+    tool_flags.refuse(words, names, "is this tool's own; leave it out")
+    config = tool_flags.run(words)
+    most = max(number for number, _ in RUNS.values())
+    if config.batch_size % most or config.algorithm != "simmatch":
+        sys.exit(
+            f"error: --batch_size={config.batch_size} and --algorithm="
+            f"{config.algorithm}: must divide by {most}, and be simmatch"
+        )
     with tempfile.TemporaryDirectory() as folder:
         workdirs = {
             name: pathlib.Path(folder) / name.replace(" ", "_") for name in RUNS
@@ -138,9 +150,8 @@ def main() -> None:
         equal = [str(found["masks"]), str(found["labels"])]
         rows.append([name, *figures, *equal])
     print(tables.table(rows))
-    if output:
-        path = pathlib.Path(output[0].partition("=")[2])
-        path.write_text(json.dumps(report, indent=2))
+    if OUTPUT.value:
+        pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Processes that take turns, so that all see the same machine."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -14,6 +15,15 @@ def resident(kind: str, pid: int | str = "self") -> int:
     """Bytes that a process holds (VmRSS), or held at most (VmHWM)."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", status)[1])
+
+
+def setting(threads: int | None) -> dict[str, Any]:
+    """What figures hang on, for a report: threads and versions."""
+    names = ("tensorflow", "keras", "torch", "numpy")
+    return {
+        "threads": threads or len(os.sched_getaffinity(0)),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
 
 
 class Competitor:

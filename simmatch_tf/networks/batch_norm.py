@@ -28,7 +28,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             or self.axis not in (-1, 3)
             or self.gamma is None
             or self.beta is None
-            or self.renorm
+            # Not in all versions of Keras.
+            or getattr(self, "renorm", False)
+            or not tf.as_dtype(inputs.dtype).is_floating
+            # In stateless_call tensors stand in the variables' place.
+            or not isinstance(self.moving_mean.value, tf.Variable)
             or self.moving_mean.dtype != "float32"
             or mask is not None
             or (batch and self.synchronized)

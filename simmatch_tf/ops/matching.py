@@ -15,6 +15,7 @@ whose quotients c^ = Σ ŵ Q_f / Σ ŵ and c^s = Σ w Q_f / Σ w give (slides, L
 """
 
 import functools
+import numbers
 
 import tensorflow as tf
 
@@ -55,7 +56,7 @@ def match(
         memory_labels: Q_l [K], int32 or int64 in [0, L), in any order; not
             checked.
         num_classes: L.
-        temperature: t > 0.
+        temperature: t > 0, a Python number as all below.
         alpha: α in [0, 1].
         scale: False leaves Eq. 8 out: q̂ is q^w (slides, Table 5).
         valid: [K] bool, slots that take part; default: all.
@@ -66,7 +67,8 @@ def match(
 
     Returns:
         p̂ [N, L] and H(q̂, q^s) of each image [N] (0, with gradient 0, if no
-        slot is valid); float32, or float64 where all inputs are.
+        slot is valid); float32, or float64 where all inputs are. There is no
+        second derivative.
 
     Raises:
         ValueError: A shape does not fit, or a number is out of range.
@@ -126,7 +128,12 @@ def partials(
     z_w, z_s, p_w, memory = (
         tf.stop_gradient(x) for x in precision.widen(z_w, z_s, p_w, memory)
     )
-    labels = tf.cast(tf.convert_to_tensor(memory_labels), tf.int32)
+    labels = tf.convert_to_tensor(memory_labels)
+    if labels.dtype not in (tf.int32, tf.int64):
+        raise ValueError(
+            f"memory_labels of {labels.dtype.name}: must be int32 or int64"
+        )
+    labels = tf.cast(labels, tf.int32)
     shapes.check(
         z_w=(z_w, "ND"),
         z_s=(z_s, "ND"),
@@ -134,9 +141,9 @@ def partials(
         memory=(memory, "KD"),
         memory_labels=(labels, "K"),
     )
-    if not memory.shape[0]:
+    if memory.shape.rank is None or not memory.shape[0]:
         raise ValueError(
-            f"memory has shape {tuple(memory.shape)}: at least one slot is "
+            f"memory has shape {memory.shape}: at least one slot is "
             "wanted, and their number known statically"
         )
     if valid is not None:
@@ -144,6 +151,8 @@ def partials(
         shapes.check(memory=(memory, "KD"), valid=(valid, "K"))
     if present is None:
         present = classes_present(labels, num_classes, valid)
+    present = tf.cast(tf.convert_to_tensor(present), tf.bool)
+    shapes.check(present=(present, (num_classes,)))
     p_scale = relative(p_w, present) if scale else tf.ones_like(p_w)
     table = tf.transpose(p_scale)  # [L, N]
     fixed = temperature >= FIXED_SHIFT_FROM
@@ -181,10 +190,17 @@ def combine(
         alpha: α in [0, 1].
 
     Raises:
-        ValueError: `alpha` is out of range.
+        ValueError: A shape does not fit, or a number is out of range.
     """
     dtype = sums.class_sums.dtype
     z_s, p_w = tf.cast(z_s, dtype), tf.stop_gradient(tf.cast(p_w, dtype))
+    _check(temperature, None)
+    shapes.check(
+        context=(sums.student_context, "ND"),
+        class_sums=(sums.class_sums, "LN"),
+        z_s=(z_s, "ND"),
+        p_w=(p_w, "NL"),
+    )
     divide = tf.math.divide_no_nan
     q_agg = divide(sums.class_sums, tf.reduce_sum(sums.class_sums, axis=0))
     p_hat = propagation.smooth(p_w, tf.transpose(q_agg), alpha)  # [N, L]
@@ -218,10 +234,14 @@ def classes_present(
 
 
 def _check(temperature: float, block_size: int | None) -> None:
-    if not temperature > 0:
+    if not isinstance(temperature, numbers.Real) or not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be above 0")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size={block_size}: must be at least 1")
+    if block_size is not None and (
+        not isinstance(block_size, numbers.Integral) or block_size < 1
+    ):
+        raise ValueError(
+            f"block_size={block_size}: must be a whole number, at least 1"
+        )
 
 
 def relative(p_w: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
@@ -241,4 +261,4 @@ def _block_size(slots: int, n: int | None) -> int:
         return min(slots, 2048)
     if slots <= _FEW and slots * n <= _WHOLE:
         return slots
-    return min(slots, 2048, max(256, _BLOCK // n // 256 * 256))
+    return min(slots, 2048, max(256, _BLOCK // max(n, 1) // 256 * 256))

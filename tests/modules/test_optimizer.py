@@ -55,3 +55,6 @@ def test_differs_from_keras_sgd_under_a_changing_rate():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="decay_on='some'"):
         optimizer.Sgd(0.1, decay_on="some")
+    for options in ({"momentum": 1.0}, {"momentum": -0.1}, {"decay": -1.0}):
+        with pytest.raises(ValueError, match="must be in"):
+            optimizer.Sgd(0.1, **options)

@@ -133,3 +133,36 @@ def test_saved_and_read_again(tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras")
     assert type(again.get_layer("bn")) is batch_norm.BatchNormalization
     np.testing.assert_allclose(again(images()), model(images()))
+
+
+def test_what_the_kernel_does_not_take_is_left_to_keras():
+    ours, theirs = pair()
+    whole = np.arange(24, dtype=np.int32).reshape(1, 2, 4, 3)
+    np.testing.assert_allclose(ours(whole), theirs(whole))
+
+
+def test_a_stateless_call():
+    """What Keras' own layer can do: statistics go in, and new ones out."""
+    found = []
+    for layer in pair():
+        model = keras.Sequential([keras.Input(images().shape[1:]), layer])
+        found.append(
+            model.stateless_call(
+                [v.value for v in model.trainable_variables],
+                [v.value for v in model.non_trainable_variables],
+                images(),
+                training=True,
+            )
+        )
+    (ours, new), (theirs, others) = found
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert len(new) == len(others) == 2
+    for one, other in zip(new, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_a_version_of_keras_without_renorm():
+    layer, _ = pair()
+    wanted = layer(images())
+    vars(layer).pop("renorm", None)
+    np.testing.assert_array_equal(layer(images()), wanted)

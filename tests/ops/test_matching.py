@@ -309,6 +309,45 @@ def test_bad_arguments(change):
         matching.match(**arguments, num_classes=L)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"present": np.ones(L - 1, bool)},
+        {"memory_labels": np.zeros(20, np.float32)},
+        {"memory_labels": np.zeros(20, np.uint8)},
+        {"temperature": "a"},
+        {"block_size": 2.5},
+    ],
+    ids=str,
+)
+def test_bad_kinds(change):
+    arguments = inputs(20) | {"temperature": 0.1, "alpha": 0.9} | change
+    with pytest.raises(ValueError, match="must be|is wanted"):
+        matching.match(**arguments, num_classes=L)
+
+
+@pytest.mark.parametrize("slots", [20, 9_000])
+def test_no_image(slots):
+    given = inputs(slots)
+    for name in ("z_w", "z_s", "p_w"):
+        given[name] = given[name][:0]
+    p_hat, each, gradient = fused(given, temperature=0.1, alpha=0.9)
+    assert p_hat.shape == (0, L) and each.shape == (0,)
+    assert gradient.shape == (0, D)
+
+
+def test_combine_takes_the_images_of_the_sums():
+    given = inputs(20)
+    options = {"num_classes": L, "temperature": 0.1}
+    sums = matching.partials(**given, **options)
+    z_s, p_w = given["z_s"], given["p_w"]
+    for one, other in ((z_s[:1], p_w), (z_s, p_w[:3]), (z_s, p_w[:, :2])):
+        with pytest.raises(ValueError, match="is wanted"):
+            matching.combine(sums, one, other, temperature=0.1, alpha=0.9)
+    with pytest.raises(ValueError, match="temperature=0: must be above 0"):
+        matching.combine(sums, z_s, p_w, temperature=0, alpha=0.9)
+
+
 def graphs(graph):
     """A graph and those of all functions that it calls."""
     yield graph

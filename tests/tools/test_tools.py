@@ -76,25 +76,60 @@ def test_tuning_source_holds_no_test_image(tool):
     assert len(test & set(held)) <= 2  # images that are equal by chance
 
 
-def test_results_table(tool):
-    def cell(seed, top1):
-        return {
-            "seed": seed,
-            "top1": top1,
-            "student_top1": top1 - 0.01,
-            "ema_top1": top1,
-            "weights_of_record": "ema",
-            "steps": 400,
-            "wall_seconds": 100.0,
-        }
+DIGITS = "--flagfile=configs/digits_40.cfg"
 
-    module = tool("results_table", "digits")
-    rows = module.TABLES["fashion_mnist_40"]
-    cells = {name: [cell(0, 0.97), cell(1, 0.99)] for name in rows}
-    line = module.markdown(rows, cells).splitlines()[2]
-    assert "| 400 | **98.0 ± 1.4** | 97.0 | 97.0 / 98.0 | 100 |" in line
-    with pytest.raises(SystemExit, match="usage: results_table.py digits_40|f"):
-        module.main()
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "benchmark_matching",
+        "benchmark_pytorch",
+        "benchmark_step",
+        "compare_devices",
+    ],
+)
+def test_help_of_measuring_tools(tool, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool(name, "--help").main()
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"python tools/{name}.py" in out and "--output: JSON file." in out
+    assert "Internal" not in out
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("benchmark_matching", ["--rounds=0"], "--rounds=0: .*positive"),
+        ("benchmark_matching", ["--largest", "5"], "13000"),
+        ("benchmark_matching", ["extra"], "extra: is no flag of this tool"),
+        ("benchmark_matching", ["--plot=a.xyz"], "must be a .png file"),
+        ("benchmark_matching", ["--output=no/a.json"], "must be a .json file"),
+        ("benchmark_pytorch", [DIGITS, "--shape=3,a,3"], "--shape=3,a,3: must"),
+        ("benchmark_pytorch", [DIGITS, "--competitors="], "--competitors=: "),
+        ("benchmark_pytorch", [DIGITS, "--devices=2"], "--devices=2: one dev"),
+        (
+            "benchmark_pytorch",
+            [DIGITS, "--slots=3", "--classes=4"],
+            "--slots=3",
+        ),
+        (
+            "benchmark_pytorch",
+            [DIGITS, "--backbone=keras_cv:mit_b0", "--image_size=64"],
+            "wrn_",
+        ),
+        ("benchmark_pytorch", ["--flagfile=none.cfg"], "none.cfg: no such"),
+        ("benchmark_step", [DIGITS, "--rounds=0"], "--rounds=0: .*positive"),
+        ("benchmark_step", [DIGITS, "--algorithm=supervised"], "simmatch"),
+        ("benchmark_step", [DIGITS, "--workdir=x"], "--workdir=x: one device"),
+        ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
+        ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x[-1],
+)
+def test_bad_flags_of_measuring_tools(tool, name, words, message):
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        tool(name, *words).main()
 
 
 @pytest.mark.slow
