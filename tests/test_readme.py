@@ -59,6 +59,7 @@ def test_every_flag_it_names_exists():
         )
         for name in kind.__dataclass_fields__
     }
+    fields |= {f"no{name}" for name in fields}
     assert names <= fields, names - fields
 
 

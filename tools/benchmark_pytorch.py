@@ -9,8 +9,8 @@ of `pytorch_simmatch.py`, and a test holds it equal to ours.
 
 Each competitor is a process of its own that takes a step when it is told to;
 they take turns, so that all see the same machine. All of them are in memory at
-the same time, and keep what they free (training/allocator.py): where that is
-too much, make --batch_size smaller or name some
+the same time, and keep what they free (training/allocator.py), all but one:
+where that is too much, make --batch_size smaller or name some
 with --competitors. Prints median and least seconds of a step, the median over
 the rounds of the ratio to PyTorch in float32, in the faster of its two layouts,
 and the most memory that the process ever held. --output=FILE writes JSON. For
@@ -23,7 +23,8 @@ else runs there slows its steps more than ours.
 | tensorflow_bfloat16 | the same with --precision=mixed_bfloat16 |
 | pytorch | PyTorch, float32, contiguous images and kernels |
 | pytorch_channels_last | the same, channels last |
-| pytorch_bfloat16 | the same, channels last, with autocast to bfloat16 |
+| pytorch_as_it_comes | the same, but what it frees goes back to the system |
+| pytorch_bfloat16 | as pytorch_channels_last, with autocast to bfloat16 |
 | network | our step without alignment, matching and memory: L_s + L_u alone |
 """
 
@@ -53,10 +54,11 @@ COMPETITORS = (
     "tensorflow_bfloat16",
     "pytorch",
     "pytorch_channels_last",
+    "pytorch_as_it_comes",
     "pytorch_bfloat16",
     "network",
 )
-USUAL = tuple(name for name in COMPETITORS if "bfloat16" not in name)
+USUAL = ("tensorflow", "pytorch", "pytorch_channels_last", "network")
 # The faster one of these is what all are compared with.
 REFERENCES = ("pytorch", "pytorch_channels_last")
 WARM_UP_STEPS = 2
@@ -284,9 +286,10 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 
 def serve(name: str, config: config_lib.Config) -> None:
     """Builds the step at the first task; takes one at each behind it."""
-    from simmatch_tf.training import allocator
+    if name != "pytorch_as_it_comes":
+        from simmatch_tf.training import allocator
 
-    allocator.keep_memory()
+        allocator.keep_memory()
     made: list[Step] = []
 
     def answer(_: Any) -> list[float]:
