@@ -39,7 +39,7 @@ def parse() -> config_lib.Config:
     """Reads this tool's flags; the others are a run's."""
     rest = tool_flags.read(__doc__, [ROUNDS, ALLOCATOR, OUTPUT])
     tool_flags.check_file("output", OUTPUT.value, ".json")
-    names = ("devices", "strategy", "tpu", "memory_placement", "workdir")
+    names = ("devices", "strategy", "tpu", "memory_placement")
     tool_flags.refuse(rest, names, "one device is measured; leave it out")
     config = tool_flags.run(rest)
     if config.algorithm != "simmatch":

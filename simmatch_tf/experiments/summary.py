@@ -72,15 +72,13 @@ def write(
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
         (folder / "table.csv").write_text(comparison.table_csv(found))
         (folder / "runs.csv").write_text(comparison.runs_csv(found))
-        if not found.scores:
-            where = "no run is finished"
-        elif importlib.util.find_spec("matplotlib") is None:
-            where = "no figure: it needs pip install 'simmatch_tf[figures]'"
-        else:
+        where = f"{len(found.scores)} of {len(cells)} runs"
+        if importlib.util.find_spec("matplotlib") is None:
+            where += "; no figure: it needs pip install 'simmatch_tf[figures]'"
+        elif found.scores:
             from simmatch_tf.reporting import comparison_figure
 
             comparison_figure.save(found, folder / "table.png")
-            where = f"{len(found.scores)} of {len(cells)} runs"
             written.append("table.png")
         if page is not None:
             comparison.put_between(pathlib.Path(page), what.name, text)

@@ -133,7 +133,7 @@ def test_four_replicas_by_the_command(alone, tmp_path):
         ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
         ({"jit_compile": True, "devices": 2}, "jit_compile with 2 devices"),
         ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
-        ({"teacher_norm": "shuffle"}, "is for --algorithm=simmatch --memory="),
+        ({"teacher_norm": "shuffle"}, "is for --memory=teacher with unlabeled"),
         ({"data_service": "h:1"}, "--data_service=h:1: must be grpc://"),
     ],
 )
