@@ -11,6 +11,7 @@ from simmatch_tf.reporting import comparison
 
 _COLOUR, _OWN_COLOUR = "#5b6770", "#1f6fb4"
 _WIDE = 5  # columns in one line
+_SMALL = {"color": "grey", "fontsize": 7}
 
 
 def save(found: comparison.Comparison, path: pathlib.Path) -> None:
@@ -31,11 +32,13 @@ def save(found: comparison.Comparison, path: pathlib.Path) -> None:
             layout="constrained",
         )
         panels = page.subplots(down, across, squeeze=False).flat
-        for panel, column in zip(panels, columns, strict=False):
+        for number, (panel, column) in enumerate(
+            zip(panels, columns, strict=False)
+        ):
             if found.curves:
                 _curve(panel, found, column)
             else:
-                _dots(panel, found, column)
+                _dots(panel, found, column, named=number % across == 0)
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
         for panel in list(panels)[len(columns) :]:
@@ -45,7 +48,11 @@ def save(found: comparison.Comparison, path: pathlib.Path) -> None:
 
 
 def _dots(
-    panel: axes_lib.Axes, found: comparison.Comparison, column: str
+    panel: axes_lib.Axes,
+    found: comparison.Comparison,
+    column: str,
+    *,
+    named: bool,
 ) -> None:
     """A line a row: faint dots the runs, a bar the mean ± deviation."""
     rows = found.rows()
@@ -60,7 +67,11 @@ def _dots(
             statistics.mean(scores), place, xerr=std, fmt="D", color=colour,
             capsize=3, markersize=5,
         )  # fmt: skip
-    panel.set_yticks(range(len(rows)), rows)
+        panel.text(
+            1.02, place, f"n={len(scores)}", ha="left", va="center",
+            transform=panel.get_yaxis_transform(), **_SMALL,
+        )  # fmt: skip
+    panel.set_yticks(range(len(rows)), rows if named else [""] * len(rows))
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("top-1, %")
     panel.set_title(column, fontsize=9)
@@ -81,6 +92,10 @@ def _curve(
         panel.plot(
             [place] * len(scores), scores, "o", color=_OWN_COLOUR, alpha=0.35
         )
+        panel.text(
+            place, 1.01, f"n={len(scores)}", ha="center", va="bottom",
+            transform=panel.get_xaxis_transform(), **_SMALL,
+        )  # fmt: skip
     panel.plot(places, means, "D-", color=_OWN_COLOUR, markersize=5)
     panel.set_xticks(range(len(rows)), rows)
     panel.set_xlabel(column)
