@@ -24,22 +24,20 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
         pathlib.Path(flags.results or folder / "finished").expanduser()
     )
     summary.check_page(flags.page, what.name)
-    left = [cell for cell in cells if store.find(cell.config) is None]
+    chosen = plan.of_seeds(cells, flags.chosen_seeds())
     if flags.dry_run:
         kernels.fast()
-        print(summary.costs(what, cells, store))
+        print(summary.costs(what, chosen, store))
         return None
+    left = finished.missing(chosen, store)
     for cell in left:
         cell.config.check_available()
-    if flags.seeds:
-        left = [cell for cell in left if cell.seed in flags.chosen_seeds()]
-    bar = auto.tqdm(
-        total=len(left), unit="run", disable=not (left and flags.progress)
-    )
+    # None: not where there is no terminal.
+    hidden = None if left and flags.progress else True
+    bar = auto.tqdm(total=len(left), unit="run", disable=hidden)
 
     def done(cell: plan.Cell, found: finished.Finished) -> None:
-        bar.write(f"{summary.title(cell)}: {100 * found.top1:.2f} % top-1, "
-                  f"{found.seconds:.0f} s")  # fmt: skip
+        bar.write(summary.line(cell, found))
         bar.update()
 
     try:

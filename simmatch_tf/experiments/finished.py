@@ -9,10 +9,12 @@ import hashlib
 import json
 import pathlib
 import platform
+from collections.abc import Sequence
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
 from simmatch_tf.commandline import InputError
+from simmatch_tf.experiments import plan
 from simmatch_tf.training import results
 
 
@@ -161,6 +163,15 @@ class Store:
             self.folder / name(config), dataclasses.asdict(found)
         )
         return found
+
+
+def missing(cells: Sequence[plan.Cell], store: Store) -> list[plan.Cell]:
+    """The cells that are to be run, each run once though it has two places."""
+    left = {}
+    for cell in cells:
+        if store.find(cell.config) is None:
+            left.setdefault(name(cell.config), cell)
+    return list(left.values())
 
 
 def _usual() -> set[str]:

@@ -174,6 +174,21 @@ def read(name: str) -> Plan:
     return found
 
 
+def of_seeds(cells: list[Cell], chosen: list[int]) -> list[Cell]:
+    """The cells of some seeds; of all, where none is chosen.
+
+    Raises:
+        InputError: A seed is no cell's.
+    """
+    known = list(dict.fromkeys(cell.seed for cell in cells))
+    for seed in chosen:
+        if seed not in known:
+            raise InputError(
+                f"--seeds: the plan has {', '.join(map(str, known))}, not {seed}"
+            )
+    return [cell for cell in cells if cell.seed in (chosen or known)]
+
+
 def seeds(given: str, words: list[str]) -> tuple[int, ...]:
     """Seeds from a list of words.
 

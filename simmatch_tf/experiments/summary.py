@@ -14,6 +14,12 @@ def title(cell: plan.Cell) -> str:
     return ", ".join(filter(None, (cell.row, cell.column, f"seed {cell.seed}")))
 
 
+def line(cell: plan.Cell, found: finished.Finished) -> str:
+    """What to say of a run that has just been finished."""
+    top1 = f"{100 * found.top1:.2f} % top-1"
+    return f"{title(cell)}: {top1}, {found.seconds:.0f} s"
+
+
 def compare(
     what: plan.Plan, cells: list[plan.Cell], store: finished.Store
 ) -> comparison.Comparison:

@@ -160,6 +160,12 @@ def test_bad_flags(words, message):
         flags(*words)
 
 
+def test_seeds_are_the_plan_s(tmp_path):
+    path = write_plan(tmp_path, {"SimMatch": ""})
+    with pytest.raises(InputError, match="--seeds: the plan has 0, 1, not 7"):
+        experiment.main(flags(str(path), "--seeds=0,7"))
+
+
 def test_a_page_without_a_place(tmp_path):
     path = write_plan(tmp_path, {"SimMatch": ""})
     page = tmp_path / "page.md"

@@ -5,7 +5,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import finished
+from simmatch_tf.experiments import finished, plan
 
 CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
 FOUND = finished.Finished(
@@ -58,6 +58,14 @@ def test_names():
     assert len(names) == 4
     # A default that is given is no other run.
     assert finished.name(dataclasses.replace(CONFIG, alpha=0.9)) in names
+
+
+def test_a_run_of_two_places_is_run_once(tmp_path, store):
+    cells = plan.read("configs/plans/slides_figure5.cfg").cells()
+    left = finished.missing(cells, finished.Store(tmp_path / "none"))
+    assert (len(cells), len(left)) == (9, 8)
+    other = plan.Cell("a", "b", 3, (), CONFIG)
+    assert finished.missing([other], store()) == []
 
 
 def test_a_folder_s_place_is_part_of_it():
