@@ -5,9 +5,13 @@ import importlib
 import pathlib
 import re
 
+import pytest
+
 import simmatch_tf
 from simmatch_tf import command_flags, pytorch_flags
 from simmatch_tf import config as config_lib
+from simmatch_tf.experiments import finished, plan, summary
+from simmatch_tf.reporting import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,6 +65,17 @@ def test_every_flag_it_names_exists():
     }
     fields |= {f"no{name}" for name in fields}
     assert names <= fields, names - fields
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- (slides\w+) -->", TEXT))
+def test_its_tables_are_the_tool_s(name):
+    """Written from the finished runs in tools/results/, not by hand."""
+    what = plan.read(f"configs/plans/{name}.cfg")
+    store = finished.Store(ROOT / "tools" / "results")
+    found = summary.compare(what, what.cells(), store)
+    assert found.scores
+    start, end = comparison.place(TEXT, name)
+    assert TEXT[start:end].strip() == comparison.markdown(found)
 
 
 def test_every_file_and_function_it_names_exists():

@@ -184,7 +184,8 @@ def of_seeds(cells: list[Cell], chosen: list[int]) -> list[Cell]:
     for seed in chosen:
         if seed not in known:
             raise InputError(
-                f"--seeds: the plan has {', '.join(map(str, known))}, not {seed}"
+                f"--seeds: the plan has {', '.join(map(str, known))}, not "
+                f"{seed}"
             )
     return [cell for cell in cells if cell.seed in (chosen or known)]
 

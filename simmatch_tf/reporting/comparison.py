@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from scipy import stats
 
 _CONFIDENCE = 0.95
+# Two differences that happen to be equal would have an interval of no width.
+_PAIRS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Lead:
     Attributes:
         n: Pairs.
         mean: Of the differences.
-        low: Of the 95 % interval by Student's t; None of one pair.
+        low: Of the 95 % interval by Student's t; None of one pair or two.
         high: Likewise.
     """
 
@@ -102,7 +104,7 @@ def lead(reference: Sequence[Score], others: Sequence[Score]) -> Lead | None:
     if not differences:
         return None
     n, mean = len(differences), statistics.mean(differences)
-    if n == 1:
+    if n < _PAIRS:
         return Lead(n, mean, None, None)
     half = stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
     half *= statistics.stdev(differences) / math.sqrt(n)
