@@ -78,6 +78,13 @@ def test_its_tables_are_the_tool_s(name):
     assert TEXT[start:end].strip() == comparison.markdown(found)
 
 
+def test_its_plan_is_one(tmp_path):
+    (text,) = re.findall(r"```\n(\[plan\]\n.*?)```", TEXT, re.S)
+    path = tmp_path / "mine.cfg"
+    path.write_text(text)
+    assert len(plan.read(str(path)).cells()) == 3 * 3 * 2
+
+
 def test_every_file_and_function_it_names_exists():
     for path in re.findall(r"`((?:configs|tests|tools)/[\w/.]+)`", TEXT):
         assert (ROOT / path).exists(), path

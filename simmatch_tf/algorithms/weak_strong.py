@@ -111,11 +111,11 @@ class WeakStrong(algorithm.Algorithm):
         views = [x_l, x_s] if targets else [x_l, x_s, x_w]
         out = self.student(tf.concat(views, 0), training=True)
         logits, z = out["logits"], out.get("embeddings")
-        still = tf.nest.map_structure(tf.stop_gradient, out)
         if targets is None:
+            still = tf.nest.map_structure(tf.stop_gradient, out)
             targets = self._targets(still, b, b + u)
         elif targets.z_l is None and z is not None:
-            targets = targets._replace(z_l=still["embeddings"][:b])
+            targets = targets._replace(z_l=tf.stop_gradient(z[:b]))
         z_s = None if z is None else z[b : b + u]
         return logits[:b], logits[b : b + u], z_s, targets
 

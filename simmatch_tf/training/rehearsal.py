@@ -13,6 +13,19 @@ from simmatch_tf.training import assembly, inputs, stepping, strategies
 
 # The first traces, the second meets caches that are cold.
 _WARM_UP = 2
+# Flags that decide what a step costs.
+_OF_A_STEP = (
+    "algorithm",
+    "memory",
+    "weak_forward",
+    "backbone",
+    "stem_stride",
+    "projection_dim",
+    "precision",
+    "batch_size",
+    "unlabeled_ratio",
+    "jit_compile",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +52,7 @@ class Outline:
     def work(self) -> tuple:
         """Equal for runs whose steps take as long."""
         config = self.config
-        names = ("algorithm", "memory", "weak_forward", "backbone", "precision")
-        names += ("stem_stride", "projection_dim", "batch_size")
-        names += ("unlabeled_ratio", "jit_compile")
-        flags = tuple(getattr(config, name) for name in names)
+        flags = tuple(getattr(config, name) for name in _OF_A_STEP)
         return (*flags, self.image_shape, self.num_classes)
 
 
