@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import simmatch_tf
-from simmatch_tf.training import inputs
+from simmatch_tf import kernels
 
 RUNS = flags.DEFINE_integer("runs", 3, "How many split seeds to train with.")
 SET_ASIDE = flags.DEFINE_integer("set_aside", 200, "Images to score on.")
@@ -28,6 +28,8 @@ FIRST = flags.DEFINE_integer("first", 100, "The first of them.")
 
 def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
     """The dataset, its "test" images being some of the training images."""
+    from simmatch_tf.training import inputs  # after main's `kernels.fast`
+
     full = inputs.make_source(config)
     order = np.random.RandomState(1).permutation(len(full.train))
 
@@ -47,6 +49,7 @@ def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
 
 def main() -> None:
     """Trains once a split seed and prints the scores."""
+    kernels.fast()
     words = ("--runs=", "--first=", "--set_aside=")
     own = [a for a in sys.argv if a.startswith(words)]
     flags.FLAGS(sys.argv[:1] + own)

@@ -134,7 +134,15 @@ class Store:
                 written.
         """
         result = results.read(workdir / "results.json")
-        sessions = json.loads((workdir / "timing.json").read_text("utf-8"))
+        timing = workdir / "timing.json"
+        try:
+            sessions = json.loads(timing.read_text("utf-8"))
+            seconds = sum(each["seconds"] for each in sessions)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{timing}: cannot be read as a run's times ({error}); delete "
+                f"{workdir}, and it is run again"
+            ) from None
         found = Finished(
             flags=flags(config),
             top1=result.top1,
@@ -147,7 +155,7 @@ class Store:
             unlabeled=result.unlabeled,
             test_images=result.test_images,
             scored_on=result.scored_on,
-            seconds=round(sum(each["seconds"] for each in sessions), 1),
+            seconds=round(seconds, 1),
             at_once=at_once,
             processor=_processor(),
             date=datetime.date.today().isoformat(),

@@ -6,6 +6,7 @@ import pytest
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import finished, plan
+from simmatch_tf.training import results
 
 CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
 FOUND = finished.Finished(
@@ -96,3 +97,15 @@ def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
 def test_a_file_of_something_else(store, changes, message):
     with pytest.raises(InputError, match=message):
         store(**changes).find(CONFIG)
+
+
+@pytest.mark.parametrize("times", [None, "[{", "[{}]", "3"])
+def test_a_run_whose_times_cannot_be_read(tmp_path, times):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    result = {field.name: None for field in dataclasses.fields(results.Result)}
+    results.write_json(workdir / "results.json", result)
+    if times is not None:
+        (workdir / "timing.json").write_text(times)
+    with pytest.raises(InputError, match="timing.json: .* it is run again"):
+        finished.Store(tmp_path).keep(CONFIG, workdir, 1)
