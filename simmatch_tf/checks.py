@@ -90,7 +90,7 @@ def _check_method(config: config_lib.Config) -> None:
     if config.weak_forward == "separate" and form != "ensemble":
         raise InputError(
             "--weak_forward=separate: is for --memory=ensemble with unlabeled "
-            "images; elsewhere weak views have their own already"
+            "images; elsewhere weak views have their own already: joint"
         )
     for name, default, methods in _OF_METHODS:
         value = getattr(config, name)

@@ -120,7 +120,11 @@ def test_help_of_measuring_tools(tool, name, capsys):
         ),
         ("benchmark_pytorch", ["--flagfile=none.cfg"], "none.cfg: no such"),
         ("benchmark_step", [DIGITS, "--rounds=0"], "--rounds=0: .*positive"),
-        ("benchmark_step", [DIGITS, "--algorithm=supervised"], "simmatch"),
+        (
+            "benchmark_step",
+            ["--flagfile=configs/digits_40_supervised.cfg"],
+            "simmatch",
+        ),
         ("benchmark_step", [DIGITS, "--devices=2"], "--devices=2: one device"),
         ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
         ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
