@@ -27,7 +27,7 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
     chosen = plan.of_seeds(cells, flags.chosen_seeds())
     if flags.dry_run:
         kernels.fast()
-        print(summary.costs(what, chosen, store))
+        print(summary.costs(what, chosen, store, progress=flags.progress))
         return None
     left = finished.missing(chosen, store)
     for cell in left:

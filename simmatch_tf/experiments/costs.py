@@ -3,11 +3,15 @@
 import dataclasses
 import statistics
 
+from tqdm import auto
+
 from simmatch_tf.experiments import finished, plan
 
-# Pixels of a measured batch; a processor's memory is not for whole ones.
-_PIXELS = 150_000
+# Pixels of a measured batch; a processor has neither memory nor time for whole
+# ones: WRN-28-8 takes 1.5 s for each labeled CIFAR image.
+_PIXELS = 50_000
 _ROUNDS = 5
+_ENOUGH_SECONDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +38,15 @@ class Cost:
     measured: str
 
 
-def of(cells: list[plan.Cell], store: finished.Store) -> list[Cost]:
+def of(
+    cells: list[plan.Cell], store: finished.Store, *, progress: bool = False
+) -> list[Cost]:
     """The cost of each place, in the plan's order.
 
     Args:
         cells: Of the plan.
         store: Of finished runs.
+        progress: A bar, where there is a terminal.
 
     Raises:
         InputError: A dataset's size cannot be told.
@@ -49,7 +56,13 @@ def of(cells: list[plan.Cell], store: finished.Store) -> list[Cost]:
         places.setdefault((cell.row, cell.column), []).append(cell)
     known: dict[tuple, float] = {}
     costs = []
-    for (row, column), these in places.items():
+    bar = auto.tqdm(
+        places.items(),
+        desc="a step of each",
+        leave=False,
+        disable=None if progress else True,
+    )
+    for (row, column), these in bar:
         found = [store.find(cell.config) for cell in these]
         have = [each for each in found if each is not None]
         if have:
@@ -64,7 +77,11 @@ def of(cells: list[plan.Cell], store: finished.Store) -> list[Cost]:
             shape = outline.work()
             if shape not in known:
                 known[shape] = rehearsal.seconds_per_step(
-                    config, outline, pixels=_PIXELS, rounds=_ROUNDS
+                    config,
+                    outline,
+                    pixels=_PIXELS,
+                    rounds=_ROUNDS,
+                    patience=_ENOUGH_SECONDS,
                 )
             seconds = steps * known[shape]
         costs.append(

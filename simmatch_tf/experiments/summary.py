@@ -117,10 +117,14 @@ def check_page(page: str | None, name: str) -> None:
 
 
 def costs(
-    what: plan.Plan, cells: list[plan.Cell], store: finished.Store
+    what: plan.Plan,
+    cells: list[plan.Cell],
+    store: finished.Store,
+    *,
+    progress: bool = False,
 ) -> str:
     """What is left to run, and how long it takes here, as text."""
-    found = costs_lib.of(cells, store)
+    found = costs_lib.of(cells, store, progress=progress)
     rows = [["", "runs", "left", "steps", "s a run", "hours left", "from"]]
     for each in found:
         name = ", ".join(filter(None, (each.row, each.column)))

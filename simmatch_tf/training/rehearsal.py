@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import time
 
 import numpy as np
@@ -82,7 +83,12 @@ def outline(config: config_lib.Config) -> Outline:
 
 
 def seconds_per_step(
-    config: config_lib.Config, found: Outline, *, pixels: int, rounds: int
+    config: config_lib.Config,
+    found: Outline,
+    *,
+    pixels: int,
+    rounds: int,
+    patience: float = math.inf,
 ) -> float:
     """Takes some steps on one device, on random images.
 
@@ -91,7 +97,8 @@ def seconds_per_step(
         found: Their `outline`.
         pixels: Of the images of a step, at most, without a GPU: fewer are
             taken then, at least one labeled, and the time is multiplied.
-        rounds: Steps that are timed, behind two that are not.
+        rounds: Steps that are timed, at most, behind two that are not.
+        patience: Seconds of timed steps that are enough.
 
     Returns:
         The least, in seconds: what else runs here only ever adds.
@@ -126,6 +133,8 @@ def seconds_per_step(
         began = time.perf_counter()
         float(stepper(step + 1, 1, False)["loss/total"])
         seconds.append(time.perf_counter() - began)
+        if sum(seconds[_WARM_UP:]) > patience:
+            break
     return min(seconds[_WARM_UP:]) * whole / config.batch_size
 
 

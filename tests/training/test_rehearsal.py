@@ -84,6 +84,9 @@ def test_a_step_is_taken(algorithm):
             config, found, pixels=10**6, rounds=2
         )
         part = rehearsal.seconds_per_step(config, found, pixels=1, rounds=1)
-    assert taken == [1, 2, 3, 4, 1, 2, 3]
+        rehearsal.seconds_per_step(
+            config, found, pixels=1, rounds=9, patience=0
+        )
+    assert taken == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3]
     # One labeled image of eight: the time of its step, eight times.
     assert whole > 0 and part > 0
