@@ -276,6 +276,9 @@ class ExperimentConfig(commandline.Flags):
     dry_run: bool = flag(
         False, "say what is left to run and how long it takes; run nothing."
     )
+    only_tables: bool = flag(
+        False, "write the table of what is finished; run nothing."
+    )
     progress: bool = flag(True, "a progress bar.")
 
     def check(self) -> None:
@@ -290,16 +293,22 @@ class ExperimentConfig(commandline.Flags):
                 raise InputError(f"--{name}={path}: must be a folder")
         for name in ("seeds", "gpus"):
             words = (getattr(self, name) or "0").split(",")
-            if not all(word.isdecimal() for word in words):
+            if not all(w.isdecimal() and len(w) < 19 for w in words):
                 raise InputError(
                     f"--{name}={getattr(self, name)}: must be numbers from 0, "
                     "such as 0,1,2"
                 )
-        if self.gpus is not None and len(self.chosen_gpus()) < self.jobs:
+            if len(set(map(int, words))) < len(words):
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: one of them is twice"
+                )
+        if self.gpus is not None and len(self.chosen_gpus()) % self.jobs:
             raise InputError(
-                f"--gpus={self.gpus} and --jobs={self.jobs}: each run needs a "
-                "GPU of its own"
+                f"--gpus={self.gpus} and --jobs={self.jobs}: each run needs "
+                "GPUs of its own, and all as many"
             )
+        if self.only_tables and self.dry_run:
+            raise InputError("--only_tables and --dry_run: one of them")
 
     def chosen_seeds(self) -> list[int]:
         """Those of --seeds."""

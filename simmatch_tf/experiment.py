@@ -11,6 +11,7 @@ import sys
 from tqdm import auto
 
 from simmatch_tf import command_flags, commandline, kernels
+from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.training import interruption
 
@@ -29,31 +30,49 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
         kernels.fast()
         print(summary.costs(what, chosen, store, progress=flags.progress))
         return None
-    left = finished.missing(chosen, store)
-    for cell in left:
-        cell.config.check_available()
-    # None: not where there is no terminal.
-    hidden = None if left and flags.progress else True
-    bar = auto.tqdm(total=len(left), unit="run", disable=hidden)
+    if flags.only_tables:
+        with grid.claim(folder):
+            print(summary.write(what, cells, store, folder, flags.page))
+        return None
+    for cell in finished.missing(chosen, store):
+        check_available(cell)
+    with grid.claim(folder) as lock:
+        left = finished.missing(chosen, store)
+        if left:
+            store.check_writable()
+        # None: not where there is no terminal.
+        hidden = None if left and flags.progress else True
+        bar = auto.tqdm(total=len(left), unit="run", disable=hidden)
 
-    def done(cell: plan.Cell, found: finished.Finished) -> None:
-        bar.write(summary.line(cell, found))
-        bar.update()
+        def done(cell: plan.Cell, found: finished.Finished) -> None:
+            bar.write(summary.line(cell, found))
+            bar.update()
 
-    try:
-        failed = grid.run(
-            left, store, folder / "runs", jobs=flags.jobs,
-            gpus=flags.chosen_gpus(), done=done,
-        )  # fmt: skip
-    except interruption.Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return interruption.RESUME_ME
-    finally:
-        bar.close()
-    print(summary.write(what, cells, store, folder, flags.page))
+        stopped, failed = None, {}
+        try:
+            failed = grid.run(
+                left, store, folder / "runs", jobs=flags.jobs,
+                gpus=flags.chosen_gpus(), lock=lock, done=done,
+            )  # fmt: skip
+        except interruption.Interrupted as stop:
+            stopped = stop
+        finally:
+            bar.close()
+        print(summary.write(what, cells, store, folder, flags.page))
     for cell, why in failed.items():
         print(f"failed: {summary.title(cell)}: {why}", file=sys.stderr)
+    if stopped is not None:
+        print(stopped, file=sys.stderr)
+        return interruption.RESUME_ME
     return 1 if failed else None
+
+
+def check_available(cell: plan.Cell) -> None:
+    """Checks that a run has what it needs; see `Config.check_available`."""
+    try:
+        cell.config.check_available()
+    except InputError as error:
+        raise InputError(f"{summary.title(cell)}: {error}") from None
 
 
 if __name__ == "__main__":

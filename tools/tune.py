@@ -16,14 +16,20 @@ import tempfile
 import time
 
 import numpy as np
+import tool_flags
 from absl import flags
 
 import simmatch_tf
 from simmatch_tf import kernels
+from simmatch_tf.commandline import InputError
 
-RUNS = flags.DEFINE_integer("runs", 3, "How many split seeds to train with.")
-SET_ASIDE = flags.DEFINE_integer("set_aside", 200, "Images to score on.")
-FIRST = flags.DEFINE_integer("first", 100, "The first of them.")
+RUNS = flags.DEFINE_integer(
+    "runs", 3, "how many split seeds to train with.", lower_bound=1
+)
+FIRST = flags.DEFINE_integer("first", 100, "the first of them.", lower_bound=0)
+SET_ASIDE = flags.DEFINE_integer(
+    "set_aside", 200, "images to score on.", lower_bound=1
+)
 
 
 def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
@@ -49,36 +55,65 @@ def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
 
 def main() -> None:
     """Trains once a split seed and prints the scores."""
+    words = tool_flags.read(__doc__, [RUNS, SET_ASIDE, FIRST])
+    names = ("workdir", "overwrite", "seed", "split_seed", "split_file")
+    tool_flags.refuse(words, names, "is this tool's own; leave it out")
+    config = tool_flags.run(words)
+    try:
+        config.check_available()
+        check(config)
+    except InputError as error:
+        sys.exit(f"error: {error}")
     kernels.fast()
-    words = ("--runs=", "--first=", "--set_aside=")
-    own = [a for a in sys.argv if a.startswith(words)]
-    flags.FLAGS(sys.argv[:1] + own)
     scores = {"student": [], "ema": [], "student, seen": [], "ema, seen": []}
     began = time.monotonic()
     for seed in range(FIRST.value, FIRST.value + RUNS.value):
-        with tempfile.TemporaryDirectory() as workdir:
-            argv = [a for a in sys.argv if a not in own]
-            argv += [f"--workdir={workdir}"]
-            argv += [f"--seed={seed}", f"--split_seed={seed}"]
-            config = simmatch_tf.Config.from_argv(argv)
-            images = source(config, SET_ASIDE.value)
-            config = dataclasses.replace(
-                config, dataset="custom", image_size=None
-            )
-            found = simmatch_tf.fit(config, source=images)
-            for name in ("student", "ema"):
-                top1 = getattr(found, name)["last"]["top1"]
-                scores[name].append(100 * top1)
-                model = simmatch_tf.load(workdir, weights=name)
-                logits = model.predict(images.train.images, verbose=0)["logits"]
-                right = logits.argmax(axis=1) == images.train.labels
-                scores[f"{name}, seen"].append(float(100 * right.mean()))
-        print(seed, {name: v[-1] for name, v in scores.items()}, flush=True)
+        try:
+            found = train(words, seed)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        for name, top1 in found.items():
+            scores[name].append(top1)
+        print(seed, {name: f"{v:.2f}" for name, v in found.items()}, flush=True)
     each = (time.monotonic() - began) / RUNS.value
     for name, values in scores.items():
         mean, worst = statistics.mean(values), min(values)
         print(f"{name}: mean {mean:.2f} %, worst {worst:.2f} %")
     print(f"{each:.0f} s a run")
+
+
+def check(config: simmatch_tf.Config) -> None:
+    """Checks --set_aside against the dataset.
+
+    Raises:
+        InputError: Too few images would be left to train on.
+    """
+    from simmatch_tf.training import inputs
+
+    images = inputs.outline(config).train_images or 0
+    if SET_ASIDE.value >= images:
+        raise InputError(
+            f"--set_aside={SET_ASIDE.value}: --dataset={config.dataset} has "
+            f"{images} training images, and some are to be trained on"
+        )
+
+
+def train(words: list[str], seed: int) -> dict[str, float]:
+    """Trains with one split seed; returns top-1 in per cent."""
+    scores = {}
+    with tempfile.TemporaryDirectory() as workdir:
+        own = [f"--workdir={workdir}", f"--seed={seed}", f"--split_seed={seed}"]
+        config = tool_flags.run([*words, *own])
+        images = source(config, SET_ASIDE.value)
+        config = dataclasses.replace(config, dataset="custom", image_size=None)
+        found = simmatch_tf.fit(config, source=images)
+        for name in ("student", "ema"):
+            scores[name] = 100 * getattr(found, name)["last"]["top1"]
+            model = simmatch_tf.load(workdir, weights=name)
+            logits = model.predict(images.train.images, verbose=0)["logits"]
+            right = logits.argmax(axis=1) == images.train.labels
+            scores[f"{name}, seen"] = float(100 * right.mean())
+    return scores
 
 
 if __name__ == "__main__":

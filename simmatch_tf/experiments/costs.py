@@ -5,7 +5,7 @@ import statistics
 
 from tqdm import auto
 
-from simmatch_tf.experiments import finished, plan
+from simmatch_tf.experiments import finished, identity, plan
 
 # Pixels of a measured batch; a processor has neither memory nor time for whole
 # ones: WRN-28-8 takes 1.5 s for each labeled CIFAR image.
@@ -22,7 +22,7 @@ class Cost:
         row: See `plan.Cell`.
         column: Likewise.
         runs: Its runs.
-        left: Those that are not finished.
+        left: Those that are not finished, and not of a place before.
         steps: Of each.
         seconds: Of each.
         measured: "runs", if finished ones took that long; "step", if a step
@@ -55,6 +55,7 @@ def of(
     for cell in cells:
         places.setdefault((cell.row, cell.column), []).append(cell)
     known: dict[tuple, float] = {}
+    counted: set[str] = set()
     costs = []
     bar = auto.tqdm(
         places.items(),
@@ -84,12 +85,19 @@ def of(
                     patience=_ENOUGH_SECONDS,
                 )
             seconds = steps * known[shape]
+        names = {
+            identity.name(cell.config)
+            for cell, each in zip(these, found, strict=True)
+            if each is None
+        }
+        left = len(names - counted)
+        counted |= names
         costs.append(
             Cost(
                 row,
                 column,
                 runs=len(these),
-                left=len(these) - len(have),
+                left=left,
                 steps=steps,
                 seconds=seconds,
                 measured="runs" if have else "step",

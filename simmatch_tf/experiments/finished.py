@@ -5,17 +5,20 @@ Nothing here imports TensorFlow.
 
 import dataclasses
 import datetime
-import hashlib
 import json
+import math
 import pathlib
 import platform
+import tempfile
 from collections.abc import Sequence
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import datasets
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import plan
+from simmatch_tf.experiments import identity, plan
 from simmatch_tf.training import results
+
+# Bytes: more than a finished run takes.
+_ROOM = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +61,25 @@ class Finished:
     date: str
     versions: dict[str, str]
 
+    def check(self) -> None:
+        """Checks what is computed with.
 
-def flags(config: config_lib.Config) -> list[str]:
-    """The flags that decide what is trained, as words."""
-    operational = {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.metadata["operational"]
-    }
-    if config.dataset == "folder":
-        operational.remove("data_dir")
-    return config.to_flagfile(without=operational).split("\n")[:-1]
-
-
-def name(config: config_lib.Config) -> str:
-    """File name of a run: readable, and another for each other run.
-
-    Flags at their default have no part in it, so that one that is new does not
-    rename what was run without it.
-    """
-    usual = _usual()
-    given = [word for word in flags(config) if word not in usual]
-    digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
-    data = datasets.base(config.dataset)
-    return f"{data}_{config.algorithm}_seed{config.seed}_{digest}.json"
+        Raises:
+            ValueError: A value is none that a run comes to.
+        """
+        for name in ("top1", "student_top1", "ema_top1"):
+            value = getattr(self, name)
+            if not isinstance(value, float | int) or not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value!r} is no accuracy in [0, 1]")
+        for name in ("steps", "seconds"):
+            value = getattr(self, name)
+            if not isinstance(value, float | int) or not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value!r} is no positive number")
+        words = self.flags
+        if not isinstance(words, list) or not all(
+            isinstance(word, str) for word in words
+        ):
+            raise ValueError(f"flags: {words!r} is no list of words")
 
 
 class Store:
@@ -91,6 +89,21 @@ class Store:
         """Names the folder; it is made when the first run is finished."""
         self.folder = folder
 
+    def check_writable(self) -> None:
+        """Makes the folder, and a file in it.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder) as file:
+                file.write(bytes(_ROOM))
+        except OSError as error:
+            raise InputError(
+                f"{self.folder}: cannot be written ({error.strerror})"
+            ) from None
+
     def find(self, config: config_lib.Config) -> Finished | None:
         """The finished run of these flags, if there is one.
 
@@ -98,19 +111,21 @@ class Store:
             InputError: Its file cannot be read, or is of other flags: their
                 defaults have changed since.
         """
-        path = self.folder / name(config)
+        path = self.folder / identity.name(config)
         if not path.is_file():
             return None
         try:
             found = Finished(**json.loads(path.read_text("utf-8")))
+            found.check()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read as a finished run ({error}); delete "
                 "it, and it is run again"
             ) from None
-        now, then = _by_flag(flags(config)), _by_flag(found.flags)
+        now, then = _by_flag(identity.flags(config)), _by_flag(found.flags)
         # What did not exist then is no difference at its default.
-        now = {k: w for k, w in now.items() if k in then or w not in _usual()}
+        usual = identity.usual()
+        now = {k: w for k, w in now.items() if k in then or w not in usual}
         changed = sorted(set(now.values()) ^ set(then.values()))
         if changed:
             raise InputError(
@@ -144,7 +159,7 @@ class Store:
                 f"{workdir}, and it is run again"
             ) from None
         found = Finished(
-            flags=flags(config),
+            flags=identity.flags(config),
             top1=result.top1,
             top5=result.top5,
             student_top1=result.student["last"]["top1"],
@@ -161,14 +176,9 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
         )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{self.folder}: cannot be made ({error.strerror})"
-            ) from None
+        self.check_writable()
         results.write_json(
-            self.folder / name(config), dataclasses.asdict(found)
+            self.folder / identity.name(config), dataclasses.asdict(found)
         )
         return found
 
@@ -178,14 +188,8 @@ def missing(cells: Sequence[plan.Cell], store: Store) -> list[plan.Cell]:
     left = {}
     for cell in cells:
         if store.find(cell.config) is None:
-            left.setdefault(name(cell.config), cell)
+            left.setdefault(identity.name(cell.config), cell)
     return list(left.values())
-
-
-def _usual() -> set[str]:
-    """All flags at their defaults, as words."""
-    config = config_lib.Config(labels=10, steps=1)
-    return set(flags(config)) - {"--labels=10", "--steps=1"}
 
 
 def _by_flag(words: list[str]) -> dict[str, str]:

@@ -3,19 +3,45 @@
 Nothing here imports TensorFlow.
 """
 
+import contextlib
+import ctypes
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import finished, plan
-from simmatch_tf.training import interruption
+from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.training import interruption, locking
 
 _LOOK_EVERY_SECONDS = 0.1
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+
+@contextlib.contextmanager
+def claim(folder: pathlib.Path) -> Iterator[TextIO]:
+    """Takes a folder for an experiment.
+
+    Yields:
+        What holds it; runs that outlive the experiment hold it, too.
+
+    Raises:
+        InputError: It cannot be written, or an experiment is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"--workdir={folder}: cannot be written ({error.strerror})"
+        ) from None
+    with lock:
+        locking.hold(lock, folder, "a live experiment, or runs that it left")
+        yield lock
 
 
 class Running:
@@ -33,9 +59,13 @@ class Running:
         cell: plan.Cell,
         folder: pathlib.Path,
         gpus: tuple[str, ...] | None,
+        lock: TextIO,
     ) -> None:
-        """Starts the process; a run that was begun goes on."""
-        name = finished.name(cell.config).removesuffix(".json")
+        """Starts the process; a run that was begun goes on.
+
+        It saves and ends when the experiment dies (on Linux).
+        """
+        name = identity.name(cell.config).removesuffix(".json")
         self.cell, self.gpus = cell, gpus
         self.workdir = folder / name
         self.log = folder / f"{name}.log"
@@ -54,17 +84,31 @@ class Running:
                     env=environment,
                     # Ctrl-C is for the experiment, which hands it on.
                     start_new_session=True,
+                    pass_fds=(lock.fileno(),),
+                    preexec_fn=_end_with_parent(),
                 )
         except OSError as error:
             raise InputError(
                 f"{self.log}: cannot be written ({error.strerror})"
             ) from None
 
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def why(self) -> str:
+        """Why it failed: its signal, or the last line of its log."""
+        status = self.process.returncode
+        if status < 0:
+            killed = f"killed by {signal.Signals(-status).name}"
+            return killed + " (out of memory?)" * (-status == signal.SIGKILL)
         lines = self.log.read_text("utf-8", errors="replace").split("\n")
         lines = [line for line in lines if line.strip()]
         return lines[-1] if lines else "it said nothing"
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child calls first; None where the system has no such thing."""
+    if sys.platform != "linux":
+        return None
+    system = ctypes.CDLL(None)  # not to be loaded between fork and exec
+    return lambda: system.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def run(
@@ -74,6 +118,7 @@ def run(
     *,
     jobs: int,
     gpus: Sequence[str],
+    lock: TextIO,
     done: Callable[[plan.Cell, finished.Finished], None],
 ) -> dict[plan.Cell, str]:
     """Trains cells and puts each into the store when it is finished.
@@ -84,6 +129,7 @@ def run(
         folder: For the runs' own folders and logs.
         jobs: Runs at once.
         gpus: Divided among these; empty: each sees all.
+        lock: See `claim`.
         done: Called after each.
 
     Returns:
@@ -91,7 +137,7 @@ def run(
 
     Raises:
         Interrupted: By a signal: the runs have saved where they were.
-        InputError: A file cannot be written.
+        InputError: The folder cannot be made, or a log not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,22 +155,39 @@ def run(
                 if request.signal:
                     _stop(running, request.signal)
                 while waiting and free:
-                    running.append(Running(waiting.pop(0), folder, free.pop()))
+                    cell, share = waiting.pop(0), free.pop()
+                    running.append(Running(cell, folder, share, lock))
                 for each in [
                     r for r in running if r.process.poll() is not None
                 ]:
                     running.remove(each)
                     free.append(each.gpus)
-                    if each.process.returncode:
-                        failed[each.cell] = f"{each.last_words()} ({each.log})"
-                        continue
-                    found = store.keep(each.cell.config, each.workdir, jobs)
-                    done(each.cell, found)
+                    why = _finish(each, store, jobs, done)
+                    if why is not None:
+                        failed[each.cell] = why
                 time.sleep(_LOOK_EVERY_SECONDS)
         finally:
             for each in running:
-                each.process.kill()
+                each.process.terminate()
     return failed
+
+
+def _finish(
+    ended: Running,
+    store: finished.Store,
+    jobs: int,
+    done: Callable[[plan.Cell, finished.Finished], None],
+) -> str | None:
+    """Keeps a run that has ended, or says why it failed."""
+    if ended.process.returncode:
+        return f"{ended.why()} ({ended.log})"
+    try:
+        found = store.keep(ended.cell.config, ended.workdir, jobs)
+    except InputError as error:
+        # The run is as it should be; the next start takes it from there.
+        return str(error)
+    done(ended.cell, found)
+    return None
 
 
 def _stop(running: list[Running], name: str) -> None:
@@ -135,9 +198,11 @@ def _stop(running: list[Running], name: str) -> None:
     """
     for each in running:
         each.process.send_signal(signal.SIGTERM)
-    for each in running:
-        each.process.wait()
-    raise interruption.Interrupted(
-        f"{name}: {len(running)} runs have saved where they were; the same "
-        "command goes on"
-    )
+    statuses = [each.process.wait() for each in running]
+    saved = sum(s in (0, interruption.RESUME_ME) for s in statuses)
+    logs = [r.log for r, s in zip(running, statuses, strict=True)
+            if s not in (0, interruption.RESUME_ME)]  # fmt: skip
+    text = f"{name}: {saved} of {len(running)} runs have saved where they were"
+    for log in logs:
+        text += f"; one had not begun to, or failed ({log})"
+    raise interruption.Interrupted(f"{text}; the same command goes on")

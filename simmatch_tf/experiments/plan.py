@@ -23,17 +23,20 @@ import configparser
 import dataclasses
 import itertools
 import pathlib
+import re
 import shlex
 from collections.abc import Iterator
 
 from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.experiments import identity
 
 _KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
 _VARY = ("all together", "one at a time")
 # Flags that are the experiment's own.
 _OWN = ("workdir", "overwrite", "describe", "seed", "split_seed", "progress")
+_DIGITS = 18  # of a seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,24 +106,36 @@ class Plan:
         """All runs, those of the first seed first.
 
         Raises:
-            InputError: The flags of one are not right.
+            InputError: The flags of one are not right, or two are one run.
         """
         found = []
         for seed, place in itertools.product(self.seeds, self.places()):
             row, column, words = place
-            words = (
-                *self.base,
-                *words,
-                f"--seed={seed}",
-                f"--split_seed={seed}",
-            )
+            own = (f"--seed={seed}", f"--split_seed={seed}")
+            words = (*self.base, *words, *own)
             try:
                 config = config_lib.Config.from_argv(["train", *words])
+                _check_own(config)
             except InputError as error:
-                where = ", ".join(filter(None, (row, column)))
+                where = _where(row, column)
                 raise InputError(f"{self.path}: {where}: {error}") from None
             found.append(Cell(row, column, seed, words, config))
+        self._check_distinct(found)
         return found
+
+    def _check_distinct(self, cells: list[Cell]) -> None:
+        """Curves may share a value; other places are runs of their own."""
+        known: dict[tuple[str, str], Cell] = {}
+        for cell in cells:
+            curve = cell.column if self.curves else ""
+            key = (identity.name(cell.config), curve)
+            other = known.setdefault(key, cell)
+            if other is not cell:
+                raise InputError(
+                    f"{self.path}: {_where(other.row, other.column)} and "
+                    f"{_where(cell.row, cell.column)}: are one and the same "
+                    "run; in what decides its result they do not differ"
+                )
 
 
 def read(name: str) -> Plan:
@@ -135,7 +150,7 @@ def read(name: str) -> Plan:
     )
     parser.optionxform = str  # names are shown as they are written
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), name)
+        parser.read_string(path.read_text(encoding="utf-8-sig"), name)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         text = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as a plan ({text})") from None
@@ -164,7 +179,10 @@ def read(name: str) -> Plan:
         path=path,
         title=own.get("title", path.stem),
         base=_words(name, "[plan] base", own.get("base", "")),
-        seeds=seeds(f"{name}: [plan] seeds", own.get("seeds", "0").split()),
+        seeds=seeds(
+            f"{name}: [plan] seeds",
+            re.findall(r"[^\s,]+", own.get("seeds", "0")),
+        ),
         lists=lists,
         columns=own.get("columns"),
         reference=own.get("reference"),
@@ -200,7 +218,9 @@ def seeds(given: str, words: list[str]) -> tuple[int, ...]:
     Raises:
         InputError: One is no seed, or there twice; or there is none.
     """
-    if not words or not all(word.isdecimal() for word in words):
+    if not words or not all(
+        word.isdecimal() and len(word) <= _DIGITS for word in words
+    ):
         raise InputError(
             f"{given}={' '.join(words)}: must be numbers from 0, such as 0 1 2"
         )
@@ -229,6 +249,19 @@ def _words(name: str, key: str, value: str) -> tuple[str, ...]:
     return words
 
 
+def _where(row: str, column: str) -> str:
+    return ", ".join(filter(None, (row, column)))
+
+
+def _check_own(config: config_lib.Config) -> None:
+    """Checks what a flagfile may have brought in."""
+    if config.algorithm == "custom":
+        raise InputError("--algorithm=custom: is for `fit`, not for a plan")
+    for name in ("overwrite", "describe"):
+        if getattr(config, name):
+            raise InputError(f"--{name}: is the experiment's own")
+
+
 def _check(name: str, plan: Plan) -> None:
     """Checks that a plan's parts fit."""
     if not plan.lists or not all(plan.lists.values()):
@@ -236,16 +269,25 @@ def _check(name: str, plan: Plan) -> None:
             f"{name}: nothing is varied; beside [plan], give a section with "
             "a line NAME = FLAGS for each value"
         )
-    if plan.columns is not None and plan.curves:
-        raise InputError(
-            f"{name}: [plan] columns={plan.columns}: is for vary = {_VARY[0]}"
-        )
+    for key in ("columns", "reference"):
+        value = getattr(plan, key)
+        if value is not None and plan.curves:
+            raise InputError(
+                f"{name}: [plan] {key}={value}: is for vary = {_VARY[0]}"
+            )
     if plan.columns is not None and plan.columns not in plan.lists:
         raise InputError(
             f"{name}: [plan] columns={plan.columns}: is no section"
             + commandline.nearest(plan.columns, tuple(plan.lists))
         )
-    rows = tuple(dict.fromkeys(row for row, _, _ in plan.places()))
+    places = [(row, column) for row, column, _ in plan.places()]
+    for place in places:
+        if places.count(place) > 1:
+            raise InputError(
+                f"{name}: two places of the table are called "
+                f"{_where(*place)!r}; names of two lists are joined by ', '"
+            )
+    rows = tuple(dict.fromkeys(row for row, _ in places))
     if plan.reference is not None and plan.reference not in rows:
         raise InputError(
             f"{name}: [plan] reference={plan.reference}: is no row"

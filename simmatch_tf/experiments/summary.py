@@ -86,12 +86,17 @@ def write(
 
             comparison_figure.save(found, folder / "table.png")
             written.append("table.png")
-        if page is not None:
-            comparison.put_between(pathlib.Path(page), what.name, text)
     except OSError as error:
         raise InputError(
-            f"{error.filename}: cannot be written ({error.strerror})"
+            f"{error.filename or folder}: cannot be written ({error.strerror})"
         ) from None
+    if page is not None:
+        try:
+            comparison.put_between(pathlib.Path(page), what.name, text)
+        except OSError as error:
+            raise InputError(
+                f"--page={page}: cannot be written ({error.strerror})"
+            ) from None
     return f"{text}\n\nIn {folder}: {', '.join(written)} ({where})."
 
 

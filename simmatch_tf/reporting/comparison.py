@@ -8,10 +8,10 @@ import dataclasses
 import io
 import math
 import pathlib
+import re
+import shutil
 import statistics
 from collections.abc import Sequence
-
-from scipy import stats
 
 _CONFIDENCE = 0.95
 # Two differences that happen to be equal would have an interval of no width.
@@ -106,6 +106,8 @@ def lead(reference: Sequence[Score], others: Sequence[Score]) -> Lead | None:
     n, mean = len(differences), statistics.mean(differences)
     if n < _PAIRS:
         return Lead(n, mean, None, None)
+    from scipy import stats  # takes a second
+
     half = stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)
     half *= statistics.stdev(differences) / math.sqrt(n)
     return Lead(n, mean, mean - half, mean + half)
@@ -145,8 +147,17 @@ def markdown(found: Comparison) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def text(line: Sequence[str]) -> str:
+        return f"| {' | '.join(map(_escape, line))} |"
+
+    rule = f"| {' | '.join(['---'] * len(head))} |"
+    return "\n".join([text(head), rule, *map(text, rows)])
+
+
+def _escape(text: str) -> str:
+    """A name as Markdown shows it: none of its characters means anything."""
+    text = re.sub(r"([\\`*|])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _list(found: Comparison) -> str:
@@ -279,9 +290,21 @@ def place(page: str, name: str) -> tuple[int, int]:
 
 
 def put_between(path: pathlib.Path, name: str, text: str) -> None:
-    """Puts a table into a page; see `place`."""
-    page = path.read_text(encoding="utf-8")
+    """Puts a table into a page, whole or not at all; see `place`."""
+    path = path.resolve()
+    with path.open(encoding="utf-8", newline="") as file:
+        page = file.read()
+    line_end = "\r\n" if "\r\n" in page else "\n"
     start, end = place(page, name)
-    new = f"{page[:start]}\n{text}\n{page[end:]}"
-    if new != page:
-        path.write_text(new, encoding="utf-8")
+    new = f"\n{text}\n".replace("\n", line_end)
+    new = f"{page[:start]}{new}{page[end:]}"
+    if new == page:
+        return
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_text(new, encoding="utf-8", newline="")
+        shutil.copymode(path, aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise

@@ -13,7 +13,6 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import shutil
@@ -24,6 +23,7 @@ from absl import logging
 from simmatch_tf import cluster
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.training import locking
 
 FLAGFILE = config_lib.RUN_FLAGFILE
 EVALUATION = "evaluation.json"
@@ -154,7 +154,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             f"--workdir={folder.path}: cannot be written ({error.strerror})"
         ) from None
     with lock:
-        _lock(lock, folder)
+        locking.hold(lock, folder.path)
         if config.overwrite:
             folder.anew = True
         elif folder.started():
@@ -186,23 +186,6 @@ def _remove_if_empty(folder: Workdir) -> None:
         if [path.name for path in folder.path.iterdir()] == ["lock"]:
             (folder.path / "lock").unlink()
             folder.path.rmdir()
-
-
-def _lock(lock, folder: Workdir) -> None:
-    """Locks, or says who holds it. The system frees a dead process's lock."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        raise InputError(
-            f"--workdir={folder.path}: in use by a live run (process {holder})"
-        ) from None
-    lock.truncate(0)
-    # On a full disk the lock holds all the same. Unbuffered: nothing is left
-    # to be written when the file is closed.
-    with contextlib.suppress(OSError):
-        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
 
 def _clear(folder: Workdir) -> None:

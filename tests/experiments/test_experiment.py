@@ -13,7 +13,7 @@ import pytest
 
 from simmatch_tf import command_flags, experiment
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import finished, grid, plan
+from simmatch_tf.experiments import costs, finished, grid, plan
 from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -102,22 +102,25 @@ def cells(tmp_path):
 
 def test_gpus_are_divided_and_failures_told(stub):
     these = cells(stub)
-    failed = grid.run(
-        these,
-        finished.Store(stub / "finished"),
-        stub / "runs",
-        jobs=2,
-        gpus=["0", "1", "2"],
-        done=lambda *_: pytest.fail("none is done"),
-    )
+    with grid.claim(stub / "out") as lock:
+        failed = grid.run(
+            these,
+            finished.Store(stub / "finished"),
+            stub / "runs",
+            jobs=2,
+            gpus=["0", "1", "2"],
+            lock=lock,
+            done=lambda *_: pytest.fail("none is done"),
+        )
     assert list(failed) and set(failed) == set(these)
     assert all(why.startswith("why it failed (") for why in failed.values())
     assert set((stub / "gpus").read_text().split()) == {"0,2", "1"}
     assert not (stub / "finished").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_has_all_save(stub, number):
+@pytest.fixture
+def experimenting(stub):
+    """Two runs that wait for SIGTERM, and the experiment they are of."""
     (stub / "wait").touch()
     path = write_plan(stub, {"SimMatch": "", "A": "--alpha=0.5"})
     code = (
@@ -131,17 +134,102 @@ def test_a_signal_has_all_save(stub, number):
          str(path), f"--workdir={stub / 'out'}", "--jobs=2"],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    wait_for(lambda: len(lines(stub / "gpus")) == 2)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def wait_for(condition):
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        gpus = stub / "gpus"
-        if gpus.is_file() and len(gpus.read_text().splitlines()) == 2:
-            break
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 42
-    assert f"{signal.Signals(number).name}: 2 runs have saved" in err
-    assert (stub / "saved").read_text() == "saved\nsaved\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_has_all_save(stub, experimenting, number):
+    os.kill(experimenting.pid, number)
+    _, err = experimenting.communicate(timeout=60)
+    assert experimenting.returncode == 42
+    assert f"{signal.Signals(number).name}: 2 of 2 runs have saved" in err
+    assert lines(stub / "saved") == ["saved", "saved"]
+    # What is finished is shown all the same.
+    assert (stub / "out" / "table.md").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_runs_save_when_the_experiment_dies(stub, experimenting, number):
+    os.kill(experimenting.pid, number)
+    experimenting.wait()
+    wait_for(lambda: lines(stub / "saved") == ["saved", "saved"])
+
+
+def test_an_experiment_that_is_at_work_is_not_disturbed(stub, experimenting):
+    path = stub / "small.cfg"
+    with pytest.raises(
+        InputError, match=f"in use by a live .* .process {experimenting.pid}."
+    ):
+        experiment.main(flags(str(path), f"--workdir={stub / 'out'}"))
+    assert not (stub / "out" / "table.md").exists()
+    assert experimenting.poll() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_run_that_is_killed_is_no_mystery(stub, experimenting):
+    children = pathlib.Path(
+        f"/proc/{experimenting.pid}/task/{experimenting.pid}/children"
+    )
+    for child in children.read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    # Those of the other seed fail by themselves.
+    (stub / "wait").unlink()
+    _, err = experimenting.communicate(timeout=60)
+    assert experimenting.returncode == 1
+    assert err.count("killed by SIGKILL (out of memory?) (") == 2
+    assert err.count("failed: ") == 4
+
+
+def test_only_tables(stub, capsys):
+    path = write_plan(stub, {"SimMatch": "", "A": "--alpha=0.5"})
+    words = [str(path), f"--workdir={stub / 'out'}", "--only_tables"]
+    assert experiment.main(flags(*words)) is None
+    assert "(0 of 4 runs" in capsys.readouterr().out
+    assert not (stub / "gpus").exists()
+
+
+def test_a_store_that_is_full_stops_no_run(stub, monkeypatch):
+    """The runs are all trained, and what is not kept is said of each."""
+    (stub / "python").write_text("#!/bin/sh\nexit 0\n")
+
+    def keep(*_):
+        raise InputError("x.json: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(finished.Store, "keep", keep)
+    these = cells(stub)
+    with grid.claim(stub / "out") as lock:
+        failed = grid.run(
+            these, finished.Store(stub / "finished"), stub / "runs", jobs=1,
+            gpus=[], lock=lock, done=lambda *_: None,
+        )  # fmt: skip
+    assert set(failed) == set(these)
+    assert all("No space left" in why for why in failed.values())
+
+
+def test_what_is_left_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "simmatch_tf.training.rehearsal.seconds_per_step", lambda *_, **__: 1
+    )
+    what = plan.read("configs/plans/slides_figure5.cfg")
+    store = finished.Store(tmp_path)
+    found = costs.of(what.cells(), store)
+    assert sum(each.runs for each in found) == 9
+    assert sum(each.left for each in found) == 8
 
 
 @pytest.mark.parametrize(
@@ -150,7 +238,11 @@ def test_a_signal_has_all_save(stub, number):
         ([], "no plan is named: experiment PLAN.cfg"),
         (["a.cfg", "--jobs=0"], "--jobs=0: must be"),
         (["a.cfg", "--seeds=a"], "--seeds=a: must be numbers from 0"),
-        (["a.cfg", "--gpus=0", "--jobs=2"], "each run needs a GPU of its own"),
+        (["a.cfg", "--seeds=1,1"], "--seeds=1,1: one of them is twice"),
+        (["a.cfg", "--gpus=0,0"], "--gpus=0,0: one of them is twice"),
+        (["a.cfg", "--gpus=0", "--jobs=2"], "each run needs GPUs of its own"),
+        (["a.cfg", "--gpus=0,1,2", "--jobs=2"], "and all as many"),
+        (["a.cfg", "--dry_run", "--only_tables"], "one of them"),
         (["a.cfg", "--results= "], "--results= : must be a folder"),
         (["a.cfg", f"--workdir={__file__}"], "must be a folder"),
     ],

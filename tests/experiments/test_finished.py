@@ -5,12 +5,12 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import finished, plan
+from simmatch_tf.experiments import finished, identity, plan
 from simmatch_tf.training import results
 
 CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
 FOUND = finished.Finished(
-    flags=finished.flags(CONFIG),
+    flags=identity.flags(CONFIG),
     top1=0.5,
     top5=0.9,
     student_top1=0.4,
@@ -33,7 +33,7 @@ FOUND = finished.Finished(
 def store(tmp_path):
     def write(**changes):
         content = {**dataclasses.asdict(FOUND), **changes}
-        path = tmp_path / finished.name(CONFIG)
+        path = tmp_path / identity.name(CONFIG)
         path.write_text(json.dumps(content))
         return finished.Store(tmp_path)
 
@@ -51,14 +51,14 @@ def test_a_run_is_found_by_what_it_trains(store):
 
 
 def test_names():
-    assert finished.name(CONFIG).startswith("digits_simmatch_seed3_")
+    assert identity.name(CONFIG).startswith("digits_simmatch_seed3_")
     names = {
-        finished.name(dataclasses.replace(CONFIG, **change))
+        identity.name(dataclasses.replace(CONFIG, **change))
         for change in ({}, {"seed": 4}, {"alpha": 0.8}, {"labels": 50})
     }
     assert len(names) == 4
     # A default that is given is no other run.
-    assert finished.name(dataclasses.replace(CONFIG, alpha=0.9)) in names
+    assert identity.name(dataclasses.replace(CONFIG, alpha=0.9)) in names
 
 
 def test_a_run_of_two_places_is_run_once(tmp_path, store):
@@ -74,7 +74,28 @@ def test_a_folder_s_place_is_part_of_it():
         config_lib.Config(dataset="folder", data_dir=d, steps=7)
         for d in ("a", "b")
     )
-    assert finished.name(one) != finished.name(other)
+    assert identity.name(one) != identity.name(other)
+
+
+def test_a_folder_is_one_however_it_is_named(tmp_path, monkeypatch):
+    def name(folder):
+        config = config_lib.Config(dataset="folder", data_dir=folder, steps=7)
+        return identity.name(config)
+
+    monkeypatch.chdir(tmp_path)
+    assert name("a") == name("a/") == name(str(tmp_path / "a"))
+    there = name("a")
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir("b")
+    assert name("a") != there
+
+
+def test_a_store_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/x: cannot be written"):
+        finished.Store(tmp_path / "file" / "x").check_writable()
+    finished.Store(tmp_path / "new").check_writable()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
@@ -92,6 +113,11 @@ def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
         ),
         ({"flags": [*FOUND.flags, "--gone=1"]}, "is of other flags .--gone=1"),
         ({"more": 1}, "cannot be read as a finished run"),
+        ({"top1": 97.5}, "top1: 97.5 is no accuracy in .0, 1."),
+        ({"ema_top1": None}, "ema_top1: None is no accuracy"),
+        ({"student_top1": float("nan")}, "student_top1: nan is no accuracy"),
+        ({"seconds": "x"}, "seconds: 'x' is no positive number"),
+        ({"flags": None}, "flags: None is no list of words"),
     ],
 )
 def test_a_file_of_something_else(store, changes, message):

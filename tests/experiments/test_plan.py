@@ -89,12 +89,36 @@ def test_one_at_a_time(tmp_path):
         ("40 =", "20 =", "cannot be read as a plan .*already exists"),
         ("seeds = 0 3", "vary = at random", "vary=at random: must be 'all tog"),
         ("seeds = 0 3", "vary = one at a time", "columns=labels: is for vary"),
+        (
+            "columns = labels",
+            "vary = one at a time",
+            "reference=SimMatch, few: is for vary",
+        ),
+        ("seeds = 0 3", f"seeds = {'9' * 5000}", "must be numbers from 0"),
+        ("40 =", "40 = --overwrite", "--overwrite is the experiment's own"),
+        ("40 =", "40 = --flagfile=FILE", "few, 40: --overwrite: is the exp"),
+        ("SimMatch =", "SimMatch = --algorithm=custom", "custom: is for `fit`"),
+        # Devices decide no result; the base has 40 labels.
+        ("40 =", "30 = --devices=2\n40 =", "30 and .*few, 40: are one and the"),
     ],
 )
 def test_what_is_wrong(tmp_path, old, new, message):
     assert old in PLAN
+    (tmp_path / "own.cfg").write_text("--overwrite\n")
+    new = new.replace("FILE", str(tmp_path / "own.cfg"))
     with pytest.raises(InputError, match=message):
         read(tmp_path, PLAN.replace(old, new, 1)).cells()
+
+
+def test_seeds_with_commas_behind_a_byte_order_mark(tmp_path):
+    text = "\ufeff" + PLAN.strip().replace("seeds = 0 3", "seeds = 0,1, 2")
+    assert read(tmp_path, text).seeds == (0, 1, 2)
+
+
+def test_two_places_of_one_name(tmp_path):
+    text = "[plan]\n[m]\na, b =\na = --steps=1\n[n]\nc =\nb, c = --labels=20\n"
+    with pytest.raises(InputError, match="two places .* called 'a, b, c'"):
+        read(tmp_path, text)
 
 
 def test_nothing_varies(tmp_path):

@@ -128,6 +128,12 @@ def test_help_of_measuring_tools(tool, name, capsys):
         ("benchmark_step", [DIGITS, "--devices=2"], "--devices=2: one device"),
         ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
         ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
+        ("tune", [DIGITS, "--runs=0"], "--runs=0: .*positive|lower"),
+        ("tune", [DIGITS, "--runs", "0"], "runs.*0"),
+        ("tune", [DIGITS, "--first=-1"], "first.*-1"),
+        ("tune", [DIGITS, "--set_aside=1400"], "--set_aside=1400: .*has 1400"),
+        ("tune", [DIGITS, "--seed=1"], "--seed=1: is this tool's own"),
+        ("tune", [DIGITS, "--bogus=1"], "bogus"),
     ],
     ids=lambda x: x if isinstance(x, str) else x[-1],
 )
