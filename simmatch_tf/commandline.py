@@ -7,6 +7,7 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 
 import dataclasses
 import difflib
+import functools
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from typing import Any, ClassVar, Self
 from absl import app, flags
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
+_type_hints = functools.cache(typing.get_type_hints)
 
 
 class InputError(ValueError):
@@ -57,10 +59,9 @@ def flag(
 
 def _value_type(cls: type, name: str) -> type:
     """The flag's own type: `int` for a field declared `int | None`."""
-    declared = typing.get_type_hints(cls)[name]
-    if isinstance(declared, types.UnionType):
-        declared = typing.get_args(declared)[0]
-    return declared
+    declared = _type_hints(cls)[name]
+    union = isinstance(declared, types.UnionType)
+    return typing.get_args(declared)[0] if union else declared
 
 
 class Flags:
