@@ -31,11 +31,10 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
         print(summary.costs(what, chosen, store, progress=flags.progress))
         return None
     if flags.only_tables:
-        with grid.claim(folder):
-            print(summary.write(what, cells, store, folder, flags.page))
+        print(summary.write(what, cells, store, folder, flags.page))
         return None
     for cell in finished.missing(chosen, store):
-        check_available(cell)
+        _check_available(cell)
     with grid.claim(folder) as lock:
         left = finished.missing(chosen, store)
         if left:
@@ -67,7 +66,7 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
     return 1 if failed else None
 
 
-def check_available(cell: plan.Cell) -> None:
+def _check_available(cell: plan.Cell) -> None:
     """Checks that a run has what it needs; see `Config.check_available`."""
     try:
         cell.config.check_available()

@@ -177,6 +177,10 @@ def test_an_experiment_that_is_at_work_is_not_disturbed(stub, experimenting):
     ):
         experiment.main(flags(str(path), f"--workdir={stub / 'out'}"))
     assert not (stub / "out" / "table.md").exists()
+    # Its table can be looked at.
+    words = [str(path), f"--workdir={stub / 'out'}", "--only_tables"]
+    assert experiment.main(flags(*words)) is None
+    assert (stub / "out" / "table.md").exists()
     assert experimenting.poll() is None
 
 
