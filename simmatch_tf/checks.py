@@ -139,6 +139,28 @@ def split_address(
     return found
 
 
+def numbers(given: str, value: str) -> tuple[int, ...]:
+    """Whole numbers from 0, between commas or spaces.
+
+    Args:
+        given: What to call them in a message.
+        value: As given.
+
+    Raises:
+        InputError: There is none, one is something else, or there twice.
+    """
+    words = value.replace(",", " ").split()
+    # Longer ones are no numbers to Python, nor a seed's to anything else.
+    if not words or not all(w.isdecimal() and len(w) < 19 for w in words):
+        raise InputError(
+            f"{given}={value}: must be numbers from 0, such as 0,1,2"
+        )
+    found = tuple(map(int, words))
+    if len(set(found)) < len(found):
+        raise InputError(f"{given}={value}: one of them is twice")
+    return found
+
+
 def _check_devices(config: config_lib.Config) -> None:
     if config.strategy == "one" and (config.devices or 1) > 1:
         raise InputError(

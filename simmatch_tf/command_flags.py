@@ -291,18 +291,8 @@ class ExperimentConfig(commandline.Flags):
                 not path.strip() or pathlib.Path(path).expanduser().is_file()
             ):
                 raise InputError(f"--{name}={path}: must be a folder")
-        for name in ("seeds", "gpus"):
-            words = (getattr(self, name) or "0").split(",")
-            if not all(w.isdecimal() and len(w) < 19 for w in words):
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: must be numbers from 0, "
-                    "such as 0,1,2"
-                )
-            if len(set(map(int, words))) < len(words):
-                raise InputError(
-                    f"--{name}={getattr(self, name)}: one of them is twice"
-                )
-        if self.gpus is not None and len(self.chosen_gpus()) % self.jobs:
+        self.chosen_seeds()
+        if len(self.chosen_gpus()) % self.jobs:
             raise InputError(
                 f"--gpus={self.gpus} and --jobs={self.jobs}: each run needs "
                 "GPUs of its own, and all as many"
@@ -310,10 +300,12 @@ class ExperimentConfig(commandline.Flags):
         if self.only_tables and self.dry_run:
             raise InputError("--only_tables and --dry_run: one of them")
 
-    def chosen_seeds(self) -> list[int]:
+    def chosen_seeds(self) -> tuple[int, ...]:
         """Those of --seeds."""
-        return [int(word) for word in (self.seeds or "").split(",") if word]
+        return (
+            () if self.seeds is None else checks.numbers("--seeds", self.seeds)
+        )
 
-    def chosen_gpus(self) -> list[str]:
+    def chosen_gpus(self) -> tuple[int, ...]:
         """Those of --gpus."""
-        return [word for word in (self.gpus or "").split(",") if word]
+        return () if self.gpus is None else checks.numbers("--gpus", self.gpus)

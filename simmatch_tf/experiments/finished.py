@@ -176,7 +176,6 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
         )
-        self.check_writable()
         results.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)
         )

@@ -58,7 +58,7 @@ class Running:
         self,
         cell: plan.Cell,
         folder: pathlib.Path,
-        gpus: tuple[str, ...] | None,
+        gpus: tuple[int, ...] | None,
         lock: TextIO,
     ) -> None:
         """Starts the process; a run that was begun goes on.
@@ -71,7 +71,7 @@ class Running:
         self.log = folder / f"{name}.log"
         environment = dict(os.environ)
         if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         command = [sys.executable, "-m", "simmatch_tf.train", *cell.words]
         command += [f"--workdir={self.workdir}", "--noprogress"]
         try:
@@ -117,7 +117,7 @@ def run(
     folder: pathlib.Path,
     *,
     jobs: int,
-    gpus: Sequence[str],
+    gpus: Sequence[int],
     lock: TextIO,
     done: Callable[[plan.Cell, finished.Finished], None],
 ) -> dict[plan.Cell, str]:

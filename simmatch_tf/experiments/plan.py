@@ -23,11 +23,10 @@ import configparser
 import dataclasses
 import itertools
 import pathlib
-import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from simmatch_tf import commandline
+from simmatch_tf import checks, commandline
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import identity
@@ -36,7 +35,6 @@ _KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
 _VARY = ("all together", "one at a time")
 # Flags that are the experiment's own.
 _OWN = ("workdir", "overwrite", "describe", "seed", "split_seed", "progress")
-_DIGITS = 18  # of a seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +177,7 @@ def read(name: str) -> Plan:
         path=path,
         title=own.get("title", path.stem),
         base=_words(name, "[plan] base", own.get("base", "")),
-        seeds=seeds(
-            f"{name}: [plan] seeds",
-            re.findall(r"[^\s,]+", own.get("seeds", "0")),
-        ),
+        seeds=checks.numbers(f"{name}: [plan] seeds", own.get("seeds", "0")),
         lists=lists,
         columns=own.get("columns"),
         reference=own.get("reference"),
@@ -192,7 +187,7 @@ def read(name: str) -> Plan:
     return found
 
 
-def of_seeds(cells: list[Cell], chosen: list[int]) -> list[Cell]:
+def of_seeds(cells: list[Cell], chosen: Sequence[int]) -> list[Cell]:
     """The cells of some seeds; of all, where none is chosen.
 
     Raises:
@@ -206,27 +201,6 @@ def of_seeds(cells: list[Cell], chosen: list[int]) -> list[Cell]:
                 f"{seed}"
             )
     return [cell for cell in cells if cell.seed in (chosen or known)]
-
-
-def seeds(given: str, words: list[str]) -> tuple[int, ...]:
-    """Seeds from a list of words.
-
-    Args:
-        given: What to call them in a message.
-        words: As read.
-
-    Raises:
-        InputError: One is no seed, or there twice; or there is none.
-    """
-    if not words or not all(
-        word.isdecimal() and len(word) <= _DIGITS for word in words
-    ):
-        raise InputError(
-            f"{given}={' '.join(words)}: must be numbers from 0, such as 0 1 2"
-        )
-    if len(set(map(int, words))) < len(words):
-        raise InputError(f"{given}={' '.join(words)}: one of them is twice")
-    return tuple(map(int, words))
 
 
 def _words(name: str, key: str, value: str) -> tuple[str, ...]:

@@ -149,6 +149,7 @@ def costs(
     return (
         f"{what.title}\n\n{tables.table(rows)}\n\n{left} runs left, "
         f"{hours:,.1f} hours, one after the other on this machine. From runs: "
-        "the mean of finished ones. From a step: a few steps on random images, "
-        "one device, times their number; evaluation and input are not in it."
+        "the mean of finished ones, as many at once as they were. From a step: "
+        "a few steps on random images, one device, times their number; "
+        "evaluation and input are not in it."
     )

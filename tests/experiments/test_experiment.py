@@ -108,7 +108,7 @@ def test_gpus_are_divided_and_failures_told(stub):
             finished.Store(stub / "finished"),
             stub / "runs",
             jobs=2,
-            gpus=["0", "1", "2"],
+            gpus=[0, 1, 2],
             lock=lock,
             done=lambda *_: pytest.fail("none is done"),
         )
