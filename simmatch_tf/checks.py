@@ -161,6 +161,21 @@ def numbers(given: str, value: str) -> tuple[int, ...]:
     return found
 
 
+def profiled_steps(value: str) -> tuple[int, int]:
+    """START and COUNT of --profile=START:COUNT.
+
+    Raises:
+        InputError: It is none.
+    """
+    start, colon, count = value.partition(":")
+    if not (colon and start.isdecimal() and count.isdecimal() and int(count)):
+        raise InputError(
+            f"--profile={value}: must be START:COUNT, such as 100:10 for ten "
+            "steps behind the first hundred"
+        )
+    return int(start), int(count)
+
+
 def _check_devices(config: config_lib.Config) -> None:
     if config.strategy == "one" and (config.devices or 1) > 1:
         raise InputError(
@@ -219,6 +234,12 @@ def _check_durations(config: config_lib.Config) -> None:
             f"--warmup_steps={config.warmup_steps} and --warmup_epochs="
             f"{config.warmup_epochs}: give at most one of the two"
         )
+    if config.profile is not None:
+        last = sum(profiled_steps(config.profile))
+        if config.steps and last > config.steps:
+            raise InputError(
+                f"--profile={config.profile}: ends after --steps={config.steps}"
+            )
     if config.steps and (config.warmup_steps or 0) >= config.steps:
         raise InputError(
             f"--warmup_steps={config.warmup_steps}: must be below "

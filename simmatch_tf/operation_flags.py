@@ -61,6 +61,27 @@ class OperationFlags(commandline.Flags):
     eval_every: int = flag(500, "steps.", low=1, operational=True)
     checkpoint_every: int = flag(500, "steps.", low=1, operational=True)
     log_every: int = flag(20, "steps.", low=1, operational=True, rare=True)
+    summaries: bool = flag(
+        True,
+        "write TensorBoard's files; without, nothing is watched but the losses "
+        "and the mask rate.",
+        operational=True,
+        rare=True,
+    )
+    picture_every: int = flag(
+        500,
+        "steps between pictures of views, neighbors and memory.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    profile: str | None = flag(
+        None,
+        "START:COUNT: TensorFlow's profiler looks at COUNT steps behind step "
+        "START.",
+        operational=True,
+        rare=True,
+    )
     keep: int = flag(3, "checkpoints kept.", low=1, operational=True, rare=True)
     eval_batch_size: int = flag(
         256, "images.", low=1, operational=True, rare=True

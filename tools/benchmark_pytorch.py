@@ -234,7 +234,7 @@ def tensorflow_step(
         statistics=([0.5] * data.shape[-1], [0.25] * data.shape[-1]),
     )
     method.memory.features.assign(data.memory(config.projection_dim))
-    method.memory.filled.assign(np.ones(data.slots, bool))
+    method.memory.written.assign(np.zeros(data.slots, np.int64))
     batch = {k: tf.constant(v) for k, v in data.batch(config).items()}
     stepper = stepping.Stepper(
         strategy,

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf.algorithms import watching
 from simmatch_tf.modules import (
     guard,
     loss_scale,
@@ -134,7 +135,8 @@ class Algorithm(tf.Module):
 
         Returns:
             Scalars whose names are the TensorBoard tags; "loss/total" at
-            least. Each is this replica's share of the mean.
+            least. Each is this replica's share of the mean. Of a batch that
+            is watched, what is seen (`watching.watch`), too.
         """
         raise TypeError(f"{type(self).__name__} has no train_step")
 
@@ -148,7 +150,8 @@ class Algorithm(tf.Module):
         before = [tf.identity(variable) for variable in variables]
         metrics = self.train_step(batch)
         # The total comes last, so that its first bad part is named.
-        losses = sorted(metrics, key=lambda name: name == "loss/total")
+        losses = [name for name in metrics if name != watching.SEEN]
+        losses.sort(key=lambda name: name == "loss/total")
         undo = self.guard.examine(
             self.step, {n: metrics[n] for n in losses}, self.loss_scale
         )

@@ -46,9 +46,11 @@ class FixMatch(weak_strong.WeakStrong):
             loss = loss_s + config.lambda_u * loss_u
 
         self.minimize(tape, loss)
+        seen = self.watch(batch, targets, targets.p_w, mask)
         return {
             "loss/total": loss,
             "loss/s": loss_s,
             "loss/u": loss_u,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
+            **seen,
         }

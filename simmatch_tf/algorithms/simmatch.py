@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import algorithm, weak_strong
+from simmatch_tf.algorithms import algorithm, watching, weak_strong
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
 
@@ -95,11 +95,28 @@ class SimMatch(weak_strong.WeakStrong):
             )
 
         self.minimize(tape, loss)
-        self.memory.update(batch["slots"], z_l)
+        seen = self.watch(batch, targets, p_hat, mask)
+        norm = self.memory.update(batch["slots"], z_l, self.step)
         return {
             "loss/total": loss,
             "loss/s": loss_s,
             "loss/u": loss_u,
             "loss/in": loss_in,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
+            "memory/norm": norm,
+            **seen,
         }
+
+    def _look(
+        self,
+        batch: dict[str, tf.Tensor],
+        targets: weak_strong.Targets,
+        p_hat: tf.Tensor,
+        mask: tf.Tensor,
+    ) -> watching.Seen:
+        """See `WeakStrong`; adds what is seen of the memory."""
+        seen = super()._look(batch, targets, p_hat, mask)
+        more = watching.labeled_memory(
+            self.memory, targets.z_w, targets.p_w, self.step, self.config
+        )
+        return watching.Seen(seen.means | more.means, seen.rows | more.rows)

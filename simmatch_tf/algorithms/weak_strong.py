@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import algorithm
+from simmatch_tf.algorithms import algorithm, watching
 from simmatch_tf.modules import alignment
 
 
@@ -118,6 +118,29 @@ class WeakStrong(algorithm.Algorithm):
             targets = targets._replace(z_l=tf.stop_gradient(z[:b]))
         z_s = None if z is None else z[b : b + u]
         return logits[:b], logits[b : b + u], z_s, targets
+
+    def watch(
+        self,
+        batch: dict[str, tf.Tensor],
+        targets: Targets,
+        p_hat: tf.Tensor,
+        mask: tf.Tensor,
+    ) -> dict[str, watching.Seen]:
+        """What is seen of this step, for its metrics, if it is watched."""
+        return watching.watch(
+            batch, lambda: self._look(batch, targets, p_hat, mask)
+        )
+
+    def _look(
+        self,
+        batch: dict[str, tf.Tensor],
+        targets: Targets,
+        p_hat: tf.Tensor,
+        mask: tf.Tensor,
+    ) -> watching.Seen:
+        """Computes what is seen; see `watching`."""
+        align = self.align if self.aligns else None
+        return watching.pseudo_labels(batch, targets.p_w, p_hat, mask, align)
 
     def _targets(
         self, out: dict[str, tf.Tensor], labeled: int, skip: int | None = None

@@ -7,6 +7,9 @@ The batch's keys are this module's contract with the algorithms:
     slots             int64 [B]             their memory slots
     unlabeled_weak    uint8 [U, H, W, C]    weak views of unlabeled images
     unlabeled_strong  uint8 [U, H, W, C]    strong views of the same images
+    unlabeled_labels  int32 [U]             their classes, -1 where not known;
+                                            for figures alone, and left out
+                                            where none is known
 """
 
 import dataclasses
@@ -138,7 +141,22 @@ class Pipeline:
             batch |= self._crops(
                 index, epoch, ["unlabeled_weak", "unlabeled_strong"]
             )
+            if self._truth is not None:
+                batch["unlabeled_labels"] = tf.gather(self._truth, place)
         return self.recipe.finish_batch(batch) if self.finished else batch
+
+    @functools.cached_property
+    def _truth(self) -> tf.Tensor | None:
+        """Classes of the unlabeled images, where any is known.
+
+        An image that is labeled, too, tells nothing: the run was given its
+        class.
+        """
+        places = self.split.unlabeled
+        learned = np.isin(places, self.split.labeled)
+        truth = self.source.train.labels[places]
+        truth = np.where(learned, -1, truth).astype(np.int32)
+        return _held(truth) if np.any(truth >= 0) else None
 
     def _crops(
         self, index: tf.Tensor, epoch: tf.Tensor, names: list[str]

@@ -341,7 +341,8 @@ def _fill(
     torch_layout.load(algorithm.teacher.model, found.networks["ema"])
     bank = found.buffers["bank"].T  # [K, D]
     algorithm.memory.features.assign(bank)
-    algorithm.memory.filled.assign(np.any(bank != 0, axis=1))
+    written = np.where(np.any(bank != 0, axis=1), step, -1)  # by now
+    algorithm.memory.written.assign(written)
     window = found.buffers["DA_queue"]
     pointer = int(found.buffers["DA_ptr"][0])
     algorithm.align.window.assign(window)

@@ -18,7 +18,8 @@ class MemoryBuffer(tf.Module):
             it is sharded, gathered from all replicas.
         shard: Its rows on this replica; None where each has all.
         labels: Q_l, int32 [K]; known from the data, so right from the start.
-        filled: bool [K], which slots were written.
+        written: int64 [K], steps that were done when a slot was written last;
+            -1: never.
         momentum: Weight of a slot's old embedding.
         dim: D.
         dtype: Of the features.
@@ -78,14 +79,21 @@ class MemoryBuffer(tf.Module):
         self.labels = replica.variable(
             labels.astype(np.int32), "labels", tf.int32
         )
-        self.filled = replica.variable(
-            tf.zeros([len(labels)], tf.bool), "filled", tf.bool
+        self.written = replica.variable(
+            tf.fill([len(labels)], tf.constant(-1, tf.int64)),
+            "written",
+            tf.int64,
         )
 
     @property
     def features(self) -> tf.Variable | tf.Tensor:
         """Q_f [K, D]; see the class."""
         return self.shard.gather() if self.shard else self._features
+
+    @property
+    def filled(self) -> tf.Tensor:
+        """Which slots were written: bool [K]."""
+        return self.written >= 0
 
     def full(self) -> tf.Tensor:
         """Whether every slot was written: a bool scalar."""
@@ -159,7 +167,9 @@ class MemoryBuffer(tf.Module):
         count = z_w.shape[0]
         return slot_sums.images(sums, replica.number() * count, count)
 
-    def update(self, indices: tf.Tensor, z: tf.Tensor) -> None:
+    def update(
+        self, indices: tf.Tensor, z: tf.Tensor, step: tf.Tensor | int = 0
+    ) -> tf.Tensor:
         """Writes embeddings into their slots.
 
         Q_f[i] ← norm(m Q_f[i] + (1 - m) norm(z)), and norm(z) for a slot's
@@ -170,6 +180,11 @@ class MemoryBuffer(tf.Module):
             indices: Slots [B] of this replica's share of the batch, int32 or
                 int64 in [0, K).
             z: Their embeddings [B, D], of any length.
+            step: Steps done by now.
+
+        Returns:
+            Mean length of m Q_f[i] + (1 - m) norm(z) over the batch, a scalar:
+            1 where embeddings stay as they are, less the further they move.
 
         Raises:
             ValueError: A shape does not fit.
@@ -187,7 +202,8 @@ class MemoryBuffer(tf.Module):
         old = self._rows(indices)  # [B, D]
         m = tf.cast(tf.gather(self.filled, indices), z.dtype) * self.momentum
         m = m[:, None]  # [B, 1]
-        new = tf.math.l2_normalize(m * old + (1.0 - m) * z, axis=1)
+        mixed = m * old + (1.0 - m) * z  # [B, D]
+        new = tf.math.l2_normalize(mixed, axis=1)
         place = indices[:, None]  # [B, 1]
         if self.shard:
             self.shard.write(indices, new)
@@ -195,11 +211,11 @@ class MemoryBuffer(tf.Module):
             self.features.assign(
                 tf.tensor_scatter_nd_update(self.features, place, new)
             )
-        self.filled.assign(
-            tf.tensor_scatter_nd_update(
-                self.filled, place, tf.ones_like(indices, tf.bool)
-            )
+        now = tf.fill(tf.shape(indices), tf.cast(step, tf.int64))
+        self.written.assign(
+            tf.tensor_scatter_nd_update(self.written, place, now)
         )
+        return tf.reduce_mean(tf.norm(mixed, axis=1))
 
     def _rows(self, indices: tf.Tensor) -> tf.Tensor:
         """Q_f at slots [B]; of a shard those of others are any row."""

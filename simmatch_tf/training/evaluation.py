@@ -92,17 +92,20 @@ class Evaluator:
             for name, parts in found.items()
         }
 
-    def accuracy(
-        self,
-        images: source_lib.Images | source_lib.Encoded,
-        indices: np.ndarray,
-    ) -> dict[str, dict[str, float]]:
-        """Name → {"top1", "top5"}, fractions in [0, 1]."""
-        labels = images.labels[indices]
-        return {
-            name: {f"top{k}": top_k(logits, labels, k) for k in (1, 5)}
-            for name, logits in self.logits(images, indices).items()
-        }
+
+def accuracy(
+    logits: dict[str, np.ndarray], labels: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Name → {"top1", "top5"}, fractions in [0, 1].
+
+    Args:
+        logits: Name → [N, L].
+        labels: [N].
+    """
+    return {
+        name: {f"top{k}": top_k(values, labels, k) for k in (1, 5)}
+        for name, values in logits.items()
+    }
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:

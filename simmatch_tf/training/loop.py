@@ -1,8 +1,6 @@
 """The outer loop: from flags to a result, in one place."""
 
 import functools
-import importlib.metadata
-import math
 import time
 
 import tensorflow as tf
@@ -23,7 +21,10 @@ from simmatch_tf.training import (
     initial,
     inputs,
     interruption,
+    observer,
+    outcome,
     placement,
+    profiling,
     progress,
     results,
     stepping,
@@ -146,7 +147,14 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        self.writer = self._make_writer()
+        self.observer = observer.Observer(
+            folder.tensorboard,
+            self.config,
+            self.source,
+            self.split,
+            self.algorithm,
+            writes=config.summaries and self.workers.chief,
+        )
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def _begin(self) -> None:
@@ -180,26 +188,43 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
+            watches=config.summaries,
         )
+        profile = profiling.Profile(config.profile, self.folder.tensorboard)
+        self.observer.begin(start)
         began = time.monotonic()
         # ------------------------------------------------------------ loop --
         step, every = start, (config.log_every, config.eval_every)
         every += (config.checkpoint_every, config.steps_per_loop)
+        every += (config.picture_every,)
         while step < config.steps:
+            profile.at(step)
             count = min(config.steps - step, *(n - step % n for n in every))
+            count = min(count, profile.until_next(step))
+            itstime = functools.partial(_itstime, step + count, config.steps)
+            logs, shows = (
+                itstime(n) for n in (config.log_every, config.picture_every)
+            )
             asked_before = stepper.stop
-            metrics = stepper(step + 1, count, bool(request.signal))
+            metrics = stepper(
+                step + 1, count, bool(request.signal), watch=logs or shows
+            )
             step += count
-            itstime = functools.partial(_itstime, step, config.steps)
-            logs = itstime(config.log_every)
-            bar.advance(step, self._log(step, metrics) if logs else None)
-            if itstime(config.eval_every):
-                self._evaluate(step, bar)
-            stop = self.workers.stop(request, asked_before)
-            if itstime(config.checkpoint_every) or stop:
-                self._save(step)
+            bar.advance(
+                step, self._log(step, metrics, stepper) if logs else None
+            )
+            with self.observer.paused():
+                if shows:
+                    self.observer.picture(step, stepper)
+                if itstime(config.eval_every):
+                    self._evaluate(step, bar)
+                if logs:
+                    bar.warn(self.observer.findings(step))
+                stop = self.workers.stop(request, asked_before)
+                if itstime(config.checkpoint_every) or stop:
+                    self._save(step)
             if stop and step < config.steps:
-                bar.close()
+                self._close(bar, profile)
                 self._write_timing(start, step, time.monotonic() - began)
                 raise interruption.Interrupted(
                     f"{stop} after step {step} of {config.steps}; "
@@ -209,24 +234,27 @@ class _Run:
         self._write_timing(start, config.steps, time.monotonic() - began)
         if not self.accuracy:  # killed between checkpoint and result
             self._evaluate(config.steps, bar)
-        bar.close()
-        self.writer.close()
-        result = self._result()
+        self._close(bar, profile)
+        result = outcome.collect(
+            config,
+            self.algorithm,
+            self.accuracy,
+            self.source,
+            self.split,
+            self.scored,
+        )
         if self.workers.chief:
             result.write(self.folder.results)
         self.workers.wait()
         return result
 
-    def _make_writer(self) -> tf.summary.SummaryWriter:
-        path = self.folder.tensorboard
-        if not self.workers.chief:
-            return tf.summary.create_noop_writer()
-        try:
-            return tf.summary.create_file_writer(str(path))
-        except tf.errors.OpError as error:
-            raise InputError(
-                f"{path}: cannot be written ({error.message})"
-            ) from None
+    def _close(
+        self, bar: progress.Progress, profile: profiling.Profile
+    ) -> None:
+        """Ends what shows the run."""
+        profile.close()
+        bar.close()
+        self.observer.close()
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
@@ -272,17 +300,14 @@ class _Run:
             bar.say(f"resumed after step {start}")
 
     def _log(
-        self, step: int, metrics: dict[str, tf.Tensor]
+        self,
+        step: int,
+        metrics: dict[str, tf.Tensor],
+        stepper: stepping.Stepper,
     ) -> dict[str, float]:
-        """Fetches a step's metrics and writes them to TensorBoard."""
+        """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        values = {name: float(value) for name, value in metrics.items()}
-        rate = self.algorithm.learning_rate(step - 1)
-        with self.writer.as_default(step):
-            for name, value in values.items():
-                tf.summary.scalar(name, value)
-            tf.summary.scalar("learning_rate", rate)
-        return values
+        return self.observer.log(step, metrics, stepper)
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -314,72 +339,27 @@ class _Run:
 
     def _evaluate(self, step: int, bar: progress.Progress) -> None:
         """Evaluates all networks; keeps the best on record."""
-        name_of_set, *scored = self.scored
-        split = self.split
-        self.accuracy = self.evaluator.accuracy(*scored)
-        chosen = self.accuracy
-        if len(split.validation) and self.source.test is not None:
-            chosen = self.evaluator.accuracy(
-                self.source.train, split.validation
+        name_of_set, images, places = self.scored
+        logits = self.evaluator.logits(images, places)
+        labels = images.labels[places]
+        self.accuracy = chosen = evaluation.accuracy(logits, labels)
+        if len(self.split.validation) and self.source.test is not None:
+            train, aside = self.source.train, self.split.validation
+            chosen = evaluation.accuracy(
+                self.evaluator.logits(train, aside), train.labels[aside]
             )
-        with self.writer.as_default(step):
-            for name, accuracy in self.accuracy.items():
-                score = chosen[name]["top1"]
-                self.algorithm.record.keep_best(
-                    name, score, accuracy["top1"], step
-                )
-                tf.summary.scalar(
-                    f"{name_of_set}/{name}_top1", accuracy["top1"]
-                )
-                if chosen is not self.accuracy:
-                    tf.summary.scalar(f"validation/{name}_top1", score)
-        figures = ", ".join(
-            f"{name} {accuracy['top1']:.2%}"
-            for name, accuracy in self.accuracy.items()
-        )
-        bar.say(f"step {step}: {name_of_set} top-1 {figures}")
-
-    def _result(self) -> results.Result:
-        """Collects results.json from the state after the last step."""
-        config, record = self.config, self.algorithm.record
-        chosen_on = "validation" if len(self.split.validation) else "test"
-        scored_on, _, places = self.scored
-        networks = {}
+        values = {}
         for name, accuracy in self.accuracy.items():
-            _, best, step = record.best[name].numpy().tolist()
-            networks[name] = {
-                "last": {**accuracy, "step": config.steps},
-                "best": {
-                    # Kept as float32; the number of images gives the rest.
-                    "top1": round(best * len(places)) / len(places),
-                    "step": int(step),
-                    "chosen_on": chosen_on,
-                },
-            }
-        last = networks[self.algorithm.weights_of_record]["last"]
-        loss = float(record.loss.numpy())
-        return results.Result(
-            top1=last["top1"],
-            top5=last["top5"],
-            loss=None if math.isnan(loss) else loss,
-            steps=config.steps,
-            weights_of_record=self.algorithm.weights_of_record,
-            **networks,
-            algorithm=config.algorithm,
-            dataset=self.source.name,
-            class_names=list(self.source.class_names),
-            labels=len(self.split.labeled),
-            validation_labels=len(self.split.validation),
-            unlabeled=len(self.split.unlabeled),
-            scored_on=scored_on,
-            test_images=len(places),
-            seed=config.seed,
-            split_seed=config.split_seed,
-            versions={
-                name: importlib.metadata.version(name)
-                for name in ("tensorflow", "keras", "numpy")
-            },
-        )
+            score, top1 = chosen[name]["top1"], accuracy["top1"]
+            self.algorithm.record.keep_best(name, score, top1, step)
+            values[f"{name_of_set}/{name}_top1"] = top1
+            if chosen is not self.accuracy:
+                values[f"validation/{name}_top1"] = score
+        self.observer.evaluated(step, values)
+        record = self.algorithm.weights_of_record
+        title = f"{len(places)} {name_of_set} images, {record}"
+        self.observer.confusion(step, logits[record], labels, title)
+        bar.evaluated(step, name_of_set, self.accuracy)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""

@@ -1,22 +1,44 @@
 """What a person sees while a run goes on."""
 
 import sys
+import textwrap
 import time
+from collections.abc import Mapping, Sequence
 
 import tqdm
 from absl import flags, logging
 
+from simmatch_tf.training import patterns
+
+_WIDTH = 80
+# Of the line below the bar: tag → what stands before its value, its form.
+_SHOWN = {
+    "loss/s": ("L_s", "{:.3f}"),
+    "loss/u": ("L_u", "{:.3f}"),
+    "loss/in": ("L_in", "{:.3f}"),
+    "pseudo_label/mask_rate": ("mask", "{:.0%}"),
+    "pseudo_label/accuracy_all": ("right", "{:.0%}"),
+}
+
 
 def quiet() -> bool:
     """Whether a command was given a --verbosity below 0, that of progress."""
-    return flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
+    return _verbosity() < logging.INFO
+
+
+def _verbosity() -> int:
+    if not flags.FLAGS.is_parsed():
+        return logging.INFO
+    return logging.get_verbosity()
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere; silent below --verbosity=0.
+    """Two live lines on a terminal, plain lines elsewhere.
+
+    Silent below --verbosity=0, but for warnings: these are below -1.
 
     Attributes:
-        done: Step that the bar shows.
+        done: Step that is shown.
     """
 
     def __init__(
@@ -27,47 +49,82 @@ class Progress:
         Args:
             start: Steps done before.
             steps: Length of the run.
-            bar: Show a bar if standard error is a terminal.
+            bar: Show live lines if standard error is a terminal.
             loud: Say anything at all.
         """
         self.done = start
         self._start, self._steps, self._began = start, steps, time.monotonic()
         self._loud = loud and not quiet()
+        self._warns = loud and _verbosity() >= logging.WARNING
+        live = bar and self._loud and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=steps,
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not (bar and self._loud and sys.stderr.isatty()),
+            disable=not live,
+            bar_format=(
+                "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} "
+                "{rate_fmt}, {remaining} left"
+            ),
         )
+        self._below = tqdm.tqdm(
+            bar_format="{desc}",
+            dynamic_ncols=True,
+            disable=not live,
+            position=1,
+        )
+        self._accuracy = ""
 
-    def advance(self, step: int, metrics: dict[str, float] | None) -> None:
-        """Moves to a step; `metrics` where they were fetched."""
+    def advance(self, step: int, values: Mapping[str, float] | None) -> None:
+        """Moves to a step; `values` where it was logged."""
         self._bar.update(step - self.done)
         self.done = step
-        if metrics is None:
+        if values is None:
             return
-        shown = {
-            name.rsplit("/", 1)[-1]: f"{metrics[name]:.3f}"
-            for name in metrics
-            if name.startswith("loss/") or name.endswith("mask_rate")
-        }
+        shown = [
+            f"{name} {form.format(values[tag])}"
+            for tag, (name, form) in _SHOWN.items()
+            if tag in values
+        ]
         if not self._bar.disable:
-            self._bar.set_postfix(shown)
+            text = "  ".join([*shown, self._accuracy])
+            self._below.set_description_str(text[: _WIDTH - 1])
         elif self._loud:
             rate = (step - self._start) / (time.monotonic() - self._began)
             left = (self._steps - step) / max(rate, 1e-9)
-            figures = ", ".join(f"{k} {v}" for k, v in shown.items())
             self.say(
-                f"step {step}/{self._steps}: {figures} "
+                f"step {step}/{self._steps}: {', '.join(shown)} "
                 f"({rate:.2f} steps/s, {left:.0f} s left)"
             )
 
+    def evaluated(
+        self,
+        step: int,
+        name_of_set: str,
+        accuracy: Mapping[str, Mapping[str, float]],
+    ) -> None:
+        """Says what an evaluation found."""
+        figures = [
+            f"{name} {found['top1']:.2%}" for name, found in accuracy.items()
+        ]
+        self.say(f"step {step}: {name_of_set} top-1 {', '.join(figures)}")
+        best = max(found["top1"] for found in accuracy.values())
+        self._accuracy = f"{name_of_set} {best:.1%}"
+
     def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the live ones."""
         if self._loud:
             tqdm.tqdm.write(text, file=sys.stderr)
 
+    def warn(self, findings: Sequence[patterns.Finding]) -> None:
+        """Warns of patterns: what is seen, why, and what to turn."""
+        for found in findings if self._warns else ():
+            text = f"warning: {found.says} {found.why} {found.turn}"
+            text = textwrap.fill(text, _WIDTH - 1, subsequent_indent="  ")
+            tqdm.tqdm.write(text, file=sys.stderr)
+
     def close(self) -> None:
-        """Ends the bar."""
+        """Ends the live lines."""
+        self._below.close()
         self._bar.close()

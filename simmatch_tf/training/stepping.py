@@ -1,10 +1,12 @@
 """The compiled training step, one at a time or several in a row."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.algorithms import watching
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline as pipeline_lib
 from simmatch_tf.modules import replica
@@ -15,6 +17,9 @@ class Stepper:
 
     Attributes:
         stop: Whether any worker asked to stop: a tensor of the last call.
+        seen: What was seen of the last step, if it was watched, or None.
+        waited: Seconds spent waiting for batches; of several steps in a row
+            they are not known.
     """
 
     def __init__(
@@ -26,6 +31,7 @@ class Stepper:
         finish: Callable[[pipeline_lib.Batch], pipeline_lib.Batch] | None,
         jit_compile: bool,
         workers: int,
+        watches: bool = False,
     ) -> None:
         """Compiles nothing yet; the first call does.
 
@@ -36,13 +42,18 @@ class Stepper:
             finish: What is done to a batch on the device first.
             jit_compile: Compile it with XLA.
             workers: Processes that may be asked to stop.
+            watches: Whether any step will be watched.
         """
-        self._batches = batches
+        self._batches, self._watches = batches, watches
         self.stop: tf.Tensor = tf.constant(False)
+        self.seen: watching.Seen | None = None
+        self.waited = 0.0
 
-        def replica_step(batch, asked):
+        def replica_step(batch, asked, watch):
             if finish:
                 batch = finish(batch)
+            if watches:
+                batch = {**batch, watching.WATCH: watch}
             if workers > 1:
                 asked = replica.mean(tf.cast(asked, tf.float32)) > 0
             return algorithm.guarded_step(batch), asked
@@ -53,27 +64,49 @@ class Stepper:
             )
 
         # AutoGraph would read a thousand lines for seconds and change none.
-        @tf.function(autograph=False)
-        def step(batch, asked):
-            metrics, stop = strategy.run(replica_step, args=(batch, asked))
-            metrics = {
-                name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
-                for name, value in metrics.items()
-            }
-            return metrics, strategy.experimental_local_results(stop)[0]
+        def mean(value):
+            return strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
+
+        def first(value):
+            return strategy.experimental_local_results(value)[0]
+
+        def here(value):
+            values = strategy.experimental_local_results(value)
+            if len(values) == 1:
+                return values[0]
+            return tf.add_n(values) / len(values)
 
         @tf.function(autograph=False)
-        def steps(batches, count, asked):
+        def step(batch, asked, watch):
+            metrics, stop = strategy.run(
+                replica_step, args=(batch, asked, watch)
+            )
+            seen = metrics.pop(watching.SEEN, None)
+            if seen is not None:
+                # Those of this worker: others' would cost each step a message.
+                rows = {name: first(value) for name, value in seen.rows.items()}
+                seen = watching.Seen(
+                    {name: here(value) for name, value in seen.means.items()},
+                    rows,
+                )
+            return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)
+
+        @tf.function(autograph=False)
+        def steps(batches, count, asked, watch):
+            def one(done):
+                last = watch & (done + 1 == count)
+                return done + 1, step(next(batches), asked, last)
+
             return tf.while_loop(
-                lambda done, *_: done < count,
-                lambda done, *_: (done + 1, *step(next(batches), asked)),
-                (1, *step(next(batches), asked)),
-            )[1:]
+                lambda done, _: done < count,
+                lambda done, _: one(done),
+                one(0),
+            )[1]
 
         self._step, self._steps = step, steps
 
     def __call__(
-        self, first: int, count: int, asked: bool
+        self, first: int, count: int, asked: bool, watch: bool = False
     ) -> dict[str, tf.Tensor]:
         """Takes `count` steps.
 
@@ -81,6 +114,7 @@ class Stepper:
             first: Number of the first, for messages.
             count: At least 1.
             asked: Whether this process was asked to stop.
+            watch: Whether the last of them is watched.
 
         Returns:
             The metrics of the last.
@@ -88,14 +122,18 @@ class Stepper:
         Raises:
             InputError: An image cannot be read.
         """
-        asked = tf.constant(asked)
+        watch &= self._watches
+        asked, watched = tf.constant(asked), tf.constant(watch)
         if count == 1:
+            began = time.monotonic()
             batch = pipeline_lib.read_next(self._batches, f"at step {first}")
-            metrics, self.stop = self._step(batch, asked)
+            self.waited += time.monotonic() - began
+            metrics, seen, self.stop = self._step(batch, asked, watched)
+            self.seen = seen if watch else None
             return metrics
         try:
-            metrics, self.stop = self._steps(
-                self._batches, tf.constant(count), asked
+            metrics, seen, self.stop = self._steps(
+                self._batches, tf.constant(count), asked, watched
             )
         except tf.errors.OpError as error:
             if "IteratorGetNext" not in error.message:
@@ -103,4 +141,5 @@ class Stepper:
             raise InputError(
                 pipeline_lib.unreadable(f"from step {first} on", error)
             ) from None
+        self.seen = seen if watch else None
         return metrics

@@ -1,0 +1,108 @@
+"""What tells a healthy run from one that goes wrong: figures of one batch.
+
+None of it takes part in training. What says float32 is so whatever the inputs.
+"""
+
+import tensorflow as tf
+
+from simmatch_tf.ops import shapes
+
+
+def entropy(p: tf.Tensor) -> tf.Tensor:
+    """Entropy of each distribution: how far from sharp it is.
+
+    H(p) = -Σ_i p_i log p_i, with 0 log 0 = 0
+
+    Args:
+        p: [N, L], rows sum to 1.
+
+    Returns:
+        [N] float32 in nats, from 0 (one-hot) to log L (uniform).
+
+    Raises:
+        ValueError: `p` is no matrix.
+    """
+    p = tf.convert_to_tensor(p)
+    shapes.check(p=(p, "NL"))
+    p = tf.cast(p, tf.float32)
+    return -tf.reduce_sum(tf.math.xlogy(p, p), axis=1)
+
+
+def histogram(values: tf.Tensor, bins: int) -> tf.Tensor:
+    """Shares of numbers in equal parts of [0, 1].
+
+    Args:
+        values: [N], in [0, 1]; 1 is in the last part.
+        bins: Parts, at least 1.
+
+    Returns:
+        [bins] float32, sums to 1.
+
+    Raises:
+        ValueError: `values` is no vector, or there is no part.
+    """
+    if bins < 1:
+        raise ValueError(f"bins={bins}: must be at least 1")
+    values = tf.convert_to_tensor(values)
+    shapes.check(values=(values, "N"))
+    place = tf.cast(values * bins, tf.int32)
+    return shares(tf.clip_by_value(place, 0, bins - 1), bins)
+
+
+def shares(classes: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Share of the images in each class.
+
+    Args:
+        classes: [N], integers in [0, num_classes).
+        num_classes: L.
+
+    Returns:
+        [L] float32, sums to 1.
+    """
+    return tf.reduce_mean(tf.one_hot(classes, num_classes), axis=0)
+
+
+def class_similarity(
+    memory: tf.Tensor,
+    memory_labels: tf.Tensor,
+    valid: tf.Tensor,
+    num_classes: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean cosine of two labeled images of one class, and of two classes.
+
+    By sums over classes, s_i = Σ_{k: Q_l[k] = i} Q_f[k]: all pairs of class i
+    have the sum s_i·s_i, those of all images (Σ s_i)·(Σ s_i).
+
+    Args:
+        memory: Q_f [K, D], unit rows.
+        memory_labels: Q_l [K], in [0, L).
+        valid: [K] bool, slots that count.
+        num_classes: L.
+
+    Returns:
+        Two float32 scalars in [-1, 1]: within classes (an image with itself
+        does not count) and between them; 0 where there is no such pair.
+
+    Raises:
+        ValueError: A shape does not fit.
+    """
+    shapes.check(
+        memory=(memory, "KD"),
+        memory_labels=(memory_labels, "K"),
+        valid=(valid, "K"),
+    )
+    there = tf.cast(valid, tf.float32)  # [K]
+    rows = tf.cast(memory, tf.float32) * there[:, None]
+    sums = tf.math.unsorted_segment_sum(rows, memory_labels, num_classes)
+    counts = tf.math.unsorted_segment_sum(there, memory_labels, num_classes)
+    images = tf.reduce_sum(counts)
+    same = tf.reduce_sum(tf.square(sums))
+    all_pairs = tf.reduce_sum(tf.square(tf.reduce_sum(sums, axis=0)))
+    same_count = tf.reduce_sum(tf.square(counts))
+    within = tf.math.divide_no_nan(
+        same - tf.reduce_sum(tf.square(rows)), same_count - images
+    )
+    between = tf.math.divide_no_nan(
+        all_pairs - same, tf.square(images) - same_count
+    )
+    return within, between
