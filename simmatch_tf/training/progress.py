@@ -13,6 +13,7 @@ from simmatch_tf.training import patterns
 _WIDTH = 80
 # Of the line below the bar: tag → what stands before its value, its form.
 _SHOWN = {
+    "loss/total": ("loss", "{:.3f}"),
     "loss/s": ("L_s", "{:.3f}"),
     "loss/u": ("L_u", "{:.3f}"),
     "loss/in": ("L_in", "{:.3f}"),

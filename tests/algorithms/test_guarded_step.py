@@ -85,6 +85,9 @@ def test_skipping_is_as_if_the_step_had_another_number(factor):
         for seed in seeds:
             factor.assign([1.0 if seed is not None else np.inf] * 2)
             step(batch(seed or 0))
+    # Slots know when they were written, and there that is a step earlier.
+    written = other.memory.written
+    written.assign(written + tf.cast(written > 1, tf.int64))
     assert_same(state(one), state(other))
 
 

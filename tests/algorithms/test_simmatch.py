@@ -123,7 +123,16 @@ def expected(algorithm, inputs, ready):
         "loss/in": loss_in,
         "loss/total": loss_s + c.lambda_u * loss_u + c.lambda_in * loss_in,
         "pseudo_label/mask_rate": mask.mean(),
+        "memory/norm": np.mean(np.linalg.norm(written(algorithm, z_l), axis=1)),
     }, np.array(z_l)
+
+
+def written(algorithm, z_l, slots=(0, 3, 4, 7)):
+    """m Q_f[i] + (1 - m) z^l of the batch's slots."""
+    filled = algorithm.memory.filled.numpy()[list(slots)]
+    m = algorithm.memory.momentum * filled[:, None]
+    old = np.array(algorithm.memory.features)[list(slots)]
+    return m * old + (1 - m) * np.array(z_l)
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,12 @@ def test_temporal_ensemble():
     buffer = memory.MemoryBuffer([0], 2, momentum=0.7)
     buffer.update([0], [[0.0, 5.0]])  # the first write sets the slot
     np.testing.assert_allclose(buffer.features, [[0, 1]])
-    buffer.update([0], [[9.0, 0.0]])
+    length = buffer.update([0], [[9.0, 0.0]], 7)
     np.testing.assert_allclose(
         buffer.features, [norm(np.array([0.3, 0.7]))], rtol=1e-6
     )
+    assert float(length) == pytest.approx(np.hypot(0.3, 0.7))
+    assert buffer.written.numpy().tolist() == [7]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])

@@ -64,7 +64,7 @@ def fill(strategy, alone, divided, seed=1):
         order = np.resize(rng.permutation(slots), 2 * slots)
         z = rng.normal(size=[2 * slots, D]).astype(np.float32)
         alone.update(order, z)
-        run(strategy, lambda s, x: divided.update(s, x) or s, order, z)
+        run(strategy, lambda s, x: (divided.update(s, x), s)[1], order, z)
 
 
 @pytest.mark.parametrize("slots", [6, 7])

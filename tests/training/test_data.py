@@ -282,13 +282,13 @@ def test_a_test_image_that_goes_bad(photos, tmp_path, monkeypatch):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
     from simmatch_tf.training import evaluation
 
-    accuracy = evaluation.Evaluator.accuracy
+    logits = evaluation.Evaluator.logits
 
     def broken(self, images, indices):
         pathlib.Path(images.paths[0]).write_bytes(b"gone")
-        return accuracy(self, images, indices)
+        return logits(self, images, indices)
 
-    monkeypatch.setattr(evaluation.Evaluator, "accuracy", broken)
+    monkeypatch.setattr(evaluation.Evaluator, "logits", broken)
     with pytest.raises(InputError, match="could not be read in evaluation"):
         runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
 

@@ -97,9 +97,9 @@ def test_memory(simmatch_run):
         "Q_f": (4 * K * D, (K, D)),
         "alignment window": (4 * 4 * L, (4, L)),
     }
-    # Q_l and which slots are filled; step, batches in the window; the record:
+    # Q_l and when slots were written; step, batches in the window; the record:
     # last loss, and two figures of three numbers; four counts of the guard.
-    assert rest == (5 * K + 8 + 8 + 4 + 2 * 3 * 4 + 4 * 8, None)
+    assert rest == (12 * K + 8 + 8 + 4 + 2 * 3 * 4 + 4 * 8, None)
 
 
 def test_a_checkpoint_takes_what_is_said(simmatch_run, tmp_path):

@@ -18,7 +18,7 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     )
     shown.close()
     line = capsys.readouterr().err.strip()
-    assert line.startswith("step 7/10: total 1.500, mask_rate 0.250 (")
+    assert line.startswith("step 7/10: loss 1.500, mask 25% (")
     assert line.endswith("s left)") and "steps/s" in line
 
 
@@ -37,7 +37,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     shown.advance(7, {"loss/total": 1.5})
     shown.close()
     out = capsys.readouterr().err
-    assert "7/10" in out and "total=1.500" in out
+    assert "7/10" in out and "loss 1.500" in out
 
 
 @pytest.fixture
