@@ -54,9 +54,7 @@ def main(config: config_lib.Config) -> int | None:
             return None
         from simmatch_tf.reporting import tables
 
-        print(tables.result(result))
-        print(f"\nIn {folder.path}: results.json, checkpoints, tensorboard.")
-        print(f"Next: python -m simmatch_tf.evaluate --workdir={folder.path}")
+        print(f"{tables.result(result)}\n\n{tables.next_steps(folder.path)}")
         return None
 
 

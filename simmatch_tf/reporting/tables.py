@@ -1,5 +1,7 @@
 """Plain-text tables for the terminal. Nothing here imports TensorFlow."""
 
+import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +55,22 @@ def result(found: results.Result) -> str:
         f"{found.scored_on} images. "
         f"Best is chosen on the {chosen_on} images."
     )
+
+
+def next_steps(workdir: pathlib.Path) -> str:
+    """What a finished run left, and what can be done with it."""
+    given = shlex.quote(str(workdir))
+    shown = "tensorboard/, " if (workdir / "tensorboard").is_dir() else ""
+    module = "  python -m simmatch_tf."
+    lines = [
+        f"In {workdir}: {shown}checkpoints/, results.json. Next:",
+        f"{module}report {given} --output=report.html",
+        f"{module}evaluate --workdir={given}",
+        f"{module}export --workdir={given} --output=exports",
+    ]
+    if shown:
+        lines.insert(2, f"  tensorboard --logdir={given}")
+    return "\n".join(lines)
 
 
 def evaluation(report: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """TensorFlow's profiler, on some steps of a run."""
 
+import pathlib
+
 import tensorflow as tf
 from absl import logging
 
@@ -9,14 +11,14 @@ from simmatch_tf import checks
 class Profile:
     """Profiles steps START + 1 … START + COUNT of --profile=START:COUNT."""
 
-    def __init__(self, flag: str | None, folder: str) -> None:
+    def __init__(self, flag: str | None, folder: pathlib.Path) -> None:
         """Names the steps.
 
         Args:
             flag: START:COUNT, or None.
             folder: The event files'.
         """
-        self._folder, self._running = folder, False
+        self._folder, self._running = str(folder), False
         self._start = self._stop = -1
         if flag is not None:
             start, count = checks.profiled_steps(flag)

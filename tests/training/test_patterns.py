@@ -146,8 +146,8 @@ SHOWN = {
     "collapse": {
         "algorithm": "fixmatch",
         "threshold": 0.0,
-        "lambda_u": 20.0,
-        "learning_rate": 0.3,
+        "lambda_u": 50.0,
+        "learning_rate": 0.1,
     },
     "confident_but_wrong": {
         "algorithm": "fixmatch",

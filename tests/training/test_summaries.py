@@ -1,0 +1,107 @@
+"""What is written, and that it changes nothing."""
+
+import numpy as np
+import pytest
+
+import simmatch_tf
+from simmatch_tf.commandline import InputError
+from simmatch_tf.training import projector
+from tests import runs
+from tests.training import test_loop
+
+
+@pytest.mark.slow
+def test_without_summaries_it_is_the_same_run(finished_run, tmp_path):
+    runs.fit(tmp_path / "run", summaries=False)
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
+
+
+@pytest.mark.slow
+def test_often_and_in_loops_it_is_the_same_run(finished_run, tmp_path):
+    changes = {"log_every": 1, "picture_every": 2, "steps_per_loop": 3}
+    runs.fit(tmp_path / "run", **changes)
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
+    names = {p.name for p in (tmp_path / "run" / "tensorboard").iterdir()}
+    assert {"memory.bytes", "memory.tsv", "memory.png"} < names
+    assert "projector_config.pbtxt" in names
+
+
+@pytest.mark.slow
+def test_profile(tmp_path):
+    runs.fit(tmp_path / "run", profile="2:3", algorithm="supervised")
+    (found,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
+        "*.xplane.pb"
+    )
+    assert found.stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_event_file_cannot_be_written(tmp_path):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(InputError, match="tensorboard: cannot be written"):
+        runs.fit(tmp_path)
+
+
+@pytest.mark.slow
+def test_images_whose_classes_are_not_known(tmp_path):
+    """Of the user's own images: no accuracies, all else."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, [24, 8, 8, 3], dtype=np.uint8)
+    labels = np.where(np.arange(24) < 8, np.arange(24) % 2, -1)
+    source = simmatch_tf.Source(
+        "own",
+        ["a\tb", "$c$ | <d>"],
+        simmatch_tf.Images(images, labels),
+        simmatch_tf.Images(images[:8], labels[:8]),
+        flip=True,
+    )
+    config = runs.config(
+        tmp_path, dataset="custom", image_size=None, labels=8, batch_size=4
+    )
+    simmatch_tf.fit(config, source=source)
+    from tensorboard.backend.event_processing import event_accumulator
+
+    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    tags = set(found.Tags()["tensors"])
+    assert "pseudo_label/confidence" in tags and "pictures/views" in tags
+    assert not {t for t in tags if "accuracy" in t or "sure" in t}
+    table = (tmp_path / "tensorboard" / "memory.tsv").read_text()
+    assert table.splitlines()[1] == "a b\t0"
+
+
+def test_slots_to_show():
+    filled = np.ones(10_000, bool)
+    filled[:7] = False
+    found = projector.chosen(filled)
+    assert len(found) == projector.MOST == len(set(found))
+    assert found[0] == 7 and found[-1] == 9_999
+    assert projector.chosen(filled[:9]).tolist() == [7, 8]
+
+
+def test_the_projector_s_files_replace_those_before(tmp_path):
+    features = np.eye(3, dtype=np.float32)
+    images = [np.zeros([4, 4, 1], np.uint8)] * 3
+    names = ["a\tb", "", "c"]
+    projector.write(tmp_path, features, ["x", "y", "z"], names, images)
+    before = (tmp_path / "memory.png").read_bytes()
+    projector.write(tmp_path, 2 * features, ["x", "y", "z"], names, None)
+    assert (tmp_path / "memory.png").read_bytes() == before
+    rows = np.fromfile(tmp_path / "memory.bytes", "<f4").reshape(3, 3)
+    np.testing.assert_array_equal(rows, 2 * features)
+    assert (tmp_path / "memory.tsv").read_text() == (
+        "class\timage\nx\ta b\ny\t-\nz\tc\n"
+    )
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("value", ["5", "5:", ":5", "a:b", "5:0", "-1:5"])
+def test_a_profile_flag_that_is_wrong(value):
+    with pytest.raises(InputError, match="must be START:COUNT"):
+        runs.config("unused", profile=value)
+
+
+def test_a_profile_beyond_the_end():
+    with pytest.raises(InputError, match="ends after --steps=6"):
+        runs.config("unused", profile="5:2")
