@@ -110,10 +110,6 @@ class Observer:
         """Patterns that show by now, each once a session."""
         return self._figures.findings(step)
 
-    def flush(self) -> None:
-        """Writes what waits."""
-        self._summaries.flush()
-
     def close(self) -> None:
         """Ends the event file."""
         self._summaries.close()

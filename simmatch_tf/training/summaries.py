@@ -1,12 +1,14 @@
 """What TensorBoard shows of a run: scalars, histograms, pictures, text."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api as hparams_api
 
@@ -17,7 +19,7 @@ from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, splits
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.modules import memory as memory_lib
-from simmatch_tf.training import pictures, projector
+from simmatch_tf.training import pictures, projector, reasons
 
 _PICTURES = 6  # labeled images whose names stand in the text, of each class
 _CLASSES = 100  # classes listed in the text
@@ -62,13 +64,35 @@ class Summaries:
             self._writer = tf.summary.create_file_writer(str(folder))
         except tf.errors.OpError as error:
             raise InputError(
-                f"{folder}: cannot be written ({error.message})"
+                f"{folder}: cannot be written ({reasons.reason(error)})"
             ) from None
+
+    @contextlib.contextmanager
+    def _at(self, step: int) -> Iterator[None]:
+        """For writing; what cannot be written ends that, not the run."""
+        try:
+            # A writer that failed stays the thread's default.
+            with tf.summary.record_if(self.writes):
+                with self._writer.as_default(step):
+                    yield
+        except (tf.errors.OpError, OSError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: tf.errors.OpError | OSError) -> None:
+        reason = getattr(error, "strerror", None) or reasons.reason(error)
+        logging.warning(
+            "%s: cannot be written (%s): the run goes on, and TensorBoard "
+            "shows no more of it until it is started again",
+            self._folder,
+            reason,
+        )
+        self.writes = False
+        self._writer = tf.summary.create_noop_writer()
 
     # ------------------------------------------------------------- numbers --
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars."""
-        with self._writer.as_default(step):
+        with self._at(step):
             for tag, value in values.items():
                 tf.summary.scalar(tag, value)
 
@@ -86,7 +110,7 @@ class Summaries:
             classes: Share of each class in the last pseudo-labels [L].
         """
         unlabeled = self._config.batch_size * self._config.unlabeled_ratio
-        with self._writer.as_default(step):
+        with self._at(step):
             if "confidences" in means:
                 counts = unlabeled * means["confidences"].numpy()
                 _histogram("pseudo_label/confidences", counts, 1.0)
@@ -121,7 +145,7 @@ class Summaries:
         shown = pictures.confusion(
             counts, self._class_names, f"{title}, step {step}"
         )
-        with self._writer.as_default(step):
+        with self._at(step):
             tf.summary.image("pictures/confusion", shown[None])
 
     def picture(self, step: int, seen: watching.Seen) -> None:
@@ -142,13 +166,15 @@ class Summaries:
             )
             for i in range(len(hat))
         ]
-        with self._writer.as_default(step):
-            shown = pictures.views(images, self._class_names)
-            tf.summary.image("pictures/views", shown[None])
-            if "neighbors" in rows:
-                found = self._neighbors(rows["neighbors"], rows["cosines"])
-                shown = pictures.neighbors(images, found, self._class_names)
-                tf.summary.image("pictures/neighbors", shown[None])
+        shown = {"views": pictures.views(images, self._class_names)}
+        if "neighbors" in rows:
+            found = self._neighbors(rows["neighbors"], rows["cosines"])
+            shown["neighbors"] = pictures.neighbors(
+                images, found, self._class_names
+            )
+        with self._at(step):
+            for name, pixels in shown.items():
+                tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(
         self, slots: np.ndarray, cosines: np.ndarray
@@ -178,11 +204,7 @@ class Summaries:
         ).numpy()
 
     def memory(self, store: memory_lib.MemoryBuffer) -> None:
-        """Writes the memory's embeddings for the projector.
-
-        Raises:
-            InputError: They cannot be written.
-        """
+        """Writes the memory's embeddings for the projector."""
         if not self.writes or store.shard:
             return
         slots = projector.chosen(store.filled.numpy())
@@ -202,9 +224,7 @@ class Summaries:
                 images,
             )
         except OSError as error:
-            raise InputError(
-                f"{self._folder}: cannot be written ({error.strerror})"
-            ) from None
+            self._give_up(error)
 
     def _names(self, slots: Sequence[int]) -> list[str]:
         """What labeled images are called: by name, or place in the set."""
@@ -233,7 +253,7 @@ class Summaries:
             "split": _table(self._labeled_of_classes()),
             "versions": _table(_versions()),
         }
-        with self._writer.as_default(0):
+        with self._at(0):
             hparams_api.hparams(chosen)
             for name, text in texts.items():
                 tf.summary.text(f"run/{name}", text)
@@ -265,13 +285,12 @@ class Summaries:
             rows.append((f"{len(self._class_names) - _CLASSES} more", "…"))
         return rows
 
-    def flush(self) -> None:
-        """Writes what waits."""
-        self._writer.flush()
-
     def close(self) -> None:
         """Ends the event file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        except tf.errors.OpError as error:
+            self._give_up(error)
 
 
 def _histogram(tag: str, counts: np.ndarray, end: float) -> None:

@@ -321,3 +321,24 @@ def test_workers_with_other_flags(tmp_path, monkeypatch):
         assert process.returncode == 1
         assert "--learning_rate=0.04 there and --learning_rate=0.03" in errors
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_full_disk_for_tensorboard_does_not_stop_the_run(
+    disk, finished_run, tmp_path, monkeypatch, caplog
+):
+    """Pictures of a run are not the run."""
+    evaluate = loop._Run._evaluate
+
+    def hook(self, step, bar):
+        evaluate(self, step, bar)
+        if step == 3:
+            fill(disk)
+
+    (tmp_path / "run").mkdir()
+    (disk / "board").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(disk / "board")
+    monkeypatch.setattr(loop._Run, "_evaluate", hook)
+    runs.fit(tmp_path / "run", picture_every=1)
+    (said,) = [r.getMessage() for r in caplog.records if "goes on" in r.msg]
+    assert "No space left on device" in said and "{{" not in said
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
