@@ -175,26 +175,79 @@ class PredictConfig(_WithImages):
         ):
             if not (getattr(self, name) or "").strip():
                 raise InputError(f"--{name}={getattr(self, name)}: name {what}")
-        self._check_file("output", (".csv", ".jsonl", ".parquet"))
+        _check_file(self, "output", (".csv", ".jsonl", ".parquet"))
         for name, needed in (("html_images", "html"), ("neighbors", "explain")):
             if getattr(self, name) is not None and not getattr(self, needed):
                 raise InputError(
                     f"--{name}={getattr(self, name)}: needs --{needed}"
                 )
         if self.html is not None:
-            self._check_file("html", (".html", ".htm"))
+            _check_file(self, "html", (".html", ".htm"))
 
-    def _check_file(self, name: str, endings: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        path = pathlib.Path(value).expanduser()
-        if path.suffix.lower() not in endings:
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(_WithImages):
+    """What `python -m simmatch_tf.report` takes."""
+
+    positional: ClassVar[tuple[str, ...]] = ("runs",)
+
+    runs: tuple[str, ...] = flag(
+        (),
+        "folder of a run, or NAME=FOLDER to call it so; many of them. May "
+        "stand without its name.",
+    )
+    output: str | None = flag(None, "page to write: .html.")
+    figures: str | None = flag(
+        None, "folder for the figures as PNG files; default: none are written."
+    )
+    images: int = flag(
+        24,
+        "test images on the page that are wrong, and that are least certain; "
+        "0: no image is read.",
+        low=0,
+        high=1000,
+    )
+    neighbors: int = flag(
+        5, "labeled images beside each, at most.", low=1, high=100
+    )
+    batch_size: int = flag(256, "images.", low=1, rare=True)
+
+    def check(self) -> None:
+        """Runs and a page are needed."""
+        if not self.runs:
+            raise InputError("no run is named: report WORKDIR … --output=…")
+        if not (self.output or "").strip():
+            raise InputError(f"--output={self.output}: name an .html file")
+        _check_file(self, "output", (".html", ".htm"))
+        if self.figures is None:
+            return
+        path = pathlib.Path(self.figures).expanduser()
+        if not self.figures.strip() or (path.exists() and not path.is_dir()):
+            raise InputError(f"--figures={self.figures}: must be a folder")
+        if not path.is_dir() and not path.absolute().parent.is_dir():
             raise InputError(
-                f"--{name}={value}: must end in {' or '.join(endings)}"
+                f"--figures={self.figures}: must be in a folder that exists"
             )
-        if path.is_dir() or not path.parent.is_dir():
-            raise InputError(
-                f"--{name}={value}: must be a file in a folder that exists"
-            )
+
+
+def _check_file(
+    values: commandline.Flags, name: str, endings: tuple[str, ...]
+) -> None:
+    """Checks the name of a file to write.
+
+    Raises:
+        InputError: It has another ending, is a folder, or is in none.
+    """
+    value = getattr(values, name)
+    path = pathlib.Path(value).expanduser()
+    if path.suffix.lower() not in endings:
+        raise InputError(
+            f"--{name}={value}: must end in {' or '.join(endings)}"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(
+            f"--{name}={value}: must be a file in a folder that exists"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

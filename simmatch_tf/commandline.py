@@ -6,13 +6,11 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 """
 
 import dataclasses
-import difflib
 import functools
 import logging
 import math
 import os
 import pathlib
-import re
 import sys
 import types
 import typing
@@ -21,12 +19,10 @@ from typing import Any, ClassVar, Self
 
 from absl import app, flags
 
-PACKAGE = pathlib.Path(__file__).resolve().parent
+from simmatch_tf import flagfiles
+from simmatch_tf.errors import InputError, nearest
+
 _type_hints = functools.cache(typing.get_type_hints)
-
-
-class InputError(ValueError):
-    """Something the user can put right; commands print it bare."""
 
 
 def flag(
@@ -58,10 +54,14 @@ def flag(
 
 
 def _value_type(cls: type, name: str) -> type:
-    """The flag's own type: `int` for a field declared `int | None`."""
+    """The flag's own type: `int` for a field declared `int | None`.
+
+    `tuple` for one declared `tuple[str, ...]`, a flag that may come many times.
+    """
     declared = _type_hints(cls)[name]
-    union = isinstance(declared, types.UnionType)
-    return typing.get_args(declared)[0] if union else declared
+    if isinstance(declared, types.UnionType):
+        return typing.get_args(declared)[0]
+    return typing.get_origin(declared) or declared
 
 
 class Flags:
@@ -70,7 +70,8 @@ class Flags:
     Attributes:
         alternatives: Groups of flags of which one is given.
         usual: Flags that --help lists, where these are not all but the rare.
-        positional: Flags that may stand without their name, in this order.
+        positional: Flags that may stand without their name, in this order; the
+            last, if it is one of many words, takes all that are left.
         argv: The command line that it was read from, where there was one.
     """
 
@@ -128,6 +129,7 @@ class Flags:
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             bool: flags.DEFINE_boolean,
+            tuple: flags.DEFINE_multi_string,
         }
         for field in dataclasses.fields(cls):
             text = field.metadata["help"]
@@ -155,8 +157,12 @@ class Flags:
         Raises:
             InputError: A value is out of its range, or two do not go together.
         """
+        found = {f.name: values[f.name].value for f in dataclasses.fields(cls)}
         return cls(
-            **{f.name: values[f.name].value for f in dataclasses.fields(cls)}
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
         )
 
     @classmethod
@@ -177,13 +183,16 @@ class Flags:
             InputError: See `from_flags`.
             flags.Error: A flag is unknown, or a value of another type.
         """
-        words = values(expand_flagfiles(argv, cls.alternatives))[1:]
-        if len(words) > len(cls.positional):
-            word = words[len(cls.positional)]
+        words = values(flagfiles.expand(argv, cls.alternatives))[1:]
+        names = list(cls.positional)
+        if names and _value_type(cls, names[-1]) is tuple:
+            names += names[-1:] * (len(words) - len(names))
+        if len(words) > len(names):
+            word = words[len(names)]
             raise InputError(f"{word!r} is not a flag: flags begin with --")
-        for name, word in zip(cls.positional, words, strict=False):
+        for name, word in zip(names, words, strict=False):
             values[name].parse(word)
-        found = cls.from_flags(values).named_after(last_flagfile(argv))
+        found = cls.from_flags(values).named_after(flagfiles.last(argv))
         object.__setattr__(found, "argv", tuple(argv))
         return found
 
@@ -220,6 +229,8 @@ class Flags:
                 continue
             if isinstance(value, bool):
                 lines.append(f"--{'' if value else 'no'}{field.name}")
+            elif isinstance(value, tuple):
+                lines += [f"--{field.name}={word}" for word in value]
             else:
                 lines.append(f"--{field.name}={value}")
         return "\n".join(lines) + "\n"
@@ -235,121 +246,6 @@ class Flags:
             for field in dataclasses.fields(self)
         }
         return {k: v for k, v in values.items() if v[0] != v[1]}
-
-
-def nearest(value: str, names: Sequence[str]) -> str:
-    """The end of a message on an unknown name: what may have been meant."""
-    close = difflib.get_close_matches(value, names, 3, 0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; known: {', '.join(names)}"
-
-
-def find_flagfile(
-    name: str, given: str = "", folder: str = "configs"
-) -> pathlib.Path:
-    """Finds a flagfile in the current folder or beside the package.
-
-    Args:
-        name: Its path.
-        given: How to call it in a message; default: the flag.
-        folder: Where those lie that come with the package.
-
-    Raises:
-        InputError: It is in neither.
-    """
-    path = pathlib.Path(name).expanduser()
-    # A checkout has configs/ beside the package, a wheel inside it.
-    for candidate in (path, PACKAGE.parent / path, PACKAGE / path):
-        if candidate.is_file():
-            return candidate
-    shipped = [
-        f"{folder}/{p.name}"
-        for place in (PACKAGE.parent, PACKAGE)
-        for p in sorted((place / folder).glob("*.cfg"))
-    ]
-    given = given or f"--flagfile={name}"
-    raise InputError(f"{given}: no such file" + nearest(name, shipped))
-
-
-def expand_flagfiles(
-    argv: Sequence[str],
-    alternatives: Sequence[Sequence[str]] = (),
-    inside: tuple[pathlib.Path, ...] = (),
-) -> list[str]:
-    """Replaces every --flagfile=FILE by what stands in FILE.
-
-    absl's own reader knows the current folder only; this one also finds the
-    files that came with the package. As with absl's, what comes later wins,
-    also over its alternatives in the files before: --epochs replaces a
-    recipe's --steps.
-
-    Args:
-        argv: The words of a command line.
-        alternatives: Groups of flags of which one is given.
-        inside: Files that are being read.
-
-    Raises:
-        InputError: A file is missing, unreadable, or names itself.
-    """
-    result, files, rest = [], [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
-        if not match or "--" in result:
-            dropped = _alternatives(word, alternatives)
-            files = [w for w in files if _name(w) not in dropped]
-            result.append(word)
-            continue
-        name = match[1] if match[1] is not None else (rest or [""]).pop(0)
-        words, path = _read_flagfile(name, inside)
-        words = expand_flagfiles(words, alternatives, (*inside, path))
-        # What stands before a file is as what stands in an earlier one.
-        files, result = files + result, []
-        for later in words:
-            dropped = _alternatives(later, alternatives)
-            files = [w for w in files if _name(w) not in dropped]
-        files += words
-    return files + result
-
-
-def _name(word: str) -> str:
-    match = re.match(r"--?(\w+)", word)
-    return match[1] if match else ""
-
-
-def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
-    """The flags that `word` stands in for."""
-    name = _name(word)
-    return {other for g in groups if name in g for other in g} - {name}
-
-
-def _read_flagfile(
-    name: str, inside: tuple[pathlib.Path, ...]
-) -> tuple[list[str], pathlib.Path]:
-    """The flags in a file, and its path."""
-    path = find_flagfile(name)
-    if path.resolve() in inside:
-        raise InputError(f"--flagfile={name}: the file includes itself")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--flagfile={name}: {error}") from None
-    words = [line.strip() for line in lines]
-    words = [w for w in words if w and not w.startswith(("#", "//"))]
-    for line in words:
-        if not line.startswith("-"):
-            raise InputError(
-                f"--flagfile={name}: {line!r} is neither a flag nor a "
-                "comment (comments stand on lines of their own)"
-            )
-    return words, path.resolve()
-
-
-def last_flagfile(argv: Sequence[str]) -> pathlib.Path | None:
-    """The last flagfile in `argv`."""
-    names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
-    return pathlib.Path(names[-1]) if names else None
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:

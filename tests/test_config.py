@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
+from simmatch_tf import flagfiles
 from simmatch_tf.commandline import InputError
 
 Config = config_lib.Config
@@ -406,7 +406,7 @@ def test_bad_flagfiles(tmp_path, monkeypatch, content, message):
 
 def test_a_missing_recipe_names_the_nearest():
     with pytest.raises(InputError, match="did you mean configs/digits_40"):
-        commandline.find_flagfile("configs/digit_40.cfg")
+        flagfiles.find("configs/digit_40.cfg")
 
 
 def test_a_flagfile_that_is_not_text(tmp_path):

@@ -28,6 +28,8 @@ EVERYWHERE = {
     "commandline",
     "config",
     "datasets",
+    "errors",
+    "flagfiles",
     "operation_flags",
     "pytorch_flags",
 }
@@ -97,6 +99,8 @@ def test_only_the_bottom_knows_no_tensorflow():
         "commandline.py",
         "config.py",
         "datasets.py",
+        "errors.py",
+        "flagfiles.py",
         "data/selection.py",
         "training/workdir.py",
         "training/results.py",

@@ -59,6 +59,7 @@ def test_every_flag_it_names_exists():
             pytorch_flags.ExportPytorchConfig,
             pytorch_flags.ImportPytorchConfig,
             command_flags.PredictConfig,
+            command_flags.ReportConfig,
             command_flags.ServeDataConfig,
         )
         for name in kind.__dataclass_fields__

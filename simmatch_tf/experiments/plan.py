@@ -26,7 +26,7 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, commandline
+from simmatch_tf import checks, commandline, flagfiles
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import identity
@@ -142,7 +142,7 @@ def read(name: str) -> Plan:
     Raises:
         InputError: The file, or what stands in it, is not right.
     """
-    path = commandline.find_flagfile(name, name, folder="configs/plans")
+    path = flagfiles.find(name, name, folder="configs/plans")
     parser = configparser.ConfigParser(
         delimiters=("=",), comment_prefixes=("#",), interpolation=None
     )

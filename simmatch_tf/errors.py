@@ -1,0 +1,16 @@
+"""What the user can put right, and how it is said."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class InputError(ValueError):
+    """Something the user can put right; commands print it bare."""
+
+
+def nearest(value: str, names: Sequence[str]) -> str:
+    """The end of a message on an unknown name: what may have been meant."""
+    close = difflib.get_close_matches(value, names, 3, 0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; known: {', '.join(names)}"
