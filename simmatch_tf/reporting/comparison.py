@@ -124,7 +124,8 @@ def spread(scores: Sequence[Score]) -> str:
     return f"{text} ({len(top1)})"
 
 
-def _lead_text(found: Lead | None) -> str:
+def lead_text(found: Lead | None) -> str:
+    """Mean, interval and pairs of a lead, in per cent."""
     if found is None:
         return "–"
     text = f"{100 * found.mean:+.1f}"
@@ -185,7 +186,7 @@ def _list(found: Comparison) -> str:
         if found.reference:
             own = row == found.reference
             reference = found.at(found.reference, column)
-            line.append("" if own else _lead_text(lead(reference, scores)))
+            line.append("" if own else lead_text(lead(reference, scores)))
         line.append(f"{statistics.mean(s.seconds for s in scores):.0f}")
         rows.append(line)
     return _table(head, rows)
@@ -209,7 +210,7 @@ def _leads(found: Comparison) -> str:
         [
             [f"over {row}"]
             + [
-                _lead_text(
+                lead_text(
                     lead(
                         found.at(found.reference, column), found.at(row, column)
                     )

@@ -44,7 +44,7 @@ def save(found: comparison.Comparison, path: pathlib.Path) -> None:
             panel.grid(alpha=0.25)
         for panel in list(panels)[len(columns) :]:
             panel.remove()
-        page.suptitle(_plain(found.title), fontsize=10)
+        page.suptitle(plain(found.title), fontsize=10)
         page.savefig(path)
 
 
@@ -72,11 +72,11 @@ def _dots(
             1.02, place, f"n={len(scores)}", ha="left", va="center",
             transform=panel.get_yaxis_transform(), **_SMALL,
         )  # fmt: skip
-    names = [_plain(row) if named else "" for row in rows]
+    names = [plain(row) if named else "" for row in rows]
     panel.set_yticks(range(len(rows)), names)
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlabel("top-1, %")
-    panel.set_title(_plain(column), fontsize=9)
+    panel.set_title(plain(column), fontsize=9)
 
 
 def _curve(
@@ -99,15 +99,15 @@ def _curve(
             transform=panel.get_xaxis_transform(), **_SMALL,
         )  # fmt: skip
     panel.plot(places, means, "D-", color=_OWN_COLOUR, markersize=5)
-    panel.set_xticks(range(len(rows)), map(_plain, rows))
+    panel.set_xticks(range(len(rows)), map(plain, rows))
     if max(map(len, rows)) > _LONG:
         panel.tick_params("x", labelrotation=30)
         for label in panel.get_xticklabels():
             label.set(horizontalalignment="right", rotation_mode="anchor")
-    panel.set_xlabel(_plain(column))
+    panel.set_xlabel(plain(column))
     panel.set_ylabel("top-1, %")
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name of which no part is taken for a formula."""
     return name.replace("$", r"\$")

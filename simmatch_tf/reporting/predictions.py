@@ -73,7 +73,7 @@ def page(
         sections.setdefault(row["class"], []).append(
             {
                 "row": row,
-                "picture": place in pictures and _data(pictures[place]),
+                "picture": place in pictures and data(pictures[place]),
             }
         )
     environment = jinja2.Environment(
@@ -88,14 +88,19 @@ def page(
         shown=len(review.least),
         explained=any("neighbors" in row for _, row in review.least),
         # Each once, however many predictions rest on it.
-        neighbors={slot: _data(found) for slot, found in neighbors.items()},
+        neighbors={slot: data(found) for slot, found in neighbors.items()},
         # The class with the least certain image first.
         sections=list(sections.items()),
     )
 
 
-def write(path: pathlib.Path, text: str) -> None:
+def write(path: pathlib.Path, text: str, flag: str = "html") -> None:
     """Writes a page, whole or not at all.
+
+    Args:
+        path: Of the page.
+        text: HTML.
+        flag: That named it.
 
     Raises:
         InputError: It cannot be written.
@@ -108,9 +113,10 @@ def write(path: pathlib.Path, text: str) -> None:
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise InputError(
-            f"--html={path}: cannot be written ({error.strerror})"
+            f"--{flag}={path}: cannot be written ({error.strerror})"
         ) from None
 
 
-def _data(picture: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+def data(picture: bytes, kind: str = "jpeg") -> str:
+    """A picture as an address that holds it."""
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
