@@ -36,6 +36,7 @@ setuptools.setup(
         "jinja2>=3.1",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
+        "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10",
         "pyarrow>=14",
@@ -50,14 +51,12 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
-        "figures": ["matplotlib>=3.8"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
         "pytorch": ["torch>=2.4"],
         "serving": ["tensorflow-serving-api>=2.19,<2.22"],
         "test": [
             "build",
-            "matplotlib>=3.8",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",

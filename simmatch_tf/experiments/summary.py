@@ -1,6 +1,5 @@
 """A plan and its finished runs become tables, figures and files."""
 
-import importlib.util
 import pathlib
 
 from simmatch_tf.commandline import InputError
@@ -79,9 +78,7 @@ def write(
         (folder / "table.csv").write_text(comparison.table_csv(found))
         (folder / "runs.csv").write_text(comparison.runs_csv(found))
         where = f"{len(found.scores)} of {len(cells)} runs"
-        if importlib.util.find_spec("matplotlib") is None:
-            where += "; no figure: it needs pip install 'simmatch_tf[figures]'"
-        elif found.scores:
+        if found.scores:
             from simmatch_tf.reporting import comparison_figure
 
             comparison_figure.save(found, folder / "table.png")

@@ -166,17 +166,26 @@ def _draw_group(
     **look: str,
 ) -> bool:
     """A line a run, and their mean; False if there is none."""
-    raw = [charts.curve(run, tag, panel.scale) for run in group.runs]
-    raw = [each for each in raw if each is not None]
-    found = [charts.smooth(each, width) for each in raw]
+    if not charts.is_noisy(tag):
+        width = 1
+    raw = {
+        run.name: found
+        for run in group.runs
+        if (found := charts.curve(run, tag, panel.scale)) is not None
+    }
+    found = {name: charts.smooth(each, width) for name, each in raw.items()}
     if len(found) == 1 and width > 1:
-        _plot(axes, raw[0], alpha=0.25, linewidth=0.7, **look)
+        _plot(axes, *raw.values(), alpha=0.25, linewidth=0.7, **look)
     thin = {"alpha": 0.45, "linewidth": 0.8} if len(found) > 1 else {}
-    for each in found:
+    for each in found.values():
         _plot(axes, each, **{"linewidth": 1.6, **thin}, **look)
-    average = charts.mean(found) if len(found) > 1 else None
-    if average is not None:
-        _plot(axes, average, linewidth=1.8, **look)
+    if len(found) > 1:
+        # One that is under way would cut off the mean of the others.
+        whole = [found[r.name] for r in group.finished if r.name in found]
+        many = whole if len(whole) > 1 else list(found.values())
+        average = charts.mean(many)
+        if average is not None:
+            _plot(axes, average, linewidth=1.8, **look)
     return bool(found)
 
 

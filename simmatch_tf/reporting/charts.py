@@ -113,16 +113,16 @@ CHARTS = (
         "Losses",
         "Of single batches. Weighted losses are what the total is the sum of.",
         (
-            Panel("total", "", {"loss/total": ""}),
-            Panel("labeled images", "", {"loss/s": ""}),
+            Panel("total", "loss", {"loss/total": ""}),
+            Panel("labeled images", "loss", {"loss/s": ""}),
             Panel(
                 "pseudo-labels",
-                "",
+                "loss",
                 {"loss/u": "L_u", "loss/weighted_u": "weighted"},
             ),
             Panel(
                 "instances",
-                "",
+                "loss",
                 {"loss/in": "L_in", "loss/weighted_in": "weighted"},
             ),
         ),
@@ -202,6 +202,11 @@ class Curve:
     values: list[float]
 
 
+def is_noisy(tag: str) -> bool:
+    """Whether a scalar is of single batches; accuracy is of a whole set."""
+    return tag != RECORD and not tag.startswith(("test/", "validation/"))
+
+
 def curve(run: runs_lib.Run, tag: str, scale: float = 1.0) -> Curve | None:
     """A scalar of a run; None if not one of its values is finite."""
     points = run.scalars.get(run.record_tag if tag == RECORD else tag, {})
@@ -224,6 +229,7 @@ def window(chart: Chart, groups: Sequence[runs_lib.Group]) -> int:
         for run in group.runs
         for panel in chart.panels
         for tag in panel.lines
+        if is_noisy(tag)
     ]
     return 2 * (max(lengths, default=0) // (2 * _POINTS)) + 1
 

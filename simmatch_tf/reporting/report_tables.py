@@ -118,7 +118,7 @@ def result(groups: Sequence[runs_lib.Group], reports: Reports) -> Table:
         for group in groups
     }
     head = ["run", "top-1, % (runs)", "worst", "student / EMA"]
-    head += ["calibration error", "steps", "time", "views/s"]
+    head += ["calibration error, %", "steps", "time", "views/s"]
     leads = len(groups) > 1 and comparable(groups)
     if leads:
         head.insert(2, f"lead of {groups[0].name}, 95 %")
@@ -308,11 +308,11 @@ def pairs(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
 
 
 def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
-    """The classes with the least accuracy; those without images are none."""
+    """The classes with the least accuracy, of those that have errors."""
     found = [
         (row[label] / sum(row), sum(row), names[label])
         for label, row in enumerate(counts)
-        if sum(row)
+        if sum(row) > row[label]
     ]
     found.sort(key=lambda each: each[0])
     return Table(

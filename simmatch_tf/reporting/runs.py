@@ -17,6 +17,7 @@ from simmatch_tf.training import results, workdir
 
 _SEEDS = ("seed", "split_seed")
 _LEAST_PREFIX = 3  # characters of a name that a group's runs share
+_LONGEST = 40  # characters of their names, one beside the other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,9 +306,12 @@ def _name(names: Sequence[str], taken: set[str]) -> str:
         return names[0]
     shared = os.path.commonprefix(list(names)).rstrip("0123456789")
     shared = shared.rstrip(" _-=.,/").removesuffix("seed").rstrip(" _-=.,/")
-    if len(shared) < _LEAST_PREFIX or shared in taken:
-        return f"{names[0]} and {len(names) - 1} more"
-    return shared
+    if len(shared) >= _LEAST_PREFIX and shared not in taken:
+        return shared
+    whole = ", ".join(names)
+    if len(whole) <= _LONGEST:
+        return whole
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from simmatch_tf.reporting import comparison
+from simmatch_tf.reporting import comparison, comparison_figure
 
 
 def score(row, seed, top1, column="", seconds=10.0):
@@ -153,9 +153,6 @@ def test_names_mean_nothing_in_markdown():
 
 @pytest.mark.parametrize("curves", [False, True])
 def test_figure(curves, tmp_path):
-    pytest.importorskip("matplotlib")
-    from simmatch_tf.reporting import comparison_figure
-
     path = tmp_path / "x.svg"
     found = dataclasses.replace(FOUND, curves=curves)
     comparison_figure.save(found, path)
@@ -165,9 +162,6 @@ def test_figure(curves, tmp_path):
 
 
 def test_names_are_no_formulas_in_a_figure(tmp_path):
-    pytest.importorskip("matplotlib")
-    from simmatch_tf.reporting import comparison_figure
-
     name = r"$\badmacro$"
     for curves in (False, True):
         found = dataclasses.replace(

@@ -1,0 +1,161 @@
+import json
+
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.reporting import runs
+from tests.reporting import written
+
+
+def read(*words):
+    return [runs.read(place) for place in runs.find(list(map(str, words)))]
+
+
+def test_names(tmp_path):
+    for name in ("a", "b/a", "x=y"):
+        written.run(tmp_path / name)
+
+    def names(*words):
+        return [p.name for p in runs.find([str(word) for word in words])]
+
+    assert names(tmp_path / "a") == ["a"]
+    assert names(f"Mine={tmp_path}/a", tmp_path / "b/a") == ["Mine", "a"]
+    # Two folders of one name are called by their paths.
+    both = [str(tmp_path / "a"), str(tmp_path / "b/a")]
+    assert names(*both) == both
+    # A folder with = in its name is a folder.
+    assert names(tmp_path / "x=y") == ["x=y"]
+    assert names(f"a=b={tmp_path}/x=y"[2:]) == ["b"]
+
+
+def test_what_is_no_run(tmp_path):
+    one = written.run(tmp_path / "one")
+    other = written.run(tmp_path / "other")
+    for words, message in (
+        ([tmp_path], "no run here .flags.cfg is missing"),
+        ([tmp_path / "none"], "none: no such folder"),
+        ([f"A={tmp_path}/none"], "none: no such folder"),
+        (["A="], "no such folder"),
+        ([f"={one}"], "a name is wanted"),
+        ([one, tmp_path / "x" / ".." / "one"], "no such folder"),
+        ([one, f"A={one}"], "one: is named twice"),
+        ([f"A={one}", f"A={other}"], "both are called A; give another"),
+        ([one, f"one={other}"], "both are called one"),
+    ):
+        with pytest.raises(InputError, match=message):
+            runs.find(list(map(str, words)))
+    (one / "flags.cfg").write_text("--nonsense=1\n")
+    with pytest.raises(InputError, match="flags.cfg: Unknown"):
+        runs.find([str(one)])
+
+
+def test_a_finished_run(tmp_path):
+    folder = written.run(tmp_path / "a", 0.75)
+    written.evaluation(folder, [[60, 10], [15, 15]])
+    (found,) = read(folder)
+    assert found.result.top1 == 0.75
+    assert found.reached == found.steps == 30 and found.timed
+    assert found.record_tag == "test/ema_top1"
+    assert (found.seconds, found.views_per_second) == (60, 1000)
+    assert found.evaluation["calibration_error"] == 0.123
+    # An evaluation of other weights is not this result's.
+    report = json.loads((folder / "evaluation.json").read_text())
+    for name, value in (("step", 20), ("class_names", ["a"]), ("ema", {})):
+        (folder / "evaluation.json").write_text(
+            json.dumps({**report, name: value})
+        )
+        assert read(folder)[0].evaluation is None
+
+
+def test_an_unfinished_run(tmp_path):
+    folder = written.run(tmp_path / "a", None)
+    (found,) = read(folder)
+    assert found.result is None and found.seconds is None
+    assert (found.reached, found.steps) == (30, 30)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step_00000044.index").touch()
+    assert read(folder)[0].reached == 44
+    # An epoch is 1400 // (64 · 7) = 3 steps.
+    folder = written.run(tmp_path / "b", None, None, steps=None, epochs=20.0)
+    (found,) = read(folder)
+    assert (found.reached, found.steps) == (0, 60)
+    (folder / "split.json").unlink()
+    assert read(folder)[0].steps is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "record"),
+    [
+        ({}, "ema"),
+        ({"memory": "teacher"}, "student"),
+        ({"memory": "teacher", "algorithm": "fixmatch"}, "student"),
+        ({"algorithm": "supervised"}, "ema"),
+    ],
+)
+def test_weights_of_record_before_there_is_a_result(tmp_path, flags, record):
+    (found,) = read(written.run(tmp_path / "a", None, **flags))
+    assert found.record == record
+
+
+def test_torn_files(tmp_path):
+    folder = written.run(tmp_path / "a")
+    for name in ("timing.json", "split.json", "evaluation.json"):
+        (folder / name).write_text("[{")
+    (found,) = read(folder)
+    assert found.sessions == [] and found.split == {}
+    (folder / "timing.json").write_text('[{"seconds": "x"}, 3, null]')
+    assert read(folder)[0].sessions == []
+    (folder / "results.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read as a result"):
+        read(folder)
+
+
+def test_times_of_a_run_that_was_killed(tmp_path):
+    folder = written.run(tmp_path / "a")
+    times = json.loads((folder / "timing.json").read_text())
+    times[0]["first_step"] = 11
+    (folder / "timing.json").write_text(json.dumps(times))
+    assert not read(folder)[0].timed
+
+
+def test_groups(tmp_path):
+    words = [
+        written.run(tmp_path / "sim_seed1", seed=1, split_seed=1),
+        written.run(tmp_path / "low", alpha=0.5),
+        written.run(tmp_path / "sim_seed0", eval_every=7, devices=2),
+    ]
+    first, second = runs.group(read(*words))
+    assert first.name == "sim"
+    assert [run.name for run in first.runs] == ["sim_seed0", "sim_seed1"]
+    assert second.name == "low" and len(second.runs) == 1
+    assert runs.differences([first, second]) == {"alpha": [0.9, 0.5]}
+
+
+def test_what_groups_are_called(tmp_path):
+    def name(*names):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        words = [
+            f"{n}={written.run(folder / str(i), seed=i)}"
+            for i, n in enumerate(names)
+        ]
+        (found,) = runs.group(read(*words))
+        return found.name
+
+    assert name("a") == "a"
+    assert name("fixmatch-10", "fixmatch-11") == "fixmatch"
+    assert name("SimMatch, seed 0", "SimMatch, seed 1") == "SimMatch"
+    assert name("one", "two") == "one, two"
+    assert name("x" * 30, "y" * 30, "z") == "x" * 30 + " and 2 more"
+    # What another group is called already is not taken twice.
+    words = [written.run(tmp_path / "p" / "sim", alpha=0.5)]
+    words += [written.run(tmp_path / "p" / f"sim{i}", seed=i) for i in (0, 1)]
+    found = runs.group(read(*words))
+    assert [each.name for each in found] == ["sim", "sim0, sim1"]
+
+
+def test_other_images_are_another_group(tmp_path):
+    for name in ("x", "y"):
+        written.run(tmp_path / name, dataset="folder", data_dir=f"/data/{name}")
+    found = runs.group(read(tmp_path / "x", tmp_path / "y"))
+    assert len(found) == 2
+    assert runs.differences(found)["data_dir"] == ["/data/x", "/data/y"]
