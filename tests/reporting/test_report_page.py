@@ -1,0 +1,349 @@
+import base64
+import html
+import io
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import PIL.Image
+import pytest
+
+from simmatch_tf import command_flags, report
+from simmatch_tf.commandline import InputError
+from simmatch_tf.reporting import report_page, runs
+from simmatch_tf.serving import mistakes
+from simmatch_tf.training import patterns
+from tests.reporting import written
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NOTHING = report_page.Looked({}, [], {})
+EVIL = "<script>alert(1)</script>&\"'$\\frac{"
+
+
+def groups(*words):
+    return runs.group([runs.read(p) for p in runs.find(list(map(str, words)))])
+
+
+def jpeg(colour):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+def shown(name, true, predicted, confidence, near="dog"):
+    neighbor = {"slot": 3, "id": "7", "class": near, "similarity": 0.876}
+    return mistakes.Shown(
+        name, true, predicted, confidence, 0.1, jpeg("red"), [neighbor]
+    )
+
+
+def looked(name, **changes):
+    """What `serving.inspection` finds of a run."""
+    values = {
+        "report": {
+            "calibration_error": 0.05,
+            "confusion": [[60, 10], [20, 10]],
+        },
+        "scored_on": "test",
+        "images": 100,
+        "errors": 30,
+        "wrong": [shown("12", "cat", "dog", 0.9)],
+        "uncertain": [shown("34", "dog", "dog", 0.51)],
+        "neighbors": {3: jpeg("blue")},
+        "why_not": "",
+    }
+    found = mistakes.Found(**{**values, **changes})
+    return report_page.Looked({name: found}, [name], {})
+
+
+def test_one_run(tmp_path):
+    found = groups(written.run(tmp_path / "a"))
+    text = report_page.page(found, looked("a"))
+    for part in (
+        "<h1>a</h1>",
+        "70.0 (1)",
+        "60.0 / 70.0",
+        "5.0",
+        "No known pattern shows in this run.",
+        "100 test images of digits",
+        "30 of 100 test images are wrong",
+        "Most often confused",
+        "--alpha=0.9",
+        "tensorflow 2.21.0",
+        'class="small run0slot3"',
+        "0.88",
+        "Content-Security-Policy",
+    ):
+        assert part in text, part
+    assert "Flags in which they differ" not in text
+    assert "not finished" not in text
+    # Panels: accuracy, three of Figure 4, total loss; the confusion matrix.
+    assert text.count('<img src="data:image/svg+xml;base64,') == 6
+    assert text.count('<img src="data:image/jpeg;base64,') == 2
+    assert text.count(".run0slot3 {") == 1
+    assert not re.search(r"https?:|<script|@import|src=\"(?!data:)", text)
+    for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text):
+        xml.etree.ElementTree.fromstring(base64.b64decode(picture))
+    assert (
+        'alt="(a) right, above the threshold, %, over steps. Last: a 70."'
+        in (text)
+    )
+
+
+def test_several_runs(tmp_path):
+    words = [
+        written.run(tmp_path / f"sim{s}", 0.7 + 0.1 * s, seed=s) for s in (0, 1)
+    ]
+    words.append(f"Low={written.run(tmp_path / 'low', 0.6, alpha=0.5)}")
+    words.append(written.run(tmp_path / "part", None, lambda_u=2.0, steps=90))
+    text = report_page.page(groups(*words), NOTHING)
+    assert "75.0 ± 7.1 (2)" in text and "lead of sim, 95 %" in text
+    assert "part is not finished: it has reached step 30 of 90" in text
+    assert "--lambda_u" in text and "Thin lines are single runs" in text
+    assert text.count('<i class="key"') >= 4
+    assert "Where it is wrong" not in text
+    assert "No known pattern shows in these runs." in text
+
+
+def test_a_run_that_is_under_way(tmp_path):
+    text = report_page.page(
+        groups(written.run(tmp_path / "a", None, steps=90)), NOTHING
+    )
+    assert "has no result yet" in text and "(a) right" in text
+    assert "Of the last checkpoint" not in text
+
+
+def test_a_supervised_run_without_memory(tmp_path):
+    curves = {"loss/total": {10: 1.0}, "test/ema_top1": {30: 0.7}}
+    folder = written.run(tmp_path / "a", curves=curves, algorithm="supervised")
+    item = mistakes.Shown("1", "cat", "dog", 0.9, 0.1, None, [])
+    found = looked(
+        "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
+    )
+    text = report_page.page(groups(folder), found)
+    assert "(a) right" not in text and "(c) test top-1" in text
+    assert "Without labeled images beside them: no memory." in text
+    assert 'class="neighbors"' not in text and 'class="none"' in text
+
+
+def test_without_scalars_or_images(tmp_path):
+    folder = written.run(tmp_path / "a", curves=None)
+    why = report_page.Looked({}, [], {"a": "cifar10 is not prepared here"})
+    text = report_page.page(groups(folder), why)
+    assert "a: no scalars were written" in text
+    assert (
+        "a: no test images are shown, and calibration and confusion are not "
+        "known: cifar10 is not prepared here."
+    ) in text
+    # What `evaluate` found does without the images.
+    written.evaluation(folder, [[60, 10], [15, 15]])
+    text = report_page.page(groups(folder), why)
+    assert "a: no test images are shown: cifar10 is" in text
+    assert "12.3" in text and "Confusion matrix of a" in text
+
+
+def test_findings(tmp_path, monkeypatch):
+    def find(config, scalars, result):
+        assert "loss/total" in scalars
+        if config.seed and result is not None:
+            return []
+        says = f"It says <{config.seed}>."
+        return [patterns.Finding("x", says, "Why.", "--threshold")]
+
+    monkeypatch.setattr(patterns, "find", find)
+    words = [written.run(tmp_path / f"sim{s}", seed=s) for s in (0, 1)]
+    words.append(written.run(tmp_path / "sim2", None, seed=2))
+    text = report_page.page(groups(*words), NOTHING)
+    assert "It says &lt;0&gt;." in text and "It says &lt;2&gt;" not in text
+    assert "(sim0, sim2)" in text and "Turn: --threshold" in text
+    assert "No known pattern" not in text
+
+
+def test_many_classes_are_a_table(tmp_path):
+    folder = written.run(tmp_path / "a")
+    path = folder / "results.json"
+    names = [f"class {i}" for i in range(21)]
+    values = {**json.loads(path.read_text()), "class_names": names}
+    path.write_text(json.dumps(values))
+    counts = [[int(i == j) for j in range(21)] for i in range(21)]
+    counts[7][20] = 3
+    found = looked("a", report={"calibration_error": 0, "confusion": counts})
+    text = report_page.page(groups(folder), found)
+    assert "Confusion matrix of" not in text
+    row = "<tr><td>class 7</td><td>class 20</td><td>3</td><td>75.0%</td></tr>"
+    assert row in text
+    written_ = report_page.save_figures(groups(folder), found, tmp_path / "f")
+    assert not any(name.startswith("confusion") for name in written_)
+
+
+def test_names_are_data(tmp_path):
+    folder = written.run(tmp_path / "a", backbone="wrn_10_1")
+    path = folder / "results.json"
+    values = {**json.loads(path.read_text()), "class_names": [EVIL, "$x$"]}
+    path.write_text(json.dumps(values))
+    item = shown(EVIL, EVIL, "dog", 0.9, near=EVIL)
+    name = "<b>$&\"'"
+    found = looked(name, wrong=[item], uncertain=[item])
+    many = groups(f"{name}={folder}", written.run(tmp_path / "b", alpha=0.1))
+    text = report_page.page(many, found)
+    assert "<script" not in text and "<b>$" not in text
+    assert (
+        html.escape(EVIL).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
+        in text
+    )
+    report_page.save_figures(many, found, tmp_path / "f")
+    assert (tmp_path / "f" / "confusion_b.png").exists()
+
+
+def test_figures(tmp_path):
+    folder = tmp_path / "figures"
+    words = [f"a/b={written.run(tmp_path / 'x')}"]
+    words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
+    found = looked("a/b").found["a/b"]
+    both = report_page.Looked({"a/b": found, "a_b": found}, [], {})
+    names = report_page.save_figures(groups(*words), both, folder)
+    assert sorted(names) == sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "accuracy.png",
+        "pseudo_labels.png",
+        "losses.png",
+        "confusion_a_b.png",
+        "confusion_a_b_2.png",
+    ]
+    for name in names:
+        with PIL.Image.open(folder / name) as image:
+            image.verify()
+    with pytest.raises(InputError, match="--figures=.*cannot be written"):
+        report_page.save_figures(groups(*words), NOTHING, tmp_path / "n" / "o")
+
+
+def command(*words):
+    flags = command_flags.ReportConfig.from_argv(["report", *map(str, words)])
+    report.main(flags)
+
+
+def test_the_command_without_images(tmp_path, capsys):
+    one = written.run(tmp_path / "a")
+    output = tmp_path / "r.html"
+    output.write_text("old")
+    command(one, f"--output={output}", "--images=0", f"--figures={tmp_path}/f")
+    out = capsys.readouterr().out
+    assert "70.0 (1)" in out and f"Written to {output}." in out
+    assert "accuracy.png, pseudo_labels.png, losses.png" in out
+    assert "a: no test images are shown: --images=0" in out
+    text = output.read_text()
+    assert "<h1>a</h1>" in text and "--images=0" in text
+    assert not (tmp_path / "r.html.tmp").exists()
+
+
+def test_wrong_words_are_answered_at_once(tmp_path):
+    one = written.run(tmp_path / "a")
+    (tmp_path / "file").touch()
+    page = f"--output={tmp_path}/r.html"
+    for words, message in (
+        ([page], "no run is named"),
+        ([one], "--output=None: name an .html file"),
+        ([one, f"--output={tmp_path}/r.txt"], "must end in .html or .htm"),
+        ([one, f"--output={tmp_path}/n/r.html"], "in a folder that exists"),
+        ([one, page, f"--figures={tmp_path}/file"], "must be a folder"),
+        ([one, page, f"--figures={tmp_path}/n/f"], "in a folder that exists"),
+        ([one, page, "--images=-1"], "--images=-1: must be in"),
+        ([tmp_path, page], "no run here"),
+        ([one, f"a={one}", page], "is named twice"),
+    ):
+        with pytest.raises(InputError, match=message):
+            command(*words)
+    code = (
+        "import sys; from simmatch_tf import report\n"
+        "from simmatch_tf.commandline import InputError\n"
+        "from simmatch_tf.command_flags import ReportConfig\n"
+        f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
+        "try: report.main(ReportConfig.from_argv(argv))\n"
+        "except InputError: pass\n"
+        "else: raise SystemExit('no error')\n"
+        "assert not {'tensorflow', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser(tmp_path):
+    """All pictures decode; nothing is asked for; the policy holds."""
+    words = [written.run(tmp_path / f"sim{s}", 0.7, seed=s) for s in (0, 1)]
+    words.append(written.run(tmp_path / "low", alpha=0.5))
+    page = tmp_path / "report.html"
+    text = report_page.page(groups(*words), looked("low"))
+    page.write_text(text)
+    said = browse(page, tmp_path / "1")
+    assert (tmp_path / "1" / "shot.png").stat().st_size > 10_000
+    assert "CONSOLE" not in said
+    assert requests(tmp_path / "1") == set()
+    # The same with a look at each picture, which the policy would forbid.
+    count = text.count("<img ")
+    look = (
+        "<script>onload = () => { const all = [...document.images];"
+        "console.log('decoded', all.length, all.filter(i => i.complete && "
+        "i.naturalWidth > 0).length); }</script></body>"
+    )
+    free = re.sub(r"<meta http-equiv=[^>]*>", "", text)
+    (tmp_path / "free.html").write_text(free.replace("</body>", look))
+    said = browse(tmp_path / "free.html", tmp_path / "2")
+    assert f"decoded {count} {count}" in said
+    # A breach would be seen.
+    bad = text.replace("</body>", look + '<img src="http://127.0.0.1:9/x">')
+    (tmp_path / "bad.html").write_text(bad)
+    said = browse(tmp_path / "bad.html", tmp_path / "3")
+    assert said.count("Content Security Policy") >= 2 and "decoded" not in said
+    assert requests(tmp_path / "3") == set()
+    asks = '<img src="http://127.0.0.1:9/x">'
+    (tmp_path / "asks.html").write_text(asks)
+    browse(tmp_path / "asks.html", tmp_path / "4")
+    assert requests(tmp_path / "4") == {"http://127.0.0.1:9/x"}
+
+
+def browse(page: pathlib.Path, folder: pathlib.Path) -> str:
+    """Opens a page: what the browser says; screenshot and log in a folder."""
+    folder.mkdir()
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder}/profile",
+            "--enable-logging=stderr",
+            f"--log-net-log={folder}/net.json",
+            "--window-size=1280,2000",
+            f"--screenshot={folder}/shot.png",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def requests(folder: pathlib.Path) -> set[str]:
+    """What the page had the browser ask for, beside the file itself."""
+    log = json.loads((folder / "net.json").read_text())
+    kind = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    return {
+        event["params"]["url"]
+        for event in log["events"]
+        if event["type"] == kind
+        # What the browser asks for by itself has no page that began it.
+        and event.get("params", {}).get("initiator", "not an origin")
+        != "not an origin"
+    }
