@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from simmatch_tf import command_flags, flagfiles
 from simmatch_tf import config as config_lib
-from simmatch_tf import flagfiles
 from simmatch_tf.commandline import InputError
 
 Config = config_lib.Config
@@ -532,3 +532,17 @@ def test_public_names_resolve():
         assert getattr(simmatch_tf, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         simmatch_tf.nothing  # noqa: B018
+
+
+def test_the_last_of_the_words_without_a_name_may_be_many():
+    kind = command_flags.ReportConfig
+    page = "--output=/tmp/x.html"
+    found = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
+    assert sorted(found.runs) == ["a", "b", "c", "d"]
+    assert kind.from_argv(["report", page, "--runs=c"]).runs == ("c",)
+    again = kind.from_argv(["report", *found.to_flagfile().split()])
+    assert again == found
+    with pytest.raises(InputError, match="'b' is not a flag"):
+        command_flags.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
+    with pytest.raises(InputError, match="'a' is not a flag"):
+        command_flags.PredictConfig.from_argv(["predict", "a"])

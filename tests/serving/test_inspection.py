@@ -1,0 +1,216 @@
+import dataclasses
+import io
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from simmatch_tf import command_flags, report
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import digits, prepared
+from simmatch_tf.serving import inspection, loading
+from simmatch_tf.training import results, workdir
+from tests import runs
+
+TEST = digits.load(8).test
+
+
+def inspect(folder, result=None, **flags):
+    flags = command_flags.ReportConfig(
+        runs=("x",), output="/tmp/r.html", **{"images": 6, **flags}
+    )
+    folder = workdir.Workdir(folder)
+    result = result or results.read(folder.results)
+    return inspection.Inspector(flags).inspect(folder, result)
+
+
+def custom(folder):
+    """As if the run's images had been given from Python."""
+    path = folder / "flags.cfg"
+    text = path.read_text().replace("--dataset=digits", "--dataset=custom")
+    path.write_text(text.replace("--image_size=8\n", ""))
+
+
+def test_what_is_found(finished_run):
+    path, result = finished_run
+    found = inspect(path, neighbors=3)
+    assert found.report["top1"] == result.top1
+    assert np.sum(found.report["confusion"]) == found.images == len(TEST)
+    assert found.errors == round(len(TEST) * (1 - result.top1))
+    assert found.scored_on == "test" and found.why_not == ""
+    assert len(found.wrong) == len(found.uncertain) == 6
+    model = loading.run(path, neighbors=3).classifier
+    explained = {
+        name: value.numpy()
+        for name, value in model.explain(TEST.images).items()
+    }
+    p = explained["probabilities"]
+    for item in [*found.wrong, *found.uncertain]:
+        number = int(item.name)
+        assert item.true == str(TEST.labels[number])
+        assert item.predicted == str(p[number].argmax())
+        assert item.confidence == pytest.approx(p[number].max(), abs=1e-5)
+        own = p[number, TEST.labels[number]]
+        assert item.true_confidence == pytest.approx(own, abs=1e-5)
+        near = explained["neighbor_slots"][number].tolist()
+        assert [n["slot"] for n in item.neighbors] == near
+        assert {n["slot"] for n in item.neighbors} <= set(found.neighbors)
+        cosines = [n["similarity"] for n in item.neighbors]
+        assert cosines == sorted(cosines, reverse=True)
+        with PIL.Image.open(io.BytesIO(item.picture)) as image:
+            assert image.format == "JPEG"
+    wrong = [item.confidence for item in found.wrong]
+    assert wrong == sorted(wrong, reverse=True)
+    assert all(item.true != item.predicted for item in found.wrong)
+    least = np.sort(p.max(axis=1))[:6]
+    assert [x.confidence for x in found.uncertain] == pytest.approx(
+        least, abs=1e-5
+    )
+
+
+def test_a_run_without_memory(tmp_path):
+    runs.fit(tmp_path / "run", algorithm="supervised", steps=1)
+    found = inspect(tmp_path / "run", images=2)
+    assert "has no memory" in found.why_not and found.neighbors == {}
+    assert all(item.neighbors == [] for item in found.uncertain)
+
+
+def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
+    path, result = finished_run
+    many = dataclasses.replace(result, test_images=inspection.MOST + 1)
+    with pytest.raises(InputError, match="20,001 test images are more"):
+        inspect(path, many)
+    later = dataclasses.replace(result, steps=9)
+    with pytest.raises(InputError, match="is of step 6, the result of step 9"):
+        inspect(path, later)
+    run = shutil.copytree(path, tmp_path / "run")
+    text = (run / "flags.cfg").read_text()
+
+    def of(*flags):
+        (run / "flags.cfg").write_text(text + "\n".join(flags) + "\n")
+        return inspect(run, result)
+
+    with pytest.raises(InputError, match="no such folder"):
+        of("--dataset=folder", f"--data_dir={tmp_path}/none")
+    custom(run)
+    with pytest.raises(InputError, match="images were given from Python"):
+        inspect(run, result)
+
+    def download(*_, **__):
+        raise AssertionError("it would be downloaded")
+
+    monkeypatch.setattr(prepared, "_prepare", download)
+    with pytest.raises(InputError, match="mnist is not prepared here"):
+        of("--dataset=mnist", f"--tfds_dir={tmp_path}")
+
+
+def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
+    loads = []
+    real = inspection.inputs.make_source
+    monkeypatch.setattr(
+        inspection.inputs,
+        "make_source",
+        lambda config: loads.append(1) or real(config),
+    )
+    flags = command_flags.ReportConfig(runs=("x",), output="/tmp/r.html")
+    inspector = inspection.Inspector(flags)
+    for pictures in (True, False):
+        found = inspector.inspect(
+            workdir.Workdir(finished_run[0]), finished_run[1], pictures=pictures
+        )
+        assert bool(found.wrong) == bool(found.neighbors) == pictures
+    assert len(loads) == 1
+
+
+def test_images_in_files_and_validation(tmp_path):
+    """Without test images those set aside are looked at, by their names."""
+    rng = np.random.default_rng(0)
+    for name in ("a$x$", "<b>"):
+        folder = tmp_path / "data" / "labeled" / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, [20, 30, 3], np.uint8)
+            PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "data" / "unlabeled").mkdir()
+    for number in range(20):
+        pixels = rng.integers(0, 256, [20, 30, 3], np.uint8)
+        path = tmp_path / "data" / "unlabeled" / f"{number}.png"
+        PIL.Image.fromarray(pixels).save(path)
+    runs.fit(
+        tmp_path / "run",
+        dataset="folder",
+        data_dir=str(tmp_path / "data"),
+        labels=None,
+        label_fraction=1.0,
+        validation_fraction=0.3,
+        batch_size=4,
+        steps=1,
+    )
+    found = inspect(tmp_path / "run")
+    assert found.scored_on == "validation"
+    assert 2 <= found.images <= 4 and len(found.uncertain) == found.images
+    for item in found.uncertain:
+        assert item.name.startswith(f"labeled/{item.true}/")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="data: no such folder"):
+        inspect(tmp_path / "run")
+    inspect(tmp_path / "run", data_dir=str(tmp_path / "moved"))
+
+
+def test_the_command(finished_run, tmp_path, capsys):
+    path, result = finished_run
+    other = shutil.copytree(path, tmp_path / "other")
+    custom(other)
+    before = {p: p.stat().st_mtime_ns for p in other.rglob("*")}
+    output = tmp_path / "r.html"
+    argv = ["report", f"A={path}", str(other), f"--output={output}"]
+    argv += ["--images=3", f"--figures={tmp_path}/figures"]
+    report.main(command_flags.ReportConfig.from_argv(argv))
+    out = capsys.readouterr().out
+    assert "other: no test images are shown: the run's images were" in out
+    text = output.read_text()
+    assert f"{100 * result.top1:.1f} (1)" in text
+    assert "of 397 test images are wrong" in text
+    # Three wrong and three that are uncertain, of the first run alone.
+    assert text.count('<img src="data:image/jpeg;base64,') == 6
+    assert "Confusion matrix of A" in text
+    assert "Confusion matrix of other" not in text
+    names = {p.name for p in (tmp_path / "figures").iterdir()}
+    assert {"accuracy.png", "losses.png", "confusion_A.png"} <= names
+    # The runs are left as they were.
+    assert before == {p: p.stat().st_mtime_ns for p in other.rglob("*")}
+
+
+def test_images_are_shown_of_a_group_s_worst_run(
+    finished_run, tmp_path, monkeypatch
+):
+    """Once; the other seed counts in the confusion matrix alone."""
+    path, result = finished_run
+    other = shutil.copytree(path, tmp_path / "other")
+    with open(other / "flags.cfg", "a") as file:
+        file.write("--seed=5\n")
+    worse = dataclasses.replace(result, top1=result.top1 / 2)
+    worse.write(other / "results.json")
+    seen = {}
+    real = inspection.Inspector.inspect
+
+    def noting(self, folder, result, *, pictures):
+        seen[folder.path.name] = pictures
+        return real(self, folder, result, pictures=pictures)
+
+    monkeypatch.setattr(inspection.Inspector, "inspect", noting)
+    output = tmp_path / "r.html"
+    argv = ["report", str(path), str(other), f"--output={output}"]
+    report.main(command_flags.ReportConfig.from_argv(argv))
+    assert seen == {"run": False, "other": True}
+    text = output.read_text()
+    assert "All images of its 2 runs together." in text
+    assert "other: " in text and "<summary>run: " not in text
+
+
+def test_no_tensor_is_left_in_what_is_found(finished_run):
+    found = inspect(finished_run[0], images=1)
+    for value in dataclasses.asdict(found.wrong[0]).values():
+        assert not isinstance(value, tf.Tensor | np.ndarray)
