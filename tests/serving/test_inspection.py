@@ -94,6 +94,7 @@ def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
 
     with pytest.raises(InputError, match="no such folder"):
         of("--dataset=folder", f"--data_dir={tmp_path}/none")
+    (run / "flags.cfg").write_text(text)
     custom(run)
     with pytest.raises(InputError, match="images were given from Python"):
         inspect(run, result)
