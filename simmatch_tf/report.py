@@ -26,9 +26,10 @@ def main(flags: command_flags.ReportConfig) -> None:
     predictions.write(output, report_page.page(groups, looked), "output")
     found = report_tables.result(groups, report_page.reports(groups, looked))
     print(tables.table([found.head, *found.rows]))
+    said = report_tables.unfinished(groups)
     for name, why in looked.why_not.items():
-        print(f"\n{name}: no test images are shown: {why}", end="")
-    print(f"\nWritten to {output}.")
+        said.append(f"{name}: no test images are shown: {why}")
+    print("\n".join(["", *said, f"Written to {output}."]))
     if flags.figures is not None:
         folder = pathlib.Path(flags.figures).expanduser()
         written = report_page.save_figures(groups, looked, folder)

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from simmatch_tf.reporting import runs as runs_lib
 
 # In the place of a tag: accuracy of whichever weights are the run's result.
@@ -239,14 +241,17 @@ def smooth(found: Curve, width: int) -> Curve:
 
     What is not finite is left out of the means, and stays a gap.
     """
-    half, values = width // 2, found.values
-    means = []
-    for place, value in enumerate(values):
-        near = values[max(0, place - half) : place + half + 1]
-        near = [each for each in near if not math.isnan(each)]
-        gap = math.isnan(value)
-        means.append(math.nan if gap else math.fsum(near) / len(near))
-    return Curve(found.steps, means)
+    values = np.array(found.values)
+    gaps = np.isnan(values)
+    ones = np.ones(width)
+
+    def near(of: np.ndarray) -> np.ndarray:
+        """Sums over the neighbourhood of each; no sum is of far values."""
+        return np.convolve(of, ones)[width // 2 :][: len(of)]
+
+    sums, counts = near(np.where(gaps, 0.0, values)), near(~gaps * 1.0)
+    means = np.where(gaps, np.nan, sums / np.maximum(counts, 1.0))
+    return Curve(found.steps, means.tolist())
 
 
 def mean(curves: Sequence[Curve]) -> Curve | None:

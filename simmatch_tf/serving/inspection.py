@@ -1,11 +1,12 @@
 """What a run makes of its test images: errors, doubts, neighbours."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, command_flags, datasets
+from simmatch_tf import command_flags, datasets
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, prepared, splits
@@ -118,7 +119,12 @@ def _check_at_hand(config: config_lib.Config) -> None:
     """
     if config.dataset == "custom":
         raise InputError("the run's images were given from Python")
-    availability.check(config, resumed=True)
+    datasets.check(config.dataset, config.tfds_dir)
+    root = config.data_dir
+    if root is not None and not pathlib.Path(root).expanduser().is_dir():
+        raise InputError(
+            f"{root}: no such folder; --data_dir says where the images are"
+        )
     if config.dataset in datasets.OWN:
         return
     found = prepared.outline(
@@ -159,7 +165,9 @@ def _show(
             number = int(places[place])
             label, p = int(images.labels[number]), probabilities[place]
             found[place] = mistakes.Shown(
-                name=images.names[number] if images.names else f"{number}",
+                name=images.names[number]
+                if images.names
+                else f"image {number}",
                 true=names[label],
                 predicted=names[int(p.argmax())],
                 confidence=float(p.max()),

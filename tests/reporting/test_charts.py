@@ -25,6 +25,10 @@ def test_a_running_mean():
     values = charts.smooth(found, 3).values
     assert values[:2] == [1.5, 1.5] and values[3:] == [4.5, 4.5]
     assert math.isnan(values[2])
+    # A spike is in no mean but its neighbours'; a short curve stays short.
+    found = charts.Curve([*range(6)], [1e30, 1.0, 1.0, 1.0, 1.0, 3.0])
+    assert charts.smooth(found, 3).values[2:] == [1.0, 1.0, 5 / 3, 2.0]
+    assert charts.smooth(charts.Curve([1, 2], [1.0, 3.0]), 9).values == [2, 2]
 
 
 def test_a_mean_is_of_the_steps_that_all_have():

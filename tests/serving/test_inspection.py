@@ -48,7 +48,7 @@ def test_what_is_found(finished_run):
     }
     p = explained["probabilities"]
     for item in [*found.wrong, *found.uncertain]:
-        number = int(item.name)
+        number = int(item.name.removeprefix("image "))
         assert item.true == str(TEST.labels[number])
         assert item.predicted == str(p[number].argmax())
         assert item.confidence == pytest.approx(p[number].max(), abs=1e-5)
@@ -68,6 +68,14 @@ def test_what_is_found(finished_run):
     assert [x.confidence for x in found.uncertain] == pytest.approx(
         least, abs=1e-5
     )
+
+
+def test_a_run_that_was_trained_elsewhere(finished_run, tmp_path):
+    """Workers and data service are not needed to look at it."""
+    run = shutil.copytree(finished_run[0], tmp_path / "run")
+    with open(run / "flags.cfg", "a") as file:
+        file.write("--strategy=multi_worker\n--data_service=grpc://no:1\n")
+    assert inspect(run, images=1).report["top1"] == finished_run[1].top1
 
 
 def test_a_run_without_memory(tmp_path):
