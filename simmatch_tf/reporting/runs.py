@@ -264,7 +264,7 @@ def _evaluation(
     same = (
         found.get("step") == result.steps
         and found.get("class_names") == result.class_names
-        and record["top1"] == result.top1
+        and found.get("test_images") == result.test_images
     )
     return record if same else None
 

@@ -183,7 +183,7 @@ def test_many_classes_are_a_table(tmp_path):
 def test_names_are_data(tmp_path):
     folder = written.run(tmp_path / "a", backbone="wrn_10_1")
     path = folder / "results.json"
-    values = {**json.loads(path.read_text()), "class_names": [EVIL, "$x$"]}
+    values = {**json.loads(path.read_text()), "class_names": [EVIL, r"$\bad$"]}
     path.write_text(json.dumps(values))
     item = shown(EVIL, EVIL, "dog", 0.9, near=EVIL)
     name = "<b>$&\"'"
@@ -206,6 +206,8 @@ def test_figures(tmp_path):
     found = looked("a/b").found["a/b"]
     both = report_page.Looked({"a/b": found, "a_b": found}, [], {})
     names = report_page.save_figures(groups(*words), both, folder)
+    # A folder that is there already is written into.
+    assert report_page.save_figures(groups(*words), both, folder) == names
     assert sorted(names) == sorted(path.name for path in folder.iterdir())
     assert names == [
         "accuracy.png",

@@ -60,7 +60,12 @@ def test_a_finished_run(tmp_path):
     assert found.evaluation["calibration_error"] == 0.123
     # An evaluation of other weights is not this result's.
     report = json.loads((folder / "evaluation.json").read_text())
-    for name, value in (("step", 20), ("class_names", ["a"]), ("ema", {})):
+    for name, value in (
+        ("step", 20),
+        ("class_names", ["a"]),
+        ("test_images", 7),
+        ("ema", {}),
+    ):
         (folder / "evaluation.json").write_text(
             json.dumps({**report, name: value})
         )

@@ -100,6 +100,7 @@ def evaluation(folder: pathlib.Path, confusion) -> None:
         "calibration_error": 0.123,
     }
     report = {"step": found.steps, "class_names": found.class_names}
+    report["test_images"] = found.test_images
     (folder / "evaluation.json").write_text(
         json.dumps({**report, "ema": record})
     )
