@@ -54,8 +54,8 @@ class Inspector:
         if result.test_images > MOST:
             raise InputError(
                 f"{result.test_images:,} test images are more than the "
-                f"{MOST:,} that are looked at for a page; what evaluate "
-                f"writes into the workdir is taken instead"
+                f"{MOST:,} that are looked at for a page; what evaluate writes "
+                "into the workdir is taken instead"
             )
         config = self._flags.moved(folder.read_config())
         source = self._source(config)
@@ -83,16 +83,14 @@ class Inspector:
         most = self._flags.images if pictures else 0
         chosen = mistakes.choose(logits, labels, most)
         shown = _show(run, images, places, logits, chosen)
-        wrong = [shown[place] for place in chosen.wrong]
-        uncertain = [shown[place] for place in chosen.uncertain]
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return mistakes.Found(
             report=evaluation.describe(logits, labels),
             scored_on=scored_on,
             images=len(places),
             errors=chosen.errors,
-            wrong=wrong,
-            uncertain=uncertain,
+            wrong=[shown[place] for place in chosen.wrong],
+            uncertain=[shown[place] for place in chosen.uncertain],
             neighbors=thumbnails.of_slots(run, source, sorted(slots)),
             why_not=loading.WHY_NO_NEIGHBORS.get(run.memory, ""),
         )
