@@ -361,7 +361,7 @@ class Config(operation_flags.OperationFlags):
                 // (batch_size * unlabeled_ratio) steps.
 
         Returns:
-            A Config whose `steps` and `warmup_steps` are set.
+            A Config whose `steps`, `warmup_steps` and `picture_every` are set.
 
         Raises:
             InputError: One unlabeled batch is larger than the unlabeled set
@@ -386,4 +386,5 @@ class Config(operation_flags.OperationFlags):
             epochs=None,
             warmup_steps=warmup_steps,
             warmup_epochs=None,
+            picture_every=self.picture_every or max(500, steps // 20),
         )

@@ -68,9 +68,10 @@ class OperationFlags(commandline.Flags):
         operational=True,
         rare=True,
     )
-    picture_every: int = flag(
-        500,
-        "steps between pictures of views, neighbors and memory.",
+    picture_every: int | None = flag(
+        None,
+        "steps between pictures and histograms; default: a twentieth of the "
+        "run, at least 500.",
         low=1,
         operational=True,
         rare=True,

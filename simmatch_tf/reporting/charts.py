@@ -97,16 +97,12 @@ CHARTS = (
         "mask_rate",
         "How many pseudo-labels count",
         "The share of unlabeled images whose pseudo-label is at least as "
-        "confident as the threshold; how confident they are; over how many "
-        "classes they spread (the effective number).",
+        "confident as the threshold; how confident they are; how evenly they "
+        "spread over the classes (100 %: each as often).",
         (
             _percent("above the threshold", pseudo_label__mask_rate=""),
             Panel("mean confidence", "", {"pseudo_label/confidence": ""}),
-            Panel(
-                "classes among pseudo-labels",
-                "classes",
-                {"pseudo_label/classes": ""},
-            ),
+            _percent("balance of the classes", pseudo_label__balance=""),
         ),
         shown=True,
     ),
@@ -156,12 +152,13 @@ CHARTS = (
     Chart(
         "memory",
         "Memory of labeled images",
-        "How much of it is written, how old its embeddings are, how long, and "
-        "how similar they are within a class and between classes.",
+        "How much of it is written; how many steps ago; how long an embedding "
+        "is before it is normalised (1: it stays as it is); how similar "
+        "embeddings are within a class and between classes.",
         (
             _percent("slots written", memory__filled=""),
             Panel("age of the embeddings", "steps", {"memory/age": ""}),
-            Panel("norm", "", {"memory/norm": ""}),
+            Panel("norm before normalisation", "", {"memory/norm": ""}),
             Panel(
                 "similarity",
                 "cosine",

@@ -54,7 +54,15 @@ def findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for group in groups:
         for run in group.runs:
-            for each in patterns.find(run.config, run.scalars, run.result):
+            shown = patterns.find(
+                run.config,
+                run.scalars,
+                step=run.reached,
+                # Of one that is under way, and whose length is not known, what
+                # shows by now.
+                steps=run.steps or run.reached,
+            )
+            for each in shown:
                 seen = found.setdefault(
                     (group.name, each.name), {"finding": each, "runs": []}
                 )

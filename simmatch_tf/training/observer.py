@@ -82,14 +82,15 @@ class Observer:
         values |= self._speed.measure(step, stepper.waited)
         self._figures.keep(step, values)
         self._summaries.scalars(step, values)
-        if means is not None:
-            self._summaries.histograms(step, means, self._figures.classes)
         return values
 
     def picture(self, step: int, stepper: stepping.Stepper) -> None:
-        """Writes pictures of a watched step, and the memory."""
+        """Writes pictures and histograms of a watched step, and the memory."""
         if stepper.seen is None:
             return
+        self._summaries.histograms(
+            step, stepper.seen.means, self._figures.classes
+        )
         self._summaries.picture(step, stepper.seen)
         store = getattr(self._algorithm, "memory", None)
         if store is not None:
