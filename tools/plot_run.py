@@ -7,11 +7,12 @@ import pathlib
 import sys
 
 import matplotlib
-import tensorflow as tf
 from absl import flags
 
 matplotlib.use("agg")
 from matplotlib import pyplot  # noqa: E402
+
+from simmatch_tf.reporting import scalars  # noqa: E402
 
 OUTPUT = flags.DEFINE_string("output", "run.png", "PNG file.")
 COLOURS = ("#1f6fb4", "#c44e52", "#55a868", "#8172b3")
@@ -22,17 +23,6 @@ LOSSES = (
 )
 
 
-def scalars(workdir: pathlib.Path) -> dict[str, dict[int, float]]:
-    """Tag → step → value, of all event files of a run."""
-    found: dict[str, dict[int, float]] = {}
-    for path in sorted((workdir / "tensorboard").glob("events.*")):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                number = float(tf.make_ndarray(value.tensor))
-                found.setdefault(value.tag, {})[event.step] = number
-    return found
-
-
 def main() -> None:
     """Draws all runs named on the command line."""
     words = flags.FLAGS(sys.argv)[1:]
@@ -41,7 +31,7 @@ def main() -> None:
     )
     for word, colour in zip(words, COLOURS, strict=False):
         name, workdir = word.split("=", 1)
-        found = scalars(pathlib.Path(workdir))
+        found = scalars.read(pathlib.Path(workdir) / "tensorboard")
         for network, style in (("ema", "-"), ("student", ":")):
             points = found[f"test/{network}_top1"]
             left.plot(

@@ -79,12 +79,27 @@ def test_tuning_source_holds_no_test_image(tool):
 DIGITS = "--flagfile=configs/digits_40.cfg"
 
 
+@pytest.mark.slow
+def test_benchmark_summaries(tool, tmp_path, capsys):
+    words = [w for w in runs.argv(None) if not w.startswith("--workdir")]
+    tool(
+        "benchmark_summaries", "--rounds=1", *words, "--algorithm=supervised",
+        f"--output={tmp_path / 'x.json'}",
+    ).main()  # fmt: skip
+    found = json.loads((tmp_path / "x.json").read_text())["seconds"]
+    assert set(found) == {"without", "with summaries"}
+    for (each,) in found.values():
+        assert 0 < each["training"] < each["command"]
+    assert "with summaries" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "benchmark_matching",
         "benchmark_pytorch",
         "benchmark_step",
+        "benchmark_summaries",
         "compare_devices",
     ],
 )
@@ -126,6 +141,8 @@ def test_help_of_measuring_tools(tool, name, capsys):
             "simmatch",
         ),
         ("benchmark_step", [DIGITS, "--devices=2"], "--devices=2: one device"),
+        ("benchmark_summaries", [DIGITS, "--rounds=0"], "--rounds=0: .*pos"),
+        ("benchmark_summaries", [DIGITS, "--nosummaries"], "the tool sets it"),
         ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
         ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
         ("tune", [DIGITS, "--runs=0"], "--runs=0: 0 is not a positive"),
