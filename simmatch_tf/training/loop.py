@@ -190,7 +190,9 @@ class _Run:
             workers=self.workers.count,
             watches=config.summaries,
         )
-        profile = profiling.Profile(config.profile, self.folder.tensorboard)
+        profile = profiling.Profile(
+            config.profile, self.folder.tensorboard, start
+        )
         self.observer.begin(start)
         began = time.monotonic()
         # ------------------------------------------------------------ loop --

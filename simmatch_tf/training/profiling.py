@@ -11,18 +11,29 @@ from simmatch_tf import checks
 class Profile:
     """Profiles steps START + 1 … START + COUNT of --profile=START:COUNT."""
 
-    def __init__(self, flag: str | None, folder: pathlib.Path) -> None:
+    def __init__(
+        self, flag: str | None, folder: pathlib.Path, done: int = 0
+    ) -> None:
         """Names the steps.
 
         Args:
             flag: START:COUNT, or None.
             folder: The event files'.
+            done: Steps done; what they were is not profiled any more.
         """
         self._folder, self._running = str(folder), False
         self._start = self._stop = -1
         if flag is not None:
             start, count = checks.profiled_steps(flag)
             self._start, self._stop = start, start + count
+            if start < done:
+                logging.warning(
+                    "--profile=%s: %d steps are done already; nothing is "
+                    "profiled",
+                    flag,
+                    done,
+                )
+                self._start = self._stop = -1
 
     def until_next(self, step: int) -> int:
         """Steps from `step` to the next place where `at` has work to do."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.algorithms import watching
 from simmatch_tf.training import assembly, inputs, strategies
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
@@ -54,7 +55,9 @@ def lowered(algorithm, pipeline):
             batch if pipeline.finished else finish(batch)
         )
 
+    # As a run does by default: some of its steps are watched.
     batch = next(iter(pipeline.dataset(0, 1)))
+    batch[watching.WATCH] = tf.constant(True)
     return step.experimental_get_compiler_ir(batch)(stage="stablehlo")
 
 

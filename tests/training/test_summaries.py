@@ -5,7 +5,7 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf.commandline import InputError
-from simmatch_tf.training import projector
+from simmatch_tf.training import profiling, projector
 from tests import runs
 from tests.training import test_loop
 
@@ -94,6 +94,15 @@ def test_the_projector_s_files_replace_those_before(tmp_path):
         "class\timage\nx\ta b\ny\t-\nz\tc\n"
     )
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
+    profile = profiling.Profile("2:3", tmp_path, done=4)
+    assert "4 steps are done already" in caplog.text
+    assert profile.until_next(4) > 2**31
+    profile.at(4)
+    profile.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", ["5", "5:", ":5", "a:b", "5:0", "-1:5"])
