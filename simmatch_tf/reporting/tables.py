@@ -52,8 +52,8 @@ def result(found: results.Result) -> str:
         f"{found.steps} steps, seed {found.seed}, split seed "
         f"{found.split_seed}\n\n{table(rows)}\n\n"
         f"* the result: last checkpoint, {found.test_images} "
-        f"{found.scored_on} images. "
-        f"Best is chosen on the {chosen_on} images."
+        f"{found.scored_on} images.\n"
+        f"  Best is chosen on the {chosen_on} images."
     )
 
 

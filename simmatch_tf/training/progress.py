@@ -115,6 +115,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line above the live ones."""
+        if self._loud and not self._bar.disable:
+            text = _fill(text)
         if self._loud:
             tqdm.tqdm.write(text, file=sys.stderr)
 
@@ -122,10 +124,20 @@ class Progress:
         """Warns of patterns: what is seen, why, and what to turn."""
         for found in findings if self._warns else ():
             text = f"warning: {found.says} {found.why} {found.turn}"
-            text = textwrap.fill(text, _WIDTH - 1, subsequent_indent="  ")
-            tqdm.tqdm.write(text, file=sys.stderr)
+            tqdm.tqdm.write(_fill(text), file=sys.stderr)
 
     def close(self) -> None:
         """Ends the live lines."""
         self._below.close()
         self._bar.close()
+
+
+def _fill(text: str) -> str:
+    """A line as several that fit a terminal; no word, and no path, is cut."""
+    return textwrap.fill(
+        text,
+        _WIDTH - 1,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

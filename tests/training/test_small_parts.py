@@ -1,13 +1,19 @@
 """Progress, signals, allocator."""
 
 import os
+import re
 import signal
 import sys
 import threading
 
 import pytest
 
-from simmatch_tf.training import allocator, interruption, progress
+from simmatch_tf.training import (
+    allocator,
+    interruption,
+    patterns,
+    progress,
+)
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
@@ -38,6 +44,43 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     shown.close()
     out = capsys.readouterr().err
     assert "7/10" in out and "loss 1.500" in out
+
+
+FOUND = patterns.Finding("x", "It is so. " * 12, "Why.", "Turn --alpha.")
+
+
+def test_live_lines_fit_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = progress.Progress(0, 1_048_576, bar=True)
+    shown.say("a path/" + "x" * 90 + " " + "word " * 30)
+    shown.evaluated(500_000, "validation", {"ema": {"top1": 0.12345}})
+    tags = ("loss/total", "loss/s", "loss/u", "loss/in")
+    values = dict.fromkeys(tags, 123.4567)
+    values |= {"pseudo_label/mask_rate": 1.0, "pseudo_label/accuracy_all": 1.0}
+    shown.advance(1_000_000, values)
+    shown.warn([FOUND])
+    shown.close()
+    out = capsys.readouterr().err
+    assert "1000000/1048576" in out and "L_in 123.457  mask 100%" in out
+    assert "warning: It is so." in out
+    for line in re.split(r"[\r\n]", re.sub(r"\x1b\[.", "", out)):
+        # A path is not cut: that it can be copied is worth more.
+        assert len(line) <= 80 or "xxx" in line, line
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "says", "warns"), [(0, True, True), (-1, False, True),
+    (-2, False, False)],
+)  # fmt: skip
+def test_verbosity(verbosity, says, warns, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_verbosity", lambda: verbosity)
+    shown = progress.Progress(0, 10, bar=True)
+    shown.say("something")
+    shown.warn([FOUND])
+    shown.close()
+    out = capsys.readouterr().err
+    assert ("something" in out) == says and ("warning: " in out) == warns
 
 
 @pytest.fixture
