@@ -79,7 +79,9 @@ class Observer:
         rate = self._algorithm.learning_rate(step - 1)
         values = self._figures.of_step(metrics, means)
         values["learning_rate"] = float(rate)
-        values |= self._speed.measure(step, stepper.waited)
+        looped = self._config.steps_per_loop > 1
+        waited = None if looped else stepper.waited
+        values |= self._speed.measure(step, waited)
         self._figures.keep(step, values)
         self._summaries.scalars(step, values)
         return values

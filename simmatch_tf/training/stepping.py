@@ -18,8 +18,8 @@ class Stepper:
     Attributes:
         stop: Whether any worker asked to stop: a tensor of the last call.
         seen: What was seen of the last step, if it was watched, or None.
-        waited: Seconds spent waiting for batches; of several steps in a row
-            they are not known.
+        waited: Seconds spent waiting for batches, but for those of several
+            steps in a row: there it is not known.
     """
 
     def __init__(

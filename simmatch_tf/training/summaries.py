@@ -16,7 +16,7 @@ import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import watching
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, splits
+from simmatch_tf.data import cropping, pipeline, splits
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.modules import memory as memory_lib
 from simmatch_tf.training import pictures, projector, reasons
@@ -195,13 +195,22 @@ class Summaries:
         ]
 
     def _labeled(self, slots: np.ndarray) -> np.ndarray:
-        """Labeled images as evaluation sees them: uint8 [n, H, W, C]."""
-        return cropping.whole(
-            self._source.train,
-            tf.constant(self._split.labeled[slots], tf.int64),
-            side=self._source.image_shape[0],
-            resize=self._config.eval_resize,
-        ).numpy()
+        """Labeled images as evaluation sees them: uint8 [n, H, W, C].
+
+        Raises:
+            InputError: One cannot be read.
+        """
+        try:
+            return cropping.whole(
+                self._source.train,
+                tf.constant(self._split.labeled[slots], tf.int64),
+                side=self._source.image_shape[0],
+                resize=self._config.eval_resize,
+            ).numpy()
+        except tf.errors.OpError as error:
+            raise InputError(
+                pipeline.unreadable("for a picture", error)
+            ) from None
 
     def memory(self, store: memory_lib.MemoryBuffer) -> None:
         """Writes the memory's embeddings for the projector."""

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import PIL.Image
@@ -290,6 +291,24 @@ def test_a_test_image_that_goes_bad(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation.Evaluator, "logits", broken)
     with pytest.raises(InputError, match="could not be read in evaluation"):
+        runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
+
+
+@pytest.mark.slow
+def test_a_labeled_image_that_goes_bad_before_it_is_shown(
+    photos, tmp_path, monkeypatch
+):
+    from simmatch_tf.data import cropping
+    from simmatch_tf.training import summaries
+
+    def broken(images, indices, **how):
+        for index in indices.numpy():
+            pathlib.Path(images.paths[index]).write_bytes(b"gone")
+        return cropping.whole(images, indices, **how)
+
+    changed = types.SimpleNamespace(whole=broken)
+    monkeypatch.setattr(summaries, "cropping", changed)
+    with pytest.raises(InputError, match="could not be read for a picture"):
         runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
 
 

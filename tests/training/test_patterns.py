@@ -183,7 +183,7 @@ def test_a_run_warns(name, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(progress.Progress, "warn", listen)
     changes = {
-        "steps": 60, "eval_every": 30, "checkpoint_every": 60,
+        "steps": 40, "eval_every": 20, "checkpoint_every": 40,
         **SHOWN[name],
     }  # fmt: skip
     runs.fit(tmp_path, **changes)
