@@ -49,6 +49,7 @@ class Algorithm(tf.Module):
         optimizer: SGD with one velocity for each weight.
         record: Last loss and best step.
         guard: Finds steps whose numbers are not finite.
+        layout: Of what is seen of a step that is watched.
         loss_scale: Of float16; None otherwise.
         dtype: Of losses and state: float32, or float64.
         generators: States of the networks' own random generators (Dropout's),
@@ -122,6 +123,7 @@ class Algorithm(tf.Module):
         self.optimizer.build(self.student.trainable_variables)
         self.record = record.Record()
         self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
+        self.layout = watching.Layout()
         self.loss_scale = None
         if config.precision == "mixed_float16":
             self.loss_scale = loss_scale.LossScale()
@@ -136,7 +138,7 @@ class Algorithm(tf.Module):
         Returns:
             Scalars whose names are the TensorBoard tags; "loss/total" at
             least. Each is this replica's share of the mean. Of a batch that
-            is watched, what is seen (`watching.watch`), too.
+            is watched, what is seen (`watching.Layout`), too.
         """
         raise TypeError(f"{type(self).__name__} has no train_step")
 

@@ -5,6 +5,7 @@ step's metrics then have `SEEN`. A step that is not watched pays nothing: all of
 it stands in a branch that is not taken. The letters are those of `simmatch`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,43 +27,114 @@ _SIMILARITIES = 2**22
 
 
 class Seen(NamedTuple):
-    """What is seen of a step; zeros where it is not watched.
+    """What is seen of a step.
 
     Attributes:
         means: Name → means over this replica's images, of any shape: the mean
             over replicas is that of the batch.
-        rows: Name → tensor [n, ...] of the first n ≤ ROWS unlabeled images.
+        rows: Name → [n, ...] of the first n ≤ ROWS unlabeled images.
     """
 
     means: dict[str, tf.Tensor]
     rows: dict[str, tf.Tensor]
 
 
-def watch(
-    batch: dict[str, tf.Tensor], look: Callable[[], Seen]
-) -> dict[str, Seen]:
-    """Looks, if the batch is watched.
+class Packed(NamedTuple):
+    """The same in few tensors: each costs also the steps that see nothing.
 
-    Args:
-        batch: Of a step, on one replica.
-        look: Computes what is seen. Nothing in it may wait for another
-            replica.
-
-    Returns:
-        For the step's metrics: `SEEN` and what it is; nothing, where no batch
-        of the run is watched.
+    Attributes:
+        means: float32 [M].
+        views: uint8 [n, H, W, C], of each view.
+        numbers: float32 [n, ...], side by side.
+        places: int32 [n, ...], likewise.
     """
-    if WATCH not in batch:
-        return {}
-    look = branches.seldom(look)
-    specs = look.get_concrete_function().structured_outputs
 
-    def nothing() -> Seen:
-        return tf.nest.map_structure(
-            lambda spec: tf.zeros(spec.shape, spec.dtype), specs
+    means: tf.Tensor
+    views: list[tf.Tensor]
+    numbers: tf.Tensor
+    places: tf.Tensor
+
+
+class Layout:
+    """What stands where in `Packed`: known once a step is traced."""
+
+    def __init__(self) -> None:
+        """Knows nothing yet."""
+        self._means: list[tuple[str, list[int]]] = []
+        self._rows: dict[tf.DType, list[tuple[str, list[int]]]] = {}
+
+    def watch(
+        self, batch: dict[str, tf.Tensor], look: Callable[[], Seen]
+    ) -> dict[str, Packed]:
+        """Looks, if the batch is watched.
+
+        Args:
+            batch: Of a step, on one replica.
+            look: Computes what is seen. Nothing in it may wait for another
+                replica.
+
+        Returns:
+            For the step's metrics: `SEEN` and what it is, zeros where it is
+            not watched; nothing, where no batch of the run is watched.
+        """
+        if WATCH not in batch:
+            return {}
+        packed = branches.seldom(lambda: self._pack(look()))
+        specs = packed.get_concrete_function().structured_outputs
+
+        def nothing() -> Packed:
+            return tf.nest.map_structure(
+                lambda spec: tf.zeros(spec.shape, spec.dtype), specs
+            )
+
+        return {SEEN: tf.cond(batch[WATCH], packed, nothing)}
+
+    def _pack(self, seen: Seen) -> Packed:
+        self._means = [(n, x.shape.as_list()) for n, x in seen.means.items()]
+        self._rows = {tf.uint8: [], tf.float32: [], tf.int32: []}
+        parts = {dtype: [] for dtype in self._rows}
+        for name, x in seen.rows.items():
+            self._rows[x.dtype].append((name, x.shape.as_list()))
+            parts[x.dtype].append(x)
+
+        def beside(dtype: tf.DType) -> tf.Tensor:
+            rows = next(iter(seen.rows.values())).shape[0]
+            flat = [tf.reshape(x, [rows, -1]) for x in parts[dtype]]
+            return tf.concat([tf.zeros([rows, 0], dtype), *flat], axis=1)
+
+        means = [tf.reshape(x, [-1]) for x in seen.means.values()]
+        return Packed(
+            tf.concat(means, axis=0),
+            parts[tf.uint8],
+            beside(tf.float32),
+            beside(tf.int32),
         )
 
-    return {SEEN: tf.cond(batch[WATCH], look, nothing)}
+    def unpack(self, packed: Packed) -> Seen:
+        """What was seen, as NumPy arrays."""
+        means, start = {}, 0
+        flat = packed.means.numpy()
+        for name, shape in self._means:
+            size = math.prod(shape)
+            means[name] = flat[start : start + size].reshape(shape)
+            start += size
+        rows = {
+            name: view.numpy()
+            for (name, _), view in zip(
+                self._rows[tf.uint8], packed.views, strict=True
+            )
+        }
+        for dtype, table in (
+            (tf.float32, packed.numbers.numpy()),
+            (tf.int32, packed.places.numpy()),
+        ):
+            start = 0
+            for name, shape in self._rows[dtype]:
+                size = math.prod(shape[1:])
+                columns = table[:, start : start + size]
+                rows[name] = columns.reshape(shape)
+                start += size
+        return Seen(means, rows)
 
 
 def pseudo_labels(

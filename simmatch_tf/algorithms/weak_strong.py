@@ -125,9 +125,9 @@ class WeakStrong(algorithm.Algorithm):
         targets: Targets,
         p_hat: tf.Tensor,
         mask: tf.Tensor,
-    ) -> dict[str, watching.Seen]:
+    ) -> dict[str, watching.Packed]:
         """What is seen of this step, for its metrics, if it is watched."""
-        return watching.watch(
+        return self.layout.watch(
             batch, lambda: self._look(batch, targets, p_hat, mask)
         )
 

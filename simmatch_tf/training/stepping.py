@@ -45,6 +45,7 @@ class Stepper:
             watches: Whether any step will be watched.
         """
         self._batches, self._watches = batches, watches
+        self._layout = algorithm.layout
         self.stop: tf.Tensor = tf.constant(False)
         self.seen: watching.Seen | None = None
         self.waited = 0.0
@@ -84,11 +85,8 @@ class Stepper:
             seen = metrics.pop(watching.SEEN, None)
             if seen is not None:
                 # Those of this worker: others' would cost each step a message.
-                rows = {name: first(value) for name, value in seen.rows.items()}
-                seen = watching.Seen(
-                    {name: here(value) for name, value in seen.means.items()},
-                    rows,
-                )
+                means = here(seen.means)
+                seen = tf.nest.map_structure(first, seen)._replace(means=means)
             return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)
 
         @tf.function(autograph=False)
@@ -129,7 +127,7 @@ class Stepper:
             batch = pipeline_lib.read_next(self._batches, f"at step {first}")
             self.waited += time.monotonic() - began
             metrics, seen, self.stop = self._step(batch, asked, watched)
-            self.seen = seen if watch else None
+            self._keep(seen if watch else None)
             return metrics
         try:
             metrics, seen, self.stop = self._steps(
@@ -141,5 +139,8 @@ class Stepper:
             raise InputError(
                 pipeline_lib.unreadable(f"from step {first} on", error)
             ) from None
-        self.seen = seen if watch else None
+        self._keep(seen if watch else None)
         return metrics
+
+    def _keep(self, seen: watching.Packed | None) -> None:
+        self.seen = seen and self._layout.unpack(seen)

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api as hparams_api
+from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 
 import simmatch_tf
 from simmatch_tf import config as config_lib
@@ -91,15 +93,19 @@ class Summaries:
 
     # ------------------------------------------------------------- numbers --
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars."""
+        """Writes scalars: all as one event, which is one call."""
+        if not self.writes:
+            return
+        event = summary_pb2.Summary()
+        for tag, value in values.items():
+            event.MergeFrom(scalar_summary.scalar_pb(tag, value))
         with self._at(step):
-            for tag, value in values.items():
-                tf.summary.scalar(tag, value)
+            tf.summary.experimental.write_raw_pb(event.SerializeToString())
 
     def histograms(
         self,
         step: int,
-        means: Mapping[str, tf.Tensor],
+        means: Mapping[str, np.ndarray],
         classes: np.ndarray | None,
     ) -> None:
         """Writes the distributions of a watched step.
@@ -112,7 +118,7 @@ class Summaries:
         unlabeled = self._config.batch_size * self._config.unlabeled_ratio
         with self._at(step):
             if "confidences" in means:
-                counts = unlabeled * means["confidences"].numpy()
+                counts = unlabeled * means["confidences"]
                 _histogram("pseudo_label/confidences", counts, 1.0)
             if classes is not None:
                 _histogram(
@@ -121,7 +127,7 @@ class Summaries:
                     float(len(classes)),
                 )
             if "predicted" in means:
-                mean = means["predicted"].numpy()
+                mean = means["predicted"]
                 _histogram("alignment/mean", mean, float(len(mean)))
 
     # ------------------------------------------------------------ pictures --
@@ -150,7 +156,7 @@ class Summaries:
 
     def picture(self, step: int, seen: watching.Seen) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
-        rows = {name: x.numpy() for name, x in seen.rows.items()}
+        rows = seen.rows
         if not rows or not self.writes:
             return
         hat = rows["p_hat"]

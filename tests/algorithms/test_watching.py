@@ -32,7 +32,7 @@ def test_equals_the_equations(memory):
     before = np.array(algorithm.memory.features)
     inputs = watched()
     seen = tf.function(algorithm.train_step)(inputs)[watching.SEEN]
-    means, rows = seen
+    means, rows = algorithm.layout.unpack(seen)
     # The rows are the definition of the rest: all six images are shown.
     p_w, p_hat, q_agg = (np.float64(rows[n]) for n in ("p_w", "p_hat", "q_agg"))
     np.testing.assert_allclose(
@@ -71,7 +71,7 @@ def test_equals_the_equations(memory):
         means["predicted"], algorithm.align.mean(), atol=1e-6
     )
     # The neighbors are the largest cosines, in order.
-    slots, cosines = rows["neighbors"].numpy(), rows["cosines"].numpy()
+    slots, cosines = rows["neighbors"], rows["cosines"]
     assert slots.shape == (small.U, watching.NEIGHBORS)
     assert (np.diff(cosines, axis=1) <= 0).all()
     # q_agg by these: nothing but the memory before the step gives them.
@@ -96,7 +96,8 @@ def test_entropies_of_instances():
     t = algorithm.config.temperature
     q_w = reference.instance_similarity(z_w, memory, t)
     q_hat = reference.scale(q_w, reference.unfold(p_w, small.LABELS))
-    means = algorithm.train_step(inputs)[watching.SEEN].means
+    seen = algorithm.train_step(inputs)[watching.SEEN]
+    means = algorithm.layout.unpack(seen).means
     np.testing.assert_allclose(means["q_w"], entropy(q_w), rtol=1e-5)
     np.testing.assert_allclose(means["q_hat"], entropy(q_hat), rtol=1e-5)
     assert abs(entropy(q_hat) - entropy(q_w)) > 2e-5
@@ -111,8 +112,8 @@ def test_watching_changes_nothing():
     for number in range(3):
         without = step(small.batch(number))
         metrics = watch(watched(number, watch=number % 2 == 0))
-        zero = float(metrics.pop(watching.SEEN).means["confidence"]) == 0
-        assert zero == (number % 2 == 1)
+        found = seen.layout.unpack(metrics.pop(watching.SEEN))
+        assert (found.means["confidence"] == 0) == (number % 2 == 1)
         for name, value in without.items():
             assert metrics[name].numpy() == value.numpy(), name
     for a, b in zip(plain.variables, seen.variables, strict=True):
@@ -128,7 +129,8 @@ def test_classes_that_are_not_known():
     algorithm = small.make(fixmatch.FixMatch)
     inputs = watched()
     del inputs["unlabeled_labels"]
-    means, rows = algorithm.train_step(inputs)[watching.SEEN]
+    seen = algorithm.train_step(inputs)[watching.SEEN]
+    means, rows = algorithm.layout.unpack(seen)
     assert "known" not in means and "truth" not in rows
     # FixMatch has no memory, and by default no alignment.
     assert not {"filled", "q_w", "predicted"} & set(means)
@@ -140,7 +142,8 @@ def test_compiled_by_xla():
     small.fill(algorithm)
     step = tf.function(algorithm.train_step, jit_compile=True)
     metrics = step(watched())
-    assert float(metrics[watching.SEEN].means["confidence"]) > 0.25
+    means = algorithm.layout.unpack(metrics[watching.SEEN]).means
+    assert means["confidence"] > 0.25
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
@@ -161,7 +164,15 @@ def test_on_two_replicas(placement, two_replicas):
     inputs = two_replicas.experimental_distribute_values_from_function(
         lambda context: parts[context.replica_id_in_sync_group]
     )
-    seen = step(inputs)[watching.SEEN]
-    first, other = two_replicas.experimental_local_results(seen.means["filled"])
-    assert float(first) == float(other)
-    assert ("q_w" in seen.means) == (placement == "replicated")
+    packed = step(inputs)[watching.SEEN]
+    for replica in (0, 1):
+        own = tf.nest.map_structure(
+            lambda x, i=replica: two_replicas.experimental_local_results(x)[i],
+            packed,
+        )
+        means, rows = algorithm.layout.unpack(own)
+        np.testing.assert_array_equal(
+            rows["weak"], parts[replica]["unlabeled_weak"]
+        )
+        assert ("q_w" in means) == (placement == "replicated")
+        assert means["filled"] == 0

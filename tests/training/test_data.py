@@ -298,6 +298,7 @@ def test_a_test_image_that_goes_bad(photos, tmp_path, monkeypatch):
 def test_a_labeled_image_that_goes_bad_before_it_is_shown(
     photos, tmp_path, monkeypatch
 ):
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
     from simmatch_tf.data import cropping
     from simmatch_tf.training import summaries
 

@@ -148,6 +148,7 @@ SHOWN = {
         "threshold": 0.0,
         "lambda_u": 50.0,
         "learning_rate": 0.1,
+        "steps": 60,
     },
     "confident_but_wrong": {
         "algorithm": "fixmatch",
