@@ -117,7 +117,7 @@ def views(
     """
     bars = [b for b in _BARS if b[0] in images[0].probabilities]
     left = 2 * (_SIDE + _GAP) + 2 * _GAP
-    page = _Page(left + 370, 34 + _ROW * len(images))
+    page = _Page(left + 420, 34 + _ROW * len(images))
     page.text((_GAP, 8), "weak")
     page.text((2 * _GAP + _SIDE, 8), "strong")
     x = left + 100
@@ -159,10 +159,10 @@ def _bars(
     best = int(np.argmax(image.probabilities["p_hat"]))
     share = f"{image.probabilities['p_hat'][best]:.2f}"
     wrong = image.truth >= 0 and image.truth != best
-    page.text((x + 365, y), share, _WRONG if wrong else _INK, anchor="ra")
+    page.text((x + 415, y), share, _WRONG if wrong else _INK, anchor="ra")
     if wrong:
         name = f"is {class_names[image.truth]}"
-        page.text((x + 365, y + 15), name, _WRONG, 60, anchor="ra")
+        page.text((x + 415, y + 15), name, _WRONG, 110, anchor="ra")
 
 
 def neighbors(
