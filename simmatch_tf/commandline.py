@@ -258,7 +258,9 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
             "tensorflow/python/saved_model",
         )
     )
-    return record.module != "functional_saver" and not (
+    # Each run that is evaluated has functions of its own, traced once.
+    quiet = ("functional_saver", "polymorphic_function")
+    return record.module not in quiet and not (
         of_a_file and record.levelno <= logging.INFO
     )
 

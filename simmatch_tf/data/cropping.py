@@ -99,5 +99,6 @@ def _each(function, elements, signature: tf.TensorSpec) -> tf.Tensor:
         function,
         elements,
         fn_output_signature=signature,
-        parallel_iterations=_PARALLEL,
+        # Eagerly there is no such thing, and TensorFlow says so each time.
+        parallel_iterations=None if tf.executing_eagerly() else _PARALLEL,
     )

@@ -81,15 +81,15 @@ CHARTS = (
         "Pseudo-labels",
         "(a) How many of the pseudo-labels above the threshold name the right "
         "class, (b) how many of all, (c) what the weights of record come to on "
-        "the test images. The true classes of the unlabeled images serve (a) "
-        "and (b) alone.",
+        "the images that the result is of (the slides' Figure 4). The true "
+        "classes of the unlabeled images serve (a) and (b) alone.",
         (
             _percent(
                 "(a) right, above the threshold",
                 pseudo_label__accuracy="",
             ),
             _percent("(b) right, of all p̂", pseudo_label__accuracy_all=""),
-            Panel("(c) test top-1", "%", {RECORD: ""}, 100.0),
+            Panel("(c) top-1, weights of record", "%", {RECORD: ""}, 100.0),
         ),
         shown=True,
     ),

@@ -54,20 +54,30 @@ def findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for group in groups:
         for run in group.runs:
-            shown = patterns.find(
-                run.config,
-                run.scalars,
-                step=run.reached,
-                # Of one that is under way, and whose length is not known, what
-                # shows by now.
-                steps=run.steps or run.reached,
-            )
+            shown = patterns.find(run.config, run.scalars, **_length(run))
             for each in shown:
                 seen = found.setdefault(
                     (group.name, each.name), {"finding": each, "runs": []}
                 )
                 seen["runs"].append(run.name)
     return list(found.values())
+
+
+def not_judged(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """What could not be looked at, for lack of values: a sentence a run."""
+    said = []
+    for group in groups:
+        for run in group.runs:
+            found = patterns.not_judged(run.config, run.scalars, **_length(run))
+            names = ", ".join(name.replace("_", " ") for name in found)
+            if names:
+                said.append(f"{run.name} has too few values to tell: {names}.")
+    return said
+
+
+def _length(run: runs_lib.Run) -> dict[str, int]:
+    # Of one that is under way, and whose length is not known, what shows now.
+    return {"step": run.reached, "steps": run.steps or run.reached}
 
 
 def page(groups: Sequence[runs_lib.Group], looked: Looked) -> str:
@@ -98,6 +108,7 @@ def page(groups: Sequence[runs_lib.Group], looked: Looked) -> str:
         scored=_scored(groups),
         unfinished=report_tables.unfinished(groups),
         findings=findings(groups),
+        not_judged=not_judged(groups),
         charts=_charts(groups),
         without_scalars=[
             run.name for g in groups for run in g.runs if not run.scalars

@@ -165,8 +165,10 @@ def find(words: Sequence[str]) -> list[Place]:
 
 
 def _folder(path: str) -> str:
-    if not path.strip() or not pathlib.Path(path).expanduser().is_dir():
-        raise InputError(f"{path or 'NAME='}: no such folder")
+    if not path.strip():
+        raise InputError(f"{path!r}: name the folder of a run")
+    if not pathlib.Path(path).expanduser().is_dir():
+        raise InputError(f"{path}: no such folder")
     if not (pathlib.Path(path).expanduser() / workdir.FLAGFILE).is_file():
         raise InputError(f"{path}: no run here ({workdir.FLAGFILE} is missing)")
     return path
@@ -285,11 +287,18 @@ def deciding(config: config_lib.Config) -> dict[str, Any]:
 
 
 def group(found: Sequence[Run]) -> list[Group]:
-    """Puts runs together that are one but for their seeds, in their order."""
+    """Puts runs together that are one but for their seeds, in their order.
+
+    A second run of equal seeds is the same run: it would count twice in means,
+    so it is put apart.
+    """
     groups: dict[tuple, list[Run]] = {}
     for run in found:
-        key = tuple(deciding(run.config.absolute()).items())
-        groups.setdefault(key, []).append(run)
+        flags = tuple(deciding(run.config.absolute()).items())
+        seeds, number = _seeds(run), 0
+        while seeds in map(_seeds, groups.get((flags, number), ())):
+            number += 1
+        groups.setdefault((flags, number), []).append(run)
     taken: set[str] = set()
     made = []
     for members in groups.values():
@@ -298,6 +307,10 @@ def group(found: Sequence[Run]) -> list[Group]:
         taken.add(name)
         made.append(Group(name, tuple(members)))
     return made
+
+
+def _seeds(run: Run) -> tuple[int, ...]:
+    return tuple(getattr(run.config, name) for name in _SEEDS)
 
 
 def _name(names: Sequence[str], taken: set[str]) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterator
 
+from absl import logging
 from google.protobuf import message
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
@@ -75,7 +76,14 @@ def _records(path: pathlib.Path) -> Iterator[bytes]:
         while True:
             try:
                 reader.GetNext()
-            except (errors.OutOfRangeError, errors.DataLossError, OSError):
+            except (errors.OutOfRangeError, OSError):
+                return
+            except errors.DataLossError as error:
+                # The last record of a run that goes on may be half written.
+                if "truncated" not in str(error):
+                    logging.warning(
+                        "%s: is damaged; curves end there (%s)", path, error
+                    )
                 return
             yield reader.record()
 

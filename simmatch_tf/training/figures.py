@@ -36,7 +36,7 @@ _QUOTIENTS = {
     "pseudo_label/sure_accuracy": ("sure_right", "sure"),
 }
 # Pseudo-labels of a class, on average, that tell how balanced the classes are.
-_A_CLASS = 20
+_A_CLASS = 10
 
 
 class Figures:

@@ -361,7 +361,7 @@ class _Run:
         record = self.algorithm.weights_of_record
         title = f"{len(places)} {name_of_set} images, {record}"
         self.observer.confusion(step, logits[record], labels, title)
-        bar.evaluated(step, name_of_set, self.accuracy)
+        bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""

@@ -12,7 +12,7 @@ from simmatch_tf import config as config_lib
 
 Scalars = Mapping[str, Mapping[int, float]]
 
-RECENT = 10  # logged steps whose mean is looked at
+RECENT = 5  # logged steps whose mean is looked at
 # Before this share of a run nothing is said: a start looks bad in any run.
 SETTLED = 0.1
 
@@ -49,11 +49,29 @@ def find(
     Returns:
         At most one finding of each pattern.
     """
+    found = _look(config, scalars, step, steps).values()
+    return [finding for finding in found if isinstance(finding, Finding)]
+
+
+def not_judged(
+    config: config_lib.Config, scalars: Scalars, *, step: int, steps: int
+) -> list[str]:
+    """The patterns of which it is not known whether they show; see `find`.
+
+    Values are missing: of short runs, or of runs without summaries.
+    """
+    found = _look(config, scalars, step, steps)
+    return [name for name, finding in found.items() if finding is None]
+
+
+def _look(
+    config: config_lib.Config, scalars: Scalars, step: int, steps: int
+) -> dict[str, Finding | bool | None]:
+    """Pattern → what `PATTERNS` has of it; at a run's start nothing is."""
     if step < SETTLED * steps:
-        return []
+        return dict.fromkeys(PATTERNS)
     seen = _Seen(config, scalars, step, steps)
-    found = (pattern(seen) for pattern in PATTERNS.values())
-    return [finding for finding in found if finding is not None]
+    return {name: pattern(seen) for name, pattern in PATTERNS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +94,35 @@ class _Seen:
         values = list(self.scalars.get(tag, {}).values())
         return values[-1] if values and math.isfinite(values[-1]) else None
 
-    def top1(self, network: str) -> float | None:
-        """Accuracy of a network at the last evaluation."""
+    def top1(self, network: str, beside: str | None = None) -> float | None:
+        """Accuracy of a network at the last evaluation.
+
+        Args:
+            network: "student" or "ema".
+            beside: A tag; an evaluation from before its recent values is none.
+        """
+        since = 0
+        if beside is not None:
+            since = min(list(self.scalars.get(beside, {}))[-RECENT:], default=0)
         for images in ("validation", "test"):
-            found = self.last(f"{images}/{network}_top1")
+            tag = f"{images}/{network}_top1"
+            found = self.last(tag)
             if found is not None:
-                return found
+                return found if max(self.scalars[tag]) >= since else None
         return None
 
+    @property
+    def learns_unlabeled(self) -> bool:
+        """Whether there are pseudo-labels at all."""
+        return self.config.algorithm != "supervised"
 
-def _no_pseudo_labels(seen: _Seen) -> Finding | None:
+
+def _no_pseudo_labels(seen: _Seen) -> Finding | bool | None:
+    if not seen.learns_unlabeled:
+        return False
     rate = seen.recent("pseudo_label/mask_rate")
     if rate is None or rate >= 0.01:
-        return None
+        return None if rate is None else False
     confidence = seen.recent("pseudo_label/confidence")
     known = "" if confidence is None else f" (their mean is {confidence:.2f})"
     return Finding(
@@ -101,18 +135,17 @@ def _no_pseudo_labels(seen: _Seen) -> Finding | None:
     )
 
 
-def _collapse(seen: _Seen) -> Finding | None:
+def _collapse(seen: _Seen) -> Finding | bool | None:
+    if not seen.learns_unlabeled:
+        return False
     balance = seen.recent("pseudo_label/balance")
     divergence = seen.recent("alignment/divergence")
-    if balance is not None and balance < 0.5:
-        what = "The pseudo-labels"
-    elif divergence is not None and math.exp(-divergence) < 0.5:
-        what, balance = (
-            "Predictions, before they are aligned,",
-            (math.exp(-divergence)),
-        )
-    else:
-        return None
+    what, share = "The pseudo-labels", balance
+    if (share is None or share >= 0.5) and divergence is not None:
+        what = "Predictions, before they are aligned,"
+        share = math.exp(-divergence)
+    if share is None or share >= 0.5:
+        return None if balance is None else False
     turn = "Lower --learning_rate or --lambda_u, or raise --threshold."
     if seen.config.align is False or (
         seen.config.align is None and seen.config.algorithm == "fixmatch"
@@ -120,7 +153,7 @@ def _collapse(seen: _Seen) -> Finding | None:
         turn = f"Turn on --align. {turn}"
     return Finding(
         "collapse",
-        f"{what} fall on few classes: as unevenly as if only {balance:.0%} of "
+        f"{what} fall on few classes: as unevenly as if only {share:.0%} of "
         "the classes occurred.",
         "A class that is predicted more often is taught more often, until it "
         "takes over. (Where the images really are that uneven, all is well.)",
@@ -128,14 +161,18 @@ def _collapse(seen: _Seen) -> Finding | None:
     )
 
 
-def _confident_but_wrong(seen: _Seen) -> Finding | None:
+def _confident_but_wrong(seen: _Seen) -> Finding | bool | None:
+    if not seen.learns_unlabeled:
+        return False
     share = seen.recent("pseudo_label/sure")
-    right = seen.recent("pseudo_label/sure_accuracy")
     confidence = seen.recent("pseudo_label/confidence")
     network = "student" if seen.config.memory == "teacher" else "ema"
-    top1 = seen.top1(network)
-    if share is not None and right is not None:
-        if share < 0.1 or right >= 0.5:
+    top1 = seen.top1(network, "pseudo_label/confidence")
+    if share is not None:
+        right = seen.recent("pseudo_label/sure_accuracy")
+        if share < 0.1 or (right is not None and right >= 0.5):
+            return False
+        if right is None:
             return None
         says = (
             f"Of the pseudo-labels that are surer than 0.9 only {right:.0%} "
@@ -143,7 +180,7 @@ def _confident_but_wrong(seen: _Seen) -> Finding | None:
         )
     elif confidence is not None and top1 is not None:
         if confidence < 0.8 or confidence - top1 < 0.4:
-            return None
+            return False
         says = (
             f"Pseudo-labels have a mean confidence of {confidence:.2f}, but "
             f"the classifier is right on {top1:.0%} of the images it is "
@@ -163,7 +200,9 @@ def _confident_but_wrong(seen: _Seen) -> Finding | None:
     )
 
 
-def _memory_waits(seen: _Seen) -> Finding | None:
+def _memory_waits(seen: _Seen) -> Finding | bool | None:
+    if seen.config.algorithm != "simmatch":
+        return False
     filled = seen.last("memory/filled")
     start = seen.config.matching_start_steps
     if filled is None or seen.step < 0.25 * seen.steps:
@@ -178,7 +217,7 @@ def _memory_waits(seen: _Seen) -> Finding | None:
         says = f"Matching waits for step {start} of {seen.steps}."
         turn = "Lower --matching_start_steps."
     else:
-        return None
+        return False
     return Finding(
         "memory_waits",
         says,
@@ -189,10 +228,10 @@ def _memory_waits(seen: _Seen) -> Finding | None:
     )
 
 
-def _input_bound(seen: _Seen) -> Finding | None:
+def _input_bound(seen: _Seen) -> Finding | bool | None:
     wait = seen.recent("speed/input_wait")
     if wait is None or wait < 0.3:
-        return None
+        return None if wait is None else False
     return Finding(
         "input_bound",
         f"{wait:.0%} of the time is spent waiting for batches.",
@@ -203,41 +242,59 @@ def _input_bound(seen: _Seen) -> Finding | None:
     )
 
 
-def _ema_lags(seen: _Seen) -> Finding | None:
+def _ema_lags(seen: _Seen) -> Finding | bool | None:
     student, ema = seen.top1("student"), seen.top1("ema")
     if student is None or ema is None or seen.step < 0.5 * seen.steps:
         return None
     if student - ema < 0.1:
-        return None
+        return False
+    momentum, warms_up = seen.config.ema_momentum, seen.config.ema_warmup
+    # Of a constant momentum the first weights' share is m^step.
+    if warms_up or momentum**seen.step < 0.01:
+        why = (
+            f"--ema_momentum={momentum:g} forgets within this run, so it is "
+            "the student that moves: its weights, or BatchNorm's averages, "
+            "change much from step to step."
+        )
+        turn = "Lower --learning_rate, or train longer."
+    else:
+        why = (
+            f"With --ema_momentum={momentum:g}, {momentum**seen.step:.0%} of "
+            f"the average is still the first weights, after {seen.step} steps."
+        )
+        turn = "Lower --ema_momentum, or turn on --ema_warmup."
     return Finding(
         "ema_lags",
         f"The EMA has a top-1 of {ema:.0%}, the student of {student:.0%}.",
-        f"--ema_momentum={seen.config.ema_momentum:g} averages over about "
-        f"{1 / max(1 - seen.config.ema_momentum, 1e-9):,.0f} steps, of a run "
-        f"of {seen.steps}: the average still has much of the first weights.",
-        "Lower --ema_momentum, or turn on --ema_warmup.",
+        why,
+        turn,
     )
 
 
-def _statistics_lag(seen: _Seen) -> Finding | None:
+def _statistics_lag(seen: _Seen) -> Finding | bool | None:
     # In training the ensemble's own batches give BatchNorm its statistics.
-    if seen.config.memory == "teacher":
+    if seen.config.memory == "teacher" or not seen.learns_unlabeled:
+        return False
+    tag = "pseudo_label/accuracy_all"
+    training, student = seen.recent(tag), seen.top1("student", tag)
+    if training is None or student is None:
         return None
-    training = seen.recent("pseudo_label/accuracy_all")
-    student = seen.top1("student")
-    if training is None or student is None or training - student < 0.25:
-        return None
+    if training - student < 0.25:
+        return False
     return Finding(
         "statistics_lag",
-        f"In training the student is right on {training:.0%} of the unlabeled "
-        f"images, in evaluation on {student:.0%}.",
-        "In evaluation BatchNorm uses running averages, and these lag behind "
-        "in a short run.",
+        f"Of all pseudo-labels {training:.0%} are right, but of what the "
+        f"student says in evaluation only {student:.0%}.",
+        "Pseudo-labels come of BatchNorm's statistics of each batch; in "
+        "evaluation it uses running averages, and these lag behind in a short "
+        "run.",
         "Lower --batch_norm_momentum: 0.9 for hundreds of steps.",
     )
 
 
-PATTERNS: Mapping[str, Callable[[_Seen], Finding | None]] = {
+# Each gives its finding; False, where it does not show; None, where that is
+# not known.
+PATTERNS: Mapping[str, Callable[[_Seen], Finding | bool | None]] = {
     "no_pseudo_labels": _no_pseudo_labels,
     "collapse": _collapse,
     "confident_but_wrong": _confident_but_wrong,

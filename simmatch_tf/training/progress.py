@@ -89,8 +89,10 @@ class Progress:
             if tag in values
         ]
         if not self._bar.disable:
-            text = "  ".join([*shown, self._accuracy])
-            self._below.set_description_str(text[: _WIDTH - 1])
+            parts = [*filter(None, [*shown, self._accuracy])]
+            while len("  ".join(parts)) > self._room() and len(parts) > 1:
+                del parts[0]  # what stands last is looked at most
+            self._below.set_description_str("  ".join(parts))
         elif self._loud:
             rate = (step - self._start) / (time.monotonic() - self._began)
             left = (self._steps - step) / max(rate, 1e-9)
@@ -104,14 +106,18 @@ class Progress:
         step: int,
         name_of_set: str,
         accuracy: Mapping[str, Mapping[str, float]],
+        record: str,
     ) -> None:
-        """Says what an evaluation found."""
+        """Says what an evaluation found; `record`: whose is the result."""
         figures = [
             f"{name} {found['top1']:.2%}" for name, found in accuracy.items()
         ]
         self.say(f"step {step}: {name_of_set} top-1 {', '.join(figures)}")
-        best = max(found["top1"] for found in accuracy.values())
-        self._accuracy = f"{name_of_set} {best:.1%}"
+        self._accuracy = f"{name_of_set} {accuracy[record]['top1']:.1%}"
+
+    def _room(self) -> int:
+        """Columns of a line: less than the terminal's, which would wrap it."""
+        return min(_WIDTH, self._below.ncols or _WIDTH) - 1
 
     def say(self, text: str) -> None:
         """Prints a line above the live ones."""

@@ -68,7 +68,7 @@ def test_one_run(tmp_path):
         "70.0 (1)",
         "60.0 / 70.0",
         "5.0",
-        "No known pattern shows in this run.",
+        "No known pattern shows in this run, as far as that can be told.",
         "100 test images of digits",
         "30 of 100 test images are wrong",
         "Most often confused",
@@ -106,7 +106,7 @@ def test_several_runs(tmp_path):
     assert "--lambda_u" in text and "Thin lines are single runs" in text
     assert text.count('<i class="key"') >= 4
     assert "Where it is wrong" not in text
-    assert "No known pattern shows in these runs." in text
+    assert "No known pattern shows in these runs, as far as" in text
 
 
 def test_a_run_that_is_under_way(tmp_path):
@@ -125,7 +125,7 @@ def test_a_supervised_run_without_memory(tmp_path):
         "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
     )
     text = report_page.page(groups(folder), found)
-    assert "(a) right" not in text and "(c) test top-1" in text
+    assert "(a) right" not in text and "(c) top-1, weights of record" in text
     assert "Without labeled images beside them: no memory." in text
     assert 'class="neighbors"' not in text and 'class="none"' in text
 
@@ -162,6 +162,16 @@ def test_findings(tmp_path, monkeypatch):
     assert "It says &lt;0&gt;." in text and "It says &lt;2&gt;" not in text
     assert "(sim0, sim2)" in text and "Turn: --threshold" in text
     assert "No known pattern" not in text
+
+
+def test_what_is_not_known_is_said(tmp_path):
+    folder = written.run(tmp_path / "a")
+    text = report_page.page(groups(folder), NOTHING)
+    said = report_page.not_judged(groups(folder))
+    assert len(said) == 1 and said[0] in text
+    assert said[0].startswith("a has too few values to tell: no pseudo labels")
+    # What there is enough of is not in the list.
+    assert "ema lags" not in said[0]
 
 
 def test_many_classes_are_a_table(tmp_path):

@@ -35,7 +35,8 @@ def test_what_is_no_run(tmp_path):
         ([tmp_path], "no run here .flags.cfg is missing"),
         ([tmp_path / "none"], "none: no such folder"),
         ([f"A={tmp_path}/none"], "none: no such folder"),
-        (["A="], "no such folder"),
+        (["A="], "name the folder of a run"),
+        ([""], "name the folder of a run"),
         ([f"={one}"], "a name is wanted"),
         ([one, tmp_path / "x" / ".." / "one"], "no such folder"),
         ([one, f"A={one}"], "one: is named twice"),
@@ -134,6 +135,16 @@ def test_groups(tmp_path):
     assert [run.name for run in first.runs] == ["sim_seed0", "sim_seed1"]
     assert second.name == "low" and len(second.runs) == 1
     assert runs.differences([first, second]) == {"alpha": [0.9, 0.5]}
+
+
+def test_a_run_of_equal_seeds_does_not_count_twice(tmp_path):
+    words = [
+        written.run(tmp_path / name, seed=seed)
+        for name, seed in (("a0", 0), ("a1", 1), ("again", 0), ("b0", 0))
+    ]
+    found = runs.group(read(*words))
+    names = [[run.name for run in group.runs] for group in found]
+    assert names == [["a0", "a1"], ["again"], ["b0"]]
 
 
 def test_what_groups_are_called(tmp_path):

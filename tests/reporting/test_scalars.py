@@ -53,6 +53,18 @@ def test_a_file_that_is_cut_short_or_changed(tmp_path):
     assert scalars.read(tmp_path / "none") == {}
 
 
+def test_damage_is_told(tmp_path, caplog):
+    path = written.events(tmp_path, {"loss/s": {i: 1.0 for i in range(9)}})
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:-5])  # still being written
+    assert len(scalars.read(tmp_path)["loss/s"]) == 8
+    assert not caplog.records
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    assert 0 < len(scalars.read(tmp_path)["loss/s"]) < 8
+    assert f"{path}: is damaged; curves end there" in caplog.text
+
+
 def test_numbers_that_are_not_finite_are_kept(tmp_path):
     written.events(tmp_path, {"loss/s": {1: math.nan, 2: math.inf}})
     found = scalars.read(tmp_path)["loss/s"]

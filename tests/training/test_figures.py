@@ -41,8 +41,8 @@ def test_accuracies_are_of_known_images():
 
 
 def test_balance_waits_for_enough_labels():
-    made = figures.Figures(CONFIG, 25)
-    # Twenty of each of two classes are two steps of 25.
+    made = figures.Figures(CONFIG, 13)
+    # Ten of each of two classes are two steps of 13.
     one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     assert "pseudo_label/balance" not in made.of_step({}, {"classes": one})
     values = made.of_step({}, {"classes": other})

@@ -23,10 +23,10 @@ def find(step=100, changes=None, **scalars):
 
 
 def test_no_pseudo_labels():
-    low, high = [0.0] * 10, [0.02] * 10
+    low, high = [0.0] * patterns.RECENT, [0.02] * patterns.RECENT
     assert find(pseudo_label__mask_rate=low) == ["no_pseudo_labels"]
     assert find(pseudo_label__mask_rate=high) == []
-    # Only the last ten count, and there must be ten.
+    # Only the last few count, and they must be enough.
     assert find(pseudo_label__mask_rate=high + low) == ["no_pseudo_labels"]
     assert find(pseudo_label__mask_rate=low[1:]) == []
     # Nothing is said at the start of a run.
@@ -36,11 +36,11 @@ def test_no_pseudo_labels():
 
 
 def test_collapse():
-    assert find(pseudo_label__balance=[0.49] * 10) == ["collapse"]
-    assert find(pseudo_label__balance=[0.51] * 10) == []
+    assert find(pseudo_label__balance=[0.49] * patterns.RECENT) == ["collapse"]
+    assert find(pseudo_label__balance=[0.51] * patterns.RECENT) == []
     # KL from uniform of log 2: as if half of the classes occurred.
-    assert find(alignment__divergence=[0.7] * 10) == ["collapse"]
-    assert find(alignment__divergence=[0.69] * 10) == []
+    assert find(alignment__divergence=[0.7] * patterns.RECENT) == ["collapse"]
+    assert find(alignment__divergence=[0.69] * patterns.RECENT) == []
 
 
 @pytest.mark.parametrize(
@@ -54,24 +54,29 @@ def test_collapse():
 )
 def test_collapse_names_alignment_where_it_is_off(changes, align):
     config = dataclasses.replace(CONFIG, **changes)
-    scalars = {"pseudo_label/balance": dict(enumerate([0.1] * 10))}
+    scalars = {"pseudo_label/balance": dict(enumerate([0.1] * patterns.RECENT))}
     (found,) = patterns.find(config, scalars, step=100, steps=100)
     assert ("--align" in found.turn) == align
     assert "10%" in found.says
 
 
 def test_confident_but_wrong():
-    wrong = {"pseudo_label__sure": [0.5] * 10}
+    wrong = {"pseudo_label__sure": [0.5] * patterns.RECENT}
     assert find(
-        **wrong, pseudo_label__sure_accuracy=[0.49] * 10
+        **wrong, pseudo_label__sure_accuracy=[0.49] * patterns.RECENT
     ) == ["confident_but_wrong"]  # fmt: skip
-    assert find(**wrong, pseudo_label__sure_accuracy=[0.51] * 10) == []
-    few = {"pseudo_label__sure": [0.09] * 10}
-    assert find(**few, pseudo_label__sure_accuracy=[0.1] * 10) == []
+    assert (
+        find(**wrong, pseudo_label__sure_accuracy=[0.51] * patterns.RECENT)
+        == []
+    )
+    few = {"pseudo_label__sure": [0.09] * patterns.RECENT}
+    assert (
+        find(**few, pseudo_label__sure_accuracy=[0.1] * patterns.RECENT) == []
+    )
 
 
 def test_confident_but_wrong_where_classes_are_not_known():
-    sure = {"pseudo_label__confidence": [0.9] * 10}
+    sure = {"pseudo_label__confidence": [0.9] * patterns.RECENT}
     wrong = ["confident_but_wrong"]
     assert find(**sure, test__ema_top1=[0.9, 0.4]) == wrong
     assert find(**sure, test__ema_top1=[0.4, 0.6]) == []
@@ -80,7 +85,7 @@ def test_confident_but_wrong_where_classes_are_not_known():
     teacher = {"changes": {"memory": "teacher"}}
     assert find(**sure, **teacher, test__ema_top1=[0.4]) == []
     assert find(**sure, **teacher, test__student_top1=[0.4]) == wrong
-    assert find(pseudo_label__confidence=[0.9] * 10) == []
+    assert find(pseudo_label__confidence=[0.9] * patterns.RECENT) == []
 
 
 def test_memory_waits():
@@ -93,8 +98,8 @@ def test_memory_waits():
 
 
 def test_input_bound():
-    assert find(speed__input_wait=[0.31] * 10) == ["input_bound"]
-    assert find(speed__input_wait=[0.29] * 10) == []
+    assert find(speed__input_wait=[0.31] * patterns.RECENT) == ["input_bound"]
+    assert find(speed__input_wait=[0.29] * patterns.RECENT) == []
 
 
 def test_ema_lags():
@@ -104,8 +109,54 @@ def test_ema_lags():
     assert find(**tops | {"test__ema_top1": [0.1, 0.85]}) == []
 
 
+def test_the_ema_lags_for_two_reasons():
+    tops = {"test/student_top1": {80: 0.9}, "test/ema_top1": {80: 0.7}}
+    for momentum, warmup, slow in (
+        (0.999, False, True), (0.9, False, False), (0.999, True, False),
+    ):  # fmt: skip
+        config = dataclasses.replace(
+            CONFIG, ema_momentum=momentum, ema_warmup=warmup
+        )
+        (found,) = patterns.find(config, tops, step=80, steps=100)
+        assert ("--ema_warmup" in found.turn) == slow
+        assert ("--learning_rate" in found.turn) != slow
+
+
+def test_an_old_evaluation_says_nothing_of_now():
+    seen = {"pseudo_label/accuracy_all": dict.fromkeys(range(50, 100, 5), 0.9)}
+    for step, names in ((60, []), (80, ["statistics_lag"])):
+        tops = {"test/student_top1": {step: 0.5}}
+        found = patterns.find(CONFIG, seen | tops, step=95, steps=100)
+        assert [finding.name for finding in found] == names
+
+
+def test_what_cannot_be_judged():
+    def missing(scalars, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        return patterns.not_judged(config, scalars, step=100, steps=100)
+
+    assert missing({}) == list(patterns.PATTERNS)
+    # What a method has no part of is not missing.
+    assert missing({}, algorithm="supervised") == ["input_bound", "ema_lags"]
+    fixmatch = missing({}, algorithm="fixmatch", memory="teacher")
+    assert "memory_waits" not in fixmatch and "statistics_lag" not in fixmatch
+    enough = dict(enumerate([0.7] * patterns.RECENT))
+    tags = (
+        "pseudo_label/mask_rate", "pseudo_label/balance", "pseudo_label/sure",
+        "pseudo_label/sure_accuracy", "pseudo_label/accuracy_all",
+        "alignment/divergence", "memory/filled", "test/student_top1",
+        "test/ema_top1",
+    )  # fmt: skip
+    scalars = dict.fromkeys(tags, enough) | {"memory/filled": {9: 1.0}}
+    scalars["alignment/divergence"] = dict.fromkeys(range(5), 0.1)
+    assert missing(scalars) == ["input_bound"]
+    scalars["speed/input_wait"] = dict.fromkeys(range(5), 0.1)
+    assert missing(scalars) == []
+    assert patterns.find(CONFIG, scalars, step=100, steps=100) == []
+
+
 def test_statistics_lag():
-    seen = {"pseudo_label__accuracy_all": [0.9] * 10}
+    seen = {"pseudo_label__accuracy_all": [0.9] * patterns.RECENT}
     assert find(**seen, test__student_top1=[0.6]) == ["statistics_lag"]
     assert find(**seen, test__student_top1=[0.7]) == []
     teacher = {"memory": "teacher"}
@@ -114,7 +165,7 @@ def test_statistics_lag():
 
 def test_every_finding_has_a_reason_and_a_flag():
     config = dataclasses.replace(CONFIG, matching_start_steps=90)
-    low, high = (dict(enumerate([x] * 10)) for x in (0.0, 0.9))
+    low, high = (dict(enumerate([x] * patterns.RECENT)) for x in (0.0, 0.9))
     scalars = {
         "pseudo_label/mask_rate": low,
         "pseudo_label/balance": low,

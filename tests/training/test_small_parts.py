@@ -54,7 +54,7 @@ def test_live_lines_fit_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = progress.Progress(0, 1_048_576, bar=True)
     shown.say("a path/" + "x" * 90 + " " + "word " * 30)
-    shown.evaluated(500_000, "validation", {"ema": {"top1": 0.12345}})
+    shown.evaluated(500_000, "validation", {"ema": {"top1": 0.12345}}, "ema")
     tags = ("loss/total", "loss/s", "loss/u", "loss/in")
     values = dict.fromkeys(tags, 123.4567)
     values |= {"pseudo_label/mask_rate": 1.0, "pseudo_label/accuracy_all": 1.0}
@@ -62,7 +62,10 @@ def test_live_lines_fit_a_terminal(capsys, monkeypatch):
     shown.warn([FOUND])
     shown.close()
     out = capsys.readouterr().err
-    assert "1000000/1048576" in out and "L_in 123.457  mask 100%" in out
+    assert (
+        "1000000/1048576" in out
+        and "mask 100%  right 100%  validation 12.3%" in out
+    )
     assert "warning: It is so." in out
     for line in re.split(r"[\r\n]", re.sub(r"\x1b\[.", "", out)):
         # A path is not cut: that it can be copied is worth more.
