@@ -147,14 +147,7 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        self.observer = observer.Observer(
-            folder.tensorboard,
-            self.config,
-            self.source,
-            self.split,
-            self.algorithm,
-            writes=config.summaries and self.workers.chief,
-        )
+        self.observer = self._make_observer()
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def _begin(self) -> None:
@@ -163,6 +156,36 @@ class _Run:
         self.folder.begin(self.given)
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
+
+    def _make_observer(self) -> observer.Observer:
+        return observer.Observer(
+            self.folder.tensorboard,
+            self.config,
+            self.source,
+            self.split,
+            self.algorithm,
+            writes=self.config.summaries and self.workers.chief,
+        )
+
+    def _make_stepper(self, start: int) -> stepping.Stepper:
+        """What takes the steps from `start` on, with its input."""
+        config = self.config
+        pipeline = inputs.make_pipeline(
+            config,
+            self.source,
+            self.split,
+            unlabeled=self.algorithm.needs_unlabeled,
+        )
+        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        return stepping.Stepper(
+            self.strategy,
+            self.algorithm,
+            inputs.make_batches(self.strategy, pipeline, start, config),
+            finish=finish if config.views_on == "device" else None,
+            jit_compile=config.jit_compile,
+            workers=self.workers.count,
+            watches=config.summaries,
+        )
 
     def train(self, request: interruption.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
@@ -173,23 +196,7 @@ class _Run:
             start, config.steps, bar=config.progress, loud=self.workers.chief
         )
         self._say_what(bar, start)
-        # ----------------------------------------------------------- input --
-        pipeline = inputs.make_pipeline(
-            config,
-            self.source,
-            self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
-        )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
-        stepper = stepping.Stepper(
-            self.strategy,
-            self.algorithm,
-            inputs.make_batches(self.strategy, pipeline, start, config),
-            finish=finish if config.views_on == "device" else None,
-            jit_compile=config.jit_compile,
-            workers=self.workers.count,
-            watches=config.summaries,
-        )
+        stepper = self._make_stepper(start)
         profile = profiling.Profile(
             config.profile, self.folder.tensorboard, start
         )
@@ -212,9 +219,8 @@ class _Run:
                 step + 1, count, bool(request.signal), watch=logs or shows
             )
             step += count
-            bar.advance(
-                step, self._log(step, metrics, stepper) if logs else None
-            )
+            values = self._log(step, metrics, stepper) if logs else None
+            bar.advance(step, values)
             with self.observer.paused():
                 if shows:
                     self.observer.picture(step, stepper)
@@ -237,18 +243,21 @@ class _Run:
         if not self.accuracy:  # killed between checkpoint and result
             self._evaluate(config.steps, bar)
         self._close(bar, profile)
-        result = outcome.collect(
-            config,
+        result = self._result()
+        if self.workers.chief:
+            result.write(self.folder.results)
+        self.workers.wait()
+        return result
+
+    def _result(self) -> results.Result:
+        return outcome.collect(
+            self.config,
             self.algorithm,
             self.accuracy,
             self.source,
             self.split,
             self.scored,
         )
-        if self.workers.chief:
-            result.write(self.folder.results)
-        self.workers.wait()
-        return result
 
     def _close(
         self, bar: progress.Progress, profile: profiling.Profile

@@ -63,45 +63,7 @@ class Stepper:
             replica_step = tf.function(
                 replica_step, autograph=False, jit_compile=True
             )
-
-        # AutoGraph would read a thousand lines for seconds and change none.
-        def mean(value):
-            return strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
-
-        def first(value):
-            return strategy.experimental_local_results(value)[0]
-
-        def here(value):
-            values = strategy.experimental_local_results(value)
-            if len(values) == 1:
-                return values[0]
-            return tf.add_n(values) / len(values)
-
-        @tf.function(autograph=False)
-        def step(batch, asked, watch):
-            metrics, stop = strategy.run(
-                replica_step, args=(batch, asked, watch)
-            )
-            seen = metrics.pop(watching.SEEN, None)
-            if seen is not None:
-                # Those of this worker: others' would cost each step a message.
-                means = here(seen.means)
-                seen = tf.nest.map_structure(first, seen)._replace(means=means)
-            return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)
-
-        @tf.function(autograph=False)
-        def steps(batches, count, asked, watch):
-            def one(done):
-                last = watch & (done + 1 == count)
-                return done + 1, step(next(batches), asked, last)
-
-            return tf.while_loop(
-                lambda done, _: done < count,
-                lambda done, _: one(done),
-                one(0),
-            )[1]
-
-        self._step, self._steps = step, steps
+        self._step, self._steps = _compiled(strategy, replica_step)
 
     def __call__(
         self, first: int, count: int, asked: bool, watch: bool = False
@@ -144,3 +106,46 @@ class Stepper:
 
     def _keep(self, seen: watching.Packed | None) -> None:
         self.seen = seen and self._layout.unpack(seen)
+
+
+def _compiled(
+    strategy: tf.distribute.Strategy, replica_step: Callable
+) -> tuple[Callable, Callable]:
+    """One step on all replicas; and several, of which the last is watched."""
+
+    # AutoGraph would read a thousand lines for seconds and change none.
+    def mean(value):
+        return strategy.reduce(tf.distribute.ReduceOp.MEAN, value, None)
+
+    def first(value):
+        return strategy.experimental_local_results(value)[0]
+
+    def here(value):
+        values = strategy.experimental_local_results(value)
+        if len(values) == 1:
+            return values[0]
+        return tf.add_n(values) / len(values)
+
+    @tf.function(autograph=False)
+    def step(batch, asked, watch):
+        metrics, stop = strategy.run(replica_step, args=(batch, asked, watch))
+        seen = metrics.pop(watching.SEEN, None)
+        if seen is not None:
+            # Those of this worker: others' would cost each step a message.
+            means = here(seen.means)
+            seen = tf.nest.map_structure(first, seen)._replace(means=means)
+        return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)
+
+    @tf.function(autograph=False)
+    def steps(batches, count, asked, watch):
+        def one(done):
+            last = watch & (done + 1 == count)
+            return done + 1, step(next(batches), asked, last)
+
+        return tf.while_loop(
+            lambda done, _: done < count,
+            lambda done, _: one(done),
+            one(0),
+        )[1]
+
+    return step, steps
