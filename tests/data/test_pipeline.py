@@ -54,7 +54,32 @@ def test_contract(make):
         "slots": (tf.int64, (8,)),
         "unlabeled_weak": (tf.uint8, (16, 8, 8, 1)),
         "unlabeled_strong": (tf.uint8, (16, 8, 8, 1)),
+        "unlabeled_labels": (tf.int32, (16,)),
     }
+
+
+def test_true_classes_are_those_of_images_that_are_not_labeled(make):
+    labels = make.source.train.labels
+    counts = np.bincount(
+        np.concatenate(
+            [b["unlabeled_labels"] for b in read(make.dataset(0, 88))]
+        )[: len(make.split.unlabeled)]
+        + 1,
+        minlength=11,
+    )
+    # One pass over the set: those that are labeled, too, are not known.
+    wanted = np.bincount(np.delete(labels, make.split.labeled), minlength=10)
+    assert counts.tolist() == [len(make.split.labeled), *wanted]
+
+
+def test_without_known_classes_there_are_none(make):
+    train = make.source.train
+    labels = np.full(len(train), -1)
+    labels[make.split.labeled] = train.labels[make.split.labeled]
+    train = dataclasses.replace(train, labels=labels)
+    source = dataclasses.replace(make.source, train=train)
+    spec = dataclasses.replace(make, source=source).dataset(0, 1).element_spec
+    assert "unlabeled_labels" not in spec
 
 
 def test_any_start_gives_the_same_batches(make):

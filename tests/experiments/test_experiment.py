@@ -124,6 +124,8 @@ def experimenting(stub):
     (stub / "wait").touch()
     path = write_plan(stub, {"SimMatch": "", "A": "--alpha=0.5"})
     code = (
+        # Whoever runs the tests may have told them to ignore it (nohup).
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import sys; from simmatch_tf import experiment, command_flags\n"
         f"sys.executable = {str(stub / 'python')!r}\n"
         "sys.exit(experiment.main("

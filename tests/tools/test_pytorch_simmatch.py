@@ -207,6 +207,7 @@ def test_three_steps(form, rows, same_slope):
         batch["labels"] = LABELS[batch["slots"]]
         wanted = theirs.step({k: torch.from_numpy(v) for k, v in batch.items()})
         values = step({k: tf.constant(v) for k, v in batch.items()})
+        assert 0 < values.pop("memory/norm") <= 1 + TOLERANCE  # ours alone
         found[f"losses {number}"] = largest(values, wanted)
         masks.append(float(values["pseudo_label/mask_rate"]))
         assert (float(values["loss/in"]) > 0) == full
