@@ -79,7 +79,7 @@ def test_tuning_source_holds_no_test_image(tool):
 DIGITS = "--flagfile=configs/digits_40.cfg"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmark_summaries(tool, tmp_path, capsys):
     words = [
         word
