@@ -234,6 +234,11 @@ def _check_durations(config: config_lib.Config) -> None:
             f"--warmup_steps={config.warmup_steps} and --warmup_epochs="
             f"{config.warmup_epochs}: give at most one of the two"
         )
+    if config.picture_every is not None and not config.summaries:
+        raise InputError(
+            f"--picture_every={config.picture_every}: --nosummaries writes no "
+            "pictures; leave one of them out"
+        )
     if config.profile is not None:
         last = sum(profiled_steps(config.profile))
         if config.steps and last > config.steps:

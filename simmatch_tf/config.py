@@ -361,7 +361,8 @@ class Config(operation_flags.OperationFlags):
                 // (batch_size * unlabeled_ratio) steps.
 
         Returns:
-            A Config whose `steps`, `warmup_steps` and `picture_every` are set.
+            A Config whose `steps`, `warmup_steps` and, with summaries,
+            `picture_every` are set.
 
         Raises:
             InputError: One unlabeled batch is larger than the unlabeled set
@@ -380,11 +381,12 @@ class Config(operation_flags.OperationFlags):
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = round((self.warmup_epochs or 0) * epoch_steps)
+        picture_every = self.picture_every or max(500, steps // 20)
         return dataclasses.replace(
             self,
             steps=steps,
             epochs=None,
             warmup_steps=warmup_steps,
             warmup_epochs=None,
-            picture_every=self.picture_every or max(500, steps // 20),
+            picture_every=picture_every if self.summaries else None,
         )

@@ -231,7 +231,7 @@ def labeled_memory(
     logits, shift = similarity.similarity_logits(
         z_w, store.features, t, filled
     )  # [n, K]
-    q_w = similarity.instance_similarity(z_w, store.features, t, filled)
+    q_w = similarity.shares(logits)
     q_hat = q_w
     if config.scale_instances:
         q_hat = propagation.scale(q_w, propagation.unfold(p_w, labels))

@@ -71,6 +71,18 @@ def instance_similarity(
         ValueError: A shape does not fit, or `temperature` is not above 0.
     """
     logits, _ = similarity_logits(z, memory, temperature, valid)
+    return shares(logits)
+
+
+def shares(logits: tf.Tensor) -> tf.Tensor:
+    """The last part of `instance_similarity`.
+
+    Args:
+        logits: Of `similarity_logits`, [N, K].
+
+    Returns:
+        q [N, K]; see there.
+    """
     weights = tf.exp(logits)  # [N, K], the largest of a row is 1
     return tf.math.divide_no_nan(
         weights, tf.reduce_sum(weights, axis=1, keepdims=True)

@@ -205,15 +205,14 @@ class _Run:
         # ------------------------------------------------------------ loop --
         step, every = start, (config.log_every, config.eval_every)
         every += (config.checkpoint_every, config.steps_per_loop)
-        every += (config.picture_every,)
+        # Without summaries there are no pictures to wait for.
+        every += (config.picture_every or config.steps,)
         while step < config.steps:
             profile.at(step)
             count = min(config.steps - step, *(n - step % n for n in every))
             count = min(count, profile.until_next(step))
             itstime = functools.partial(_itstime, step + count, config.steps)
-            logs, shows = (
-                itstime(n) for n in (config.log_every, config.picture_every)
-            )
+            logs, shows = (itstime(n) for n in (config.log_every, every[-1]))
             asked_before = stepper.stop
             metrics = stepper(
                 step + 1, count, bool(request.signal), watch=logs or shows

@@ -196,6 +196,8 @@ class Summaries:
                     float(cosines[i, j]),
                 )
                 for j in range(slots.shape[1])
+                # A slot that is not written yet resembles nothing.
+                if np.isfinite(cosines[i, j])
             ]
             for i in range(len(slots))
         ]

@@ -6,7 +6,7 @@ import pytest
 import simmatch_tf
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import scalars
-from simmatch_tf.training import profiling, projector
+from simmatch_tf.training import pictures, profiling, projector
 from tests import runs
 from tests.training import test_loop
 
@@ -113,6 +113,28 @@ def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
 def test_a_profile_flag_that_is_wrong(value):
     with pytest.raises(InputError, match="must be START:COUNT"):
         runs.config("unused", profile=value)
+
+
+def test_pictures_without_summaries():
+    with pytest.raises(InputError, match="--nosummaries writes no pictures"):
+        runs.config("unused", picture_every=5, summaries=False)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_memory_that_is_not_full(tmp_path, monkeypatch):
+    found = []
+    draw = pictures.neighbors
+    monkeypatch.setattr(
+        pictures,
+        "neighbors",
+        lambda images, near, names: (
+            found.extend(near) or draw(images, near, names)
+        ),
+    )
+    # None is written before the first step, four before the second.
+    runs.fit(tmp_path / "run", steps=2, picture_every=1, batch_size=4)
+    assert [len(near) for near in found] == [0] * 8 + [4] * 8
+    assert all(np.isfinite(one.cosine) for near in found for one in near)
 
 
 def test_a_profile_beyond_the_end():
