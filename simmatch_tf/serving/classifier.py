@@ -108,8 +108,16 @@ class Classifier(tf.Module):
 
     def _run(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         # A server does not hold requests to the signature's shape.
-        shape = [None, *self.preprocessing.image_shape]
-        return self.network(tf.ensure_shape(images, shape), training=False)
+        shape = self.preprocessing.image_shape
+        images = tf.ensure_shape(images, [None, *shape])
+        # Of an empty batch oneDNN's convolutions give the shape of their
+        # input, and the next one fails: it is run with a blank image, which
+        # is cut off again.
+        count = tf.shape(images)[0]
+        blank = tf.zeros([tf.cast(count == 0, tf.int32), *shape], images.dtype)
+        images = tf.concat([images, blank], 0)
+        out = self.network(images, training=False)
+        return {name: value[:count] for name, value in out.items()}
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """The functions by the names that a server knows them by."""

@@ -141,6 +141,22 @@ def test_signatures_give_what_the_run_s_network_gives(exported, model, count):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
 
 
+def test_an_empty_batch_with_onednn_s_kernels(exported):
+    """They give its convolutions' outputs the shape of the input."""
+    code = (
+        "import sys, tensorflow as tf;"
+        "module = tf.saved_model.load(sys.argv[1]);"
+        "none = tf.zeros([0, 8, 8, 1], tf.uint8);"
+        "found = module.signatures['serving_default'](images=none);"
+        "assert found['probabilities'].shape == (0, 10)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, exported[0].path],
+        env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1"},
+        check=True,
+    )
+
+
 def test_explain_is_the_method_s(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
