@@ -44,6 +44,7 @@ setuptools.setup(
         "scipy>=1.11",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",
+        "threadpoolctl>=3",
         # TFDS imports importlib_resources and does not ask for it.
         "importlib_resources",
         "tensorflow-datasets>=4.9.7,<5",

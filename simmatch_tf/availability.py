@@ -88,11 +88,14 @@ def check_port(flag: str, port: int) -> None:
             ) from None
 
 
-def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
-    """What --init_from names.
+def kind_of_weights(
+    path: str, flag: str = "init_from"
+) -> tuple[str, pathlib.Path]:
+    """What a flag names that takes weights.
 
     Args:
         path: As given.
+        flag: Its name.
 
     Returns:
         "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
@@ -105,7 +108,7 @@ def kind_of_weights(path: str) -> tuple[str, pathlib.Path]:
     if found.is_file() and found.suffix in (".keras", ".h5"):
         return found.suffix[1:], found
     return _kind_of_folder(
-        f"--init_from={path}",
+        f"--{flag}={path}",
         found,
         "a run's folder (with flags.cfg), a SavedModel's (with "
         "saved_model.pb), or a .keras, .weights.h5 or .h5 file",

@@ -89,12 +89,13 @@ _SMALLEST = {
 _STEPS = {"keras_cv:csp_darknet_": 2, "keras_cv:mit_": 32}
 
 
-def check(name: str) -> None:
+def check(name: str, flag: str = "backbone") -> None:
     """Checks that there is a backbone of this name.
 
     Args:
         name: wrn_DEPTH_WIDTH, resnetDEPTH, resnetDEPTHxWIDTH,
             keras_applications:NAME, keras_cv:NAME or custom.
+        flag: What named it.
 
     Raises:
         InputError: There is none.
@@ -107,7 +108,7 @@ def check(name: str) -> None:
             or not 1 <= width <= _WIDEST
         ):
             raise commandline.InputError(
-                f"--backbone={name}: the depth must be 6n + 4 (10, 16, 22, 28 "
+                f"--{flag}={name}: the depth must be 6n + 4 (10, 16, 22, 28 "
                 f"… up to {_DEEPEST}) and the width 1 to {_WIDEST}"
             )
         return
@@ -125,7 +126,7 @@ def check(name: str) -> None:
     if name == "custom" or architecture in _LIBRARIES.get(library, ()):
         return
     raise commandline.InputError(
-        f"--backbone={name} is unknown{problem}{_meant(name)}"
+        f"--{flag}={name} is unknown{problem}{_meant(name)}"
     )
 
 
@@ -153,12 +154,13 @@ def side_step(name: str) -> int:
     return _of(_STEPS, name) or 1
 
 
-def check_side(name: str, side: int) -> None:
+def check_side(name: str, side: int, flag: str = "backbone") -> None:
     """Checks that a backbone takes images of this side.
 
     Args:
         name: One that `check` lets through.
         side: Pixels.
+        flag: What named it.
 
     Raises:
         InputError: It does not.
@@ -167,7 +169,7 @@ def check_side(name: str, side: int) -> None:
     if side < least or side % step:
         multiple = f", and a multiple of {step}" if step > 1 else ""
         raise commandline.InputError(
-            f"--backbone={name} takes images with sides of at least {least}"
+            f"--{flag}={name} takes images with sides of at least {least}"
             f"{multiple}, not {side}: give another --image_size"
         )
 

@@ -15,6 +15,7 @@ LEVELS = {
     "training": 3,
     "exchange": 4,
     "experiments": 5,
+    "protocols": 5,
     "reporting": 4,
     "serving": 4,
 }
@@ -32,6 +33,7 @@ EVERYWHERE = {
     "flagfiles",
     "operation_flags",
     "pytorch_flags",
+    "transfer_flags",
 }
 
 
@@ -101,6 +103,7 @@ def test_only_the_bottom_knows_no_tensorflow():
         "datasets.py",
         "errors.py",
         "flagfiles.py",
+        "transfer_flags.py",
         "data/selection.py",
         "training/workdir.py",
         "training/results.py",
@@ -115,6 +118,10 @@ def test_only_the_bottom_knows_no_tensorflow():
         "reporting/runs.py",
         "reporting/scalars.py",
         "reporting/tables.py",
+        "reporting/transfer_table.py",
+        "protocols/knn.py",
+        "protocols/linear.py",
+        "protocols/scores.py",
         "serving/mistakes.py",
         "serving/outputs.py",
         "serving/review.py",

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import simmatch_tf
-from simmatch_tf import command_flags, pytorch_flags
+from simmatch_tf import command_flags, pytorch_flags, transfer_flags
 from simmatch_tf import config as config_lib
 from simmatch_tf.experiments import finished, plan, summary
 from simmatch_tf.reporting import comparison
@@ -61,6 +61,7 @@ def test_every_flag_it_names_exists():
             command_flags.PredictConfig,
             command_flags.ReportConfig,
             command_flags.ServeDataConfig,
+            transfer_flags.TransferConfig,
         )
         for name in kind.__dataclass_fields__
     }

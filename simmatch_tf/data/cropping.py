@@ -14,6 +14,7 @@ def whole(
     *,
     side: int,
     resize: int | None = None,
+    kernel: str = "triangle",
 ) -> tf.Tensor:
     """The images as evaluation sees them.
 
@@ -21,22 +22,27 @@ def whole(
         images: The set.
         indices: Which of them, int64 [n].
         side: Of the result, where images are encoded or resized; images in
-            memory are taken as they are, if `resize` is None.
+            memory that have it already are taken as they are, if `resize` is
+            None.
         resize: Length that the shorter side is resized to before the centre
             is cropped; default: `side`.
+        kernel: See `decoding.fit`.
 
     Returns:
         uint8 [n, H, W, C].
     """
     if not images.encoded and resize is None:
-        return images.fetch(indices)
+        if side in images.images.shape[1:3]:
+            return images.fetch(indices)
 
     def one(index: tf.Tensor) -> tf.Tensor:
         if images.encoded:
             pixels = decoding.decode(*images.read(index))
         else:
             pixels = images.fetch(index)
-        return decoding.fit(pixels, resize=resize or side, side=side)
+        return decoding.fit(
+            pixels, resize=resize or side, side=side, kernel=kernel
+        )
 
     shape = [side, side, _channels(images)]
     return _each(one, indices, tf.TensorSpec(shape, tf.uint8))

@@ -8,7 +8,7 @@ import math
 
 import tensorflow as tf
 
-from simmatch_tf.data import branches
+from simmatch_tf.data import branches, resampling
 
 # Numbers in [0, 1) that one random crop needs: area and ratio of ten tries,
 # and the place.
@@ -47,7 +47,7 @@ def decode(
 
     def other() -> tf.Tensor:
         pixels = _decode_other(encoded)
-        return _grey(pixels) if channels == 1 else pixels
+        return grey(pixels) if channels == 1 else pixels
 
     pixels = tf.cond(
         _starts_with(encoded, _JPEG),
@@ -57,8 +57,8 @@ def decode(
     return _orient(pixels, orientation, channels)
 
 
-def _grey(pixels: tf.Tensor) -> tf.Tensor:
-    """Grey [h, w, 1] of RGB [h, w, 3], as Pillow has it, uint8."""
+def grey(pixels: tf.Tensor) -> tf.Tensor:
+    """Grey [..., 1] of RGB [..., 3], as Pillow has it, uint8."""
     weighted = [
         weight * color
         for weight, color in zip(
@@ -102,16 +102,19 @@ def resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """
     shape = tf.shape(image)[:2]
     scale = tf.constant(size, tf.float32) / tf.cast(shape, tf.float32)
-    return _sample(image, shape, scale, tf.zeros([2]), size)
+    return resampling.sample(image, shape, scale, tf.zeros([2]), size)
 
 
-def fit(image: tf.Tensor, *, resize: int, side: int) -> tf.Tensor:
+def fit(
+    image: tf.Tensor, *, resize: int, side: int, kernel: str = "triangle"
+) -> tf.Tensor:
     """Resizes the shorter side and crops the centre, as torchvision does.
 
     Args:
         image: uint8 [h, w, C], C static.
         resize: Length of the shorter side.
         side: Of the square that is cropped, at most `resize`.
+        kernel: "triangle" (bilinear) or "keyscubic" (bicubic), with antialias.
 
     Returns:
         uint8 [side, side, C].
@@ -129,7 +132,7 @@ def fit(image: tf.Tensor, *, resize: int, side: int) -> tf.Tensor:
     scale = tf.cast(whole, tf.float32) / tf.cast(shape, tf.float32)
     # Python's round, which torchvision takes: halves to the even number.
     start = tf.round(tf.cast(whole - side, tf.float32) / 2)
-    return _sample(image, shape, scale, -start, (side, side))
+    return resampling.sample(image, shape, scale, -start, (side, side), kernel)
 
 
 def crop_box(
@@ -353,38 +356,3 @@ def _unorient(
         turned,
         lambda: tf.concat([start, extent], axis=0),
     )
-
-
-def _sample(
-    image: tf.Tensor,
-    shape: tf.Tensor,
-    scale: tf.Tensor,
-    shift: tf.Tensor,
-    size: tuple[int, int],
-) -> tf.Tensor:
-    """Resamples [h, w, C] by `scale`, then moves by `shift`, both float [2].
-
-    One axis after the other, each as the leading axis, with all others folded
-    into channels: there, and only there, the op is vectorised. Between the
-    two stands a plain matrix transposition, and after them another.
-    """
-    height, width = size
-    channels = image.shape[-1]
-
-    def along_rows(rows: tf.Tensor, axis: int) -> tf.Tensor:
-        return tf.raw_ops.ScaleAndTranslate(
-            images=rows[None, :, None, :],
-            size=[size[axis], 1],
-            scale=tf.stack([scale[axis], 1.0]),
-            translation=tf.stack([shift[axis], 0.0]),
-            kernel_type="triangle",
-            antialias=True,
-        )[0, :, 0]
-
-    rows = tf.reshape(image, [shape[0], shape[1] * channels])
-    rows = along_rows(rows, 0)  # [H, w C]
-    columns = tf.reshape(tf.transpose(rows), [shape[1], channels * height])
-    columns = along_rows(columns, 1)  # [W, C H]
-    rows = tf.transpose(tf.reshape(columns, [width * channels, height]))
-    # No weight is negative and they sum to 1: 0 … 255, rounded by the cast.
-    return tf.reshape(tf.cast(rows + 0.5, tf.uint8), [height, width, channels])

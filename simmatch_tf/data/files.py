@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import PIL
@@ -71,6 +71,16 @@ class FileImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.paths)
+
+    def take(self, places: np.ndarray) -> Self:
+        """The images at `places` [n], n at least 1."""
+        return dataclasses.replace(
+            self,
+            paths=[self.paths[place] for place in places],
+            labels=self.labels[places],
+            names=[self.names[place] for place in places],
+            orientations=self.orientations[places],
+        )
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One image's bytes and orientation; for use inside tf.data.

@@ -240,6 +240,7 @@ def evaluation_dataset(
     *,
     side: int,
     resize: int | None = None,
+    kernel: str = "triangle",
     parallel_calls: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
@@ -252,6 +253,7 @@ def evaluation_dataset(
             them.
         side: Of the crops; see `cropping.whole`.
         resize: Likewise.
+        kernel: Likewise.
         parallel_calls: Batches prepared at once.
         context: Which workers and replicas there are; default: one.
 
@@ -270,7 +272,9 @@ def evaluation_dataset(
         padded[:, context.input_pipeline_id].reshape(-1, share)
     )
     crop = tf.autograph.experimental.do_not_convert(
-        functools.partial(cropping.whole, images, side=side, resize=resize)
+        functools.partial(
+            cropping.whole, images, side=side, resize=resize, kernel=kernel
+        )
     )
     dataset = dataset.map(
         crop, num_parallel_calls=parallel_calls, deterministic=True

@@ -45,6 +45,7 @@ def load(
     tfds_dir: str | None = None,
     manual_dir: str | None = None,
     image_size: int | None = None,
+    validation: bool = False,
 ) -> source.Source:
     """Loads a dataset; prepares it first, where it is not.
 
@@ -54,6 +55,8 @@ def load(
         manual_dir: Archives that TFDS cannot download itself.
         image_size: Side of the images; default: their own if they all have
             one, else 224.
+        validation: Whether its validation images are wanted, too, where they
+            are not the ones that results are measured on.
 
     Raises:
         InputError: It cannot be had, or is no image classification dataset.
@@ -76,14 +79,19 @@ def load(
     else:
         read = functools.partial(_encoded, builder, keys)
     images = read(train)
+    on, test = _test(builder, keys, read)
+    wanted = validation and on == "test" and "validation" in splits
     side = image_size or (None if held else shape[0] or 224)
     return source.Source(
         name=name,
         class_names=list(builder.info.features[keys.label].names),
         train=images,
-        test=_test(builder, keys, read),
+        test=test,
         flip=flips(name),
         image_size=side,
+        validation=_known(builder, keys, read, "validation")
+        if wanted
+        else None,
         measure=None if held else functools.partial(_measure, name, images),
     )
 
@@ -243,22 +251,33 @@ def _keys(builder) -> _Keys:
     return _Keys(images[0], labels[0], next(iter(names), None))
 
 
-def _test(builder, keys: _Keys, read) -> source.Images | source.Encoded | None:
+def _test(
+    builder, keys: _Keys, read
+) -> tuple[str, source.Images | source.Encoded] | tuple[None, None]:
     """The first of test and validation whose classes are all known."""
     for split in ("test", "validation"):
-        if split not in builder.info.splits:
-            continue
-        first = next(iter(_examples(builder, split, keys, 1)))
-        if first["label"].min() < 0:
-            continue  # as all of ImageNet's
-        images = read([split])
-        if images.labels.min() >= 0:
-            return images
-        logging.warning(
-            "%s: its %s images are not used, as the class of some is unknown",
-            builder.info.full_name,
-            split,
-        )
+        if split in builder.info.splits:
+            images = _known(builder, keys, read, split)
+            if images is not None:
+                return split, images
+    return None, None
+
+
+def _known(
+    builder, keys: _Keys, read, split: str
+) -> source.Images | source.Encoded | None:
+    """A split, if the classes of its images are all known."""
+    first = next(iter(_examples(builder, split, keys, 1)))
+    if first["label"].min() < 0:
+        return None  # as all of ImageNet's test images
+    images = read([split])
+    if images.labels.min() >= 0:
+        return images
+    logging.warning(
+        "%s: its %s images are not used, as the class of some is unknown",
+        builder.info.full_name,
+        split,
+    )
     return None
 
 

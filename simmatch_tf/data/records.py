@@ -12,7 +12,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import tensorflow as tf
@@ -76,6 +76,32 @@ class RecordImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.index)
+
+    def join(self, other: Self) -> Self:
+        """These images, then those of other record files."""
+        ours, theirs = self.index, other.index
+        named = ours.names is not None and theirs.names is not None
+        index = Index(
+            files=[*ours.files, *theirs.files],
+            shard=np.concatenate([ours.shard, theirs.shard + len(ours.files)]),
+            offset=np.concatenate([ours.offset, theirs.offset]),
+            labels=np.concatenate([ours.labels, theirs.labels]),
+            names=np.concatenate([ours.names, theirs.names]) if named else None,
+        )
+        return RecordImages(index, self.feature)
+
+    def take(self, places: np.ndarray) -> Self:
+        """The images at `places` [n], n at least 1."""
+        found = self.index
+        names = found.names
+        index = Index(
+            files=found.files,
+            shard=found.shard[places],
+            offset=found.offset[places],
+            labels=found.labels[places],
+            names=None if names is None else names[places],
+        )
+        return RecordImages(index, self.feature)
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """One image's bytes (scalar string), and 1: as stored."""

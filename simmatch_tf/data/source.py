@@ -8,7 +8,7 @@ Both have `labels` [N] and, where there are any, `names`.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +37,9 @@ class Encoded(Protocol):
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The image's bytes (scalar string) and EXIF orientation (int32)."""
+
+    def take(self, places: np.ndarray) -> Self:
+        """The images at `places` [n], n at least 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,20 @@ class Images:
         """Number of images."""
         return len(self.images)
 
+    def join(self, other: Self) -> Self:
+        """These images, then those of another set of the same shape."""
+        names = self.names and other.names and [*self.names, *other.names]
+        return Images(
+            np.concatenate([self.images, other.images]),
+            np.concatenate([self.labels, other.labels]),
+            names,
+        )
+
+    def take(self, places: np.ndarray) -> Self:
+        """The images at `places` [n], n at least 1."""
+        names = self.names and [self.names[place] for place in places]
+        return Images(self.images[places], self.labels[places], names)
+
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
         """Images [n, H, W, C] uint8 at `indices` [n]."""
         return tf.gather(self._tensor, indices)
@@ -127,8 +144,9 @@ class Source:
         train: Images to draw labeled and unlabeled ones from.
         test: Images for the results; None: the validation images are.
         flip: Whether a mirrored image is still of its class.
-        image_size: Side of the square views of encoded images; images in
-            memory have their own size.
+        image_size: Side of the square views of encoded images; of images in
+            memory, which must be square then, default: their own.
+        validation: Images that were set aside to choose by, if any.
         measure: Computes the statistics of encoded training images.
     """
 
@@ -138,28 +156,49 @@ class Source:
     test: Images | Encoded | None
     flip: bool
     image_size: int | None = None
+    validation: Images | Encoded | None = None
     measure: Callable[[], Statistics] | None = None
 
     def __post_init__(self) -> None:
         """Checks that labels, names and the two sets go together."""
         if self.train.encoded and self.image_size is None:
             raise ValueError(f"{self.name}: encoded images need an image_size")
+        for images in (self.train, self.validation, self.test):
+            if self.image_size is not None and images and not images.encoded:
+                self._check_square(images)
         self._check_labels("train", self.train.labels)
+        if self.validation is not None:
+            self._check_labels("validation", self.validation.labels)
+            self._check_known("validation", self.validation.labels)
         if self.test is None:
             return
         self._check_labels("test", self.test.labels)
-        if self.test.labels.min() < 0:
-            raise ValueError(
-                f"{self.name}: label {self.test.labels.min()} in test, but the "
-                "class of every test image must be known"
-            )
+        self._check_known("test", self.test.labels)
         if self.train.encoded or self.test.encoded:
+            return
+        if self.image_size is not None:
             return
         train, test = (x.images.shape[1:] for x in (self.train, self.test))
         if train != test:
             raise ValueError(
                 f"{self.name}: training images have shape {train}, test images "
                 f"{test}; they must be equal"
+            )
+
+    def _check_square(self, images: Images) -> None:
+        height, width, channels = images.images.shape[1:]
+        if height != width or channels != self.image_shape[-1]:
+            raise ValueError(
+                f"{self.name}: images of {height}×{width} with {channels} "
+                "channels in memory, but for an image_size square ones are "
+                f"wanted, all with {self.image_shape[-1]} channels"
+            )
+
+    def _check_known(self, split: str, labels: np.ndarray) -> None:
+        if labels.min() < 0:
+            raise ValueError(
+                f"{self.name}: label {labels.min()} in {split}, but the class "
+                f"of every {split} image must be known"
             )
 
     def _check_labels(self, split: str, labels: np.ndarray) -> None:
@@ -177,8 +216,9 @@ class Source:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the views."""
-        if self.train.encoded:
-            return self.image_size, self.image_size, 3
+        channels = 3 if self.train.encoded else self.train.images.shape[-1]
+        if self.image_size is not None:
+            return self.image_size, self.image_size, channels
         return tuple(self.train.images.shape[1:])
 
     def statistics(self) -> Statistics:

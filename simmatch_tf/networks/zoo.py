@@ -9,6 +9,7 @@ import re
 from typing import Any, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.networks import batch_norm, zoo_presets
@@ -215,6 +216,45 @@ def _keras_cv(
         include_rescaling=True, input_shape=shape, **copy.deepcopy(arguments)
     )
     return core, None
+
+
+def published(
+    library: str, name: str, image_shape: tuple[int, int, int]
+) -> list[np.ndarray]:
+    """Weights that a library has published, trained on ImageNet.
+
+    Args:
+        library: "keras_applications" or "keras_cv".
+        name: See `make`.
+        image_shape: Likewise, of 3 channels.
+
+    Returns:
+        Those of the backbone that `make` builds, in Keras' order. The library
+        fetches them from the net where it has not kept them.
+
+    Raises:
+        ValueError: It has none, or they cannot be fetched.
+    """
+    try:
+        if library == "keras_applications":
+            model = getattr(keras.applications, name)(
+                include_top=False,
+                weights="imagenet",
+                pooling="avg",
+                input_shape=tuple(image_shape),
+            )
+        else:
+            import keras_cv  # slow to import, needed here only
+
+            class_name, _ = zoo_presets.PRESETS[name]
+            kind = getattr(keras_cv.models, class_name)
+            model = kind.from_preset(f"{name}_imagenet")
+    except Exception as error:  # whatever goes wrong with files and nets
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"its published weights cannot be had ({lines[0][:300]})"
+        ) from error
+    return model.get_weights()
 
 
 _LIBRARIES: dict[str, Any] = {

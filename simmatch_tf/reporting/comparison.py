@@ -147,15 +147,17 @@ def markdown(found: Comparison) -> str:
     return "\n\n".join(tables)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+
     def text(line: Sequence[str]) -> str:
-        return f"| {' | '.join(map(_escape, line))} |"
+        return f"| {' | '.join(map(escape, line))} |"
 
     rule = f"| {' | '.join(['---'] * len(head))} |"
     return "\n".join([text(head), rule, *map(text, rows)])
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """A name as Markdown shows it: none of its characters means anything."""
     text = re.sub(r"([\\`*|])", r"\\\1", text)
     return text.replace("&", "&amp;").replace("<", "&lt;")
@@ -189,12 +191,12 @@ def _list(found: Comparison) -> str:
             line.append("" if own else lead_text(lead(reference, scores)))
         line.append(f"{statistics.mean(s.seconds for s in scores):.0f}")
         rows.append(line)
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _matrix(found: Comparison) -> str:
     columns = found.columns()
-    return _table(
+    return table(
         ["top-1, % (runs)", *columns],
         [
             [row, *(spread(found.at(row, column)) for column in columns)]
@@ -205,7 +207,7 @@ def _matrix(found: Comparison) -> str:
 
 def _leads(found: Comparison) -> str:
     columns = found.columns()
-    return _table(
+    return table(
         [f"lead of {found.reference}, 95 %", *columns],
         [
             [f"over {row}"]
@@ -225,7 +227,7 @@ def _leads(found: Comparison) -> str:
 
 def _curve(found: Comparison, column: str) -> str:
     rows = found.rows(column)
-    return _table(
+    return table(
         [column, *rows],
         [["top-1, % (runs)", *(spread(found.at(row, column)) for row in rows)]],
     )

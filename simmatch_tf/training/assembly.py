@@ -120,7 +120,7 @@ def make_algorithm(
             std=std,
         )
 
-    with _building(config.seed, config.precision), strategy.scope():
+    with building(config.seed, config.precision), strategy.scope():
         return kind(
             config,
             make_network,
@@ -130,7 +130,7 @@ def make_algorithm(
 
 
 @contextlib.contextmanager
-def _building(seed: int, precision: str) -> Iterator[None]:
+def building(seed: int, precision: str) -> Iterator[None]:
     """Seeds what Keras draws first weights from, and sets its dtype policy.
 
     Both are the process's, so runs in several threads must take turns. They

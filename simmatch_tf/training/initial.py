@@ -63,22 +63,54 @@ def initialise(
     Raises:
         InputError: It cannot be read, or holds another backbone.
     """
-    kind, path = availability.kind_of_weights(init_from)
-    parts = network.parts(algorithm.student)
+    taken = fill(
+        algorithm.student,
+        init_from,
+        backbone=f"--backbone={algorithm.config.backbone}",
+        custom=custom,
+    )
+    algorithm.teacher.copy(algorithm.student)
+    return _say(init_from, taken)
+
+
+def fill(
+    model: keras.Model,
+    path: str,
+    *,
+    backbone: str,
+    flag: str = "init_from",
+    custom: assembly.Custom | None = None,
+) -> dict[str, list[np.ndarray] | None]:
+    """Fills a network from other weights; see `initialise`.
+
+    Args:
+        model: One of `network.build`.
+        path: As in --init_from.
+        backbone: The name of its own, for a message.
+        flag: What named the path, likewise.
+        custom: The caller's own parts.
+
+    Returns:
+        Part of the network → what it was given; None: it keeps its own.
+
+    Raises:
+        InputError: The path cannot be read, or holds another backbone.
+    """
+    kind, found = availability.kind_of_weights(path, flag)
+    parts = network.parts(model)
     try:
-        if kind == "h5" and not _is_whole_model(path):
-            taken = _from_h5(algorithm.student, path)
+        if kind == "h5" and not _is_whole_model(found):
+            taken = _from_h5(model, found)
         else:
-            weights = _READERS[kind](path, custom)
+            weights = _READERS[kind](found, custom or assembly.Custom())
             taken = {name: _find(weights, parts[name]) for name in parts}
     except InputError as error:
-        raise InputError(f"--init_from={init_from}: {error}") from None
+        raise InputError(f"--{flag}={path}: {error}") from None
     if taken["backbone"] is None:
         first, *_ = _floats(parts["backbone"].variables)
         raise InputError(
-            f"--init_from={init_from}: holds another backbone than "
-            f"--backbone={algorithm.config.backbone} on images of "
-            f"{algorithm.student.input_shape[-1]} channels: its weights (the "
+            f"--{flag}={path}: holds another backbone than {backbone} on "
+            f"images of {model.input_shape[-1]} channels: its weights (the "
             f"first of shape {tuple(first.shape)}) are not there in their "
             "order and shapes"
         )
@@ -88,8 +120,7 @@ def initialise(
                 _floats(parts[name].variables), values, strict=True
             ):
                 variable.assign(value)
-    algorithm.teacher.copy(algorithm.student)
-    return _say(init_from, taken)
+    return taken
 
 
 def _say(init_from: str, taken: dict[str, list | None]) -> str:

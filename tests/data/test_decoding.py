@@ -48,6 +48,23 @@ def opened(encoded):
     return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
 
 
+def bicubic(image, size, mode):
+    """Pillow's, in "F" (float32) or "L" (8 bits), across and then down.
+
+    Which comes first matters in 8 bits, and is not the same for tall images
+    in all versions of Pillow.
+    """
+    (height, width), kernel = size, PIL.Image.Resampling.BICUBIC
+    planes = [
+        PIL.Image.fromarray(plane)
+        .convert(mode)
+        .resize((width, len(image)), kernel)
+        .resize((width, height), kernel)
+        for plane in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
+
+
 def pillow_resize(image, size, box=None):
     flat = image[..., 0] if image.shape[-1] == 1 else image
     pil = PIL.Image.fromarray(flat)
@@ -213,6 +230,48 @@ def test_fit_is_torchvisions_resize_and_centre_crop(
     wanted = pillow_resize(x, size)[top : top + side, left : left + side]
     found = decoding.fit(tf.constant(x), resize=resize, side=side)
     assert off(found.numpy(), wanted) <= 1
+
+
+def edges(height, width, period):
+    """Black and white, in squares of `period`."""
+    squares = np.indices([height, width]).sum(axis=0) // period % 2
+    return (255 * squares[..., None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width"), [(61, 83), (83, 60), (40, 40), (20, 400), (401, 33)]
+)
+@pytest.mark.parametrize(
+    ("resize", "side"), [(36, 32), (32, 32), (9, 7), (100, 51), (224, 224)]
+)
+def test_bicubic_fit_is_pillows(height, width, resize, side, channels):
+    short = min(height, width)
+    size = resize * height // short, resize * width // short
+    top, left = (int(round((length - side) / 2.0)) for length in size)
+
+    def check(x):
+        exact, wanted = (
+            bicubic(x, size, mode)[top : top + side, left : left + side]
+            for mode in ("F", "L")
+        )
+        found = decoding.fit(
+            tf.constant(x), resize=resize, side=side, kernel="keyscubic"
+        ).numpy()
+        assert off(found, wanted) <= 1
+        return exact
+
+    check(photo(height, width)[..., :channels])
+    check(noise(height, width, channels))
+    # What overshoots is clipped, not wrapped around.
+    exact = check(edges(height, width, 7).repeat(channels, axis=-1))
+    assert resize < short or (exact.min() < -5 and exact.max() > 260)
+
+
+def test_bicubic_fit_of_its_own_size_changes_nothing():
+    x = noise(40, 40)
+    found = decoding.fit(tf.constant(x), resize=40, side=40, kernel="keyscubic")
+    np.testing.assert_array_equal(found, x)
 
 
 def test_fit_refuses_a_crop_beyond_the_image():
@@ -407,3 +466,11 @@ def test_grey_of_a_jpeg_is_its_luma(mode):
             tf.constant(file.getvalue()), tf.constant(turn), channels=1
         )
         np.testing.assert_array_equal(found[..., 0], wanted)
+
+
+def test_grey_of_a_batch_is_pillows():
+    batch = noise(6 * 30, 40).reshape(6, 30, 40, 3)
+    wanted = [np.asarray(PIL.Image.fromarray(x).convert("L")) for x in batch]
+    found = decoding.grey(tf.constant(batch))
+    assert found.dtype == tf.uint8 and found.shape == [6, 30, 40, 1]
+    np.testing.assert_array_equal(found[..., 0], wanted)

@@ -520,6 +520,26 @@ def test_read_in_a_dataset_gives_the_bytes(tmp_path):
     assert encoded.numpy() == SAME["rgb.jpg"] and orientation.numpy() == 8
 
 
+def test_files_taken(tmp_path):
+    names = ["rgb.png", "rgb.jpg", "opaque.gif"]
+    images = files.FileImages(
+        paths=write(tmp_path, {name: SAME[name] for name in names}),
+        labels=np.array([0, 1, -1]),
+        names=names,
+        orientations=np.array([1, 8, 3], np.uint8),
+        channel_mean=[0.5] * 3,
+        channel_std=[0.2] * 3,
+    )
+    images.read(tf.constant(0))  # what is kept for reading is not handed on
+    found = images.take(np.array([2, 0, 2, 1]))
+    assert found.names == ["opaque.gif", "rgb.png", "opaque.gif", "rgb.jpg"]
+    assert found.labels.tolist() == [-1, 0, -1, 1]
+    assert found.channel_mean == [0.5] * 3
+    read = [found.read(tf.constant(place)) for place in range(4)]
+    assert [one.numpy() for one, _ in read] == [SAME[n] for n in found.names]
+    assert [turn.numpy() for _, turn in read] == [3, 1, 3, 8]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import digits, pipeline, splits, views
+from simmatch_tf.data import decoding, digits, pipeline, splits, views
 
 
 def small(**of_the_views):
@@ -174,3 +174,17 @@ def test_evaluation_pads_the_last_batch(make):
     found = np.concatenate([batch.numpy() for batch in dataset])
     assert len(found) == 12
     np.testing.assert_array_equal(found[:10], test.images[:10])
+
+
+@pytest.mark.parametrize("kernel", ["triangle", "keyscubic"])
+def test_evaluation_with_a_kernel(make, kernel):
+    test = make.source.test
+    dataset = pipeline.evaluation_dataset(
+        test, np.arange(2), 2, side=16, resize=20, kernel=kernel
+    )
+    (found,) = dataset
+    for pixels, one in zip(test.images, found, strict=False):
+        wanted = decoding.fit(
+            tf.constant(pixels), resize=20, side=16, kernel=kernel
+        )
+        np.testing.assert_array_equal(one, wanted)

@@ -95,6 +95,39 @@ def test_no_test_split(tmp_path):
     assert found.test is None and len(found.train) == 20
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_validation_images(tmp_path, monkeypatch, held):
+    if not held:
+        monkeypatch.setattr(prepared, "MEMORY_LIMIT", 1000)
+    folder = str(tmp_path)
+    for name, splits in (
+        ("all", ("train", "validation", "test")),
+        ("two", ("train", "validation")),
+    ):
+        small_datasets.prepare(folder, name, 2, kind="cifar10", splits=splits)
+
+    def check(found, name, split):
+        wanted = raw(folder, name, split)
+        assert found.labels.tolist() == [e["label"] for e in wanted]
+        for place in (0, 9):
+            if held:
+                pixels = found.images[place]
+            else:
+                pixels = tf.io.decode_png(found.read(tf.constant(place))[0])
+            np.testing.assert_array_equal(pixels, wanted[place]["image"])
+
+    for validation in (True, False):
+        found = prepared.load("all", tfds_dir=folder, validation=validation)
+        check(found.test, "all", "test")
+        if validation:
+            check(found.validation, "all", "validation")
+        else:
+            assert found.validation is None
+        found = prepared.load("two", tfds_dir=folder, validation=validation)
+        check(found.test, "two", "validation")
+        assert found.validation is None
+
+
 def test_a_test_split_with_an_unknown_class(tmp_path):
     example = {"image": np.zeros([96, 96, 3], np.uint8)}
     tfds.dataset_builders.store_as_tfds_dataset(

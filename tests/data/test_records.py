@@ -108,3 +108,28 @@ def test_files_that_cannot_be_read(files):
 def test_features_that_are_not_there(files):
     with pytest.raises(InputError, match="part0: cannot be read .*colour"):
         scan(files, label="colour")
+
+
+@pytest.mark.parametrize("name", ["name", None])
+def test_taken_and_joined(files, name):
+    """Of (records 0 … 4) and (none, then 5 … 304): both have several files."""
+    ones = records.RecordImages(scan(files[:1], name=name))
+    others = records.RecordImages(scan(files[1:], name=name))
+    places = [304, 0, 5, 4, 0]
+    taken = [ones.join(others).take(np.array(places))]
+    taken.append(
+        others.take(np.array([299, 0]))
+        .join(ones.take(np.array([4, 0])))
+        .take(np.array([0, 3, 1, 2, 3]))
+    )
+    for found in taken:
+        assert found.labels.tolist() == [place % 3 for place in places]
+        read = [found.read(tf.constant(n))[0].numpy() for n in range(5)]
+        assert read == [b"x" * (place + 1) for place in places]
+        assert found.names == (name and [f"n{place}" for place in places])
+
+
+def test_joined_with_images_without_names(files):
+    named = records.RecordImages(scan(files[:1]))
+    unnamed = records.RecordImages(scan(files[2:], name=None))
+    assert named.join(unnamed).names is unnamed.join(named).names is None

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import digits, source, splits
@@ -191,6 +192,57 @@ def test_labels_beyond_the_classes():
     images = source.Images(np.zeros([1, 8, 8, 1], np.uint8), np.array([2]))
     with pytest.raises(ValueError, match="label 2 in train, but there are 2"):
         source.Source("x", ["a", "b"], images, images, False)
+
+
+def blank(*shape, label=0):
+    return source.Images(np.zeros([1, *shape], np.uint8), [label])
+
+
+def test_images_in_memory_for_another_size():
+    train, wide = blank(8, 8, 1), blank(6, 9, 1)
+    parts = ["x", ["a"], train]
+    found = source.Source(*parts, blank(9, 9, 1), False, image_size=32)
+    assert found.image_shape == (32, 32, 1)
+    for other in (wide, blank(9, 9, 3)):
+        with pytest.raises(ValueError, match="in memory, but for"):
+            source.Source(*parts, other, False, image_size=32)
+    own = source.Source("x", ["a"], blank(6, 9, 3), None, False)
+    assert own.image_shape == (6, 9, 3)
+    with pytest.raises(ValueError, match="images of 6×9 with 1 channels in"):
+        source.Source("x", ["a"], wide, None, False, image_size=6)
+
+
+def test_validation_labels_beyond_the_classes():
+    parts = ["x", ["a", "b"], blank(8, 8, 1), None, False]
+    images = blank(8, 8, 1, label=1)
+    assert source.Source(*parts, validation=images).validation is images
+    with pytest.raises(ValueError, match="label 2 in validation, but there"):
+        source.Source(*parts, validation=blank(8, 8, 1, label=2))
+    with pytest.raises(ValueError, match="label -1 in validation, but the"):
+        source.Source(*parts, validation=blank(8, 8, 1, label=-1))
+
+
+def test_images_taken_and_joined():
+    rng = np.random.default_rng(0)
+    ones, others = (
+        source.Images(
+            rng.integers(0, 256, [count, 4, 5, 3]).astype(np.uint8),
+            np.arange(count) - 1,
+            [f"{count}/{place}" for place in range(count)],
+        )
+        for count in (3, 4)
+    )
+    places = np.array([6, 0, 3, 0])
+    found = ones.join(others).take(places)
+    np.testing.assert_array_equal(
+        found.fetch(tf.range(4)),
+        np.concatenate([ones.images, others.images])[places],
+    )
+    assert found.labels.tolist() == [2, -1, -1, -1]
+    assert found.names == ["4/3", "3/0", "4/0", "3/0"]
+    unnamed = source.Images(others.images, others.labels)
+    assert ones.join(unnamed).names is unnamed.join(ones).names is None
+    assert unnamed.take(places[1:]).names is None
 
 
 def named(labels, names):

@@ -226,3 +226,33 @@ def test_evaluation_sees_the_whole_image_or_its_centre():
     np.testing.assert_array_equal(
         found[1], decoding.fit(pixels, resize=30, side=SIDE)
     )
+
+
+@pytest.mark.parametrize("kernel", ["triangle", "keyscubic"])
+def test_images_in_memory_become_the_size_asked_for(kernel):
+    memory = in_memory(5)
+    indices = tf.constant([3, 1], tf.int64)
+    for options in ({"side": 40}, {"side": 16}, {"side": SIDE, "resize": 30}):
+        found = cropping.whole(memory, indices, kernel=kernel, **options)
+        options.setdefault("resize", options["side"])
+        for one, place in zip(found, (3, 1), strict=True):
+            pixels = tf.constant(memory.images[place])
+            np.testing.assert_array_equal(
+                one, decoding.fit(pixels, kernel=kernel, **options)
+            )
+            others = {"triangle", "keyscubic"} - {kernel}
+            other = decoding.fit(pixels, kernel=others.pop(), **options)
+            assert (one != other).numpy().any()
+    same = cropping.whole(memory, indices, side=SIDE, kernel=kernel)
+    np.testing.assert_array_equal(same, memory.images[[3, 1]])
+
+
+def test_wide_images_in_memory():
+    wide = source.Images(in_memory(5).images[:, :12], [0] * 5)
+    indices = tf.constant([4, 2], tf.int64)
+    same = cropping.whole(wide, indices, side=12)
+    np.testing.assert_array_equal(same, wide.images[[4, 2]])
+    found = cropping.whole(wide, indices, side=10)
+    np.testing.assert_array_equal(
+        found[1], decoding.fit(tf.constant(wide.images[2]), resize=10, side=10)
+    )

@@ -1,0 +1,59 @@
+"""What tells sets of images apart: what is in them, wherever they are."""
+
+import concurrent.futures
+import hashlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import files, records, source
+
+
+def digest(images: source.Images | source.Encoded) -> str:
+    """A digest of the images in their order; their classes are not in it.
+
+    Args:
+        images: Of images in files every file is read; of those in record
+            files, the record files.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    found = hashlib.sha256()
+    if isinstance(images, files.FileImages):
+        parts = _of_files(images.paths)
+        found.update(np.asarray(images.orientations, np.uint8).tobytes())
+    elif isinstance(images, records.RecordImages):
+        index = images.index
+        used = np.unique(index.shard)
+        parts = _of_files([index.files[place] for place in used])
+        # Numbered by what is used: a file more or less changes nothing.
+        found.update(np.searchsorted(used, index.shard).tobytes())
+        found.update(np.asarray(index.offset, np.int64).tobytes())
+        found.update(images.feature.encode())
+    else:
+        pixels = np.ascontiguousarray(images.images)
+        parts = [repr(pixels.shape).encode(), hashlib.sha256(pixels).digest()]
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def _of_files(paths: Sequence[str]) -> list[bytes]:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(_of_file, paths))
+
+
+def _of_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise InputError(
+            f"{files.printable(path)}: cannot be read ({error.strerror})"
+        ) from None

@@ -1,0 +1,44 @@
+"""Measures what a backbone's features are worth on other datasets.
+
+python -m simmatch_tf.transfer runs/digits_40 --datasets=fashion_mnist
+python -m simmatch_tf.transfer --model=runs/imagenet_10pct --protocol=linear \
+    --datasets=cifar10,cifar100,food101,cars196,dtd,oxford_iiit_pet,\
+oxford_flowers102
+"""
+
+import pathlib
+import sys
+
+from simmatch_tf import commandline, kernels, transfer_flags
+from simmatch_tf.reporting import transfer_table
+from simmatch_tf.training import interruption
+
+
+def main(flags: transfer_flags.TransferConfig) -> int | None:
+    """Measures, prints the table; 42 if it was interrupted and saved."""
+    with interruption.watch():
+        kernels.fast()  # as in training
+        # TensorFlow is imported only now that all that is cheap is checked.
+        from simmatch_tf.protocols import encoders, measuring, tasks
+
+        measurer = measuring.Measurer(flags)
+        models = encoders.find(flags)
+        outcomes = []
+        try:
+            for name in flags.dataset_names():
+                task = tasks.load(name, flags)
+                for model in models:
+                    outcomes.append(measurer.measure(model, task))
+                    print(transfer_table.line(outcomes[-1]))
+        except interruption.Interrupted as stop:
+            print(stop, file=sys.stderr)
+            return interruption.RESUME_ME
+    table = transfer_table.Table(tuple(outcomes))
+    folder = pathlib.Path(flags.output).expanduser()
+    written = transfer_table.write(table, folder, flags.protocol)
+    print(f"\n{table.text()}\n\nIn {folder}: {', '.join(written)}.")
+    return None
+
+
+if __name__ == "__main__":
+    commandline.run(main, transfer_flags.TransferConfig)

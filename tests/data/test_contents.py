@@ -1,0 +1,133 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import contents, files, records, source
+
+
+def digests(*sets):
+    return [contents.digest(images) for images in sets]
+
+
+def all_differ(*sets):
+    found = digests(*sets)
+    return len(set(found)) == len(found)
+
+
+def test_images_in_memory():
+    pixels = np.random.default_rng(0).integers(0, 256, [4, 6, 3, 1], np.uint8)
+    images = source.Images(pixels, np.array([0, 1, 2, 3]))
+    changed = pixels.copy()
+    changed[2, 1, 1, 0] ^= 1
+    turned = pixels.swapaxes(1, 2)
+    same = source.Images(
+        turned.copy().swapaxes(1, 2), [0, 0, 0, 0], list("abcd")
+    )
+    assert not same.images.flags.c_contiguous
+    assert contents.digest(images) == contents.digest(same)
+    assert len(contents.digest(images)) == 64
+    assert all_differ(
+        images,
+        *(
+            source.Images(other, images.labels[: len(other)])
+            for other in (
+                pixels[::-1],
+                changed,
+                pixels[:3],
+                pixels.reshape(4, 3, 6, 1),
+                pixels.reshape(4, 6, 1, 3),
+                pixels.reshape(2, 12, 3, 1),
+            )
+        ),
+    )
+
+
+def in_files(folder):
+    folder.mkdir()
+    for place in range(3):
+        (folder / f"{place}.png").write_bytes(b"image %d" % place)
+    return files.FileImages(
+        paths=[str(folder / f"{place}.png") for place in range(3)],
+        labels=np.array([0, 1, 2]),
+        names=["a", "b", "c"],
+        orientations=np.array([1, 1, 6], np.uint8),
+        channel_mean=[0.5] * 3,
+        channel_std=[0.2] * 3,
+    )
+
+
+def test_images_in_files(tmp_path):
+    images = in_files(tmp_path / "one")
+    first = contents.digest(images)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    copied = dataclasses.replace(
+        images,
+        paths=[path.replace("/one/", "/two/") for path in images.paths],
+        labels=np.array([2, -1, 0]),
+        names=["x", "y", "z"],
+    )
+    assert contents.digest(copied) == first
+    turned = dataclasses.replace(
+        images, orientations=np.array([1, 6, 1], np.uint8)
+    )
+    assert all_differ(
+        images,
+        turned,
+        images.take(np.array([1, 0, 2])),
+        images.take(np.array([0, 1])),
+        images.take(np.array([0, 1, 2, 2])),
+    )
+    (tmp_path / "two" / "1.png").write_bytes(b"image X")
+    assert contents.digest(copied) != first
+    (tmp_path / "two" / "1.png").unlink()
+    with pytest.raises(InputError, match="two/1.png: cannot be read .No such"):
+        contents.digest(copied)
+
+
+def in_records(path, count):
+    path.write_bytes(b"%d records" % count)
+    index = records.Index(
+        files=[str(path)],
+        shard=np.zeros(count, np.int32),
+        offset=np.arange(count) * 90,
+        labels=np.arange(count, dtype=np.int32),
+        names=None,
+    )
+    return records.RecordImages(index)
+
+
+def test_images_in_record_files(tmp_path):
+    ones, others = in_records(tmp_path / "a", 4), in_records(tmp_path / "b", 3)
+    both = ones.join(others)
+    first, second, whole = digests(ones, others, both)
+    assert all_differ(
+        ones,
+        others,
+        both,
+        others.join(ones),
+        dataclasses.replace(ones, feature="name"),
+        both.take(np.array([1, 0, 2, 3, 4, 5, 6])),
+        both.take(np.array([0, 1, 2, 4, 5, 6])),
+    )
+    # The same images of the same files, however they were come by.
+    assert digests(
+        both.take(np.arange(4)),
+        both.take(np.arange(4, 7)),
+        others.join(ones).take(np.array([3, 4, 5, 6])),
+        others.join(ones).take(np.array([0, 1, 2])),
+    ) == [first, second, first, second]
+    shutil.copy(tmp_path / "a", tmp_path / "copy")
+    index = dataclasses.replace(
+        ones.index, files=[str(tmp_path / "copy")], labels=np.array([0] * 4)
+    )
+    copied = dataclasses.replace(ones, index=index)
+    assert contents.digest(copied) == first
+    (tmp_path / "b").write_bytes(b"3 Records")
+    assert contents.digest(both) != whole
+    assert contents.digest(both.take(np.arange(4))) == first
+    (tmp_path / "b").unlink()
+    with pytest.raises(InputError, match="/b: cannot be read .No such"):
+        contents.digest(both)
