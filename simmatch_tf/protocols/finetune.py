@@ -161,12 +161,16 @@ class Grid:
             test=_with_channels(test, self._channels),
             flip=task.flip,
             image_size=self._side,
-            measure=lambda: source_lib.IMAGENET,  # replaced by first weights
+            # The first weights bring their own.
+            measure=lambda: tuple(
+                list(values[: self._channels]) for values in source_lib.IMAGENET
+            ),
         )
         epoch_steps = max(1, len(train) // flags.batch_size)
         config = config_lib.Config(
             workdir=str(self.folder / name),
             dataset="custom",
+            label_fraction=1.0,
             algorithm="supervised",
             backbone=self._encoder.backbone,
             stem_stride=self._encoder.stem_stride,
@@ -174,6 +178,7 @@ class Grid:
             weak="resized_crop",
             crop_area=flags.crop_area,
             batch_size=flags.batch_size,
+            ema_momentum=0.0,  # none: the last weights are the result
             batch_norm_momentum=max(1 - 10 / epoch_steps, _LEAST_MOMENTUM),
             steps=flags.steps,
             learning_rate=point.rate,

@@ -176,7 +176,7 @@ class Measurer:
         with bar:
             try:
                 fits = linear.sweep(
-                    _doubles(train),
+                    train,
                     validation,
                     metric=task.metric,
                     max_iter=flags.max_iter,
@@ -195,9 +195,7 @@ class Measurer:
         model = linear.regression(
             best.strength, max_iter=flags.max_iter, tol=flags.tol
         )
-        converged = linear.fit(
-            model, *_doubles(self._everything(encoder, task))
-        )
+        converged = linear.fit(model, *self._everything(encoder, task))
         predicted = model.predict(self._rows(encoder, task, "test")[0])
         with contextlib.suppress(OSError):
             state.unlink()
@@ -259,11 +257,6 @@ class Measurer:
 
         score, details = grid.run(done)
         return score, {**details, "run": os.fspath(grid.folder / "final")}
-
-
-def _doubles(rows: linear.Rows) -> linear.Rows:
-    """Features in float64: scikit-learn computes in that, whatever they are."""
-    return np.asarray(rows[0], np.float64), rows[1]
 
 
 def _read(path: pathlib.Path) -> scores.Outcome | None:
