@@ -15,29 +15,42 @@ from simmatch_tf.training import interruption
 
 
 def main(flags: transfer_flags.TransferConfig) -> int | None:
-    """Measures, prints the table; 42 if it was interrupted and saved."""
-    with interruption.watch():
-        kernels.fast()  # as in training
-        # TensorFlow is imported only now that all that is cheap is checked.
-        from simmatch_tf.protocols import encoders, measuring, tasks
-
-        measurer = measuring.Measurer(flags)
-        models = encoders.find(flags)
-        outcomes = []
-        try:
-            for name in flags.dataset_names():
-                task = tasks.load(name, flags)
-                for model in models:
-                    outcomes.append(measurer.measure(model, task))
-                    print(transfer_table.line(outcomes[-1]))
-        except interruption.Interrupted as stop:
-            print(stop, file=sys.stderr)
-            return interruption.RESUME_ME
-    table = transfer_table.Table(tuple(outcomes))
+    """Measures, prints the table; 42 if it was interrupted."""
+    interruption.sigterm_as_ctrl_c()
+    try:
+        outcomes = _measure(flags)
+    except KeyboardInterrupt as stop:
+        again = "interrupted: started again with the same flags, it goes on"
+        print(str(stop) or again, file=sys.stderr)
+        return interruption.RESUME_ME
     folder = pathlib.Path(flags.output).expanduser()
+    table = transfer_table.Table(outcomes)
     written = transfer_table.write(table, folder, flags.protocol)
+    if flags.protocol == "linear":
+        # Seconds to import, and wanted here only.
+        from simmatch_tf.reporting import transfer_figure
+
+        written.append("linear.png")
+        transfer_figure.save(outcomes, folder / written[-1])
     print(f"\n{table.text()}\n\nIn {folder}: {', '.join(written)}.")
     return None
+
+
+def _measure(flags: transfer_flags.TransferConfig) -> tuple:
+    """Every model on every dataset."""
+    kernels.fast()  # as in training
+    # TensorFlow is imported only now that all that is cheap is checked.
+    from simmatch_tf.protocols import encoders, measuring, tasks
+
+    measurer = measuring.Measurer(flags)
+    models = encoders.find(flags)
+    outcomes = []
+    for name in flags.dataset_names():
+        task = tasks.load(name, flags)
+        for model in models:
+            outcomes.append(measurer.measure(model, task))
+            print(transfer_table.line(outcomes[-1]), flush=True)
+    return tuple(outcomes)
 
 
 if __name__ == "__main__":

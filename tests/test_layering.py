@@ -118,6 +118,7 @@ def test_only_the_bottom_knows_no_tensorflow():
         "reporting/runs.py",
         "reporting/scalars.py",
         "reporting/tables.py",
+        "reporting/transfer_figure.py",
         "reporting/transfer_table.py",
         "protocols/knn.py",
         "protocols/linear.py",

@@ -24,7 +24,7 @@ import numpy as np
 from simmatch_tf.protocols import linear
 
 _TEST = 2000
-_SPREAD = 0.35  # of a class's center; about 80 % are right
+_APART = 5.0  # the classes' centers, so that about 80 % are right
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def measure(args: argparse.Namespace) -> dict:
     def rows(count: int) -> linear.Rows:
         labels = rng.integers(0, args.classes, count)
         x = rng.standard_normal([count, args.width], np.float32)
-        x += _SPREAD * centers[labels]
+        x += _APART / np.sqrt(args.width, dtype=np.float32) * centers[labels]
         np.maximum(x, 0, out=x)
         x *= spread
         return x, labels

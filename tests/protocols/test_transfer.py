@@ -190,6 +190,15 @@ def test_a_killed_sweep_leaves_its_state_and_a_finished_one_none(
     assert len(found.details["strengths"]) == 45 and not state.exists()
 
 
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer, "_measure", stop)
+    assert transfer.main(flags(output=str(tmp_path))) == 42
+    assert "started again with the same flags" in capsys.readouterr().err
+
+
 def test_too_many_neighbors(measure):
     with pytest.raises(InputError, match="--neighbors=301: caltech101 has but"):
         measure(pixels_task(True), protocol="knn", neighbors=301)

@@ -8,7 +8,7 @@ import pytest
 
 from simmatch_tf.commandline import InputError
 from simmatch_tf.protocols import scores
-from simmatch_tf.reporting import transfer_table
+from simmatch_tf.reporting import transfer_figure, transfer_table
 
 STRENGTH = {
     "strength": 0.0316,
@@ -112,3 +112,23 @@ def test_markdown_escapes_names(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     with pytest.raises(InputError, match="linear.md: cannot be written"):
         transfer_table.write(found, tmp_path / "no", "linear")
+
+
+def test_the_figure_of_strengths(tmp_path):
+    import PIL.Image
+
+    fits = [
+        {"strength": 10.0**n, "score": 0.1 * n, "converged": n > 1}
+        for n in range(5)
+    ]
+    details = {**STRENGTH, "strength": 1e4, "strengths": fits}
+    outcomes = [
+        outcome(f"m{m} $x", f"d{d}", details=details)
+        for m in range(2)
+        for d in range(4)
+    ]
+    transfer_figure.save(outcomes, tmp_path / "a.png")
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.size[0] > 1000 and len(image.convert("L").getcolors()) > 9
+    with pytest.raises(InputError, match="a.png: cannot be written"):
+        transfer_figure.save(outcomes, tmp_path / "no" / "a.png")
