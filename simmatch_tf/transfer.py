@@ -1,9 +1,8 @@
-"""Measures what a backbone's features are worth on other datasets.
+r"""Measures what a backbone's features are worth on other datasets.
 
 python -m simmatch_tf.transfer runs/digits_40 --datasets=fashion_mnist
-python -m simmatch_tf.transfer --model=runs/imagenet_10pct --protocol=linear \
-    --datasets=cifar10,cifar100,food101,cars196,dtd,oxford_iiit_pet,\
-oxford_flowers102
+python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
+    keras_applications:ResNet50 --datasets=cifar10,cifar100,dtd
 """
 
 import pathlib

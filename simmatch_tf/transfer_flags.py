@@ -194,6 +194,11 @@ class TransferConfig(commandline.Flags):
                     f"--{name}={value}: is for --protocol="
                     f"{' or '.join(protocols)}, not {self.protocol}"
                 )
+        if self.random_backbone and self.weights == NEW:
+            raise InputError(
+                "--random_backbone and --weights=random: all weights are new "
+                "already"
+            )
         random = self.random_backbone or self.weights == NEW
         if self.seed and not random and self.protocol != "finetune":
             raise InputError(

@@ -24,7 +24,7 @@ import numpy as np
 from simmatch_tf.protocols import linear
 
 _TEST = 2000
-_APART = 5.0  # the classes' centers, so that about 80 % are right
+_APART = 5.0  # the classes' centers, so that half of the images are right
 
 
 def main() -> None:

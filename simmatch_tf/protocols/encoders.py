@@ -93,7 +93,7 @@ def find(flags: transfer_flags.TransferConfig) -> list[Encoder]:
                 named, path, flags
             )
         found.append(made)
-        if flags.random_backbone and flags.weights != transfer_flags.NEW:
+        if flags.random_backbone:
             found.append(made.with_new_weights(flags.seed))
     return found
 

@@ -27,8 +27,17 @@ KERNEL = "keyscubic"
 
 
 def default_folder() -> pathlib.Path:
-    """Where features are kept, if no flag says otherwise."""
-    return records.cache_folder() / "features"
+    """Where features are kept, if no flag says otherwise.
+
+    Raises:
+        InputError: The user has no home.
+    """
+    try:
+        return records.cache_folder() / "features"
+    except RuntimeError as error:
+        raise InputError(
+            f"--cache_dir=None: there is no default folder ({error}); name one"
+        ) from None
 
 
 class Extractor:

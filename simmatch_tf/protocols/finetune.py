@@ -138,8 +138,10 @@ class Grid:
         everything = task.train
         if task.validation is not None:
             everything = everything.join(task.validation)
-        score = self._train(best, everything, task.test, "final")
+        name = f"final_{best.title}"
+        score = self._train(best, everything, task.test, name)
         return score, {
+            "run": str(self.folder / name),
             "rate": best.rate,
             "decay": best.decay,
             "steps": self._flags.steps,
@@ -203,6 +205,7 @@ class Grid:
         restored, strategy, _ = assembly.restore(
             config.workdir, assembly.Custom()
         )
+        # Differs: BYOL resizes to 256 and crops 224; here as linear evaluation.
         evaluator = evaluation.Evaluator(
             strategy,
             {"student": restored.networks()["student"]},

@@ -19,8 +19,8 @@ from sklearn import exceptions, linear_model
 
 from simmatch_tf.protocols import scores
 
-# λ of Σ cross-entropy + λ/2 ‖W‖². (The papers do not say whether their loss is
-# a sum or a mean; scikit-learn's is this sum, with C = 1/λ.)
+# λ of Σ cross-entropy + λ/2 ‖W‖², scikit-learn's 1/C.
+# Differs: perhaps; the papers do not say whether their loss is a sum or a mean.
 STRENGTHS = np.logspace(-6, 5, 45)
 # Multiplications of an iteration below which threads of BLAS cost more than
 # they bring: twice to five times the time, on two cores.

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import time
 from typing import Any
@@ -61,11 +60,10 @@ class Measurer:
             raise InputError(
                 f"--output={flags.output}: cannot be written ({error.strerror})"
             ) from None
-        folder = features.default_folder()
-        if flags.cache_dir is not None:
-            folder = pathlib.Path(flags.cache_dir).expanduser()
         self._extractor = features.Extractor(
-            folder,
+            features.default_folder()
+            if flags.cache_dir is None
+            else pathlib.Path(flags.cache_dir).expanduser(),
             batch_size=flags.batch_size,
             parallel_calls=flags.parallel_calls,
             progress=flags.progress,
@@ -255,8 +253,7 @@ class Measurer:
                 f"{point.decay:g}: {100 * score:.2f} % of the validation images"
             )
 
-        score, details = grid.run(done)
-        return score, {**details, "run": os.fspath(grid.folder / "final")}
+        return grid.run(done)
 
 
 def _read(path: pathlib.Path) -> scores.Outcome | None:

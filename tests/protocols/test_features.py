@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pathlib
 
 import numpy as np
 import PIL.Image
@@ -207,6 +208,15 @@ def test_channels():
     assert features.match_channels(grey, 1) is grey
 
 
-def test_where_they_are_kept_by_default():
+def test_where_they_are_kept_by_default(monkeypatch):
     cache = os.environ["XDG_CACHE_HOME"]
     assert str(features.default_folder()) == f"{cache}/simmatch_tf/features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pathlib.Path, "expanduser", no_home)
+    with pytest.raises(InputError, match="--cache_dir=None: there is no def"):
+        features.default_folder()
+
+
+def no_home(path):
+    raise RuntimeError("could not determine home directory")

@@ -78,7 +78,7 @@ def test_the_grid_chooses_and_trains_once_more(encoder, tmp_path):
     assert config.weight_decay == pytest.approx(1e-4 / 0.05)
     assert config.batch_norm_momentum == 0.9  # max(1 - 10 / 4, 0.9)
     # All weights were trained, from the encoder's.
-    network = assembly.load(grid.folder / "final", weights="student")
+    network = assembly.load(details["run"], weights="student")
     assert network.input_shape == (None, 8, 8, 1)
     trained = network.get_layer("wrn_10_1").get_weights()
     for one, other in zip(trained, encoder.weights["backbone"], strict=True):
@@ -115,7 +115,8 @@ def test_a_killed_grid_goes_on(encoder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(encoder, task, how, tmp_path / "killed")
     _, again, rest, _ = run(encoder, task, how, tmp_path / "killed")
-    assert trained == ["rate_0.05_decay_0", "final", "final"]
+    final = "final_rate_0.05_decay_0"
+    assert trained == ["rate_0.05_decay_0", final, final]
     assert (again, rest) == (told, score)
 
 
@@ -137,6 +138,10 @@ def test_official_validation_images_and_colour(tmp_path, monkeypatch):
     _, _, _, details = run(encoder, task, how, tmp_path)
     assert seen == [(40, 8), (48, 10)]
     assert details["steps"] == 2
+    # A larger grid goes on from these; another best has a folder of its own.
+    how = flags(tmp_path, rates="0.05,0.01", decays="0", steps=2)
+    run(encoder, task, how, tmp_path)
+    assert seen[2] == (40, 8)
 
 
 def test_a_rate_that_diverges_is_the_worst(encoder, tmp_path, monkeypatch):

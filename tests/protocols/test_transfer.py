@@ -233,6 +233,10 @@ def test_an_output_that_cannot_be_written(tmp_path):
             "--cache_dir=x: is for --protocol=linear or knn, not finetune",
         ),
         ({"seed": 1}, "--seed=1: nothing is drawn"),
+        (
+            {"weights": "random", "random_backbone": True},
+            "--random_backbone and --weights=random: all weights are new",
+        ),
         ({"protocol": "finetune", "rates": "0"}, "--rates=0: must be numbers"),
         ({"protocol": "finetune", "rates": "1,1"}, "each once"),
         ({"protocol": "finetune", "decays": "x"}, "--decays=x: must be num"),
