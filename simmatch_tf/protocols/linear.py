@@ -116,6 +116,10 @@ class _Path:
             return fit(self.model, *rows)
         self.model.set_params(C=1 / strength, warm_start=True)
         last = self._solution()
+        # A guess that was left as it was tells no direction: from guess to
+        # guess the weights would drift away, each step within `tol`.
+        if not np.max(self.model.n_iter_):
+            self._before = None
         if self._before is not None:
             guess = 2 * last - self._before
             self.model.coef_ = np.ascontiguousarray(guess[:, :-1])
@@ -131,6 +135,7 @@ class _Path:
             "coef": self.model.coef_,
             "intercept": self.model.intercept_,
             "classes": self.model.classes_,
+            "n_iter": self.model.n_iter_,
             "before": np.zeros([0, 0]) if before is None else before,
         }
         for field in dataclasses.fields(Fit):
@@ -157,6 +162,7 @@ class _Path:
         self.model.coef_ = kept["coef"]
         self.model.intercept_ = kept["intercept"]
         self.model.classes_ = kept["classes"]
+        self.model.n_iter_ = kept["n_iter"]
 
 
 def sweep(
