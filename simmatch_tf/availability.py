@@ -104,7 +104,7 @@ def kind_of_weights(
     Raises:
         InputError: There is nothing, or nothing of these kinds.
     """
-    found = pathlib.Path(path).expanduser()
+    found = pathlib.Path(os.path.expanduser(path))
     if found.is_file() and found.suffix in (".keras", ".h5"):
         return found.suffix[1:], found
     return _kind_of_folder(
@@ -131,7 +131,7 @@ def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
     """
     return _kind_of_folder(
         f"--{flag}={path}",
-        pathlib.Path(path).expanduser(),
+        pathlib.Path(os.path.expanduser(path)),
         "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
     )
 

@@ -5,6 +5,7 @@ python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
     keras_applications:ResNet50 --datasets=cifar10,cifar100,dtd
 """
 
+import os
 import pathlib
 import sys
 
@@ -22,7 +23,7 @@ def main(flags: transfer_flags.TransferConfig) -> int | None:
         again = "interrupted: started again with the same flags, it goes on"
         print(str(stop) or again, file=sys.stderr)
         return interruption.RESUME_ME
-    folder = pathlib.Path(flags.output).expanduser()
+    folder = pathlib.Path(os.path.expanduser(flags.output))
     table = transfer_table.Table(outcomes)
     written = transfer_table.write(table, folder, flags.protocol)
     if flags.protocol == "linear":

@@ -1,7 +1,7 @@
 """What `python -m simmatch_tf.transfer` takes. Imports no TensorFlow."""
 
 import dataclasses
-import math
+import os
 import pathlib
 from typing import ClassVar
 
@@ -82,8 +82,9 @@ class TransferConfig(commandline.Flags):
     )
     output: str = flag(
         "runs/transfer",
-        "folder for the table (.md, .csv, .json) and finished measurements, "
-        "which are not measured again.",
+        "folder for the table (PROTOCOL.md, .csv, .json, of linear .png; they "
+        "replace those there) and for finished measurements, which are not "
+        "measured again.",
     )
     data_dir: str | None = flag(
         None,
@@ -165,8 +166,12 @@ class TransferConfig(commandline.Flags):
             )
         self._check_folders()
         self._check_protocol()
-        for name in ("rates", "decays"):
-            self.numbers(name)
+        rate, decay = min(self.numbers("rates")), max(self.numbers("decays"))
+        if decay > rate:
+            raise InputError(
+                f"--decays={self.decays} and --rates={self.rates}: a decay is "
+                f"divided by the rate, so {decay:g} must not be above {rate:g}"
+            )
         names = [named.name for named in self.named_models()]
         for name in names:
             if names.count(name) > 1:
@@ -181,7 +186,7 @@ class TransferConfig(commandline.Flags):
         for name in ("output", "cache_dir"):
             value = getattr(self, name)
             if value is not None and (
-                not value.strip() or pathlib.Path(value).expanduser().is_file()
+                not value.strip() or os.path.isfile(os.path.expanduser(value))
             ):
                 raise InputError(f"--{name}={value}: must be a folder")
 
@@ -254,12 +259,21 @@ class TransferConfig(commandline.Flags):
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
+        of_tfds = set(names).difference(datasets.OWN)
+        for name, read in (
+            ("on_bad_image", "folder" in names),
+            ("tfds_dir", of_tfds),
+            ("tfds_manual_dir", of_tfds),
+        ):
+            value = getattr(self, name)
+            if value not in (None, "error") and not read:
+                raise InputError(
+                    f"--{name}={value}: is not read by --datasets="
+                    f"{self.datasets}"
+                )
         for name in ("data_dir", "tfds_manual_dir"):
             value = getattr(self, name)
-            if (
-                value is not None
-                and not pathlib.Path(value).expanduser().is_dir()
-            ):
+            if value and not os.path.isdir(os.path.expanduser(value)):
                 raise InputError(f"--{name}={value}: no such folder")
 
     def named_models(self) -> list[Named]:
@@ -267,19 +281,17 @@ class TransferConfig(commandline.Flags):
         found = []
         for word in self.model:
             name, sign, what = word.partition("=")
-            if not sign:
-                name, what = "", word
+            if not sign or os.path.exists(os.path.expanduser(word)):
+                name, sign, what = "", "", word
             library = what.partition(":")[0]
             library = library if library in _LIBRARIES else None
             if not what.strip() or (sign and not name.strip()):
                 raise InputError(f"--model={word}: must be MODEL or NAME=MODEL")
-            found.append(
-                Named(
-                    name or (what if library else pathlib.Path(what).name),
-                    what,
-                    library,
-                )
-            )
+            if not name:
+                name = what if library else pathlib.Path(what).resolve().name
+            # Names of files need not be valid UTF-8.
+            name = name.encode("utf-8", "backslashreplace").decode()
+            found.append(Named(name, what, library))
         return found
 
     def dataset_names(self) -> list[str]:
@@ -298,14 +310,15 @@ class TransferConfig(commandline.Flags):
         try:
             found = tuple(float(word) for word in value.split(","))
             right = all(
-                math.isfinite(x) and (x > 0 or (x == 0 and name == "decays"))
-                for x in found
+                0 <= x <= 100 and (x > 0 or name == "decays") for x in found
             )
+            # As their runs' folders are named.
+            right &= len({f"{x:g}" for x in found}) == len(found)
         except ValueError:
             right = False
-        if not right or len(set(found)) < len(found):
+        if not right:
             raise InputError(
-                f"--{name}={value}: must be numbers {least}, each once, with "
-                "commas between"
+                f"--{name}={value}: must be numbers {least} and at most 100, "
+                "each once, with commas between"
             )
-        return found
+        return tuple(sorted(found))

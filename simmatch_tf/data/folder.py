@@ -45,7 +45,11 @@ class Folder:
 
 
 def load(
-    data_dir: str, *, on_bad_image: str, image_size: int | None = None
+    data_dir: str,
+    *,
+    on_bad_image: str,
+    image_size: int | None = None,
+    unlabeled: bool = True,
 ) -> source.Source:
     """Loads a folder as a dataset.
 
@@ -53,11 +57,12 @@ def load(
         data_dir: The folder.
         on_bad_image: "error" or "skip", see `files.usable`.
         image_size: Side of the views; default: 224.
+        unlabeled: See `read`.
 
     Raises:
         InputError: As from `read`.
     """
-    found = read(data_dir, on_bad_image=on_bad_image)
+    found = read(data_dir, on_bad_image=on_bad_image, unlabeled=unlabeled)
     train = found.train
     return source.Source(
         name="folder",
@@ -70,12 +75,15 @@ def load(
     )
 
 
-def read(data_dir: str | None, *, on_bad_image: str) -> Folder:
+def read(
+    data_dir: str | None, *, on_bad_image: str, unlabeled: bool = True
+) -> Folder:
     """Finds a folder's images and inspects them.
 
     Args:
         data_dir: The folder.
         on_bad_image: "error" or "skip", see `files.usable`.
+        unlabeled: Whether those in unlabeled/ are wanted, too.
 
     Raises:
         InputError: The folder does not hold what is expected, or images that
@@ -96,18 +104,20 @@ def read(data_dir: str | None, *, on_bad_image: str) -> Folder:
         _check_test_classes(data_dir, scan.classes("test"), names)
     for label, name in enumerate(names):
         scan.add("labeled", label, name)
-    scan.add("unlabeled", -1)
+    if unlabeled:
+        scan.add("unlabeled", -1)
     if has_test:
         for label, name in enumerate(names):
             scan.add("test", label, name)
     scan.warn()
-    scan.check(data_dir, shown, np.arange(len(scan.paths)))
+    everything = np.arange(len(scan.paths))
+    scan.check(data_dir, shown, everything, unlabeled=unlabeled)
     paths = [f"{root}/{path}" for path in scan.paths]
     _warn_of_shared(scan, paths)
     inspection = files.inspect(paths, cache=files.cache_path(root))
     kept = files.usable(paths, inspection, on_bad_image)
     # Leaving out bad images may have emptied a class.
-    scan.check(data_dir, shown, kept)
+    scan.check(data_dir, shown, kept, unlabeled=unlabeled)
 
     is_test = np.array([part == "test" for part in scan.parts])[kept]
     train = kept[~is_test]
@@ -241,7 +251,12 @@ class _Scan:
             )
 
     def check(
-        self, data_dir: str, class_names: Sequence[str], kept: np.ndarray
+        self,
+        data_dir: str,
+        class_names: Sequence[str],
+        kept: np.ndarray,
+        *,
+        unlabeled: bool,
     ) -> None:
         """Checks that there are images of everything.
 
@@ -249,6 +264,7 @@ class _Scan:
             data_dir: For the messages.
             class_names: The classes.
             kept: Indices of the images that can be used.
+            unlabeled: Whether unlabeled ones are wanted.
 
         Raises:
             InputError: A class has none, or none are unlabeled.
@@ -268,7 +284,7 @@ class _Scan:
                     f"{class_names[label]}; every class of labeled/ needs at "
                     "least one there"
                 )
-        if not (parts[kept] == "unlabeled").any():
+        if unlabeled and not (parts[kept] == "unlabeled").any():
             raise InputError(
                 f"--data_dir={data_dir}: there are no {kind} in unlabeled/; "
                 + _LAYOUT

@@ -114,7 +114,12 @@ def _of_run(named, path, flags: transfer_flags.TransferConfig) -> Encoder:
 
 def _of_export(named, path, flags: transfer_flags.TransferConfig) -> Encoder:
     export = loading.export(path)
-    config = config_lib.Config(**export.card["flags"])
+    try:
+        config = config_lib.Config(**export.card["flags"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"--model={named.what}: was exported by another version ({error})"
+        ) from None
     _check_own(named, config)
     shape = export.preprocessing.image_shape
     made = _build(config.backbone, shape, config.stem_stride)
@@ -192,7 +197,7 @@ def _encoder(
         shape,
         config.stem_stride,
         weights,
-        _UNKNOWN if epochs is None else f"{epochs:.3g}",
+        _UNKNOWN if epochs is None else _shown(epochs),
     )
     try:
         made.network  # noqa: B018 — a size may not suit the weights
@@ -202,6 +207,10 @@ def _encoder(
             f"{error}"
         ) from None
     return made
+
+
+def _shown(epochs: float) -> str:
+    return f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"
 
 
 def _build(

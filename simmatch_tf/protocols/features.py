@@ -129,6 +129,7 @@ class Extractor:
                 disable=None if self._progress else True,
             )
             with bar:
+                # A kill may come between the last row and the new name.
                 for batch in self._batches(encoder, images, done):
                     values = batch[: len(images) - done]
                     if not np.isfinite(values).all():
@@ -148,6 +149,8 @@ class Extractor:
     ) -> Iterator[np.ndarray]:
         """Features [batch_size, width] from image `start` on."""
         network, channels = encoder.network, encoder.image_shape[-1]
+        if start == len(images):
+            return
 
         def forward(batch: tf.Tensor) -> tf.Tensor:
             out = network(match_channels(batch, channels), training=False)
@@ -197,6 +200,14 @@ def _locked(part: pathlib.Path) -> Iterator[BinaryIO]:
             raise InputError(
                 f"{part}: another process computes these features now"
             ) from None
+        if not part.exists() or not os.path.samestat(
+            os.fstat(file.fileno()), part.stat()
+        ):
+            # It was given its name between opening and locking.
+            raise InputError(
+                f"{part}: another process has just computed these features; "
+                "start again"
+            )
         yield file
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import transfer_flags
@@ -79,10 +80,16 @@ class Grid:
                     f"they are needed, but {encoder.name} takes grey ones; "
                     "--protocol=linear makes them grey"
                 )
+            if images is not None and not images.encoded:
+                height, width = images.images.shape[1:3]
+                if height != width:
+                    raise InputError(
+                        f"--datasets={task.name}: its images are {height}×"
+                        f"{width}, but --protocol=finetune takes square ones"
+                    )
         settings = (flags.steps, flags.batch_size, flags.crop_area, flags.seed)
-        digest = hashlib.sha256(
-            repr((encoder.digest, task.identity, settings)).encode()
-        )
+        what = (encoder.digest, task.identity, task.flip, settings)
+        digest = hashlib.sha256(repr(what).encode())
         self.folder = folder / digest.hexdigest()[:16]
         self._weights = self.folder / _WEIGHTS
         try:
@@ -105,19 +112,20 @@ class Grid:
         return [Point(rate, decay) for rate, decay in pairs]
 
     def run(
-        self, done: Callable[[Point, float], None]
+        self, done: Callable[[Point, float | None], None]
     ) -> tuple[float, dict[str, Any]]:
         """Trains all points, then the best once more, on more images.
 
         Args:
-            done: Called with each point and its score on validation images.
+            done: Called with each point and its score on validation images,
+                None if its loss was not finite.
 
         Returns:
             The score on the test images, and what to report.
 
         Raises:
-            InputError: An image cannot be read, or a run's folder not be
-                written.
+            InputError: An image cannot be read, a run's folder not be
+                written, or every rate was too high.
             Interrupted: By a signal, after a checkpoint was written.
         """
         task, found = self._task, {}
@@ -126,20 +134,27 @@ class Grid:
             validation = train.take(np.flatnonzero(task.held_out))
             train = train.take(np.flatnonzero(~task.held_out))
         for point in self.points():
+            found[point] = None
             try:
                 found[point] = self._train(
                     point, train, validation, point.title
                 )
-            except FloatingPointError:
-                found[point] = 0.0  # too high a rate: the worst there is
+            except FloatingPointError as error:
+                logging.warning("%s: %s", point.title, error)
             done(point, found[point])
+        whole = [point for point in found if found[point] is not None]
+        if not whole:
+            raise self._diverged(self._flags.rates)
         # Of equals the first: the lowest rate.
-        best = max(found, key=found.__getitem__)
+        best = max(whole, key=found.__getitem__)
         everything = task.train
         if task.validation is not None:
             everything = everything.join(task.validation)
         name = f"final_{best.title}"
-        score = self._train(best, everything, task.test, name)
+        try:
+            score = self._train(best, everything, task.test, name)
+        except FloatingPointError:
+            raise self._diverged(f"{best.rate:g}") from None
         return score, {
             "run": str(self.folder / name),
             "rate": best.rate,
@@ -150,6 +165,12 @@ class Grid:
                 for p, s in found.items()
             ],
         }
+
+    def _diverged(self, rates: str) -> InputError:
+        return InputError(
+            f"--rates={rates}: the loss of {self._encoder.name} on "
+            f"{self._task.name} was not finite; give lower ones"
+        )
 
     def _train(
         self, point: Point, train: tasks.Set, test: tasks.Set, name: str
@@ -205,7 +226,7 @@ class Grid:
         restored, strategy, _ = assembly.restore(
             config.workdir, assembly.Custom()
         )
-        # Differs: BYOL resizes to 256 and crops 224; here as linear evaluation.
+        # Differs: BYOL resizes to 256 and crops 224; here to 224, bilinearly.
         evaluator = evaluation.Evaluator(
             strategy,
             {"student": restored.networks()["student"]},

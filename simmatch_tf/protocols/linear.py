@@ -47,6 +47,16 @@ class Fit:
     seconds: float
 
 
+# Arrays of a sweep's state.
+_KEPT = {field.name for field in dataclasses.fields(Fit)} | {
+    "before",
+    "classes",
+    "coef",
+    "intercept",
+    "n_iter",
+}
+
+
 def regression(
     strength: float, *, max_iter: int, tol: float
 ) -> linear_model.LogisticRegression:
@@ -144,7 +154,7 @@ class _Path:
             with open(aside, "wb") as file:
                 np.savez(file, **arrays)
             aside.replace(path)
-        except OSError:
+        except BaseException:
             aside.unlink(missing_ok=True)
             raise
 
@@ -154,6 +164,8 @@ class _Path:
             with np.load(path, allow_pickle=False) as kept:
                 kept = dict(kept)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return
+        if not kept.keys() >= _KEPT:
             return
         columns = [kept[f.name].tolist() for f in dataclasses.fields(Fit)]
         self.fits = [Fit(*row) for row in zip(*columns, strict=True)]

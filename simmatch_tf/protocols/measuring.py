@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import time
 from typing import Any
@@ -27,7 +28,7 @@ from simmatch_tf.protocols import (
 from simmatch_tf.training import results
 
 # Of what is measured here: another number, other results.
-_VERSION = 1
+_VERSION = 2
 _SETTINGS = {
     "linear": ("max_iter", "tol"),
     "knn": ("neighbors", "temperature"),
@@ -52,7 +53,7 @@ class Measurer:
             InputError: That cannot be made.
         """
         self._flags = flags
-        self._output = pathlib.Path(flags.output).expanduser()
+        self._output = pathlib.Path(os.path.expanduser(flags.output))
         self._finished = self._output / "finished"
         try:
             self._finished.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ class Measurer:
         self._extractor = features.Extractor(
             features.default_folder()
             if flags.cache_dir is None
-            else pathlib.Path(flags.cache_dir).expanduser(),
+            else pathlib.Path(os.path.expanduser(flags.cache_dir)),
             batch_size=flags.batch_size,
             parallel_calls=flags.parallel_calls,
             progress=flags.progress,
@@ -83,7 +84,10 @@ class Measurer:
         if found is not None:
             # What models are called is no part of what was measured.
             return dataclasses.replace(
-                found, model=encoder.name, epochs=encoder.epochs
+                found,
+                model=encoder.name,
+                epochs=encoder.epochs,
+                dataset=task.name,
             )
         start = time.perf_counter()
         protocol = self._flags.protocol
@@ -221,12 +225,13 @@ class Measurer:
     ) -> tuple[float, dict[str, Any]]:
         del path
         flags = self._flags
-        train = self._everything(encoder, task)
-        if flags.neighbors > len(train[1]):
+        more = 0 if task.validation is None else len(task.validation)
+        if flags.neighbors > len(task.train) + more:
             raise InputError(
                 f"--neighbors={flags.neighbors}: {task.name} has but "
-                f"{len(train[1])} training images"
+                f"{len(task.train) + more} training images"
             )
+        train = self._everything(encoder, task)
         predicted = knn.predict(
             train,
             self._rows(encoder, task, "test")[0],
@@ -247,10 +252,13 @@ class Measurer:
             encoder, task, self._flags, self._output / "finetune"
         )
 
-        def done(point: finetune.Point, score: float) -> None:
+        def done(point: finetune.Point, score: float | None) -> None:
+            found = "the loss was not finite"
+            if score is not None:
+                found = f"{100 * score:.2f} % of the validation images"
             print(
                 f"{encoder.name} on {task.name}: rate {point.rate:g}, decay "
-                f"{point.decay:g}: {100 * score:.2f} % of the validation images"
+                f"{point.decay:g}: {found}"
             )
 
         return grid.run(done)

@@ -9,7 +9,7 @@ import numpy as np
 
 from simmatch_tf import datasets, transfer_flags
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, digits, folder, prepared
+from simmatch_tf.data import contents, digits, folder, prepared, records
 from simmatch_tf.data import source as source_lib
 
 Set = source_lib.Images | source_lib.Encoded
@@ -137,7 +137,9 @@ def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
     if name == "digits":
         source = digits.load(_DIGITS_SIDE)
     elif name == "folder":
-        source = folder.load(flags.data_dir, on_bad_image=flags.on_bad_image)
+        source = folder.load(
+            flags.data_dir, on_bad_image=flags.on_bad_image, unlabeled=False
+        )
     else:
         try:
             source = prepared.load(
@@ -173,13 +175,36 @@ def of_source(source: source_lib.Source) -> Task:
     train = source.train
     if labeled.size < len(train):
         train = train.take(labeled)
-    return Task(
+    made = Task(
         name=source.name,
         class_names=tuple(map(str, source.class_names)),
         train=train,
         validation=source.validation,
         test=source.test,
         flip=source.flip,
+    )
+    return _without_empty_classes(made)
+
+
+def _without_empty_classes(task: Task) -> Task:
+    """The same without names that no image has, as EMNIST's letters have."""
+    known = np.unique(task.train.labels)
+    if known.size == len(task.class_names):
+        return task
+
+    def numbered(images: Set) -> Set:
+        labels = np.searchsorted(known, images.labels).astype(np.int32)
+        if isinstance(images, records.RecordImages):
+            index = dataclasses.replace(images.index, labels=labels)
+            return dataclasses.replace(images, index=index)
+        return dataclasses.replace(images, labels=labels)
+
+    return dataclasses.replace(
+        task,
+        class_names=tuple(task.class_names[label] for label in known),
+        train=numbered(task.train),
+        validation=task.validation and numbered(task.validation),
+        test=numbered(task.test),
     )
 
 

@@ -39,8 +39,8 @@ def save(outcomes: Sequence[Any], path: pathlib.Path) -> None:
         for panel, dataset in zip(panels, datasets, strict=False):
             own = [each for each in outcomes if each.dataset == dataset]
             _curves(panel, own, models)
-            title = transfer_table.TITLES.get(dataset, dataset)
-            panel.set_title(comparison_figure.plain(title), fontsize=9)
+            title = comparison_figure.plain(transfer_table.title(dataset))
+            panel.set_title(title, fontsize=9)
         for panel in panels[len(datasets) :]:
             panel.remove()
         handles = {}

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simmatch_tf import datasets
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import comparison, tables
 
@@ -83,7 +84,11 @@ class Table:
         if self.outcomes[0].protocol == "linear":
             for name, epochs, figures in PUBLISHED:
                 known = dict(zip(TITLES, figures, strict=True))
-                known = {c: known[c] for c in self.columns if c in known}
+                known = {
+                    c: known[datasets.base(c)]
+                    for c in self.columns
+                    if datasets.base(c) in known
+                }
                 if known:
                     found.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
         for model in dict.fromkeys(each.model for each in self.outcomes):
@@ -94,7 +99,7 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """Head and rows, as they are shown."""
-        head = ["Method", "Epochs", *(TITLES.get(c, c) for c in self.columns)]
+        head = ["Method", "Epochs", *map(title, self.columns)]
         several = len(self.columns) > 1
         lines = [[*head, "Mean"] if several else head]
         for row in self.rows:
@@ -111,7 +116,7 @@ class Table:
     def note(self) -> str:
         """What the figures are."""
         by_class = [
-            TITLES.get(each.dataset, each.dataset)
+            title(each.dataset)
             for each in self.outcomes
             if each.metric == "mean_per_class"
         ]
@@ -131,12 +136,14 @@ class Table:
     def markdown(self) -> str:
         """The table, then how each figure came about."""
         head, *rows = self.cells()
-        details = [f"* {line(each)}" for each in self.outcomes]
+        details = [
+            f"* {comparison.escape(line(each))}" for each in self.outcomes
+        ]
         return "\n\n".join(
             [
                 comparison.table(head, rows),
                 self.note(),
-                "\n".join(map(comparison.escape, details)),
+                "\n".join(details),
             ]
         )
 
@@ -176,6 +183,11 @@ class Table:
             "published": published,
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def title(dataset: str) -> str:
+    """What a dataset is called in the slides; its own name, if not at all."""
+    return TITLES.get(datasets.base(dataset), dataset)
 
 
 def line(outcome: Any) -> str:

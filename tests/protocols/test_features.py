@@ -132,9 +132,17 @@ def test_a_killed_extraction_goes_on_to_the_same_bits(
         assert path.read_bytes() == content
         assert list(extractor._folder.iterdir()) == [path]
     assert started == [0, 5, 20]
+    # Whole batches, all of them: there is nothing left but the new name.
+    task = make_task(20)
+    path.unlink()
+    whole = np.array(extractor.features(encoder, task, "train"))
+    (path,) = extractor._folder.iterdir()
+    path.rename(path.with_suffix(".part"))
+    found = extractor.features(encoder, task, "train")
+    np.testing.assert_array_equal(found, whole)
 
 
-def test_one_process_at_a_time(extractor):
+def test_one_process_at_a_time(extractor, monkeypatch):
     encoder, task = make_encoder(), make_task()
     extractor.features(encoder, task, "train")
     (path,) = extractor._folder.iterdir()
@@ -143,6 +151,15 @@ def test_one_process_at_a_time(extractor):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process computes these"):
             extractor.features(encoder, task, "train")
+    part = path.with_suffix(".part")
+
+    def renamed(file, how):
+        part.replace(path)
+
+    # Between opening and locking it is another's finished file.
+    monkeypatch.setattr(fcntl, "flock", renamed)
+    with pytest.raises(InputError, match="has just computed these features"):
+        extractor.features(encoder, make_task(), "train")
 
 
 def test_damaged_files_and_folders_that_cannot_be_written(extractor, tmp_path):

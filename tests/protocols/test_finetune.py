@@ -155,7 +155,19 @@ def test_a_rate_that_diverges_is_the_worst(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "fit_in", fit)
     how = flags(tmp_path, rates="50,0.01", decays="0", steps=2)
     _, told, _, details = run(encoder, make_task(), how, tmp_path)
-    assert told[0][1] == 0 and details["rate"] == 0.01
+    assert [p.rate for p, _ in told] == [0.01, 50.0]
+    assert told[1][1] is None and details["rate"] == 0.01
+    how = flags(tmp_path, rates="50", decays="0", steps=2)
+    with pytest.raises(
+        InputError, match="--rates=50: the loss of a network on"
+    ):
+        run(encoder, make_task(), how, tmp_path)
+
+
+def test_images_in_memory_must_be_square(encoder, tmp_path):
+    task = test_features.make_task()
+    with pytest.raises(InputError, match="images are 12×16, but --protocol=f"):
+        finetune.Grid(encoder, task, flags(tmp_path), tmp_path)
 
 
 def test_encoded_colours_and_a_grey_network(encoder, tmp_path, small_tfds):

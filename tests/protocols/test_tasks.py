@@ -70,8 +70,12 @@ def test_what_cannot_be_learned_is_refused(values, message):
         task(**values)
 
 
-def test_a_class_that_is_nowhere_is_no_error():
-    assert task([1, 2, 1, 2], [2, 1]).held_out.sum() == 2
+def test_a_class_that_is_nowhere_is_left_out():
+    parts = images([1, 3, 1, 3]), images([3, 1])
+    found = tasks.of_source(source.Source("own", "abcdef", *parts, False))
+    assert found.class_names == ("b", "d")
+    assert found.train.labels.tolist() == [0, 1, 0, 1]
+    assert found.test.labels.tolist() == [1, 0]
 
 
 def test_nothing_can_be_held_out_of_single_images():
@@ -122,7 +126,9 @@ def test_images_without_a_class_are_left_out():
 
 
 def test_datasets_of_tfds(tmp_path, small_tfds):
-    found = tasks.load("cifar100", flags(tfds_dir=small_tfds))
+    found = tasks.load(
+        "cifar100", flags(datasets="cifar100", tfds_dir=small_tfds)
+    )
     assert len(found.train) == 200 and found.validation is None
     assert found.held_out.sum() == 100 and found.flip
     small_datasets.prepare(
@@ -130,7 +136,9 @@ def test_datasets_of_tfds(tmp_path, small_tfds):
         "cifar10",
         splits=("train", "test", "validation"),
     )
-    found = tasks.load("cifar10", flags(tfds_dir=str(tmp_path)))
+    found = tasks.load(
+        "cifar10", flags(datasets="cifar10", tfds_dir=str(tmp_path))
+    )
     assert len(found.validation) == len(found.test) == 10
     assert found.train.images.shape[1:] == (32, 32, 3)
 
@@ -144,7 +152,7 @@ def test_the_digits_are_the_originals():
 def test_a_folder(tmp_path):
     import PIL.Image
 
-    for place in ("labeled/a", "labeled/b", "test/a", "test/b", "unlabeled"):
+    for place in ("labeled/a", "labeled/b", "test/a", "test/b"):
         (tmp_path / place).mkdir(parents=True)
         for number in range(3):
             level = 40 * number + len(place)
@@ -160,4 +168,6 @@ def test_a_folder(tmp_path):
 
 def test_messages_name_this_command_s_flag(small_tfds):
     with pytest.raises(InputError, match="^--datasets=cifar10:9.9.9: TFDS can"):
-        tasks.load("cifar10:9.9.9", flags(tfds_dir=small_tfds))
+        tasks.load(
+            "cifar10:9.9.9", flags(datasets="cifar10", tfds_dir=small_tfds)
+        )

@@ -67,6 +67,7 @@ def test_linear_is_scikit_learn_by_hand_to_the_last_image(
     model.fit(train, y)
     right = model.predict(test) == shown.test.labels
     assert found["score"] == right.mean()
+    assert (output / "linear.png").stat().st_size > 10_000
     assert found["details"]["iterations"] == model.n_iter_[0]
     assert found["details"]["converged"] and found["metric"] == "top1"
     assert len(found["details"]["strengths"]) == 45
@@ -238,7 +239,15 @@ def test_an_output_that_cannot_be_written(tmp_path):
             "--random_backbone and --weights=random: all weights are new",
         ),
         ({"protocol": "finetune", "rates": "0"}, "--rates=0: must be numbers"),
-        ({"protocol": "finetune", "rates": "1,1"}, "each once"),
+        ({"protocol": "finetune", "rates": "1,1.0000001"}, "each once"),
+        ({"protocol": "finetune", "rates": "101"}, "at most 100"),
+        (
+            {"protocol": "finetune", "rates": "0.1,1", "decays": "0,0.2"},
+            "so 0.2 must not be above 0.1",
+        ),
+        ({"on_bad_image": "skip"}, "=skip: is not read by --datasets=digits"),
+        ({"tfds_dir": "/x"}, "--tfds_dir=/x: is not read by"),
+        ({"output": "~nobody/x/y", "model": ("~nobody/z",)}, "no such file"),
         ({"protocol": "finetune", "decays": "x"}, "--decays=x: must be num"),
         ({"output": " "}, "--output= : must be a folder"),
         ({"protocol": "svm"}, "--protocol=svm is unknown"),
@@ -247,6 +256,18 @@ def test_an_output_that_cannot_be_written(tmp_path):
 def test_wrong_flags_are_answered_at_once(values, message):
     with pytest.raises(InputError, match=message):
         flags(**values)
+
+
+def test_names_of_models(finished_run, tmp_path, monkeypatch):
+    def names(*model):
+        return [each.name for each in flags(model=model).named_models()]
+
+    folder = tmp_path / "a=b"
+    folder.symlink_to(finished_run[0])
+    assert names(f"x={finished_run[0]}", str(folder)) == ["x", "run"]
+    assert names(MODEL, f"y={MODEL}") == [MODEL, "y"]
+    monkeypatch.chdir(finished_run[0])
+    assert names(".") == ["run"]
 
 
 def test_weights_of_a_run_are_student_or_ema(finished_run):

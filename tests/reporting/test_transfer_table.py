@@ -81,6 +81,8 @@ def test_without_a_published_figure_there_is_no_such_row():
     assert json.loads(found.json())["published"] == []
     mixed = table(outcome(), outcome(dataset="digits"))
     assert mixed.cells()[1][2:] == ["93.6", "–", "–"]
+    other = table(outcome(dataset="cifar10:3.0.2"))
+    assert other.cells()[0][2] == "CIFAR-10" and len(other.cells()) == 7
     # The slides' are of linear evaluation.
     how = {"neighbors": 20, "temperature": 0.07}
     knn = table(outcome(protocol="knn", details=how))
@@ -106,6 +108,7 @@ def test_markdown_escapes_names(tmp_path):
     found = table(outcome("a|b <i>", dataset="digits"))
     text = found.markdown()
     assert "| a\\|b &lt;i> | 400 | 93.71 |" in text
+    assert "\n* a\\|b &lt;i> on digits: 93.71 % top-1" in text
     names = transfer_table.write(found, tmp_path, "linear")
     assert names == ["linear.md", "linear.csv", "linear.json"]
     assert (tmp_path / "linear.md").read_text() == text + "\n"
