@@ -224,16 +224,16 @@ class TransferConfig(commandline.Flags):
             if self.image_size is not None:
                 backbones.check_side(named.what, self.image_size, "model")
             return
-        if self.weights not in (None, *_OF_RUNS):
-            raise InputError(
-                f"--weights={self.weights}: of {named.what} it must be student "
-                "or ema; other weights are for a library's architecture"
-            )
         kind, _ = availability.kind_of_model("model", named.what)
         if kind == "saved_model" and self.weights is not None:
             raise InputError(
                 f"--weights={self.weights}: {named.what} is an export, which "
                 "has but one network's"
+            )
+        if self.weights not in (None, *_OF_RUNS):
+            raise InputError(
+                f"--weights={self.weights}: of {named.what} it must be student "
+                "or ema; other weights are for a library's architecture"
             )
 
     def _check_datasets(self) -> None:

@@ -71,7 +71,7 @@ class Encoder:
         weights = {**self.weights, **_weights(made, ("backbone",))}
         return dataclasses.replace(
             self,
-            name=f"{self.name}, new weights",
+            name=_new(self.name),
             weights=weights,
             epochs="0",
         )
@@ -148,7 +148,10 @@ def _of_library(named, flags: transfer_flags.TransferConfig) -> Encoder:
             ) from None
     elif flags.weights != transfer_flags.NEW:
         initial.fill(made, flags.weights, backbone=named.what, flag="weights")
-    return Encoder(named.name, named.what, shape, 1, _weights(made))
+    found = Encoder(named.name, named.what, shape, 1, _weights(made))
+    if flags.weights != transfer_flags.NEW:
+        return found
+    return dataclasses.replace(found, name=_new(named.name), epochs="0")
 
 
 def _check_own(named, config: config_lib.Config) -> None:
@@ -207,6 +210,10 @@ def _encoder(
             f"{error}"
         ) from None
     return made
+
+
+def _new(name: str) -> str:
+    return f"{name}, new weights"
 
 
 def _shown(epochs: float) -> str:

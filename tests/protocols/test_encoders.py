@@ -79,7 +79,8 @@ def test_new_weights_are_the_seed_s_and_keep_the_normalisation(finished_run):
 
 def test_a_library_s_architecture(tmp_path):
     (new,) = find(MOBILE, weights="random", image_size=32)
-    assert new.image_shape == (32, 32, 3) and new.name == MOBILE
+    assert new.image_shape == (32, 32, 3)
+    assert (new.name, new.epochs) == (f"{MOBILE}, new weights", "0")
     path = tmp_path / "mine.weights.h5"
     network.parts(new.network)["backbone"].save_weights(path)
     (found,) = find(MOBILE, weights=str(path), image_size=32, seed=3,

@@ -241,3 +241,21 @@ def test_check_wheel(tool, tmp_path):
         wheel.writestr("simmatch_tf/odd.py", "")
     with pytest.raises(SystemExit, match="missing .*unexpected .*odd.py"):
         tool("check_wheel", str(tmp_path / "x.whl")).main()
+
+
+def test_benchmark_transfer(tool, tmp_path, finished_run, capsys):
+    path = tmp_path / "a.json"
+    tool(
+        "benchmark_transfer", "size", "--images=400", "--width=30",
+        "--classes=4", "--strengths=9", f"--json={path}",
+    ).main()  # fmt: skip
+    found = json.loads(path.read_text())
+    assert found["peak_mb"] > 100 and found["longest"] >= found["median"] > 0
+    assert found["test"] > 0.5 and capsys.readouterr().out.count("Fit(") == 9
+    tool(
+        "benchmark_transfer", "warm", str(finished_run[0]), "digits",
+        "--rounds=1", "--max_iter=50", f"--json={path}",
+    ).main()  # fmt: skip
+    found = json.loads(path.read_text())
+    assert found["warm"]["iterations"] < found["cold"]["iterations"]
+    assert found["ratio"] > 0 and "warm / cold:" in capsys.readouterr().out
