@@ -155,13 +155,48 @@ class Measurer:
         self, encoder: encoders.Encoder, task: tasks.Task, path: pathlib.Path
     ) -> tuple[float, dict[str, Any]]:
         flags = self._flags
-        x, y = self._rows(encoder, task, "train")
+        state = path.with_suffix(".npz")
+        fits = self._sweep(encoder, task, state)
+        best = linear.choose(fits)
+        # From nothing and with nothing else set, as anyone would by hand.
+        model = linear.regression(
+            best.strength, max_iter=flags.max_iter, tol=flags.tol
+        )
+        train = self._everything(encoder, task)
+        converged = linear.fit(model, *train)
+        predicted = model.predict(self._rows(encoder, task, "test")[0])
+        with contextlib.suppress(OSError):
+            state.unlink()
+        if not converged:
+            logging.getLogger("absl").warning(
+                "%s on %s: L-BFGS did not converge in --max_iter=%d",
+                encoder.name,
+                task.name,
+                flags.max_iter,
+            )
+        edges = linear.STRENGTHS[0], linear.STRENGTHS[-1]
+        return scores.score(task.metric, task.test.labels, predicted), {
+            "strength": best.strength,
+            "at_the_edge": best.strength in edges,
+            "max_iter": flags.max_iter,
+            "tol": flags.tol,
+            "iterations": int(np.max(model.n_iter_)),
+            "converged": converged,
+            "width": int(train[0].shape[1]),
+            "strengths": [dataclasses.asdict(fit) for fit in fits],
+        }
+
+    def _sweep(
+        self, encoder: encoders.Encoder, task: tasks.Task, state: pathlib.Path
+    ) -> list[linear.Fit]:
+        """All strengths, with a progress bar; see `linear.sweep`."""
+        flags = self._flags
+        train = x, y = self._rows(encoder, task, "train")
         if task.validation is not None:
-            train, validation = (x, y), self._rows(encoder, task, "validation")
+            validation = self._rows(encoder, task, "validation")
         else:
             held = task.held_out
             train, validation = (x[~held], y[~held]), (x[held], y[held])
-        state = path.with_suffix(".npz")
         bar = auto.tqdm(
             total=len(linear.STRENGTHS),
             unit="fit",
@@ -175,9 +210,9 @@ class Measurer:
             )
             bar.update()
 
-        with bar:
-            try:
-                fits = linear.sweep(
+        try:
+            with bar:
+                return linear.sweep(
                     train,
                     validation,
                     metric=task.metric,
@@ -186,39 +221,11 @@ class Measurer:
                     state=state,
                     done=done,
                 )
-            except OSError as error:
-                raise InputError(
-                    f"--output={flags.output}: {state} cannot be written "
-                    f"({error.strerror})"
-                ) from None
-        best = linear.choose(fits)
-        del train, validation
-        # From nothing and with nothing else set, as anyone would by hand.
-        model = linear.regression(
-            best.strength, max_iter=flags.max_iter, tol=flags.tol
-        )
-        converged = linear.fit(model, *self._everything(encoder, task))
-        predicted = model.predict(self._rows(encoder, task, "test")[0])
-        with contextlib.suppress(OSError):
-            state.unlink()
-        if not converged:
-            logging.getLogger("absl").warning(
-                "%s on %s: L-BFGS did not converge in --max_iter=%d",
-                encoder.name,
-                task.name,
-                flags.max_iter,
-            )
-        return scores.score(task.metric, task.test.labels, predicted), {
-            "strength": best.strength,
-            "at_the_edge": best.strength
-            in (linear.STRENGTHS[0], linear.STRENGTHS[-1]),
-            "max_iter": flags.max_iter,
-            "tol": flags.tol,
-            "iterations": int(np.max(model.n_iter_)),
-            "converged": converged,
-            "width": int(x.shape[1]),
-            "strengths": [dataclasses.asdict(fit) for fit in fits],
-        }
+        except OSError as error:
+            raise InputError(
+                f"--output={flags.output}: {state} cannot be written "
+                f"({error.strerror})"
+            ) from None
 
     def _knn(
         self, encoder: encoders.Encoder, task: tasks.Task, path: pathlib.Path
