@@ -64,9 +64,13 @@ def run(encoder, task, flags, tmp_path):
 
 def test_the_grid_chooses_and_trains_once_more(encoder, tmp_path):
     task = make_task()
-    grid, told, score, details = run(encoder, task, flags(tmp_path), tmp_path)
-    points = [(p.rate, p.decay) for p, _ in told]
-    assert points == [(0.001, 0), (0.001, 1e-4), (0.05, 0), (0.05, 1e-4)]
+    how = flags(tmp_path, decays="0.0001")
+    grid, told, score, details = run(encoder, task, how, tmp_path)
+    assert [(p.rate, p.decay) for p, _ in told] == [(0.001, 1e-4), (0.05, 1e-4)]
+    points = finetune.Grid(encoder, task, flags(tmp_path), tmp_path).points()
+    assert [(p.rate, p.decay) for p in points] == [
+        (0.001, 0), (0.001, 1e-4), (0.05, 0), (0.05, 1e-4),
+    ]  # fmt: skip
     best = max(told, key=lambda each: each[1])
     assert (details["rate"], details["decay"]) == (best[0].rate, best[0].decay)
     assert [v["score"] for v in details["validation"]] == [s for _, s in told]

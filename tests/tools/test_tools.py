@@ -254,7 +254,7 @@ def test_benchmark_transfer(tool, tmp_path, finished_run, capsys):
     assert found["test"] > 0.5 and capsys.readouterr().out.count("Fit(") == 9
     tool(
         "benchmark_transfer", "warm", str(finished_run[0]), "digits",
-        "--rounds=1", "--max_iter=50", f"--json={path}",
+        "--rounds=1", "--max_iter=8", f"--json={path}",
     ).main()  # fmt: skip
     found = json.loads(path.read_text())
     assert found["warm"]["iterations"] < found["cold"]["iterations"]
