@@ -129,7 +129,6 @@ class Extractor:
                 disable=None if self._progress else True,
             )
             with bar:
-                # A kill may come between the last row and the new name.
                 for batch in self._batches(encoder, images, done):
                     values = batch[: len(images) - done]
                     if not np.isfinite(values).all():
@@ -150,7 +149,7 @@ class Extractor:
         """Features [batch_size, width] from image `start` on."""
         network, channels = encoder.network, encoder.image_shape[-1]
         if start == len(images):
-            return
+            return  # killed between the last row and the new name
 
         def forward(batch: tf.Tensor) -> tf.Tensor:
             out = network(match_channels(batch, channels), training=False)

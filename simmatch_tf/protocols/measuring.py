@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -61,7 +62,11 @@ class Measurer:
             raise InputError(
                 f"--output={flags.output}: cannot be written ({error.strerror})"
             ) from None
-        self._extractor = features.Extractor(
+
+    @functools.cached_property
+    def _extractor(self) -> features.Extractor:
+        flags = self._flags
+        return features.Extractor(
             features.default_folder()
             if flags.cache_dir is None
             else pathlib.Path(os.path.expanduser(flags.cache_dir)),
@@ -97,9 +102,12 @@ class Measurer:
             "finetune": self._finetune,
         }[protocol]
         score, details = measure(encoder, task, path)
-        held = int(task.held_out.sum())
-        official = task.validation is not None
-        chooses = protocol != "knn"
+        more = 0 if task.validation is None else len(task.validation)
+        validation, validation_images = "official", more
+        if protocol == "knn":
+            validation, validation_images = "none", 0
+        elif task.validation is None:
+            validation, validation_images = "held out", task.held_out.sum()
         found = scores.Outcome(
             model=encoder.name,
             epochs=encoder.epochs,
@@ -107,14 +115,9 @@ class Measurer:
             protocol=protocol,
             metric=task.metric,
             score=score,
-            train_images=len(task.train)
-            + (len(task.validation) if official else 0),
-            validation_images=(
-                (len(task.validation) if official else held) if chooses else 0
-            ),
-            validation=(
-                ("official" if official else "held out") if chooses else "none"
-            ),
+            train_images=len(task.train) + more,
+            validation_images=int(validation_images),
+            validation=validation,
             test_images=len(task.test),
             seconds=time.perf_counter() - start,
             details=details,

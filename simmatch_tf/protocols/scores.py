@@ -20,7 +20,7 @@ class Outcome:
         train_images: Images that the last fit had, those to choose by too.
         validation_images: Of these, the ones to choose by; 0: nothing was
             chosen.
-        validation: "official" or "held out".
+        validation: "official", "held out" or "none".
         test_images: Images that are scored.
         seconds: What it took, features too.
         details: What the protocol reports of itself.

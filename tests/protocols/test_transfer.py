@@ -200,6 +200,17 @@ def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert "started again with the same flags" in capsys.readouterr().err
 
 
+def test_neighbors_need_nothing_held_out(measure):
+    x = digits.load(8).train
+    first = [int(np.flatnonzero(x.labels == label)[0]) for label in range(10)]
+    single = x.take(np.array(first))
+    task = tasks.Task("own", tuple("0123456789"), single, None, x, False)
+    found = measure(task, protocol="knn", neighbors=1)
+    assert (found.validation, found.validation_images) == ("none", 0)
+    with pytest.raises(InputError, match="every class has but one training"):
+        measure(task)
+
+
 def test_too_many_neighbors(measure):
     with pytest.raises(InputError, match="--neighbors=301: caltech101 has but"):
         measure(pixels_task(True), protocol="knn", neighbors=301)
