@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import readme_command
 
 import simmatch_tf
 from simmatch_tf import command_flags, pytorch_flags, transfer_flags
@@ -98,8 +99,7 @@ def test_every_file_and_function_it_names_exists():
 
 
 def test_the_first_screen_has_the_two_commands():
-    first = TEXT.split("## Your own images")[0]
-    commands = re.findall(r"```\n(.*?)\n```", first, re.S)
-    assert len(commands) == 2 and all("\n" not in c for c in commands)
+    commands = readme_command.commands()
+    assert len(commands) == 2
     assert "simmatch_tf.train --flagfile=configs/digits_40.cfg" in commands[0]
     assert commands[1].endswith("-m pytest")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Format, lint, tests, wheel: what CI and the pre-commit hook run.
 #   tools/check.sh            all of it
-#   tools/check.sh --full     with the long tests, and tests must reach 95 % of
+#   tools/check.sh --full     with the slow tests, and tests must reach 95 % of
 #                             all lines
 #   tools/check.sh --quick    format and lint only
 #   tools/check.sh --no-tests all but the tests (CI has run them already)
@@ -14,9 +14,9 @@ ruff check .
 
 if [ "${1:-}" != "--no-tests" ]; then
   measured=()
-  # Half as long again: not for every change.
+  # Several times as long: not for every change.
   [ "${1:-}" = "--full" ] &&
-    measured=(-m "long or not long" --cov --cov-report=term --cov-fail-under=95)
+    measured=(-m "slow or not slow" --cov --cov-report=term --cov-fail-under=95)
   python -m pytest "${measured[@]}"
 fi
 

@@ -38,7 +38,9 @@ echo "TFDS could not download it: $(tail -1 "$log" | cut -c1-200)" >&2
 
 if ! dpkg -L dataset-fashion-mnist >/dev/null 2>&1; then
   echo "installing Debian's dataset-fashion-mnist" >&2
-  apt-get update -qq && apt-get install -y -qq dataset-fashion-mnist >/dev/null
+  as_root=$([ "$(id -u)" = 0 ] || echo sudo)
+  $as_root apt-get update -qq
+  $as_root apt-get install -y -qq dataset-fashion-mnist >/dev/null
 fi
 python - "$manual" $(dpkg -L dataset-fashion-mnist | grep -- '-ubyte\.gz$') <<'PY'
 """Puts gzip's name and time back: RFC 1952, flag 8 (FNAME)."""

@@ -166,7 +166,7 @@ def test_the_run_equals_the_networks_of_the_file(imported):
             np.testing.assert_allclose(one, other, atol=1e-4 * scale)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_evaluate_and_train_take_the_run(
     file, tmp_path, small_tfds, monkeypatch
 ):
@@ -222,7 +222,7 @@ def test_evaluate_and_train_take_the_run(
     assert not torch.equal(state["module.bank"], before["module.bank"])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_slots_of_unknown_images(file, tmp_path, small_tfds):
     workdir = tmp_path / "run"
     words = (f"--workdir={workdir}", f"--tfds_dir={small_tfds}", *RECIPE)

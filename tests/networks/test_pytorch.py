@@ -266,8 +266,8 @@ def train(name, side, decay_on, dtype, tolerance):
 @pytest.mark.parametrize(
     ("name", "side", "decay_on"),
     [
-        pytest.param("resnet18", 40, "all", marks=pytest.mark.long),
-        pytest.param("resnet50", 40, "all", marks=pytest.mark.long),
+        pytest.param("resnet18", 40, "all", marks=pytest.mark.slow),
+        pytest.param("resnet50", 40, "all", marks=pytest.mark.slow),
         ("wrn_28_2", 16, "all"),
         ("wrn_28_2", 16, "kernels"),
     ],

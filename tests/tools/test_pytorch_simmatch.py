@@ -267,7 +267,6 @@ def test_rates(schedule):
         np.testing.assert_allclose(rate, wanted, rtol=1e-4)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_benchmark(tmp_path):
     output = tmp_path / "x.json"
@@ -295,7 +294,6 @@ def test_benchmark(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_benchmark_matching(tmp_path):
     output = tmp_path / "x.json"

@@ -79,7 +79,7 @@ def test_tuning_source_holds_no_test_image(tool):
 DIGITS = "--flagfile=configs/digits_40.cfg"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_benchmark_summaries(tool, tmp_path, capsys):
     words = [
         word
@@ -168,7 +168,7 @@ def test_bad_flags_of_measuring_tools(tool, name, words, message):
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [
-        pytest.param("cifar", "RandAugment", marks=pytest.mark.long),
+        pytest.param("cifar", "RandAugment", marks=pytest.mark.slow),
         ("imagenet", "colours and blur"),
     ],
 )

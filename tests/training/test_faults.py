@@ -230,7 +230,6 @@ def wait_for(process, beginning):
     raise AssertionError(f"it ended without {beginning!r}")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_two_workers_sigterm_to_one_and_on_with_another_number(
     workers, tmp_path
@@ -259,7 +258,6 @@ def test_two_workers_sigterm_to_one_and_on_with_another_number(
     test_strategies.assert_near(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_worker_that_dies_is_noticed(workers, tmp_path):
     chief, other = workers(tmp_path, steps=5000, log_every=1)

@@ -134,7 +134,7 @@ def with_dropout(shape):
 
 
 @pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.long)]
+    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
 )
 def test_interrupted_and_resumed_is_the_same_run(
     memory, tmp_path, monkeypatch, finished_run
@@ -174,7 +174,6 @@ def test_ways_to_run_the_same_steps(changes, tmp_path, finished_run):
     assert_same_run(finished_run[0], tmp_path, 6)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_compiled_with_xla(tmp_path, finished_run):
     """But for rounding, the same; and resumed without it."""

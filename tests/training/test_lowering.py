@@ -94,7 +94,7 @@ def test_with_the_views_on_the_device(views):
 
 
 @pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.long)]
+    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
 )
 def test_compiled_is_the_same(memory, tmp_path):
     changes = {"memory": memory, "threshold": 0.2}

@@ -53,7 +53,6 @@ def finish(process):
 LONG = {"steps": 60, "checkpoint_every": 5, "eval_every": 20, "log_every": 1}
 
 
-@pytest.mark.long
 def test_sigkill_at_a_random_step_and_resume(tmp_path):
     finish(start(tmp_path / "whole", **LONG))
     step = random.randrange(6, 50)
@@ -68,7 +67,7 @@ def test_sigkill_at_a_random_step_and_resume(tmp_path):
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)],
+    [signal.SIGTERM, signal.SIGINT],
 )
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     process = start(tmp_path, **{**LONG, "checkpoint_every": 1000})

@@ -60,7 +60,7 @@ def networks():
         # The longest, and the other of a pair that differs in little.
         pytest.param(
             name,
-            marks=[pytest.mark.long]
+            marks=[pytest.mark.slow]
             if name in ("imagenet_10pct", "imagenet_1pct", "cifar10_250")
             else [],
         )

@@ -65,7 +65,7 @@ def command(workdir, **changes):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("teacher", marks=pytest.mark.long), "ensemble"],
+    params=[pytest.param("teacher", marks=pytest.mark.slow), "ensemble"],
 )
 def alone(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
@@ -108,7 +108,6 @@ def test_into_shards_and_on(alone, tmp_path, monkeypatch):
     assert_near(one, two)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", ["ensemble"], indirect=True)
 def test_four_replicas_by_the_command(alone, tmp_path):
