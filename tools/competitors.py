@@ -18,11 +18,19 @@ def resident(kind: str, pid: int | str = "self") -> int:
 
 
 def setting(threads: int | None) -> dict[str, Any]:
-    """What figures hang on, for a report: threads and versions."""
-    names = ("tensorflow", "keras", "torch", "numpy")
+    """What figures hang on, for a report: threads and versions.
+
+    A package that is not installed, as PyTorch need not be, has version None.
+    """
+    versions: dict[str, str | None] = {}
+    for name in ("tensorflow", "keras", "torch", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
     return {
         "threads": threads or len(os.sched_getaffinity(0)),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": versions,
     }
 
 
