@@ -5,13 +5,18 @@ parses the command line and the flagfiles; the dataclass checks the values.
 Nothing here imports TensorFlow: a wrong flag is answered at once.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
 import pathlib
+import signal
 import sys
+import threading
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -21,6 +26,11 @@ from absl import app, flags
 
 from simmatch_tf import flagfiles
 from simmatch_tf.errors import InputError, nearest
+
+# Seconds for what is registered to run at the end of a process.
+_EXIT_SECONDS = 5.0
+# Python's own status for output that could not be written.
+_NOT_WRITTEN = 120
 
 _type_hints = functools.cache(typing.get_type_hints)
 
@@ -295,4 +305,57 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         except KeyboardInterrupt:  # before there was anything to save
             sys.exit(130)
 
-    app.run(main, flags_parser=parse)
+    try:
+        app.run(main, flags_parser=parse)
+    except BaseException as error:  # SystemExit, if all is well
+        _end_without_waiting(error)
+        raise
+
+
+def _end_without_waiting(error: BaseException) -> None:
+    """Has the process end as soon as the interpreter is left.
+
+    The interpreter's own exit waits for all threads, and destroys objects of
+    TensorFlow's that wait for threads of theirs: up to a minute for a tuner of
+    iterators, for ever for a machine that never answers, and deaf to SIGTERM.
+
+    Args:
+        error: With what the command ended. It is kept, and so is what its
+            frames refer to: that is not destroyed either.
+    """
+    status = getattr(error, "code", 1)
+    if isinstance(error, KeyboardInterrupt):
+        status = 130
+    elif not isinstance(status, int):
+        status = 0 if status is None else 1
+    leaving = threading.Event()
+
+    def cut_short() -> None:
+        leaving.wait()
+        time.sleep(_EXIT_SECONDS)
+        os._exit(status)
+
+    def leave(kept: BaseException = error) -> None:
+        del kept
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        leaving.set()
+        atexit._run_exitfuncs()
+        os._exit(status if _flushed() else _NOT_WRITTEN)
+
+    threading.Thread(target=cut_short, daemon=True).start()
+    # As the standard library's own pools: before threads are waited for, and
+    # after a profiler or debugger around the command has had its turn.
+    threading._register_atexit(leave)
+
+
+def _flushed() -> bool:
+    """Writes out what was printed; False, and says so, if that fails."""
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: cannot print ({error.strerror})\n".encode())
+        return False
+    return True

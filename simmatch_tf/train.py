@@ -31,14 +31,15 @@ def _describe(config: config_lib.Config) -> None:
     print(text.table(description.of_flags(config)))
 
 
-def main(config: config_lib.Config) -> int | None:
-    """Trains, prints the result; 42 if it was interrupted and saved."""
+def main(config: config_lib.Config) -> None:
+    """Trains, prints the result; exits with 42 if interrupted and saved."""
     workdir.Workdir(config.workdir).check_available(config)
     for name in ("dataset", "backbone", "algorithm"):
         if getattr(config, name) == "custom":
             raise InputError(f"--{name}=custom is for simmatch_tf.fit only")
     if config.describe:
-        return _describe(config)
+        _describe(config)
+        return
     with workdir.claim(config) as folder:
         if folder.finished():
             result = results.read(folder.results)
@@ -47,15 +48,15 @@ def main(config: config_lib.Config) -> int | None:
                 result = _train(folder, config)
             except interruption.Interrupted as stop:
                 print(stop, file=sys.stderr)
-                return interruption.RESUME_ME
+                # Not returned: that would destroy what still waits for data.
+                sys.exit(interruption.RESUME_ME)
             except FloatingPointError as error:
                 sys.exit(f"error: {error}")
         if not cluster.chief(config):
-            return None
+            return
         from simmatch_tf.reporting import tables
 
         print(f"{tables.result(result)}\n\n{tables.next_steps(folder.path)}")
-        return None
 
 
 if __name__ == "__main__":

@@ -30,12 +30,19 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def start(count: int, words: list[str], **popen) -> list[subprocess.Popen]:
-    """Starts simmatch_tf.train `count` times, as workers of one run.
+def start(
+    count: int,
+    words: list[str],
+    *,
+    module: str = "simmatch_tf.train",
+    **popen,
+) -> list[subprocess.Popen]:
+    """Starts a module `count` times, as workers of one run.
 
     Args:
         count: Of workers.
         words: The flags of the run.
+        module: The command to run, or a module that calls it.
         **popen: Of subprocess.Popen; a callable is called with the worker's
             index.
 
@@ -56,7 +63,7 @@ def start(count: int, words: list[str], **popen) -> list[subprocess.Popen]:
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "simmatch_tf.train", *words],
+                [sys.executable, "-m", module, *words],
                 env=environment,
                 **options,
             )

@@ -265,14 +265,13 @@ def make_batches(
         InputError: That service cannot be reached, or does not take them.
     """
 
-    def dataset(
-        context: tf.distribute.InputContext | None = None,
-    ) -> tf.data.Dataset:
+    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         if config.data_service is None:
             return batches.dataset(start, config.steps, context)
         return service.ordered(
             batches.dataset(start, config.steps, context, numbered=True),
             config.data_service,
+            patience=service.PATIENCE,
         )
 
     return strategies.iterate(strategy, dataset)

@@ -64,6 +64,7 @@ class Stepper:
                 replica_step, autograph=False, jit_compile=True
             )
         self._step, self._steps = _compiled(strategy, replica_step)
+        self._mean = _mean_of_workers(strategy) if workers > 1 else None
 
     def __call__(
         self, first: int, count: int, asked: bool, watch: bool = False
@@ -105,7 +106,26 @@ class Stepper:
         return metrics
 
     def _keep(self, seen: watching.Packed | None) -> None:
+        if seen and self._mean:
+            seen = seen._replace(means=self._mean(seen.means))
         self.seen = seen and self._layout.unpack(seen)
+
+
+def _mean_of_workers(
+    strategy: tf.distribute.Strategy,
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From a value on each worker to the mean of all."""
+
+    # An argument itself cannot be reduced, its copy can.
+    def reduce(value):
+        return replica.mean(tf.identity(value))
+
+    @tf.function(autograph=False)
+    def mean(value):
+        means = strategy.run(reduce, args=(value,))
+        return strategy.experimental_local_results(means)[0]
+
+    return mean
 
 
 def _compiled(
@@ -131,7 +151,8 @@ def _compiled(
         metrics, stop = strategy.run(replica_step, args=(batch, asked, watch))
         seen = metrics.pop(watching.SEEN, None)
         if seen is not None:
-            # Those of this worker: others' would cost each step a message.
+            # Those of this worker: others' would cost each step a message,
+            # and are asked for after a step that is watched.
             means = here(seen.means)
             seen = tf.nest.map_structure(first, seen)._replace(means=means)
         return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)

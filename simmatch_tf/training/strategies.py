@@ -136,32 +136,48 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
 
 def iterate(
     strategy: tf.distribute.Strategy,
-    dataset: Callable[[tf.distribute.InputContext | None], tf.data.Dataset],
+    dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
 ) -> Iterator[Any]:
-    """Elements for all replicas here, from one for each in turn.
+    """Elements for all replicas of this process, each with its own share.
 
     Args:
         strategy: Whose replicas.
-        dataset: Makes the dataset of an input pipeline, of which there may be
-            one for each worker or replica; None: of the only one.
+        dataset: Makes the dataset of one input pipeline. The context says how
+            many pipelines there are and which of them this one is; the dataset
+            has one element for each of its replicas in turn.
     """
     devices = strategy.extended.worker_devices
-    copied = any("CPU" not in device for device in devices)
-    if len(devices) == 1 and not copied:
-        return iter(dataset(None))  # nothing to divide
-    options = None
-    several = tf.distribute.MultiWorkerMirroredStrategy
-    if not copied and not isinstance(strategy, several):
-        # What copies to devices has a tuner whose thread sleeps for up to a
-        # minute, and the end of a run waits for it: not where there is nothing
-        # to copy. Then each replica reads a dataset of its own.
-        options = tf.distribute.InputOptions(
-            experimental_fetch_to_device=False,
-            experimental_replication_mode=(
-                tf.distribute.InputReplicationMode.PER_REPLICA
-            ),
-        )
+    if _are_copied_to(devices):
+        return iter(strategy.distribute_datasets_from_function(dataset))
+    # An iterator that copies to devices has a tuner whose thread sleeps for up
+    # to a minute, and the end of a run waits for it. Where there is nothing to
+    # copy, each replica reads a dataset of its own instead.
+    if len(devices) == 1:
+        return iter(dataset(_only_context(strategy)))
+    options = tf.distribute.InputOptions(
+        experimental_fetch_to_device=False,
+        experimental_replication_mode=(
+            tf.distribute.InputReplicationMode.PER_REPLICA
+        ),
+    )
     return iter(strategy.distribute_datasets_from_function(dataset, options))
+
+
+def _are_copied_to(devices: tuple[str, ...]) -> bool:
+    """Whether what a process reads is copied to these devices."""
+    return any("CPU" not in device for device in devices)
+
+
+def _only_context(
+    strategy: tf.distribute.Strategy,
+) -> tf.distribute.InputContext:
+    """Which of all replicas is the only one of this process."""
+    number = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(context.replica_id_in_sync_group)
+    )
+    (number,) = strategy.experimental_local_results(number)
+    replicas = strategy.num_replicas_in_sync
+    return tf.distribute.InputContext(replicas, int(number), replicas)
 
 
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:

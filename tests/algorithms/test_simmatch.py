@@ -234,52 +234,6 @@ def test_one_trace_and_it_learns(form):
 
 
 @pytest.mark.parametrize("form", ["teacher", "ensemble"])
-def test_two_replicas_equal_one(form, two_replicas):
-    inputs = batch()
-    # Batch statistics are of one replica's images: frozen, they do not differ.
-    alone = make(memory=form)
-    with two_replicas.scope():
-        several = make(memory=form)
-    for algorithm in (alone, several):
-        for layer in algorithm.student.get_layer(index=2).layers:
-            layer.trainable = not isinstance(
-                layer, keras.layers.BatchNormalization
-            )
-        fill(algorithm)
-
-    def share(context):
-        replica = context.replica_id_in_sync_group
-        return {
-            name: tf.split(value, 2)[replica] for name, value in inputs.items()
-        }
-
-    shares = two_replicas.experimental_distribute_values_from_function(share)
-    step = tf.function(
-        lambda b: two_replicas.run(several.train_step, args=(b,))
-    )
-    for _ in range(3):
-        alone.train_step(inputs)
-        step(shares)
-    for one, other in (
-        (alone.memory.features, several.memory.features),
-        (alone.align.window, several.align.window),
-        (alone.record.loss, several.record.loss),
-        *zip(
-            [v.value for v in alone.student.variables],
-            [v.value for v in several.student.variables],
-            strict=True,
-        ),
-        *zip(
-            [v.value for v in alone.teacher.model.variables],
-            [v.value for v in several.teacher.model.variables],
-            strict=True,
-        ),
-    ):
-        for copy in two_replicas.experimental_local_results(other):
-            np.testing.assert_allclose(copy, one, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
 def test_saved_and_restored_whole(form, tmp_path):
     one, other = make(memory=form), make(memory=form, seed=1)
     for seed in range(3):

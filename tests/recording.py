@@ -1,0 +1,87 @@
+"""What a process reads while it trains, and what it is shown of its steps.
+
+    python -m tests.recording FOLDER [--copied] FLAGS
+
+trains as simmatch_tf.train does, and writes FOLDER/worker_INDEX. With --copied
+the input goes the way of devices that batches are copied to, such as GPUs.
+"""
+
+import contextlib
+import pathlib
+import pickle
+import runpy
+import sys
+from collections.abc import Iterator
+
+from simmatch_tf import cluster
+from simmatch_tf.training import strategies, summaries
+
+
+@contextlib.contextmanager
+def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
+    """Records every element that `strategies.iterate` gives.
+
+    Args:
+        copied: Whether devices count as such that batches are copied to.
+
+    Yields:
+        Of each batch, one replica's share after the other: "training" (a
+        dict), "evaluation" (images); and "rows", "means" of the steps that
+        pictures were drawn of.
+    """
+    found = {"training": [], "evaluation": [], "rows": [], "means": []}
+    iterate, are_copied_to = strategies.iterate, strategies._are_copied_to
+    picture = summaries.Summaries.picture
+
+    def recorded(strategy, dataset):
+        for element in iterate(strategy, dataset):
+            training = isinstance(element, dict)
+            if training:
+                columns = {
+                    name: strategy.experimental_local_results(value)
+                    for name, value in element.items()
+                }
+                count = len(columns["slots"])
+                shares = [
+                    {name: x[i].numpy() for name, x in columns.items()}
+                    for i in range(count)
+                ]
+            else:
+                shares = strategy.experimental_local_results(element)
+                shares = [share.numpy() for share in shares]
+            found["training" if training else "evaluation"].append(shares)
+            yield element
+
+    def drawn(self, step, seen):
+        found["rows"].append(seen.rows)
+        found["means"].append(seen.means)
+        picture(self, step, seen)
+
+    strategies.iterate = recorded
+    summaries.Summaries.picture = drawn
+    if copied:
+        strategies._are_copied_to = lambda devices: True
+    try:
+        yield found
+    finally:
+        strategies.iterate = iterate
+        strategies._are_copied_to = are_copied_to
+        summaries.Summaries.picture = picture
+
+
+def main() -> None:
+    """Trains by the command line."""
+    folder, *words = sys.argv[1:]
+    worker = cluster.read()
+    path = pathlib.Path(folder) / f"worker_{worker.index if worker else 0}"
+    copied = words[0] == "--copied"
+    sys.argv[1:] = words[copied:]
+    with reads(copied=copied) as found:
+        try:
+            runpy.run_module("simmatch_tf.train", run_name="__main__")
+        finally:
+            path.write_bytes(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
