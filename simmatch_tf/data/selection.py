@@ -9,6 +9,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -126,13 +127,22 @@ def _listed(images: str, path: str) -> Selection:
         raise InputError(
             f"--images={images}: cannot be read ({error.strerror})"
         ) from None
-    if b"\0" in content:
+    encoding, mark = texts.encoding(content)
+    try:
+        # As the system has names: they need not be UTF-8, nor without odd
+        # blanks.
+        text = (
+            os.fsdecode(content[mark:])
+            if encoding in (None, "utf-8")
+            else content[mark:].decode(encoding)
+        )
+    except UnicodeDecodeError:
+        text = "\0"  # no text of that encoding
+    if "\0" in text:
         raise InputError(
             f"--images={images}: is neither an image nor a list of files, one "
             f"a line; images end in {', '.join(ENDINGS)}"
         )
-    # As the system has names: they need not be UTF-8, nor without odd blanks.
-    text = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
     lines = [line.strip("\r\t ") for line in text.split("\n")]
     names = [line for line in lines if line and not line.startswith("#")]
     root = os.path.dirname(os.path.abspath(path))

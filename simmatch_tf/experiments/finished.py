@@ -42,6 +42,8 @@ class Finished:
         processor: Of the machine.
         date: Of its end.
         versions: Package → version.
+        images: Of the user's own folder, a digest of its files' names and
+            sizes; None: of another dataset, or not known.
     """
 
     flags: list[str]
@@ -60,6 +62,7 @@ class Finished:
     processor: str
     date: str
     versions: dict[str, str]
+    images: str | None = None
 
     def check(self) -> None:
         """Checks what is computed with.
@@ -108,8 +111,8 @@ class Store:
         """The finished run of these flags, if there is one.
 
         Raises:
-            InputError: Its file cannot be read, or is of other flags: their
-                defaults have changed since.
+            InputError: Its file cannot be read, or is of other flags, as their
+                defaults have changed since, or of other images.
         """
         path = self.folder / identity.name(config)
         if not path.is_file():
@@ -131,6 +134,13 @@ class Store:
             raise InputError(
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it, and it is run again"
+            )
+        images = identity.images(config)
+        if None not in (found.images, images) and found.images != images:
+            raise InputError(
+                f"{path}: is of other images than --data_dir={config.data_dir} "
+                "has now: files have come, gone or changed; delete it, and it "
+                "is run again"
             )
         return found
 
@@ -175,6 +185,7 @@ class Store:
             processor=_processor(),
             date=datetime.date.today().isoformat(),
             versions=result.versions,
+            images=identity.images(config, workdir / "data.json"),
         )
         results.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)
