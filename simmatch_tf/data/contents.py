@@ -60,16 +60,34 @@ def fingerprint(source: source_lib.Source) -> fingerprint_lib.Fingerprint:
         "validation": source.validation,
         "test": source.test,
     }
-    files_of = {}
-    for name, images in sets.items():
-        if images is not None:
-            labels = hashlib.sha256(images.labels.astype("<i4").tobytes())
-            files_of[name] = (
-                len(images),
-                0,
-                f"{digest(images)} {labels.hexdigest()}",
-            )
-    return fingerprint_lib.Fingerprint(files_of)
+    return fingerprint_lib.Fingerprint(
+        {
+            name: _state(images)
+            for name, images in sets.items()
+            if images is not None
+        }
+    )
+
+
+def _state(
+    images: source_lib.Images | source_lib.Encoded,
+) -> tuple[int, int, str]:
+    """Size and digest of a set; of one in files without reading these."""
+    found = hashlib.sha256(images.labels.astype("<i4").tobytes())
+    found.update(repr(images.names and list(images.names)).encode())
+    if not images.encoded:
+        found.update(digest(images).encode())
+        return images.images.nbytes, 0, found.hexdigest()
+    paths = getattr(images, "paths", None)
+    if paths is None:
+        paths = images.index.files
+    try:
+        size = sum(os.stat(path).st_size for path in set(paths))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror})"
+        ) from None
+    return size, 0, found.hexdigest()
 
 
 def _of_files(paths: Sequence[str]) -> list[bytes]:

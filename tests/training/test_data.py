@@ -250,12 +250,15 @@ def test_a_folder_that_changed_since(photos, tmp_path):
     moved = photos.rename(tmp_path / "elsewhere")
     made["data_dir"] = str(moved)
     assert runs.fit(run, **made) == whole
-    # A finished run is read without its data.
-    shutil.rmtree(moved / "test", ignore_errors=True)
+    # Nor is a finished run read for other images, nor a begun one resumed.
     renamed = moved / "unlabeled" / "1.png"
     renamed = renamed.rename(renamed.with_name("9.png"))
-    assert runs.fit(run, **made) == whole
-    (run / "results.json").unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"1 is new \(unlabeled/9.png\)"):
+            runs.fit(run, **made)
+        (run / "results.json").unlink(missing_ok=True)
+    # A run of an older version has the names in its split.
+    (run / "data.json").unlink()
     with pytest.raises(InputError, match="names or classes of its train imag"):
         runs.fit(run, **made)
     renamed.rename(renamed.with_name("1.png"))
