@@ -82,6 +82,12 @@ def test_lists(folder):
     assert found.paths[0] == str(folder / "a/1.png")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_as_editors_save_them(folder, encoding):
+    (folder / "list").write_text("a/1.png\r\n# é\n", encoding=encoding)
+    assert selection.find("list").names == ["a/1.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -90,11 +96,13 @@ def test_lists(folder):
         ("nope/**/*.png", "names no image"),
         ("nope/*.png", "names no image"),
         ("data", "neither an image nor a list"),
+        ("odd", "neither an image nor a list"),
     ],
 )
 def test_nothing_of_the_kind(folder, name, message):
     os.mkfifo(folder / "pipe")
     (folder / "data").write_bytes(b"II*\0" + bytes(40))
+    (folder / "odd").write_bytes(b"\xff\xfea")
     with pytest.raises(InputError, match=f"--images={name.split('/')[0]}.*"):
         selection.find(name)
     with pytest.raises(InputError, match=message):
