@@ -13,9 +13,10 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Self
 
+from simmatch_tf import availability, checks, datasets
 from simmatch_tf import config as config_lib
-from simmatch_tf import datasets
 from simmatch_tf.data import listing
 from simmatch_tf.errors import InputError
 
@@ -36,9 +37,23 @@ class Fingerprint:
     files: Mapping[str, tuple[int, int, str | None]]
     paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def digest(self) -> str:
-        """A digest of names and sizes."""
-        states = sorted((name, state[0]) for name, state in self.files.items())
+    def join(self, other: Self) -> Self:
+        """These files and others."""
+        return Fingerprint(
+            {**self.files, **other.files}, {**self.paths, **other.paths}
+        )
+
+    def digest(self) -> str | None:
+        """A digest of names and sizes; of flags' files, of their contents.
+
+        None: there are no files.
+        """
+        states = [
+            (name, state[2] if name.startswith("--") else state[0])
+            for name, state in sorted(self.files.items())
+        ]
+        if not states:
+            return None
         return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
     def write(self, path: pathlib.Path) -> None:
@@ -178,10 +193,58 @@ def of_files(
     return Fingerprint(files, paths)
 
 
+def of_flags(
+    config: config_lib.Config, then: Fingerprint | None = None
+) -> Fingerprint:
+    """The files that flags name beside the images, as "--labeled_list".
+
+    Args:
+        config: The flags.
+        then: Those that a run began with: of a file that is not there any
+            more, which it does not need again, what is known.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    paths = {}
+    for flag in ("labeled_list", "split_file"):
+        value = getattr(config, flag)
+        if value is not None and value not in checks.SUBSETS:
+            paths[f"--{flag}"] = os.path.expanduser(value)
+    weights = config.init_from and _weights(config.init_from)
+    if weights:
+        paths["--init_from"] = weights
+    paths = {n: path for n, path in paths.items() if os.path.isfile(path)}
+    contents = digests(list(paths.values()))
+    found = of_files(paths, dict(zip(paths, contents, strict=True)))
+    if then is None:
+        return found
+    gone = {
+        name: state
+        for name, state in then.files.items()
+        if name.startswith("--") and name not in paths
+    }
+    return found.join(Fingerprint(gone))
+
+
+def _weights(path: str) -> str | None:
+    """A file that changes with the weights that --init_from names."""
+    try:
+        kind, found = availability.kind_of_weights(path)
+    except InputError:
+        return None  # gone
+    if kind == "saved_model":
+        return str(found / "variables" / "variables.index")
+    if kind == "workdir":
+        indices = sorted(found.glob("checkpoints/step_*.index"))
+        return str(indices[-1]) if indices else None
+    return str(found)
+
+
 def of_config(
     config: config_lib.Config, then: Fingerprint
 ) -> Fingerprint | None:
-    """The files that the flags name now.
+    """The images that the flags name now, without `of_flags`.
 
     Args:
         config: The flags.
@@ -201,7 +264,11 @@ def of_config(
     if config.dataset == "folder":
         return of_listing(listing.Listing(config.data_dir))
     root = datasets.data_dir(config.tfds_dir)
-    paths = {name: os.path.join(root, name) for name in then.files}
+    paths = {
+        name: os.path.join(root, name)
+        for name in then.files
+        if not name.startswith("--")
+    }
     if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
         return None
     return of_files(paths)

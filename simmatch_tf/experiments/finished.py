@@ -42,8 +42,7 @@ class Finished:
         processor: Of the machine.
         date: Of its end.
         versions: Package → version.
-        images: Of the user's own folder, a digest of its files' names and
-            sizes; None: of another dataset, or not known.
+        data: A digest of the user's own files; see `identity.data`.
     """
 
     flags: list[str]
@@ -62,7 +61,7 @@ class Finished:
     processor: str
     date: str
     versions: dict[str, str]
-    images: str | None = None
+    data: str | None = None
 
     def check(self) -> None:
         """Checks what is computed with.
@@ -135,12 +134,12 @@ class Store:
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it, and it is run again"
             )
-        images = identity.images(config)
-        if None not in (found.images, images) and found.images != images:
+        data = identity.data(config)
+        if None not in (found.data, data) and found.data != data:
             raise InputError(
-                f"{path}: is of other images than --data_dir={config.data_dir} "
-                "has now: files have come, gone or changed; delete it, and it "
-                "is run again"
+                f"{path}: is of other data: files that --data_dir, "
+                "--labeled_list, --split_file or --init_from name have come, "
+                "gone or changed since; delete it, and it is run again"
             )
         return found
 
@@ -185,7 +184,7 @@ class Store:
             processor=_processor(),
             date=datetime.date.today().isoformat(),
             versions=result.versions,
-            images=identity.images(config, workdir / "data.json"),
+            data=identity.data(config, workdir / "data.json"),
         )
         results.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)

@@ -128,10 +128,10 @@ class Workdir:
         changes = self.data_changes(config, now)
         if changes:
             raise InputError(
-                f"--workdir={self.path} holds a run on other images: of those "
-                f"{_where(config)}, {changes}. For a new run name another "
-                "--workdir, or --overwrite this one; the images as they were "
-                "bring it back"
+                f"--workdir={self.path} holds a run on other data than "
+                f"{_where(config)} has now: {changes}. For a new run give "
+                "another --workdir, or --overwrite; the data as they were "
+                "bring the run back"
             )
 
     def data_changes(
@@ -174,6 +174,7 @@ class Workdir:
                 )
             return ""
         self.compared = True
+        now = now.join(fingerprint.of_flags(config, then))
         changes = fingerprint.compare(then, now)
         if changes.touched:
             logging.warning(
@@ -211,7 +212,7 @@ class Workdir:
             if not self.flagfile.is_file():
                 _write_flags(self, config)
             if data is not None and not self.data.is_file():
-                data().write(self.data)
+                data().join(fingerprint.of_flags(config)).write(self.data)
             elif data is not None and not self.compared:
                 self.check_data(config, data())
         except OSError as error:
@@ -280,8 +281,8 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
 def _where(config: config_lib.Config) -> str:
     """Where the flags say that the images are, for a message."""
     if config.data_dir is not None:
-        return f"in --data_dir={config.data_dir}"
-    return f"of --dataset={config.dataset}"
+        return f"--data_dir={config.data_dir}"
+    return f"--dataset={config.dataset}"
 
 
 def _remove_if_empty(folder: Workdir) -> None:

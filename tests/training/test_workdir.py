@@ -15,7 +15,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import contents, fingerprint, listing, prepared
 from simmatch_tf.data import source as source_lib
-from simmatch_tf.experiments import finished, identity
+from simmatch_tf.experiments import finished, identity, plan
 from simmatch_tf.training import results, workdir
 from tests import runs
 
@@ -135,9 +135,9 @@ def test_more_labels(config, root):
         write(root / f"labeled/a/{number}.png")
     refused(
         config,
-        r"run holds a run on other images: of those in --data_dir=.*photos, 3 "
+        "run holds a run on other data than --data_dir=.*photos has now: 3 "
         r"are new \(labeled/a/2.png, labeled/a/3.png, labeled/a/4.png\)\. For "
-        "a new run name another --workdir, or --overwrite",
+        "a new run give another --workdir, or --overwrite",
     )
     with workdir.claim(dataclasses.replace(config, overwrite=True)) as folder:
         assert folder.anew
@@ -227,7 +227,9 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     assert "is not prepared here now" in logged[0]
     content = path.read_bytes()
     path.write_bytes(content[:-9])
-    refused(config, r"of --dataset=cifar10, 1 is changed \(cifar10/3.0.2/cifar")
+    refused(
+        config, r"than --dataset=cifar10 has now: 1 is changed \(cifar10/3.0.2/"
+    )
     path.unlink()
     refused(config, r"1 is gone \(cifar10/3.0.2/cifar10-train")
 
@@ -247,6 +249,55 @@ def test_images_from_python(tmp_path):
     for other in (make(4), make(3, (1, 0))):
         with pytest.raises(InputError, match="2 are changed .test, train"):
             simmatch_tf.fit(config, source=other)
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [
+        ("labeled_list", "file"),
+        ("split_file", "file"),
+        ("init_from", "file"),
+        ("init_from", "run"),
+        ("init_from", "export"),
+    ],
+)
+def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
+    """Its content is a part of the question, too."""
+    named = tmp_path / "mine.h5"
+    content = {
+        "file": named,
+        "run": named / "checkpoints/step_00000002.index",
+        "export": named / "variables/variables.index",
+    }[kind]
+    write(content, b"one")
+    if kind == "run":
+        write(named / "flags.cfg")
+    if kind == "export":
+        write(named / "saved_model.pb")
+    changes = {flag: str(named)}
+    if flag != "init_from":
+        changes["labels"] = None
+    config = runs.config(tmp_path / "run", **changes)
+    finish(config, fingerprint.of_digits())
+    os.utime(content, (5, 5))
+    train.main(config)
+    assert "50.00" in capsys.readouterr().out
+    content.write_bytes(b"two")
+    refused(config, rf"has now: 1 is changed \(--{flag}\)")
+    # A run that has begun needs none of them again.
+    content.unlink()
+    with workdir.claim(config) as folder:
+        assert folder.resumed()
+
+
+def test_a_later_checkpoint_of_the_first_weights(tmp_path):
+    named = tmp_path / "first"
+    write(named / "flags.cfg")
+    write(named / "checkpoints/step_00000002.index", b"two")
+    config = runs.config(tmp_path / "run", init_from=str(named))
+    finish(config, fingerprint.of_digits())
+    write(named / "checkpoints/step_00000010.index", b"ten")
+    refused(config, r"1 is changed \(--init_from\)")
 
 
 def test_evaluation_of_other_images_says_so(config, root, logged):
@@ -269,15 +320,38 @@ def test_an_experiment_on_images_that_changed(config, root, tmp_path):
     store = finished.Store(tmp_path / "finished")
     store.check_writable()
     kept = store.keep(config, folder.path, 1)
-    assert store.find(config) == kept and len(kept.images) == 16
+    assert store.find(config) == kept and len(kept.data) == 16
     identity._in_folder.cache_clear()
     write(root / "labeled/a/2.png")
-    with pytest.raises(InputError, match="is of other images than --data_dir="):
+    with pytest.raises(
+        InputError, match="is of other data: files that --data_dir"
+    ):
         store.find(config)
+    with pytest.raises(InputError, match="is of other data"):
+        finished.missing([cell_of(config)], store)
     # Without the folder, its results are still a table's.
     identity._in_folder.cache_clear()
     shutil.rmtree(root)
     assert store.find(config) == kept
+
+
+def cell_of(config):
+    return plan.Cell("a", "b", 0, (), config)
+
+
+def test_an_experiment_on_a_list_that_changed(tmp_path):
+    write(tmp_path / "list", b"1")
+    config = runs.config(
+        tmp_path / "run", labels=None, labeled_list=str(tmp_path / "list")
+    )
+    folder = finish(config, fingerprint.of_digits())
+    folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
+    store = finished.Store(tmp_path)
+    kept = store.keep(config, folder.path, 1)
+    assert store.find(config) == kept
+    write(tmp_path / "list", b"2")
+    with pytest.raises(InputError, match="is of other data"):
+        store.find(config)
 
 
 def test_each_folder_has_a_workdir_of_its_own(monkeypatch, tmp_path):
