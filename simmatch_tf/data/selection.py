@@ -3,11 +3,14 @@
 Nothing here imports TensorFlow.
 """
 
+import collections
 import dataclasses
 import glob
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+
+from absl import logging
 
 from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
@@ -73,12 +76,24 @@ def find(images: str) -> Selection:
 
 
 def _in_folder(root: str) -> Selection:
-    names = sorted(
-        os.path.relpath(path, root)
-        for place in _folders(root)
-        for path in _visible(os.path.join(glob.escape(place), "*"))
-        if path.lower().endswith(ENDINGS)
-    )
+    names, left_out = [], collections.Counter()
+    for place in _folders(root):
+        for path in _visible(os.path.join(glob.escape(place), "*")):
+            if path.lower().endswith(ENDINGS):
+                names.append(os.path.relpath(path, root))
+            else:
+                ending = os.path.splitext(path)[1].lower()
+                left_out[ending or "without ending"] += 1
+    names.sort()
+    if left_out:
+        logging.warning(
+            "--images=%s: %d files are left out, as their names do not end in "
+            "%s: %s",
+            texts.printable(root),
+            left_out.total(),
+            " ".join(ENDINGS),
+            ", ".join(f"{n} {ending}" for ending, n in left_out.most_common()),
+        )
     root = os.path.abspath(root)
     return Selection([os.path.join(root, name) for name in names], names)
 

@@ -74,6 +74,23 @@ def test_a_folder_shows_each_image_once(folder):
     ]
 
 
+def test_a_folder_says_what_it_leaves_out(folder, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        selection.logging,
+        "warning",
+        lambda text, *values: lines.append(text % values),
+    )
+    (folder / "mixed" / "in").mkdir(parents=True)
+    for name in ("a.tif", "in/b.TIF", "notes", "c.png"):
+        (folder / "mixed" / name).write_bytes(b"")
+    assert len(selection.find("mixed")) == 1
+    assert lines == [
+        "--images=mixed: 3 files are left out, as their names do not end in .jpg "
+        ".jpeg .png .bmp .gif .webp: 2 .tif, 1 without ending"
+    ]
+
+
 def test_lists(folder):
     odd = b"dir/\xff\xe2\x80\xa8 x.png"
     (folder / "list").write_bytes(b"\xef\xbb\xbfa/1.png\r\n\n# no\n" + odd)
