@@ -12,6 +12,7 @@ import typing
 
 from simmatch_tf import checks, cluster, datasets
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import listing
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
@@ -39,10 +40,12 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
     if config.data_service is not None:
         check_reachable("data_service", config.data_service, scheme="grpc://")
     datasets.check(config.dataset, config.tfds_dir)
-    for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
-        value = getattr(config, name)
-        if value is not None and not pathlib.Path(value).expanduser().is_dir():
-            raise InputError(f"--{name}={value}: no such folder")
+    check_data_dir(config)
+    if config.dataset == "folder":
+        found = listing.Listing(config.data_dir)
+        found.check(need_unlabeled=checks.needs_unlabeled_folder(config))
+    if not resumed:
+        _check_folder(config, "tfds_manual_dir")
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in checks.SUBSETS:
@@ -51,6 +54,21 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
             raise InputError(f"--{name}={value}: no such file")
     if config.init_from is not None and not resumed:
         kind_of_weights(config.init_from)
+
+
+def check_data_dir(config: config_lib.Config) -> None:
+    """Checks that the user's own folder is there.
+
+    Raises:
+        InputError: It is not.
+    """
+    _check_folder(config, "data_dir")
+
+
+def _check_folder(config: config_lib.Config, name: str) -> None:
+    value = getattr(config, name)
+    if value is not None and not pathlib.Path(value).expanduser().is_dir():
+        raise InputError(f"--{name}={value}: no such folder")
 
 
 def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:

@@ -316,6 +316,16 @@ def _check_labels(config: config_lib.Config) -> None:
         )
 
 
+def needs_unlabeled_folder(config: config_lib.Config) -> bool:
+    """Whether --data_dir must have images in unlabeled/.
+
+    Not where nothing is learned from them, nor where flags label but a part
+    of labeled/: its rest is unlabeled then.
+    """
+    all_labeled = all(getattr(config, name) is None for name in _SPLITS)
+    return config.algorithm != "supervised" and all_labeled
+
+
 def _check_backbone(config: config_lib.Config) -> None:
     backbones.check(config.backbone)
     if config.stem_stride != 1 and not config.backbone.startswith("wrn_"):

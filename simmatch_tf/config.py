@@ -333,14 +333,18 @@ class Config(operation_flags.OperationFlags):
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
         """Names the workdir, where none is given.
 
-        It is runs/<name of the recipe>; a run's own flagfile means its folder,
-        wherever that was moved.
+        It is runs/<name of the recipe>, of the user's own images
+        runs/<name of the recipe>-<name of their folder>; a run's own flagfile
+        means its folder, wherever that was moved.
         """
         workdir = self.workdir
         if workdir is None and flagfile and flagfile.name == RUN_FLAGFILE:
             workdir = str(flagfile.parent)
         elif workdir is None:
             name = flagfile.stem if flagfile else "default"
+            if self.data_dir is not None:
+                data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
+                name = f"{name}-{os.path.basename(data_dir)}".rstrip("-")
             workdir = os.path.join("runs", name)
         return dataclasses.replace(self, workdir=workdir)
 

@@ -115,7 +115,7 @@ def tfds_names() -> frozenset[str]:
     )
 
 
-def _data_dir(tfds_dir: str | os.PathLike | None) -> str:
+def data_dir(tfds_dir: str | os.PathLike | None) -> str:
     """`tfds_dir`, or TFDS's default for None, with ~ written out."""
     if tfds_dir is None:
         tfds_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
@@ -145,7 +145,7 @@ def prepared_names(tfds_dir: str | os.PathLike | None) -> frozenset[str]:
     Returns:
         The names; none when there is no such folder.
     """
-    root = _data_dir(tfds_dir)
+    root = data_dir(tfds_dir)
     return frozenset(
         name
         # TFDS writes every name in lower case before it looks for the folder.
@@ -209,7 +209,7 @@ def check(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
     if namespace:
         _check_namespace(name, namespace, package)
         return
-    root = _data_dir(tfds_dir)
+    root = data_dir(tfds_dir)
     lower = _NAME.fullmatch(dataset) is not None
     # A look at one folder answers these two; the list takes longer.
     if lower and os.path.isdir(os.path.join(package, "datasets", dataset)):

@@ -6,10 +6,29 @@ python -m simmatch_tf.evaluate --export=exports/digits
 
 import pathlib
 
+from absl import logging
+
 from simmatch_tf import availability, command_flags, commandline, kernels
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
+
+
+def _changes(
+    folder: workdir.Workdir, config: command_flags.EvaluateConfig
+) -> dict[str, str]:
+    """For the report: how the run's images have changed since it began."""
+    if not folder.data.is_file():
+        return {}
+    changes = folder.data_changes(config.moved(folder.read_config()))
+    if not changes:
+        return {}
+    logging.warning(
+        "%s: its images are not those that it began with: %s",
+        folder.path,
+        changes,
+    )
+    return {"images_changed": changes}
 
 
 def main(config: command_flags.EvaluateConfig) -> None:
@@ -30,6 +49,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
         raise InputError(
             f"--output={output}: must be a file in a folder that exists"
         )
+    changes = {} if config.export is not None else _changes(folder, config)
 
     if config.export is None:
         kernels.fast()  # as in training, whose figures these are
@@ -42,6 +62,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
         scores = scoring.of_run(folder, config)
     report = {
         **scores.about,
+        **changes,
         **{
             name: evaluation.describe(values, scores.labels, bins=config.bins)
             for name, values in scores.logits.items()

@@ -4,6 +4,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from simmatch_tf import texts
 from simmatch_tf.errors import InputError, nearest
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -93,10 +94,7 @@ def _read(
     path = find(name)
     if path.resolve() in inside:
         raise InputError(f"--flagfile={name}: the file includes itself")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--flagfile={name}: {error}") from None
+    lines = texts.read(path, f"--flagfile={name}").splitlines()
     words = [line.strip() for line in lines]
     words = [w for w in words if w and not w.startswith(("#", "//"))]
     for line in words:

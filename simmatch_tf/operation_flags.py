@@ -12,7 +12,7 @@ class OperationFlags(commandline.Flags):
 
     workdir: str | None = flag(
         None,
-        "folder of the run; default: runs/<name of the last .cfg>.",
+        "folder of the run; default: runs/RECIPE or runs/RECIPE-DATA_DIR.",
         operational=True,
     )
     overwrite: bool = flag(

@@ -10,6 +10,8 @@ import pytest
 from simmatch_tf import command_flags, flagfiles
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import fingerprint, listing
+from simmatch_tf.training import workdir
 
 Config = config_lib.Config
 GOOD = {"labels": 40, "steps": 10}
@@ -256,9 +258,10 @@ def test_every_recipe_is_accepted_and_says_what_it_is(path):
     assert text.startswith("#")
     if path.name.startswith("base_"):
         return
-    more = ["--data_dir=x"] if path.stem == "folder" else []
+    own = path.stem == "folder"
+    more = ["--data_dir=a/x/"] if own else []
     config = Config.from_argv(["x", f"--flagfile={path}", *more])
-    assert config.workdir == f"runs/{path.stem}"
+    assert config.workdir == f"runs/{path.stem}{'-x' * own}"
     for word in ("python -m simmatch_tf.train", f"configs/{path.name}"):
         assert word in text.split("\n--")[0]
 
@@ -412,7 +415,33 @@ def test_a_missing_recipe_names_the_nearest():
 def test_a_flagfile_that_is_not_text(tmp_path):
     path = tmp_path / "x.cfg"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="can't decode"):
+    with pytest.raises(InputError, match="x.cfg: is no text in UTF-16"):
+        Config.from_flagfile(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_flagfile_as_editors_save_it(tmp_path, encoding):
+    base, path = tmp_path / "base.cfg", tmp_path / "mine.cfg"
+    mark = "\ufeff" * (encoding == "utf-16-le")
+    base.write_text(f"{mark}--labels=40\r\n--steps=5\r\n", encoding=encoding)
+    path.write_text(
+        f"{mark}# é\n--flagfile={base}\n--alpha=0.5\n", encoding=encoding
+    )
+    config = Config.from_flagfile(path)
+    assert (config.labels, config.steps, config.alpha) == (40, 5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"--labels=40\n# caf\xe9", "is no text in UTF-8 .byte 18 is not"),
+        ("--labels=40".encode("utf-16-le"), "zero bytes .*; save it as UTF-8"),
+    ],
+)
+def test_a_flagfile_in_another_encoding(tmp_path, content, message):
+    path = tmp_path / "x.cfg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"--flagfile={path}: .*{message}"):
         Config.from_flagfile(path)
 
 
@@ -512,6 +541,40 @@ def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
     assert found.returncode == 1
     assert message in found.stderr and "Traceback" not in found.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
+    words = ["--dataset=folder", "--data_dir=photos", "--steps=5"]
+
+    def says(message):
+        found = answer("train", *words, cwd=tmp_path)
+        assert found.returncode == 1 and "Traceback" not in found.stderr
+        assert message in found.stderr
+
+    says("--data_dir=photos: no such folder")
+    for name in ("a/1.png", "b/1.tif"):
+        (tmp_path / "photos/labeled" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos/labeled" / name).write_bytes(b"x")
+    says("there are no images in labeled/b but files that are no .jpg")
+    (tmp_path / "photos/labeled/b/1.tif").rename(
+        tmp_path / "photos/labeled/b/1.png"
+    )
+    says("there are no images in unlabeled/")
+    words.append("--algorithm=supervised")
+    # A finished run, on images that have changed since.
+    config = Config.from_argv(["train", *words])
+    assert config.workdir == "runs/default-photos"
+    config = dataclasses.replace(
+        config,
+        workdir=str(tmp_path / config.workdir),
+        data_dir=str(tmp_path / "photos"),
+    )
+    with workdir.claim(config) as folder:
+        found = listing.Listing(config.data_dir)
+        folder.begin(config, lambda: fingerprint.of_listing(found))
+        folder.results.write_text("{}")
+    (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
+    says("1 is new (labeled/b/2.png)")
 
 
 def test_importing_the_package_is_light():

@@ -33,6 +33,7 @@ EVERYWHERE = {
     "flagfiles",
     "operation_flags",
     "pytorch_flags",
+    "texts",
     "transfer_flags",
 }
 
@@ -104,7 +105,11 @@ def test_only_the_bottom_knows_no_tensorflow():
         "errors.py",
         "flagfiles.py",
         "transfer_flags.py",
+        "texts.py",
+        "data/fingerprint.py",
+        "data/listing.py",
         "data/selection.py",
+        "data/shards.py",
         "training/workdir.py",
         "training/results.py",
         "training/patterns.py",

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import files, records, source
+from simmatch_tf.data import files, records
+from simmatch_tf.data import fingerprint as fingerprint_lib
+from simmatch_tf.data import source as source_lib
 
 
-def digest(images: source.Images | source.Encoded) -> str:
+def digest(images: source_lib.Images | source_lib.Encoded) -> str:
     """A digest of the images in their order; their classes are not in it.
 
     Args:
@@ -44,6 +47,49 @@ def digest(images: source.Images | source.Encoded) -> str:
     return found.hexdigest()
 
 
+def fingerprint(source: source_lib.Source) -> fingerprint_lib.Fingerprint:
+    """What tells a dataset from others.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    if source.origin is not None:
+        return source.origin()
+    sets = {
+        "train": source.train,
+        "validation": source.validation,
+        "test": source.test,
+    }
+    return fingerprint_lib.Fingerprint(
+        {
+            name: _state(images)
+            for name, images in sets.items()
+            if images is not None
+        }
+    )
+
+
+def _state(
+    images: source_lib.Images | source_lib.Encoded,
+) -> tuple[int, int, str]:
+    """Size and digest of a set; of one in files without reading these."""
+    found = hashlib.sha256(images.labels.astype("<i4").tobytes())
+    found.update(repr(images.names and list(images.names)).encode())
+    if not images.encoded:
+        found.update(digest(images).encode())
+        return images.images.nbytes, 0, found.hexdigest()
+    paths = getattr(images, "paths", None)
+    if paths is None:
+        paths = images.index.files
+    try:
+        size = sum(os.stat(path).st_size for path in set(paths))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror})"
+        ) from None
+    return size, 0, found.hexdigest()
+
+
 def _of_files(paths: Sequence[str]) -> list[bytes]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(_of_file, paths))
@@ -55,5 +101,5 @@ def _of_file(path: str) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise InputError(
-            f"{files.printable(path)}: cannot be read ({error.strerror})"
+            f"{texts.printable(path)}: cannot be read ({error.strerror})"
         ) from None

@@ -3,9 +3,11 @@
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.data import source
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import fingerprint, source
 
 TRAIN_IMAGES = 1400
+_IMAGES = 1797
 
 
 def load(image_size: int | None = None) -> source.Source:
@@ -15,11 +17,19 @@ def load(image_size: int | None = None) -> source.Source:
 
     Args:
         image_size: Side to resize the 8×8 originals to; default: 16.
+
+    Raises:
+        InputError: They are not all there.
     """
     from sklearn import datasets  # slow to import, needed here only
 
     size = image_size or 16
     digits = datasets.load_digits()
+    if len(digits.images) != _IMAGES:
+        raise InputError(
+            f"--dataset=digits: scikit-learn has {len(digits.images)} images "
+            f"instead of {_IMAGES}; install it anew"
+        )
     images = digits.images[..., None] * (255.0 / 16.0)  # grey from 0 to 16
     images = tf.image.resize(images, [size, size]).numpy().round()
     images = images.astype(np.uint8)
@@ -36,4 +46,5 @@ def load(image_size: int | None = None) -> source.Source:
         train=part(order[:TRAIN_IMAGES]),
         test=part(order[TRAIN_IMAGES:]),
         flip=False,
+        origin=fingerprint.of_digits,
     )

@@ -40,6 +40,8 @@ import PIL
 import PIL.Image
 import tensorflow as tf
 
+from simmatch_tf.data import fingerprint
+
 MAX_PIXELS = 200_000_000
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 # Grey levels between TensorFlow's and Pillow's reading of one image.
@@ -61,6 +63,15 @@ def examine(path: str) -> tuple[int, np.ndarray]:
     Raises:
         ValueError: It cannot be used; says why.
     """
+    return examine_content(path)[:2]
+
+
+def examine_content(path: str) -> tuple[int, np.ndarray, bytes]:
+    """The same, and the digest of the file; see `fingerprint.digest`.
+
+    Raises:
+        ValueError: It cannot be used; says why.
+    """
     try:
         # A named pipe would wait for ever.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -74,7 +85,7 @@ def examine(path: str) -> tuple[int, np.ndarray]:
         raise ValueError(reason) from None
 
 
-def _examine(file: BinaryIO) -> tuple[int, np.ndarray]:
+def _examine(file: BinaryIO) -> tuple[int, np.ndarray, bytes]:
     if not os.fstat(file.fileno()).st_size:
         raise ValueError("the file is empty")
     try:
@@ -94,7 +105,7 @@ def _examine(file: BinaryIO) -> tuple[int, np.ndarray]:
     pixels = _decode(data)
     if image.format not in ("JPEG", "MPO", "PNG") or image.mode == "CMYK":
         _compare(image, pixels)
-    return orientation, pixels
+    return orientation, pixels, fingerprint.digest(data)
 
 
 def _decode(data: bytes) -> np.ndarray:

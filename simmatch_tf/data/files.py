@@ -21,6 +21,7 @@ import tensorflow as tf
 import tqdm
 from absl import flags, logging
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, records
 from simmatch_tf.data import source as source_lib
@@ -28,6 +29,7 @@ from simmatch_tf.data import source as source_lib
 # Share of bad files up to which --on_bad_image=skip leaves them out.
 MAX_BAD = 0.01
 _SHOWN = 10
+printable = texts.printable
 # Files that a thread takes at once, at most.
 _CHUNK = 32
 
@@ -115,6 +117,7 @@ class Inspection:
         pixels: int64 [N].
         sums: uint64 [N, 3], sum of each channel's values 0 … 255.
         squares: uint64 [N, 3], sum of their squares.
+        digests: uint8 [N, 16], of the files' contents.
     """
 
     reasons: dict[int, str]
@@ -122,6 +125,7 @@ class Inspection:
     pixels: np.ndarray
     sums: np.ndarray
     squares: np.ndarray
+    digests: np.ndarray
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
@@ -132,6 +136,7 @@ class Inspection:
             pixels=np.zeros(files, np.int64),
             sums=np.zeros([files, 3], np.uint64),
             squares=np.zeros([files, 3], np.uint64),
+            digests=np.zeros([files, 16], np.uint8),
         )
 
     def statistics(self, indices: np.ndarray) -> source_lib.Statistics:
@@ -151,7 +156,7 @@ class Inspection:
 
 
 # What is kept of each file, beside its key.
-_COLUMNS = ("orientations", "pixels", "sums", "squares")
+_COLUMNS = ("orientations", "pixels", "sums", "squares", "digests")
 
 
 def usable(
@@ -175,7 +180,8 @@ def usable(
     if not bad:
         return np.arange(len(paths))
     lines = [
-        f"{printable(paths[i])}: {inspection.reasons[i]}" for i in bad[:_SHOWN]
+        f"{texts.printable(paths[i])}: {inspection.reasons[i]}"
+        for i in bad[:_SHOWN]
     ]
     count = f"{len(bad)} of {len(paths)} images cannot be used"
     if len(bad) > MAX_BAD * len(paths):
@@ -193,15 +199,6 @@ def usable(
         logging.warning("%s", line)
     logging.warning("%s, and are left out (--on_bad_image=skip)", count)
     return np.setdiff1d(np.arange(len(paths)), bad)
-
-
-def printable(path: str) -> str:
-    r"""The path, bytes that are no UTF-8 written as \xff: fit for a file."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(path).decode(errors="backslashreplace")
-    return path
 
 
 def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
@@ -290,7 +287,7 @@ def _note_key(keys: np.ndarray, index: int, path: str) -> None:
 
 def _version() -> np.ndarray:
     """What was found holds for these only."""
-    return np.array(f"1 {tf.__version__} {PIL.__version__}")
+    return np.array(f"2 {tf.__version__} {PIL.__version__}")
 
 
 def _recall(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
@@ -343,10 +340,11 @@ def _keep(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
 def _note(found: Inspection, index: int, path: str) -> None:
     """Enters what is in a file."""
     try:
-        orientation, pixels = examination.examine(path)
+        orientation, pixels, digest = examination.examine_content(path)
     except ValueError as error:
         found.reasons[index] = str(error)
         return
     found.sums[index], found.squares[index] = examination.sums(pixels)
     found.pixels[index] = pixels.size // 3
+    found.digests[index] = np.frombuffer(digest, np.uint8)
     found.orientations[index] = orientation  # last: this marks it as seen

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 
@@ -25,10 +26,7 @@ def read(
     Raises:
         InputError: It cannot be read, or a line is no labeled image's.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--labeled_list={path}: {error}") from None
+    lines = texts.read(path, f"--labeled_list={path}").splitlines()
     return find(lines, source, f"--labeled_list={path}", in_order=in_order)
 
 
@@ -75,22 +73,24 @@ def find(
 def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
     """From a name, and where it stands, to an index."""
     names = source.train.names or ()
+    # As equal ones compare equal; messages show them as they are.
+    composed = [texts.nfc(name) for name in names]
     # By the last part of the path: lists often leave out folders, or have more
     # of them than the data.
     by_last: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
+    for index, name in enumerate(composed):
         by_last.setdefault(name.rpartition("/")[2], []).append(index)
 
     def fits(index: int, name: str) -> bool:
-        one, other = f"/{names[index]}", f"/{name}"
+        one, other = f"/{composed[index]}", f"/{name}"
         return one.endswith(other) or other.endswith(one)
 
     def look_up(name: str, place: str) -> int:
-        name = name.replace("\\", "/")
+        name = texts.nfc(name.replace("\\", "/"))
         same = by_last.get(name.rpartition("/")[2], ())
         found = [i for i in same if fits(i, name)]
         if len(found) > 1:  # "a/x.jpg" may end others' paths, too
-            found = [i for i in found if names[i] == name] or found
+            found = [i for i in found if composed[i] == name] or found
         if len(found) > 1:
             raise InputError(f"{place} is the name of several images")
         if found:

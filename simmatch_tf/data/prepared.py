@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import decoding, records, source
+from simmatch_tf.data import builders, decoding, records, shards, source
 
 # Pixels of all images together (as bytes) up to which they are held decoded.
 MEMORY_LIMIT = 4 * 2**30
@@ -27,7 +27,6 @@ _NO_FLIP = re.compile(
     "svhn|mnist|cmaterdb|omniglot|quickdraw|binary_alpha_digits|chars|letters"
 )
 _FLIP = re.compile(r"fashion_mnist")
-_UNLABELED = ("unlabelled", "unlabeled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ def load(
     Raises:
         InputError: It cannot be had, or is no image classification dataset.
     """
-    builder = _prepare(name, tfds_dir, manual_dir)
+    builder = builders.prepare(name, tfds_dir, manual_dir)
     keys = _keys(builder)
     splits = builder.info.splits
     if "train" not in splits:
@@ -69,7 +68,7 @@ def load(
             f"--dataset={name}: has no training images; its splits are "
             + ", ".join(splits)
         )
-    train = ["train", *(s for s in _UNLABELED if s in splits)]
+    train = ["train", *(s for s in shards.UNLABELED if s in splits)]
     shape = builder.info.features[keys.image].shape
     total = np.prod([side or 2**20 for side in shape], dtype=float)
     total *= sum(splits[s].num_examples for s in train)
@@ -93,6 +92,7 @@ def load(
         if wanted
         else None,
         measure=None if held else functools.partial(_measure, name, images),
+        origin=functools.partial(shards.fingerprint, builder),
     )
 
 
@@ -109,7 +109,7 @@ def outline(
     Raises:
         InputError: See `load`.
     """
-    builder = _make(name, tfds_dir)
+    builder = builders.make(name, tfds_dir)
     keys = _keys(builder)
     height, width, channels = builder.info.features[keys.image].shape
     if image_size or None in (height, width):
@@ -118,7 +118,7 @@ def outline(
     size = None
     if builder.data_path.exists():
         splits = builder.info.splits
-        names = ["train", *(s for s in _UNLABELED if s in splits)]
+        names = ["train", *(s for s in shards.UNLABELED if s in splits)]
         size = sum(splits[s].num_examples for s in names)
     return source.Outline(
         class_names=list(builder.info.features[keys.label].names),
@@ -146,73 +146,8 @@ def listed(
     Raises:
         InputError: It cannot be had.
     """
-    builder = _prepare(name, tfds_dir, manual_dir)
+    builder = builders.prepare(name, tfds_dir, manual_dir)
     return _encoded(builder, _keys(builder), ["train"]).names
-
-
-def _make(name: str, tfds_dir: str | None):
-    """A TFDS builder, whether or not its data are on disk."""
-    import tensorflow_datasets as tfds  # slow to import, needed here only
-
-    try:
-        return tfds.builder(name, data_dir=tfds_dir)
-    except (
-        tfds.core.DatasetNotFoundError,
-        AssertionError,  # an unknown version
-        ValueError,  # an unknown configuration
-    ) as error:
-        text = str(error).strip().splitlines()[0].rpartition("}: ")[2]
-        known = getattr(_builder_class(name), "BUILDER_CONFIGS", None) or []
-        configs = ", ".join(c.name for c in known[:20])
-        raise InputError(
-            f"--dataset={name}: TFDS cannot make it ({text})"
-            + (f"; its configurations: {configs}" if configs else "")
-        ) from None
-
-
-def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None):
-    """A TFDS builder whose data are on disk."""
-    import tensorflow_datasets as tfds
-
-    builder = _make(name, tfds_dir)
-    if builder.data_path.exists():
-        return builder
-    logging.warning(
-        "%s is not prepared in %s: TFDS downloads and prepares it, which may "
-        "take long",
-        name,
-        builder.data_path,
-    )
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    try:
-        builder.download_and_prepare(download_config=config)
-    except Exception as error:  # TFDS lets through whatever goes wrong
-        raise InputError(_not_prepared(name, builder, error)) from error
-    return builder
-
-
-def _builder_class(name: str):
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder_cls(re.split("[/:]", name)[0])
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        return None
-
-
-def _not_prepared(name: str, builder, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = (
-        f"--dataset={name}: is not prepared in {builder.data_path}, and TFDS "
-        f"cannot prepare it: {lines[0][:300]}"
-    )
-    manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
-    if manual:
-        text += (
-            "\nIt wants archives that you place in --tfds_manual_dir: "
-            + " ".join(manual.split())
-        )
-    return text
 
 
 def _keys(builder) -> _Keys:
@@ -267,8 +202,8 @@ def _known(
     builder, keys: _Keys, read, split: str
 ) -> source.Images | source.Encoded | None:
     """A split, if the classes of its images are all known."""
-    first = next(iter(_examples(builder, split, keys, 1)))
-    if first["label"].min() < 0:
+    first = next(iter(_examples(builder, split, keys, 1)), None)
+    if first is not None and first["label"].min() < 0:
         return None  # as all of ImageNet's test images
     images = read([split])
     if images.labels.min() >= 0:
@@ -302,17 +237,34 @@ def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
     try:
         yield from dataset.batch(batch).as_numpy_iterator()
     except tf.errors.OpError as error:
-        raise InputError(
-            f"--dataset={builder.info.full_name}: {split} cannot be read "
-            f"({error.message.splitlines()[0]}); remove {builder.data_path}, "
-            "and it is prepared anew"
-        ) from None
+        raise _unreadable(builder, split, error) from None
+
+
+def _unreadable(builder, split: str, error: tf.errors.OpError) -> InputError:
+    """What is wrong with a split that TensorFlow cannot read to its end."""
+    if builder.info.file_format.value == "tfrecord":
+        files = shards.of_builder(builder, [split])
+        shards.check(list(files), list(files.values()))
+        for path in files:
+            try:
+                for _ in tf.data.TFRecordDataset(path):
+                    pass
+            except tf.errors.DataLossError:
+                return shards.damaged(path)
+    return InputError(
+        f"--dataset={builder.info.full_name}: {split} cannot be read "
+        f"({error.message.splitlines()[0]}); remove {builder.data_path}, "
+        "and it is prepared anew"
+    )
 
 
 def _held(
     builder, keys: _Keys, image_size: int | None, splits: Sequence[str]
 ) -> source.Images:
     """Splits one after the other, decoded, in memory."""
+    if builder.info.file_format.value == "tfrecord":
+        files = shards.of_builder(builder, splits)
+        shards.check(list(files), list(files.values()))
     size = sum(builder.info.splits[s].num_examples for s in splits)
     shape = builder.info.features[keys.image].shape
     if image_size is not None:
@@ -330,6 +282,12 @@ def _held(
             labels[place:end] = batch["label"]
             names += [n.decode(errors="replace") for n in batch.get("name", ())]
             place = end
+    if place != size:
+        raise InputError(
+            f"--dataset={builder.info.full_name}: its files hold {place} of "
+            f"the {size} examples that dataset_info.json promises; "
+            + shards.advice(str(builder.data_path / "*"))
+        )
     return source.Images(images, labels, names or None)
 
 
@@ -354,14 +312,13 @@ def _encoded(
             f"{info.file_format.value}; large datasets are read from tfrecord "
             "files only"
         )
-    files = [
-        str(path) for split in splits for path in info.splits[split].filepaths
-    ]
+    files = shards.of_builder(builder, splits)
     index = records.scan(
-        files,
+        list(files),
         label=keys.label,
         name=keys.name,
         cache_name=f"{info.full_name}-{'-'.join(splits)}",
+        promised=list(files.values()),
     )
     return records.RecordImages(index, keys.image)
 

@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import shards
 
 _FRAME = 16  # bytes around a record: length, two checksums
 _BUFFER = 64 * 1024  # of a file that is opened for one image
@@ -151,6 +152,7 @@ def scan(
     label: str | None,
     name: str | None,
     cache_name: str,
+    promised: Sequence[int] | None = None,
 ) -> Index:
     """Makes the index of record files, or reads the one made before.
 
@@ -160,16 +162,24 @@ def scan(
         name: Key of the name; None: there is none.
         cache_name: Of the kept file, readable for people; what tells two
             states of the data apart is added.
+        promised: Records that each file must have; None: not known.
 
     Raises:
-        InputError: A file cannot be read, or has no such features.
+        InputError: A file cannot be read, or has no such features, or another
+            number of records.
     """
     kept = _kept(files, cache_name, (label, name))
     found = None if kept is None else _read_kept(kept, files)
     if found is not None:
+        _check_counts(found, promised)
         return found
     logging.info("%s: noting where every image is, once", cache_name)
-    parts = [_scan_file(path, label, name) for path in files]
+    parts = [
+        _scan_file(path, label, name, wanted)
+        for path, wanted in zip(
+            files, promised or [None] * len(files), strict=True
+        )
+    ]
     offsets, labels, names = zip(*parts, strict=True)
     index = Index(
         files=list(files),
@@ -180,15 +190,22 @@ def scan(
         labels=np.concatenate(labels),
         names=None if name is None else np.concatenate(names),
     )
+    _check_counts(index, promised)
     if kept is not None:
         _keep(kept, index)
     return index
 
 
+def _check_counts(index: Index, promised: Sequence[int] | None) -> None:
+    if promised is not None:
+        counts = np.bincount(index.shard, minlength=len(index.files))
+        shards.check_counts(index.files, counts.tolist(), promised)
+
+
 def _scan_file(
-    path: str, label: str | None, name: str | None
+    path: str, label: str | None, name: str | None, promised: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Offsets, classes and names of one file's records."""
+    """Offsets, classes and names of one file's records; see `scan`."""
     wanted = {}
     if label is not None:
         wanted[label] = tf.io.FixedLenFeature([], tf.int64)
@@ -206,6 +223,10 @@ def _scan_file(
     dataset = dataset.map(tf.autograph.experimental.do_not_convert(look))
     try:
         batches = list(dataset.as_numpy_iterator())
+    except tf.errors.DataLossError:
+        if promised is not None:
+            shards.check([path], [promised])
+        raise shards.damaged(path) from None
     except tf.errors.OpError as error:
         raise InputError(f"{path}: cannot be read ({error.message})") from None
 
@@ -237,7 +258,10 @@ def _kept(
         try:
             found = os.stat(path)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error})") from None
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror or error}); "
+                + shards.advice(path)
+            ) from None
         state.append(f"{path} {found.st_size} {found.st_mtime_ns}")
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     safe = cache_name.replace("/", "-")

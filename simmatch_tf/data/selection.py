@@ -3,12 +3,16 @@
 Nothing here imports TensorFlow.
 """
 
+import collections
 import dataclasses
 import glob
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from absl import logging
+
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -72,12 +76,24 @@ def find(images: str) -> Selection:
 
 
 def _in_folder(root: str) -> Selection:
-    names = sorted(
-        os.path.relpath(path, root)
-        for place in _folders(root)
-        for path in _visible(os.path.join(glob.escape(place), "*"))
-        if path.lower().endswith(ENDINGS)
-    )
+    names, left_out = [], collections.Counter()
+    for place in _folders(root):
+        for path in _visible(os.path.join(glob.escape(place), "*")):
+            if path.lower().endswith(ENDINGS):
+                names.append(os.path.relpath(path, root))
+            else:
+                ending = os.path.splitext(path)[1].lower()
+                left_out[ending or "without ending"] += 1
+    names.sort()
+    if left_out:
+        logging.warning(
+            "--images=%s: %d files are left out, as their names do not end in "
+            "%s: %s",
+            texts.printable(root),
+            left_out.total(),
+            " ".join(ENDINGS),
+            ", ".join(f"{n} {ending}" for ending, n in left_out.most_common()),
+        )
     root = os.path.abspath(root)
     return Selection([os.path.join(root, name) for name in names], names)
 
@@ -126,13 +142,22 @@ def _listed(images: str, path: str) -> Selection:
         raise InputError(
             f"--images={images}: cannot be read ({error.strerror})"
         ) from None
-    if b"\0" in content:
+    encoding, mark = texts.encoding(content)
+    try:
+        # As the system has names: they need not be UTF-8, nor without odd
+        # blanks.
+        text = (
+            os.fsdecode(content[mark:])
+            if encoding in (None, "utf-8")
+            else content[mark:].decode(encoding)
+        )
+    except UnicodeDecodeError:
+        text = "\0"  # no text of that encoding
+    if "\0" in text:
         raise InputError(
             f"--images={images}: is neither an image nor a list of files, one "
             f"a line; images end in {', '.join(ENDINGS)}"
         )
-    # As the system has names: they need not be UTF-8, nor without odd blanks.
-    text = os.fsdecode(content.removeprefix(b"\xef\xbb\xbf"))
     lines = [line.strip("\r\t ") for line in text.split("\n")]
     names = [line for line in lines if line and not line.startswith("#")]
     root = os.path.dirname(os.path.abspath(path))

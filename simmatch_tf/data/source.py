@@ -13,6 +13,8 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 import tensorflow as tf
 
+from simmatch_tf.data import fingerprint
+
 # Mean and standard deviation of each channel, in units of 1 (white).
 Statistics = tuple[list[float], list[float]]
 # Of ImageNet, as published weights want them.
@@ -148,6 +150,7 @@ class Source:
             memory, which must be square then, default: their own.
         validation: Images that were set aside to choose by, if any.
         measure: Computes the statistics of encoded training images.
+        origin: Says which files the images are from; None: not known.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Source:
     image_size: int | None = None
     validation: Images | Encoded | None = None
     measure: Callable[[], Statistics] | None = None
+    origin: Callable[[], fingerprint.Fingerprint] | None = None
 
     def __post_init__(self) -> None:
         """Checks that labels, names and the two sets go together."""

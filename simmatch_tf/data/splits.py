@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simmatch_tf import commandline
+from simmatch_tf import commandline, texts
 from simmatch_tf.data import source as source_lib
 
 InputError = commandline.InputError
@@ -83,8 +83,9 @@ def draw(
         if held >= count:
             raise InputError(
                 f"--validation_fraction={validation_fraction}: class {name!r} "
-                f"has {count} labeled images, and with {held} set aside none "
-                "would be left; use more labels"
+                f"has {count} labeled image{'s' * (count > 1)}, and with "
+                f"{held} set aside none would be left to train on; "
+                + _more_labels(source)
             )
         labeled.append(np.sort(pool[: count - held]))
         validation.append(np.sort(pool[count - held : count]))
@@ -93,6 +94,19 @@ def draw(
         source, labeled, validation, unlabeled_includes_labeled
     )
     return Split(labeled, validation, unlabeled)
+
+
+def _more_labels(source: source_lib.Source) -> str:
+    """What to do where a class has too few labels to set one aside."""
+    none_aside = "give --validation_fraction=0"
+    if source.test is not None:
+        return f"{none_aside}, as there are test images, or use more labels"
+    if source.name != "folder":
+        return "use more labels"
+    return (
+        "label another image of it, or place images to score by in test/CLASS/ "
+        f"and {none_aside}"
+    )
 
 
 def _unlabeled(
@@ -240,7 +254,7 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
         InputError: The file cannot be read or is no split.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         images = content["train_images"]
         unknown = content["labeled"] is None
         for name in ("labeled", "validation", "unlabeled_excludes")[unknown:]:
@@ -248,7 +262,10 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
                 raise ValueError(f"{name}: not all are in [0, {images})")
         if not unknown and len(content["labels"]) != len(content["labeled"]):
             raise ValueError("labels and labeled are not of one length")
-        content["class_names"], content["image_shape"]
+        content["class_names"] = [
+            texts.nfc(name) for name in content["class_names"]
+        ]
+        content["image_shape"]
         content.setdefault(  # older files lack it
             "unlabeled_images", images - len(content["unlabeled_excludes"])
         )
@@ -277,7 +294,7 @@ def read(
     images = len(source.train)
     wanted = {
         "train_images": images,
-        "class_names": list(source.class_names),
+        "class_names": [texts.nfc(name) for name in source.class_names],
     }
     if resumed:
         wanted["image_shape"] = list(source.image_shape)
@@ -349,7 +366,7 @@ def _check_labeled(
         return
     here = [names[i] for i in labeled]
     for old, new in zip(there, here, strict=True):
-        if old != new:
+        if texts.nfc(old) != texts.nfc(new):
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: a "
                 f"labeled image is {old!r} there and {new!r} here"

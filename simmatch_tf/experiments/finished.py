@@ -42,6 +42,7 @@ class Finished:
         processor: Of the machine.
         date: Of its end.
         versions: Package → version.
+        data: A digest of the user's own files; see `identity.data`.
     """
 
     flags: list[str]
@@ -60,6 +61,7 @@ class Finished:
     processor: str
     date: str
     versions: dict[str, str]
+    data: str | None = None
 
     def check(self) -> None:
         """Checks what is computed with.
@@ -108,8 +110,8 @@ class Store:
         """The finished run of these flags, if there is one.
 
         Raises:
-            InputError: Its file cannot be read, or is of other flags: their
-                defaults have changed since.
+            InputError: Its file cannot be read, or is of other flags, as their
+                defaults have changed since, or of other images.
         """
         path = self.folder / identity.name(config)
         if not path.is_file():
@@ -131,6 +133,13 @@ class Store:
             raise InputError(
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it, and it is run again"
+            )
+        data = identity.data(config)
+        if None not in (found.data, data) and found.data != data:
+            raise InputError(
+                f"{path}: is of other data: files that --data_dir, "
+                "--labeled_list, --split_file or --init_from name have come, "
+                "gone or changed since; delete it, and it is run again"
             )
         return found
 
@@ -175,6 +184,7 @@ class Store:
             processor=_processor(),
             date=datetime.date.today().isoformat(),
             versions=result.versions,
+            data=identity.data(config, workdir / "data.json"),
         )
         results.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)

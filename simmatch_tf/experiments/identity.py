@@ -4,10 +4,13 @@ Nothing here imports TensorFlow.
 """
 
 import dataclasses
+import functools
 import hashlib
+import pathlib
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
+from simmatch_tf.data import fingerprint, listing
 
 
 def flags(config: config_lib.Config) -> list[str]:
@@ -32,8 +35,45 @@ def name(config: config_lib.Config) -> str:
     at_default = usual()
     given = [word for word in flags(config) if word not in at_default]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
-    data = datasets.base(config.dataset)
-    return f"{data}_{config.algorithm}_seed{config.seed}_{digest}.json"
+    dataset = datasets.base(config.dataset)
+    return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
+
+
+def data(
+    config: config_lib.Config, kept: pathlib.Path | None = None
+) -> str | None:
+    """What tells the files that flags name from what these had before.
+
+    Args:
+        config: The flags.
+        kept: The data.json of a run: its files instead of those there now.
+
+    Returns:
+        A digest of --data_dir's files, of a list and of first weights; None:
+        no flag names any, or they are not known.
+    """
+    try:
+        if kept is not None:
+            found = fingerprint.read(kept)
+        elif config.dataset == "folder":
+            found = _in_folder(config.absolute().data_dir)
+            found = found.join(fingerprint.of_flags(config))
+        else:
+            found = fingerprint.of_flags(config)
+    except (OSError, ValueError):
+        return None  # it is not there: the runs that want it say so
+    files = {
+        name: state
+        for name, state in found.files.items()
+        if config.dataset == "folder" or name.startswith("--")
+    }
+    return fingerprint.Fingerprint(files).digest()
+
+
+@functools.cache
+def _in_folder(path: str) -> fingerprint.Fingerprint:
+    """Once for all cells of a plan."""
+    return fingerprint.of_listing(listing.Listing(path))
 
 
 def usual() -> set[str]:

@@ -26,7 +26,7 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, commandline, flagfiles
+from simmatch_tf import checks, commandline, flagfiles, texts
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import identity
@@ -148,8 +148,8 @@ def read(name: str) -> Plan:
     )
     parser.optionxform = str  # names are shown as they are written
     try:
-        parser.read_string(path.read_text(encoding="utf-8-sig"), name)
-    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        parser.read_string(texts.read(path, name), name)
+    except configparser.Error as error:
         text = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as a plan ({text})") from None
     if "plan" not in parser:

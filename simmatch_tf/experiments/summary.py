@@ -113,7 +113,12 @@ def check_page(page: str | None, name: str) -> None:
     if not path.is_file():
         raise InputError(f"--page={page}: no such file")
     try:
+        # It is written back as UTF-8, which it must be.
         comparison.place(path.read_text(encoding="utf-8"), name)
+    except UnicodeDecodeError:
+        raise InputError(
+            f"--page={page}: is no text in UTF-8; save it as such"
+        ) from None
     except ValueError as error:
         raise InputError(f"--page={page}: {error}") from None
 

@@ -267,6 +267,7 @@ def _evaluation(
         found.get("step") == result.steps
         and found.get("class_names") == result.class_names
         and found.get("test_images") == result.test_images
+        and "images_changed" not in found
     )
     return record if same else None
 

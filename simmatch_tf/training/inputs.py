@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import backbones, checks, datasets
+from simmatch_tf import backbones, checks, datasets, texts
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import (
@@ -61,6 +61,7 @@ def _load(config: config_lib.Config) -> source_lib.Source:
             config.data_dir,
             image_size=config.image_size,
             on_bad_image=config.on_bad_image,
+            need_unlabeled=checks.needs_unlabeled_folder(config),
         )
     return prepared.load(
         config.dataset, image_size=config.image_size, **_tfds_folders(config)
@@ -114,7 +115,8 @@ def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
         return len(splits.read_content(path)["labels"])
     name = config.labeled_list or config.published_list()
     if name is not None and name not in checks.SUBSETS:
-        text = pathlib.Path(name).expanduser().read_text(encoding="utf-8-sig")
+        path = pathlib.Path(name).expanduser()
+        text = texts.read(path, f"--labeled_list={name}")
         count = sum(bool(line.strip()) for line in text.splitlines())
     elif name is not None:
         count = checks.SUBSETS[name]

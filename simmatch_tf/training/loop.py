@@ -9,8 +9,8 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import contents, splits
 from simmatch_tf.data import source as source_lib
-from simmatch_tf.data import splits
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
@@ -66,6 +66,8 @@ def fit(
     custom.check(config)
     with workdir_lib.claim(config) as folder:
         if folder.finished():
+            if source is not None and folder.data.is_file():
+                folder.check_data(config, contents.fingerprint(source))
             logging.warning(
                 "%s holds a finished run: its result is read, nothing is "
                 "trained; overwrite=True trains anew",
@@ -153,7 +155,7 @@ class _Run:
     def _begin(self) -> None:
         """Writes what a new run begins with."""
         resumed = self.folder.resumed()
-        self.folder.begin(self.given)
+        self.folder.begin(self.given, lambda: contents.fingerprint(self.source))
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 

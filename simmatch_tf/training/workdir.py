@@ -5,6 +5,7 @@
     checkpoints/   step_00000400.index …
     tensorboard/   scalars
     results.json   the result, once the run is finished
+    data.json      the files of its images, to know them again
     timing.json    when it ran and how fast
     imported.json  where it comes from, if it was imported
     lock           held while a process trains here
@@ -16,13 +17,14 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import logging
 
-from simmatch_tf import cluster
+from simmatch_tf import availability, cluster
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import fingerprint
 from simmatch_tf.training import locking
 
 FLAGFILE = config_lib.RUN_FLAGFILE
@@ -36,6 +38,7 @@ _OWN = (
     "tensorboard",
     "results.json",
     "timing.json",
+    "data.json",
     EVALUATION,
     "imported.json",
 )
@@ -46,9 +49,11 @@ class Workdir:
 
     Attributes:
         anew: What stands here is of another run, and `begin` removes it.
+        compared: Its images are known to be those that it began with.
     """
 
     anew: bool = False
+    compared: bool = False
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
@@ -60,6 +65,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.results = self.path / "results.json"
         self.timing = self.path / "timing.json"
+        self.data = self.path / "data.json"
         self.evaluation = self.path / EVALUATION
         self.imported = self.path / "imported.json"
 
@@ -102,15 +108,102 @@ class Workdir:
         if config.overwrite or not self.finished():
             resumed = self.started() and not config.overwrite
             config.check_available(resumed=resumed)
+        else:
+            availability.check_data_dir(config)
 
-    def begin(self, config: config_lib.Config) -> None:
+    def check_data(
+        self,
+        config: config_lib.Config,
+        now: fingerprint.Fingerprint | None = None,
+    ) -> None:
+        """Checks that the run's images are those that it began with.
+
+        Args:
+            config: The flags.
+            now: The images; None: those that the flags name.
+
+        Raises:
+            InputError: They are not.
+        """
+        changes = self.data_changes(config, now)
+        if changes:
+            raise InputError(
+                f"--workdir={self.path} holds a run on other data than "
+                f"{_where(config)} has now: {changes}. For a new run give "
+                "another --workdir, or --overwrite; the data as they were "
+                "bring the run back"
+            )
+
+    def data_changes(
+        self,
+        config: config_lib.Config,
+        now: fingerprint.Fingerprint | None = None,
+    ) -> str:
+        """How the run's images have changed since it began; "": not known to.
+
+        Args:
+            config: See `check_data`.
+            now: See `check_data`.
+        """
+        if not self.data.is_file():
+            logging.warning(
+                "%s: keeps no list of its images (data.json), as a run that "
+                "was imported or begun by an older version; whether they are "
+                "the same is not checked",
+                self.path,
+            )
+            return ""
+        try:
+            then = fingerprint.read(self.data)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            logging.warning(
+                "%s: cannot be read (%s); whether the run's images are the "
+                "same is not checked",
+                self.data,
+                error,
+            )
+            return ""
+        now = now or fingerprint.of_config(config, then)
+        if now is None:
+            if self.finished() and config.dataset != "custom":
+                logging.warning(
+                    "%s: --dataset=%s is not prepared here now; whether it is "
+                    "the same is not checked",
+                    self.path,
+                    config.dataset,
+                )
+            return ""
+        self.compared = True
+        now = now.join(fingerprint.of_flags(config, then))
+        changes = fingerprint.compare(then, now)
+        if changes.touched:
+            logging.warning(
+                "%s: %d files of its dataset have been written since it "
+                "began, such as %s; their sizes are the same",
+                self.path,
+                len(changes.touched),
+                changes.touched[0],
+            )
+        return changes.text()
+
+    def begin(
+        self,
+        config: config_lib.Config,
+        data: Callable[[], fingerprint.Fingerprint] | None = None,
+    ) -> None:
         """Writes the flags of a new run, once it is known that it can start.
 
         Only here anything is removed: a run that is refused leaves the folder
         as it was.
 
+        Args:
+            config: The flags.
+            data: Says which images it has; None: an imported run, which has
+                none yet.
+
         Raises:
-            InputError: The folder cannot be written.
+            InputError: The folder cannot be written, or a run that goes on
+                began with other images.
         """
         try:
             if self.anew:
@@ -118,6 +211,10 @@ class Workdir:
                 self.anew = False
             if not self.flagfile.is_file():
                 _write_flags(self, config)
+            if data is not None and not self.data.is_file():
+                data().join(fingerprint.of_flags(config)).write(self.data)
+            elif data is not None and not self.compared:
+                self.check_data(config, data())
         except OSError as error:
             raise InputError(
                 f"--workdir={self.path}: cannot be written ({error.strerror})"
@@ -164,9 +261,10 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
                     f"{FLAGFILE} is missing; restore it, or --overwrite"
                 )
             _check_same(folder, config)
+            folder.check_data(config)
         elif folder.flagfile.is_file():
             # It ended before its first checkpoint: nothing is lost.
-            folder.anew = bool(_differences(folder, config))
+            folder.anew = True
             if folder.timing.is_file():
                 logging.warning(
                     "%s: the run's checkpoints are gone; it starts anew",
@@ -178,6 +276,13 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             if not there:
                 _remove_if_empty(folder)
             raise
+
+
+def _where(config: config_lib.Config) -> str:
+    """Where the flags say that the images are, for a message."""
+    if config.data_dir is not None:
+        return f"--data_dir={config.data_dir}"
+    return f"--dataset={config.dataset}"
 
 
 def _remove_if_empty(folder: Workdir) -> None:

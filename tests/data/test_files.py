@@ -301,19 +301,19 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files that were decoded."""
-    seen, examine = [], examination.examine
+    seen, examine = [], examination.examine_content
 
     def note(path):
         seen.append(os.path.basename(path))
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine", note)
+    monkeypatch.setattr(examination, "examine_content", note)
     return seen
 
 
 def check_same(one, other):
     assert one.reasons == other.reasons
-    for name in ("orientations", "pixels", "sums", "squares"):
+    for name in files._COLUMNS:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -404,7 +404,7 @@ def test_unwritable_caches_are_a_line_of_the_log(tmp_path, logged):
 
 def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
     paths = write(tmp_path, {f"{i}.jpg": SAME["rgb.jpg"] for i in range(400)})
-    seen, examine = [], examination.examine
+    seen, examine = [], examination.examine_content
 
     def interrupted(path):
         seen.append(path)
@@ -412,7 +412,7 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine", interrupted)
+    monkeypatch.setattr(examination, "examine_content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.inspect(paths, cache=tmp_path / "cache.npz")
     before = len(seen)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -21,6 +22,8 @@ GOOD = (
     "test/dog/10.jpg",
 )
 
+COPIES = ("in two classes", "copies of")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -32,11 +35,15 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def logged(monkeypatch):
-    """Warnings, as they are read."""
+    """Warnings, as they are read; most images here are of one colour."""
     lines = []
-    monkeypatch.setattr(
-        logging, "warning", lambda text, *values: lines.append(text % values)
-    )
+
+    def log(text, *values):
+        line = text % values
+        if not any(word in line for word in COPIES):
+            lines.append(line)
+
+    monkeypatch.setattr(logging, "warning", log)
     return lines
 
 
@@ -165,7 +172,7 @@ def test_inspected_once(tmp_path, cache, monkeypatch):
     first = read(root)
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(
-        files.examination, "examine", lambda path: pytest.fail(path)
+        files.examination, "examine_content", lambda path: pytest.fail(path)
     )
     again = read(root)
     assert again.train.names == first.train.names
@@ -189,8 +196,8 @@ def test_hidden_and_other_files(tmp_path, logged):
     assert found.class_names == ["cat", "dog"]
     assert logged == [
         f"{root}: 5 files are left out, as their names do not end in .jpg "
-        ".jpeg .png .bmp .gif: labeled/dog/Thumbs.db, labeled/notes.txt, "
-        "test/cat/a.tif, …"
+        ".jpeg .png .bmp .gif: labeled 1 .txt; labeled/dog 1 .db; test/cat 1 "
+        ".tif; unlabeled 1 .webp, 1 without ending"
     ]
     logged.clear()
     read(make(tmp_path / "clean"))
@@ -429,11 +436,178 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         read(root)
 
 
-def test_test_images_that_are_trained_on(tmp_path, logged):
-    root = make(tmp_path / "data", without=["test"])
+@pytest.fixture
+def warned(monkeypatch):
+    """All warnings, as they are read."""
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    return lines
+
+
+def distinct(root):
+    """A folder whose images are all of different colours."""
+    for number, name in enumerate(GOOD):
+        save(root / name, (20 * number, 0, 0))
+    return root
+
+
+def copy(root, one, other):
+    (root / other).write_bytes((root / one).read_bytes())
+
+
+def test_no_image_is_there_twice(tmp_path, warned):
+    read(distinct(tmp_path / "data"))
+    assert warned == []
+
+
+def test_test_images_that_are_trained_on(tmp_path, warned):
+    """As links."""
+    root = distinct(tmp_path / "data")
+    shutil.rmtree(root / "test")
     (root / "unlabeled" / "all").symlink_to("../labeled")
     (root / "test").symlink_to("labeled")
     read(root)
-    (line,) = [line for line in logged if "trained on as well" in line]
-    assert line.startswith("3 of the test images")
-    assert "test/cat/a.png is " in line
+    leak, overlap = warned
+    assert leak.startswith("3 of the 3 test images are trained on with their")
+    assert "test/cat/a.png is labeled/cat/a.png, " in leak
+    assert overlap.startswith("3 of the 3 test images are trained on without")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (
+            "labeled/cat/a.png",
+            "test/cat/copy.png",
+            "1 of the 4 test images are trained on with their class, as "
+            "copies of them are in labeled/ (test/cat/copy.png is "
+            "labeled/cat/a.png): the result will be too good; remove them "
+            "from one of the two",
+        ),
+        (
+            "unlabeled/z.bmp",
+            "test/cat/copy.bmp",
+            "1 of the 4 test images are trained on without their class, as "
+            "copies of them are in unlabeled/ (test/cat/copy.bmp is "
+            "unlabeled/z.bmp): the result may be better than on new images",
+        ),
+        (
+            "labeled/cat/a.png",
+            "labeled/dog/copy.png",
+            "1 images lie in two classes (labeled/dog/copy.png is "
+            "labeled/cat/a.png): one of the two is wrong",
+        ),
+        (
+            "labeled/cat/a.png",
+            "test/dog/copy.png",
+            "1 images lie in two classes (test/dog/copy.png is "
+            "labeled/cat/a.png): one of the two is wrong",
+        ),
+        (
+            "labeled/cat/a.png",
+            "labeled/cat/copy.png",
+            "1 images in labeled/ are copies of others there "
+            "(labeled/cat/copy.png is labeled/cat/a.png): of those that "
+            "--validation_fraction sets aside, copies may be trained on",
+        ),
+        (
+            "test/cat/1.jpg",
+            "test/cat/copy.jpg",
+            "1 images in test/ are copies of others there (test/cat/copy.jpg "
+            "is test/cat/1.jpg): they count twice",
+        ),
+        # As many people do it: it is what --unlabeled_includes_labeled does.
+        ("labeled/cat/a.png", "unlabeled/copy.png", None),
+        ("unlabeled/z.bmp", "unlabeled/copy.bmp", None),
+    ],
+)
+def test_copies(tmp_path, warned, one, other, message):
+    root = distinct(tmp_path / "data")
+    copy(root, one, other)
+    for _ in range(2):  # the second time from the cache
+        read(root)
+        assert warned == [message] * bool(message)
+        warned.clear()
+
+
+def test_what_is_not_used_is_named(tmp_path, warned):
+    root = distinct(tmp_path / "data")
+    make(root, ["val/cat/a.png", "Unlabelled/b.png", "stray.png"])
+    (root / "notes.txt").write_text("x")
+    read(root)
+    assert warned == [
+        f"{root}: not used, as they are none of labeled/, unlabeled/ and "
+        "test/: Unlabelled/; notes.txt; stray.png; val/; Unlabelled/: did you "
+        "mean unlabeled/?; val/: --validation_fraction sets labeled images "
+        "aside to choose by; to be scored, images lie in test/"
+    ]
+    shutil.rmtree(root / "unlabeled")
+    with pytest.raises(InputError, match="; Unlabelled/: did you mean unlab"):
+        read(root)
+    os.rename(root / "labeled", root / "train")
+    with pytest.raises(InputError, match="no folder labeled/ .* train/; val/"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            "labeled/dog",
+            r"no images in labeled/dog but files that are no \.jpg/\.jpeg/"
+            r"\.png/\.bmp/\.gif: 2 \.tiff, 1 \.heic; every class",
+        ),
+        ("unlabeled", r"no images in unlabeled/ but files .*: 2 \.tiff, 1 \.h"),
+        ("test/cat", r"no images in test/cat but files .*: 2 \.tiff, 1 \.heic"),
+    ],
+)
+def test_a_class_of_other_formats(tmp_path, part, message):
+    root = make(tmp_path / "data", without=[part])
+    (root / part).mkdir(parents=True)
+    for name in ("a.tiff", "b.TIFF", "c.heic"):
+        (root / part / name).write_bytes(b"?")
+    with pytest.raises(InputError, match=message):
+        read(root)
+
+
+def test_nothing_but_other_formats(tmp_path):
+    for name in ("labeled/a/1.tif", "labeled/b/1.tif", "unlabeled/1.tif"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(InputError, match="no images in labeled/a but .*1 .tif"):
+        read(tmp_path)
+
+
+def test_no_unlabeled_images_are_needed(tmp_path):
+    root = make(tmp_path / "data", without=["unlabeled"])
+    with pytest.raises(InputError, match="--labels=N labels N of .*supervised"):
+        read(root)
+    found = folder.read(str(root), on_bad_image="error", need_unlabeled=False)
+    assert len(found.train) == 3
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_one_class_in_two_forms_of_unicode(tmp_path):
+    root = make(tmp_path / "data")
+    make(root, [f"labeled/{NFC}/x.png", f"test/{NFD}/x.png"])
+    make(root, [f"unlabeled/{NFD}.png", "unlabeled/caff.png"])
+    found = read(root)
+    assert found.class_names == [NFC, "cat", "dog"]
+    assert f"test/{NFC}/x.png" in found.test.names
+    assert found.train.names[-4:] == [
+        "unlabeled/caff.png",
+        f"unlabeled/{NFC}.png",
+        "unlabeled/more/y.JPG",
+        "unlabeled/z.bmp",
+    ]
+    # It is read all the same.
+    encoded, _ = found.test.read(tf.constant(0, tf.int64))
+    path = root / "test" / NFD / "x.png"
+    assert encoded.numpy() == path.read_bytes()
+    make(root, [f"labeled/{NFD}/y.png"])
+    with pytest.raises(InputError, match="in another form of Unicode"):
+        read(root)

@@ -48,8 +48,24 @@ def test_bad_lists(tmp_path, text, message):
 def test_a_list_that_is_no_text(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="list.txt: .*can't decode"):
+    with pytest.raises(InputError, match="list.txt: is no text in UTF-16"):
         lists.read(path, NAMED)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_as_editors_save_it(tmp_path, encoding):
+    path = tmp_path / "list.txt"
+    path.write_text("a/x.jpg\nb/x.jpg\n", encoding=encoding)
+    assert lists.read(path, NAMED).tolist() == [0, 1]
+
+
+def test_names_in_another_form_of_unicode(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("e\u0301.jpg\n", encoding="utf-8")
+    assert (
+        lists.read(path, NAMED).tolist()
+        == lists.find(["\u00e9.jpg"], NAMED, "x").tolist()
+    )
 
 
 def test_a_list_without_names(tmp_path):

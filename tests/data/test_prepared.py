@@ -169,7 +169,39 @@ def test_a_damaged_dataset(small_tfds, tmp_path):
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="train cannot be read .*pared anew"):
+    with pytest.raises(InputError, match="is damaged: .* prepares it anew$"):
+        prepared.load("cifar10", tfds_dir=str(tmp_path))
+
+
+def cut(path, left):
+    """Leaves so many records, and a part of the next if `left` is no int."""
+    dataset = tf.data.TFRecordDataset(str(path)).take(int(left))
+    size = sum(len(r) + 16 for r in dataset.as_numpy_iterator())
+    with open(path, "r+b") as file:
+        file.truncate(size + 20 * (left % 1 > 0))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("left", [0, 7, 7.5])
+@pytest.mark.parametrize("held", [True, False])
+def test_a_file_that_was_not_copied_whole(
+    small_tfds, tmp_path, monkeypatch, split, left, held
+):
+    if not held:
+        monkeypatch.setattr(prepared, "MEMORY_LIMIT", 1000)
+    shutil.copytree(f"{small_tfds}/cifar10", tmp_path / "cifar10")
+    (path,) = tmp_path.glob(f"cifar10/*/*{split}*")
+    cut(path, left)
+    promised = 40 if split == "train" else 10
+    with pytest.raises(InputError) as error:
+        prepared.load("cifar10", tfds_dir=str(tmp_path))
+    assert str(error.value) == (
+        f"{path} holds {int(left)} examples, but dataset_info.json beside it "
+        f"promises {promised}: it was not copied or written to its end; copy "
+        f"it again, or remove {path.parent}, and TFDS prepares it anew"
+    )
+    path.unlink()
+    with pytest.raises(InputError, match="No such file.*; copy it again, or"):
         prepared.load("cifar10", tfds_dir=str(tmp_path))
 
 

@@ -1,11 +1,12 @@
 import os
+import pathlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import records
+from simmatch_tf.data import records, shards
 
 
 def example(number):
@@ -101,8 +102,45 @@ def test_files_that_cannot_be_read(files):
     size = os.path.getsize(files[2])
     with open(files[2], "r+b") as file:
         file.truncate(size - 5)
-    with pytest.raises(InputError, match="part2: cannot be read"):
+    with pytest.raises(InputError, match="part2: is damaged: .*copy it again"):
         scan(files)
+    message = (
+        "part2 holds 299 examples, but dataset_info.json beside it promises "
+        "300: it was not copied or written to its end; copy it again, or"
+    )
+    with pytest.raises(InputError, match=message):
+        scan(files, promised=[5, 0, 300])
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_fewer_records_than_promised(files, left):
+    """Whole records: TensorFlow reads on; an index made before, too."""
+    with open(files[2], "r+b") as file:
+        file.truncate(_size(files[2], left))
+    assert len(scan(files)) == 5 + left  # kept from now on
+    message = f"part2 holds {left} examples, but .* promises 300"
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            scan(files, promised=[5, 0, 300])
+    with pytest.raises(InputError, match="part0 holds 5 .*and 1 other file"):
+        scan(files, promised=[6, 0, 300])
+    assert len(scan(files, promised=[5, 0, left])) == 5 + left
+
+
+def _size(path, count):
+    """Bytes of the first records in a file."""
+    dataset = tf.data.TFRecordDataset(path).take(count)
+    return sum(len(r) + 16 for r in dataset.as_numpy_iterator())
+
+
+def test_counted_without_tensorflow(files, tmp_path):
+    assert [shards.count(path) for path in files] == [5, 0, 300]
+    content = pathlib.Path(files[2]).read_bytes()
+    path = tmp_path / "cut"
+    ends = [_size(files[2], n) for n in (1, 2, 3)]
+    for size in range(ends[2]):
+        path.write_bytes(content[:size])
+        assert shards.count(str(path)) == sum(end <= size for end in ends)
 
 
 def test_features_that_are_not_there(files):

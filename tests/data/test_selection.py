@@ -74,12 +74,35 @@ def test_a_folder_shows_each_image_once(folder):
     ]
 
 
+def test_a_folder_says_what_it_leaves_out(folder, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        selection.logging,
+        "warning",
+        lambda text, *values: lines.append(text % values),
+    )
+    (folder / "mixed" / "in").mkdir(parents=True)
+    for name in ("a.tif", "in/b.TIF", "notes", "c.png"):
+        (folder / "mixed" / name).write_bytes(b"")
+    assert len(selection.find("mixed")) == 1
+    assert lines == [
+        "--images=mixed: 3 files are left out, as their names do not end in .jpg "
+        ".jpeg .png .bmp .gif .webp: 2 .tif, 1 without ending"
+    ]
+
+
 def test_lists(folder):
     odd = b"dir/\xff\xe2\x80\xa8 x.png"
     (folder / "list").write_bytes(b"\xef\xbb\xbfa/1.png\r\n\n# no\n" + odd)
     found = selection.find("list")
     assert found.names == ["a/1.png", os.fsdecode(odd)]
     assert found.paths[0] == str(folder / "a/1.png")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_lists_as_editors_save_them(folder, encoding):
+    (folder / "list").write_text("a/1.png\r\n# é\n", encoding=encoding)
+    assert selection.find("list").names == ["a/1.png"]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +113,13 @@ def test_lists(folder):
         ("nope/**/*.png", "names no image"),
         ("nope/*.png", "names no image"),
         ("data", "neither an image nor a list"),
+        ("odd", "neither an image nor a list"),
     ],
 )
 def test_nothing_of_the_kind(folder, name, message):
     os.mkfifo(folder / "pipe")
     (folder / "data").write_bytes(b"II*\0" + bytes(40))
+    (folder / "odd").write_bytes(b"\xff\xfea")
     with pytest.raises(InputError, match=f"--images={name.split('/')[0]}.*"):
         selection.find(name)
     with pytest.raises(InputError, match=message):

@@ -87,7 +87,8 @@ def test_label_fraction(data):
         ({"labels": 2000}, "200 images of each class are wanted, but class"),
         (
             {"labels": 10, "validation_fraction": 0.5},
-            "has 1 labeled images, and with 1 set aside none would be left",
+            "has 1 labeled image, and with 1 set aside none would be left to "
+            "train on; give --validation_fraction=0, as there are test images",
         ),
     ],
 )

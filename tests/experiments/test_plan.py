@@ -115,6 +115,15 @@ def test_seeds_with_commas_behind_a_byte_order_mark(tmp_path):
     assert read(tmp_path, text).seeds == (0, 1, 2)
 
 
+def test_a_plan_in_utf_16(tmp_path):
+    path = tmp_path / "plan.cfg"
+    path.write_text(PLAN, encoding="utf-16")
+    assert plan.read(str(path)).seeds == (0, 3)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="plan.cfg: is no text in UTF-16"):
+        plan.read(str(path))
+
+
 def test_two_places_of_one_name(tmp_path):
     text = "[plan]\n[m]\na, b =\na = --steps=1\n[n]\nc =\nb, c = --labels=20\n"
     with pytest.raises(InputError, match="two places .* called 'a, b, c'"):

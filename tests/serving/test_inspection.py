@@ -110,7 +110,7 @@ def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
     def download(*_, **__):
         raise AssertionError("it would be downloaded")
 
-    monkeypatch.setattr(prepared, "_prepare", download)
+    monkeypatch.setattr(prepared.builders, "prepare", download)
     with pytest.raises(InputError, match="mnist is not prepared here"):
         of("--dataset=mnist", f"--tfds_dir={tmp_path}")
 

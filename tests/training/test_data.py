@@ -1,5 +1,6 @@
 """Whole runs on the user's own images, lists and splits."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,6 +14,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import command_flags, evaluate
 from simmatch_tf.commandline import InputError
+from simmatch_tf.training import inputs, workdir
 from tests import runs
 
 FOLDER = {
@@ -235,6 +237,73 @@ def test_images_that_are_not_square(tmp_path):
     assert result.test_images == 40
 
 
+def test_the_rest_of_labeled_is_unlabeled(photos, tmp_path):
+    """Without unlabeled/, where flags label a part or nothing is to learn."""
+    shutil.rmtree(photos / "unlabeled")
+    made = {**FOLDER, "data_dir": str(photos)}
+
+    def split_of(**changes):
+        config = runs.config(tmp_path / "run", **{**made, **changes})
+        config.check_available()
+        source = inputs.make_source(config)
+        return inputs.make_split(
+            config, source, workdir.Workdir(tmp_path / "run")
+        )
+
+    for changes, labeled in (
+        ({"labels": 4}, 4),
+        ({"label_fraction": 0.5}, 6),
+        ({"algorithm": "supervised"}, 12),
+    ):
+        split = split_of(**changes)
+        assert (len(split.labeled), len(split.unlabeled)) == (labeled, 12)
+    split = split_of(labels=4, unlabeled_includes_labeled=False)
+    assert len(split.unlabeled) == 8
+    with pytest.raises(InputError, match="no images in unlabeled/; .*--labels"):
+        split_of()
+    with pytest.raises(InputError, match="no unlabeled image is left"):
+        split_of(labels=12, unlabeled_includes_labeled=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{"labels": 4}, {"algorithm": "supervised"}], ids=str
+)
+def test_a_run_without_an_unlabeled_folder(photos, tmp_path, changes):
+    shutil.rmtree(photos / "unlabeled")
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
+    made = {**FOLDER, "data_dir": str(photos), "steps": 2, **changes}
+    result = runs.fit(tmp_path / "run", **made)
+    assert result.labels == changes.get("labels", 12)
+    assert result.unlabeled == 12
+
+
+def test_one_image_in_a_class(photos, tmp_path):
+    """What to do depends on whether there are test images."""
+    for path in sorted((photos / "labeled" / "b").iterdir())[1:]:
+        path.unlink()
+    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.2}
+    config = runs.config(tmp_path / "run", **made)
+
+    def draw(config):
+        source = inputs.make_source(config)
+        folder = workdir.Workdir(tmp_path / "run")
+        return inputs.make_split(config, source, folder)
+
+    message = (
+        "class 'b' has 1 labeled image, and with 1 set aside none would be "
+        "left to train on; label another image of it, or place images to "
+        "score by in test/CLASS/ and give --validation_fraction=0"
+    )
+    with pytest.raises(InputError, match=message):
+        draw(config)
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
+    with pytest.raises(InputError, match="give --validation_fraction=0, as"):
+        draw(config)
+    split = draw(dataclasses.replace(config, validation_fraction=0.0))
+    assert len(split.labeled) == 7 and not len(split.validation)
+
+
 @pytest.mark.slow
 def test_a_folder_that_changed_since(photos, tmp_path):
     made = {
@@ -250,12 +319,15 @@ def test_a_folder_that_changed_since(photos, tmp_path):
     moved = photos.rename(tmp_path / "elsewhere")
     made["data_dir"] = str(moved)
     assert runs.fit(run, **made) == whole
-    # A finished run is read without its data.
-    shutil.rmtree(moved / "test", ignore_errors=True)
+    # Nor is a finished run read for other images, nor a begun one resumed.
     renamed = moved / "unlabeled" / "1.png"
     renamed = renamed.rename(renamed.with_name("9.png"))
-    assert runs.fit(run, **made) == whole
-    (run / "results.json").unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"1 is new \(unlabeled/9.png\)"):
+            runs.fit(run, **made)
+        (run / "results.json").unlink(missing_ok=True)
+    # A run of an older version has the names in its split.
+    (run / "data.json").unlink()
     with pytest.raises(InputError, match="names or classes of its train imag"):
         runs.fit(run, **made)
     renamed.rename(renamed.with_name("1.png"))

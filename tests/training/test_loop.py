@@ -81,6 +81,7 @@ def test_what_stands_in_the_workdir(finished_run):
     assert names == {
         "flags.cfg",
         "split.json",
+        "data.json",
         "checkpoints",
         "tensorboard",
         "results.json",

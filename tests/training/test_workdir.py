@@ -1,0 +1,371 @@
+"""A finished run is shown for the same question only; nothing is trained."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from absl import logging
+
+import simmatch_tf
+from simmatch_tf import command_flags, evaluate, train
+from simmatch_tf import config as config_lib
+from simmatch_tf.commandline import InputError
+from simmatch_tf.data import contents, fingerprint, listing, prepared
+from simmatch_tf.data import source as source_lib
+from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.training import results, workdir
+from tests import runs
+
+LAST = {"top1": 0.5, "top5": 1.0, "step": 6}
+RESULT = results.Result(
+    top1=0.5,
+    top5=1.0,
+    loss=1.0,
+    steps=6,
+    weights_of_record="ema",
+    student={
+        "last": LAST,
+        "best": {"top1": 0.5, "step": 6, "chosen_on": "test"},
+    },
+    ema={"last": LAST, "best": {"top1": 0.5, "step": 6, "chosen_on": "test"}},
+    algorithm="simmatch",
+    dataset="folder",
+    class_names=["a", "b"],
+    labels=4,
+    validation_labels=0,
+    unlabeled=6,
+    scored_on="test",
+    test_images=2,
+    seed=0,
+    split_seed=0,
+    versions={},
+)
+NAMES = ("labeled/a/1.png", "labeled/b/1.png", "unlabeled/1.png")
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """Warnings, as they are read."""
+    lines = []
+    monkeypatch.setattr(
+        logging, "warning", lambda text, *values: lines.append(text % values)
+    )
+    return lines
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in NAMES:
+        write(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def write(path, content=b"image"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def config_of(root, **changes):
+    return config_lib.Config(
+        **{
+            "workdir": str(root.parent / "run"),
+            "dataset": "folder",
+            "data_dir": str(root),
+            "steps": 6,
+            **changes,
+        }
+    )
+
+
+def of_folder(root):
+    found = listing.Listing(str(root))
+    paths = [f"{found.root}/{path}" for path in found.paths]
+    digests = fingerprint.digests(paths)
+    return fingerprint.of_listing(
+        found, dict(zip(found.names, digests, strict=True))
+    )
+
+
+def finish(config, data):
+    """Leaves a run that has ended."""
+    with workdir.claim(config) as folder:
+        folder.begin(config, lambda: data)
+        RESULT.write(folder.results)
+    return folder
+
+
+@pytest.fixture
+def config(root):
+    config = config_of(root)
+    finish(config, of_folder(root))
+    return config
+
+
+def test_the_same_question(config, root, logged, capsys):
+    train.main(config)
+    assert "50.00" in capsys.readouterr().out
+    # Moved, and copied without its times.
+    shutil.copytree(root, f"{root}2", copy_function=shutil.copyfile)
+    for name in NAMES:
+        os.utime(f"{root}2/{name}", (1, 1))
+    shutil.rmtree(root)
+    train.main(dataclasses.replace(config, data_dir=f"{root}2"))
+    assert "50.00" in capsys.readouterr().out
+    assert logged == []
+
+
+def refused(config, message):
+    """Neither shown nor resumed."""
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            train.main(config)
+        with pytest.raises(InputError, match=message):
+            simmatch_tf.fit(config)
+        # As if it had been killed before its end.
+        folder = workdir.Workdir(config.workdir)
+        write(folder.checkpoints / "step_00000002.index")
+        folder.results.unlink(missing_ok=True)
+
+
+def test_more_labels(config, root):
+    for number in (2, 3, 4):
+        write(root / f"labeled/a/{number}.png")
+    refused(
+        config,
+        "run holds a run on other data than --data_dir=.*photos has now: 3 "
+        r"are new \(labeled/a/2.png, labeled/a/3.png, labeled/a/4.png\)\. For "
+        "a new run give another --workdir, or --overwrite",
+    )
+    with workdir.claim(dataclasses.replace(config, overwrite=True)) as folder:
+        assert folder.anew
+
+
+def test_another_label(config, root):
+    os.rename(root / "labeled/a/1.png", root / "labeled/b/2.png")
+    write(root / "labeled/a/3.png")
+    refused(config, r"2 are new \(.*, 1 is gone \(labeled/a/1.png\)")
+
+
+def test_another_folder(config, tmp_path):
+    for name in ("labeled/x/1.png", "labeled/y/1.png", "unlabeled/1.png"):
+        write(tmp_path / "other" / name)
+    other = dataclasses.replace(config, data_dir=str(tmp_path / "other"))
+    refused(other, "2 are new .*, 2 are gone")
+
+
+def test_another_content_of_the_same_size(config, root):
+    path = root / "unlabeled/1.png"
+    path.write_bytes(b"IMAGE")
+    os.utime(path, (5, 5))
+    refused(config, r"1 is changed \(unlabeled/1.png\)")
+
+
+def test_a_folder_that_is_not_there(config):
+    config = dataclasses.replace(config, data_dir=config.data_dir + "x")
+    refused(config, "--data_dir=.*photosx: no such folder")
+
+
+def test_other_flags_come_first(config, root):
+    write(root / "unlabeled/2.png")
+    with pytest.raises(InputError, match="--seed is 0 there and 1 here"):
+        train.main(dataclasses.replace(config, seed=1))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"a": [1]}'])
+def test_a_run_without_a_list_of_its_images(config, logged, capsys, content):
+    """As those of older versions: it is shown, and says so."""
+    folder = workdir.Workdir(config.workdir)
+    if content is None:
+        folder.data.unlink()
+    else:
+        folder.data.write_text(content)
+    train.main(config)
+    assert "50.00" in capsys.readouterr().out
+    (line,) = logged
+    assert "the same is not checked" in line
+    if content is None:  # resumed, it has one from then on
+        folder.begin(config, lambda: of_folder(config.data_dir))
+        assert folder.data.is_file()
+
+
+def test_a_run_without_a_checkpoint_begins_anew(root):
+    config = config_of(root)
+    with workdir.claim(config) as folder:
+        folder.begin(config, lambda: of_folder(root))
+    write(root / "unlabeled/2.png")
+    with workdir.claim(config) as folder:
+        folder.begin(config, lambda: of_folder(root))
+    assert "unlabeled/2.png" in folder.data.read_text()
+
+
+def test_digits(tmp_path, capsys, logged):
+    config = runs.config(tmp_path / "run")
+    finish(config, fingerprint.of_digits())
+    train.main(config)
+    assert "50.00" in capsys.readouterr().out and logged == []
+
+
+def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
+    folder = shutil.copytree(f"{small_tfds}/cifar10", tmp_path / "t/cifar10")
+    config = runs.config(
+        tmp_path / "run", dataset="cifar10", tfds_dir=str(tmp_path / "t")
+    )
+    source = prepared.load("cifar10", tfds_dir=config.tfds_dir)
+    finish(config, contents.fingerprint(source))
+    train.main(config)
+    assert logged == []
+    (path,) = folder.glob("*/*train*")
+    os.utime(path, (5, 5))
+    train.main(config)
+    assert "1 files of its dataset have been written since" in logged[0]
+    logged.clear()
+    # Prepared nowhere near: the name and its version are the question.
+    train.main(dataclasses.replace(config, tfds_dir=str(tmp_path)))
+    assert "is not prepared here now" in logged[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-9])
+    refused(
+        config, r"than --dataset=cifar10 has now: 1 is changed \(cifar10/3.0.2/"
+    )
+    path.unlink()
+    refused(config, r"1 is gone \(cifar10/3.0.2/cifar10-train")
+
+
+def test_images_from_python(tmp_path):
+    def make(level, labels=(0, 1)):
+        images = source_lib.Images(
+            np.full([2, 8, 8, 1], level, np.uint8), np.array(labels)
+        )
+        return source_lib.Source("mine", ["a", "b"], images, images, False)
+
+    config = runs.config(
+        tmp_path / "run", dataset="custom", image_size=None, labels=2
+    )
+    finish(config, contents.fingerprint(make(3)))
+    assert simmatch_tf.fit(config, source=make(3)) == RESULT
+    for other in (make(4), make(3, (1, 0))):
+        with pytest.raises(InputError, match="2 are changed .test, train"):
+            simmatch_tf.fit(config, source=other)
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [
+        ("labeled_list", "file"),
+        ("split_file", "file"),
+        ("init_from", "file"),
+        ("init_from", "run"),
+        ("init_from", "export"),
+    ],
+)
+def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
+    """Its content is a part of the question, too."""
+    named = tmp_path / "mine.h5"
+    content = {
+        "file": named,
+        "run": named / "checkpoints/step_00000002.index",
+        "export": named / "variables/variables.index",
+    }[kind]
+    write(content, b"one")
+    if kind == "run":
+        write(named / "flags.cfg")
+    if kind == "export":
+        write(named / "saved_model.pb")
+    changes = {flag: str(named)}
+    if flag != "init_from":
+        changes["labels"] = None
+    config = runs.config(tmp_path / "run", **changes)
+    finish(config, fingerprint.of_digits())
+    os.utime(content, (5, 5))
+    train.main(config)
+    assert "50.00" in capsys.readouterr().out
+    content.write_bytes(b"two")
+    refused(config, rf"has now: 1 is changed \(--{flag}\)")
+    # A run that has begun needs none of them again.
+    content.unlink()
+    with workdir.claim(config) as folder:
+        assert folder.resumed()
+
+
+def test_a_later_checkpoint_of_the_first_weights(tmp_path):
+    named = tmp_path / "first"
+    write(named / "flags.cfg")
+    write(named / "checkpoints/step_00000002.index", b"two")
+    config = runs.config(tmp_path / "run", init_from=str(named))
+    finish(config, fingerprint.of_digits())
+    write(named / "checkpoints/step_00000010.index", b"ten")
+    refused(config, r"1 is changed \(--init_from\)")
+
+
+def test_evaluation_of_other_images_says_so(config, root, logged):
+    folder = workdir.Workdir(config.workdir)
+    flags = command_flags.EvaluateConfig(workdir=config.workdir)
+    assert evaluate._changes(folder, flags) == {} and logged == []
+    write(root / "unlabeled/1.png", b"other")
+    os.utime(root / "unlabeled/1.png", (5, 5))
+    changes = {"images_changed": "1 is changed (unlabeled/1.png)"}
+    assert evaluate._changes(folder, flags) == changes
+    assert "are not those that it began with: 1 is changed" in logged[0]
+    folder.data.unlink()
+    assert evaluate._changes(folder, flags) == {}
+
+
+def test_an_experiment_on_images_that_changed(config, root, tmp_path):
+    folder = workdir.Workdir(config.workdir)
+    times = [{"seconds": 1.0}]
+    folder.timing.write_text(json.dumps(times))
+    store = finished.Store(tmp_path / "finished")
+    store.check_writable()
+    kept = store.keep(config, folder.path, 1)
+    assert store.find(config) == kept and len(kept.data) == 16
+    identity._in_folder.cache_clear()
+    write(root / "labeled/a/2.png")
+    with pytest.raises(
+        InputError, match="is of other data: files that --data_dir"
+    ):
+        store.find(config)
+    with pytest.raises(InputError, match="is of other data"):
+        finished.missing([cell_of(config)], store)
+    # Without the folder, its results are still a table's.
+    identity._in_folder.cache_clear()
+    shutil.rmtree(root)
+    assert store.find(config) == kept
+
+
+def cell_of(config):
+    return plan.Cell("a", "b", 0, (), config)
+
+
+def test_an_experiment_on_a_list_that_changed(tmp_path):
+    write(tmp_path / "list", b"1")
+    config = runs.config(
+        tmp_path / "run", labels=None, labeled_list=str(tmp_path / "list")
+    )
+    folder = finish(config, fingerprint.of_digits())
+    folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
+    store = finished.Store(tmp_path)
+    kept = store.keep(config, folder.path, 1)
+    assert store.find(config) == kept
+    write(tmp_path / "list", b"2")
+    with pytest.raises(InputError, match="is of other data"):
+        store.find(config)
+
+
+def test_each_folder_has_a_workdir_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def of(*words):
+        argv = ["train", "--dataset=folder", "--steps=1", *words]
+        return config_lib.Config.from_argv(argv).workdir
+
+    recipe = "--flagfile=configs/folder.cfg"
+    assert of(recipe, "--data_dir=a/photos") == "runs/folder-photos"
+    assert of(recipe, "--data_dir=a/photos/") == "runs/folder-photos"
+    assert of(recipe, "--data_dir=other") == "runs/folder-other"
+    assert of("--data_dir=other") == "runs/default-other"
+    assert of(recipe, "--data_dir=.") == f"runs/folder-{tmp_path.name}"
+    assert of(recipe, "--data_dir=/") == "runs/folder"
+    assert of(recipe, "--data_dir=a", "--workdir=w") == "w"
