@@ -129,8 +129,9 @@ def _compiled(
     @tf.function(autograph=False)
     def step(batch, asked, watch):
         metrics, stop = strategy.run(replica_step, args=(batch, asked, watch))
-        seen = metrics.pop(watching.SEEN, None)
-        if seen is not None:
+        # Not None where nothing is watched: a loop cannot carry it.
+        seen = metrics.pop(watching.SEEN, ())
+        if seen:
             # Those of this worker: others' would cost each step a message.
             means = here(seen.means)
             seen = tf.nest.map_structure(first, seen)._replace(means=means)

@@ -19,6 +19,12 @@ def test_without_summaries_it_is_the_same_run(finished_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_summaries_in_loops_it_is_the_same_run(finished_run, tmp_path):
+    runs.fit(tmp_path / "run", summaries=False, steps_per_loop=7)
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
+
+
+@pytest.mark.slow
 def test_often_and_in_loops_it_is_the_same_run(finished_run, tmp_path):
     changes = {"log_every": 1, "picture_every": 2, "steps_per_loop": 3}
     runs.fit(tmp_path / "run", **changes)
