@@ -33,6 +33,7 @@ EVERYWHERE = {
     "flagfiles",
     "operation_flags",
     "pytorch_flags",
+    "texts",
     "transfer_flags",
 }
 

@@ -14,10 +14,10 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
 from simmatch_tf.serving import classifier, preprocessing
-from simmatch_tf.training import assembly, checkpoints, workdir
+from simmatch_tf.training import assembly, checkpoints, initial, workdir
 
 # Files of an export, in its assets.
-CLASS_NAMES = "class_names.json"
+CLASS_NAMES = initial.CLASS_NAMES
 LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
 # Why a run's classifier explains nothing.
