@@ -60,13 +60,15 @@ def result(found: results.Result) -> str:
 def next_steps(workdir: pathlib.Path) -> str:
     """What a finished run left, and what can be done with it."""
     given = shlex.quote(str(workdir))
+    # A folder of its own: versions of one model only go into one.
+    exports = shlex.quote(f"exports/{workdir.absolute().name or 'run'}")
     shown = "tensorboard/, " if (workdir / "tensorboard").is_dir() else ""
     module = "  python -m simmatch_tf."
     lines = [
         f"In {workdir}: {shown}checkpoints/, results.json. Next:",
         f"{module}report {given} --output=report.html",
         f"{module}evaluate --workdir={given}",
-        f"{module}export --workdir={given} --output=exports",
+        f"{module}export --workdir={given} --output={exports}",
     ]
     if shown:
         lines.insert(2, f"  tensorboard --logdir={given}")

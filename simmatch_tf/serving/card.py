@@ -10,10 +10,10 @@ from typing import Any
 
 import simmatch_tf
 from simmatch_tf.commandline import InputError
-from simmatch_tf.serving import loading
+from simmatch_tf.serving import loading, versions
 from simmatch_tf.training import results, workdir
 
-JSON, MARKDOWN = "model_card.json", "model_card.md"
+JSON, MARKDOWN = versions.CARD, "model_card.md"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 
 
