@@ -104,8 +104,8 @@ class Stepper:
         self._keep(seen if watch else None)
         return metrics
 
-    def _keep(self, seen: watching.Packed | None) -> None:
-        self.seen = seen and self._layout.unpack(seen)
+    def _keep(self, seen: watching.Packed | tuple[()] | None) -> None:
+        self.seen = self._layout.unpack(seen) if seen else None
 
 
 def _compiled(
