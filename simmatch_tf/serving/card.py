@@ -171,10 +171,11 @@ def markdown(card: dict[str, Any]) -> str:
     measured = card["accuracy"]
     score = "not measured"
     if measured:
-        score = (
-            f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%} on "
-            f"{measured['images']} {measured['scored_on']} images"
-        )
+        score = f"top-1 {measured['top1']:.2%}"
+        # Of five classes it is always 100 %.
+        if len(data["class_names"]) > 5:
+            score += f", top-5 {measured['top5']:.2%}"
+        score += f" on {measured['images']} {measured['scored_on']} images"
     rows = [
         ("accuracy", score),
         ("algorithm", model["algorithm"]),

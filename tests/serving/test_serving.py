@@ -6,6 +6,8 @@ import fcntl
 import io
 import json
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +141,28 @@ def test_signatures_give_what_the_run_s_network_gives(exported, model, count):
     found = loaded.signatures["embed"](images=images)
     for name in ("features", "embeddings"):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("with_what", ["tf.saved_model.load", "TFSMLayer"])
+def test_the_readme_s_way_to_load_it_elsewhere(
+    exported, model, with_what, tmp_path, monkeypatch, capsys
+):
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
+    blocks = re.findall(r"```\n(.*?)```", readme.read_text("utf-8"), re.S)
+    (code,) = (block for block in blocks if with_what in block)
+    assert len(code.splitlines()) <= 4  # the import and three lines
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported[0].path, tmp_path / "exports" / "digits_40" / "1")
+    (tmp_path / "7.png").write_bytes(png(TEST.images[7]))
+    names = {"images": TEST.images[:3]}
+    exec(code, names)
+    p = tf.nn.softmax(model(TEST.images[:8], training=False)["logits"]).numpy()
+    if with_what == "TFSMLayer":
+        np.testing.assert_allclose(names["probabilities"], p[:3], atol=1e-6)
+    else:
+        name, score = capsys.readouterr().out.split()
+        assert name == str(p[7].argmax())
+        assert float(score) == pytest.approx(p[7].max(), abs=1e-6)
 
 
 def test_an_empty_batch_with_onednn_s_kernels(exported):
