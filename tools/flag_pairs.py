@@ -202,6 +202,8 @@ def command(
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             sys.argv = ["simmatch_tf", *words]
             commandline.run(main, kind)
         except SystemExit as end:
