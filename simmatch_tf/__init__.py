@@ -5,6 +5,7 @@
     config = simmatch_tf.Config.from_flagfile("configs/digits_40.cfg")
     result = simmatch_tf.fit(config)
     model = simmatch_tf.load(config.workdir)
+    print(simmatch_tf.predict(config.workdir, "photos"))
 
 Importing this is light: TensorFlow is imported when a name needs it.
 """
@@ -30,6 +31,7 @@ _PUBLIC = {
     "Source": "simmatch_tf.data.source",
     "fit": "simmatch_tf.training.loop",
     "load": "simmatch_tf.training.assembly",
+    "predict": "simmatch_tf.predict",
 }
 __all__ = sorted(_PUBLIC)
 
@@ -40,7 +42,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "fit":
         kernels.fast()
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    value = importlib.import_module(_PUBLIC[name])
+    if name != "predict":  # the command's module, which can be called
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

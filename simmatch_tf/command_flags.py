@@ -65,7 +65,13 @@ class ExportConfig(_WithImages):
     workdir: str | None = flag(None, "folder of the run to export.")
     output: str | None = flag(
         None,
-        "folder of versions; the export becomes the next number in it.",
+        "folder of this model's versions; the export becomes the next number "
+        "in it.",
+    )
+    replace_model: bool = flag(
+        False,
+        "the folder holds another run's model: the export becomes its next "
+        "version all the same.",
     )
     weights: str | None = flag(
         None,

@@ -218,13 +218,36 @@ class Flags:
         return self.from_argv([program, f"--flagfile={flagfile}", *words])
 
     @classmethod
-    def from_flagfile(cls, path: str | os.PathLike) -> Self:
+    def from_flagfile(cls, path: str | os.PathLike, **values: Any) -> Self:
         """Reads a .cfg flagfile (found in the folder or beside the package).
 
+        Args:
+            path: The file.
+            **values: Flags behind it, such as `data_dir="photos", steps=100`.
+                They replace what the file says, and what excludes them.
+
         Raises:
-            InputError: The file, or what stands in it, is not right.
+            InputError: The file, what stands in it, or a value is not right.
         """
-        return cls.from_argv(["config", f"--flagfile={os.fspath(path)}"])
+        words = [f"--flagfile={os.fspath(path)}"]
+        types_of = {f.name: f for f in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in types_of:
+                raise InputError(f"--{name}: unknown" + nearest(name, types_of))
+            if value is None:
+                raise InputError(
+                    f"--{name}=None: leave it out, and the flagfile decides"
+                )
+            wanted = _value_type(cls, name)
+            if wanted is bool and isinstance(value, bool):
+                words.append(f"--{'' if value else 'no'}{name}")
+            elif wanted is tuple and isinstance(value, list | tuple):
+                words += [f"--{name}={word}" for word in value]
+            else:
+                if isinstance(value, os.PathLike):
+                    value = os.fspath(value)
+                words.append(f"--{name}={value}")
+        return cls.from_argv(["config", *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
         """The text of a flagfile that says the same.

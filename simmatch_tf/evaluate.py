@@ -1,7 +1,7 @@
 """Evaluates a run or an export: accuracy, confusion, calibration.
 
 python -m simmatch_tf.evaluate --workdir=runs/digits_40
-python -m simmatch_tf.evaluate --export=exports/digits
+python -m simmatch_tf.evaluate --export=exports/digits_40
 """
 
 import pathlib

@@ -1,17 +1,21 @@
 """Exports a run: a SavedModel for TensorFlow Serving, LiteRT or ONNX.
 
-python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits
+python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
 from simmatch_tf import command_flags, commandline
 from simmatch_tf.data import selection
+from simmatch_tf.serving import versions
 from simmatch_tf.training import interruption, workdir
 
 
 def main(flags: command_flags.ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     interruption.sigterm_as_ctrl_c()
-    workdir.Workdir(flags.workdir).read_config()  # at once, if there is none
+    folder = workdir.Workdir(flags.workdir)
+    config = folder.read_config()  # at once, if there is none
+    if not flags.replace_model:
+        versions.check_model(flags.output, config, folder.train_sha256())
     if flags.images is not None:
         selection.find(flags.images)
 

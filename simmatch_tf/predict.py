@@ -7,6 +7,8 @@ python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
 import os
 import pathlib
 import sys
+import types
+from typing import TYPE_CHECKING, Any
 
 from simmatch_tf import availability, command_flags, commandline
 from simmatch_tf.commandline import InputError
@@ -14,6 +16,9 @@ from simmatch_tf.data import selection
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import outputs
 from simmatch_tf.training import interruption
+
+if TYPE_CHECKING:
+    from simmatch_tf.serving import from_python
 
 
 def _check(flags: command_flags.PredictConfig) -> selection.Selection:
@@ -67,9 +72,9 @@ def _predict(
     flags: command_flags.PredictConfig, chosen: selection.Selection
 ) -> int:
     # TensorFlow is imported only now that all that is cheap is checked.
-    from simmatch_tf.serving import prediction, review, thumbnails
+    from simmatch_tf.serving import models, prediction, review, thumbnails
 
-    model = prediction.load(flags)
+    model = models.load(flags)
 
     def show(found: review.Review) -> None:
         if flags.html is None:
@@ -86,11 +91,12 @@ def _predict(
                 {place: chosen.paths[place] for place, _ in found.least}
             ),
             model.thumbnails(sorted(slots)),
+            model.note,
         )
         predictions.write(pathlib.Path(flags.html).expanduser(), text)
 
     found = prediction.predict(model, chosen, flags, show)
-    print(predictions.summary(found, pathlib.Path(flags.output)))
+    print(predictions.summary(found, pathlib.Path(flags.output), model.note))
     if flags.html is not None:
         print(f"The least certain images are shown in {flags.html}.")
     if found.unreadable == found.images:
@@ -98,5 +104,51 @@ def _predict(
     return 0
 
 
+class _Callable(types.ModuleType):
+    """This module: `simmatch_tf.predict` is the command's and a function.
+
+    Python sets a package's attribute to any submodule that is imported, so a
+    function of the same name would hold only until then.
+    """
+
+    def __call__(
+        self,
+        model: str | os.PathLike,
+        images: Any,
+        *,
+        weights: str | None = None,
+        batch_size: int = 64,
+    ) -> "from_python.Predictions":
+        """Classifies images by a run or an export.
+
+        The model is loaded at each call: give many images to one.
+
+        Args:
+            model: Folder of a run or an export, as in the command's --model.
+            images: Files: a folder, a pattern, a list or an image, as in the
+                command's --images, or a list of paths. Or images in memory, of
+                any sizes: uint8 [N, H, W, C], or a list of [H, W, C] (RGB, or
+                grey with 1 channel), [H, W] (grey) or Pillow images. They are
+                resized and cropped as files are.
+            weights: "student" or "ema" of a run; default: the weights of
+                record.
+            batch_size: Images that the network takes at once.
+
+        Returns:
+            Names, class names and probabilities; `print` shows a table.
+
+        Raises:
+            InputError: The model cannot be loaded; there are no images, or one
+                cannot be read, or is no array of bytes from 0 to 255.
+        """
+        from simmatch_tf.serving import from_python
+
+        return from_python.predict(
+            model, images, weights=weights, batch_size=batch_size
+        )
+
+
 if __name__ == "__main__":
     commandline.run(main, command_flags.PredictConfig)
+else:
+    sys.modules[__name__].__class__ = _Callable

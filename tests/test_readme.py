@@ -5,6 +5,8 @@ import importlib
 import pathlib
 import re
 
+import numpy as np
+import PIL.Image
 import pytest
 import readme_command
 
@@ -21,7 +23,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = "steps=2, batch_size=4, unlabeled_ratio=2, image_size=8"
 
 
-def test_the_examples_run(tmp_path, monkeypatch):
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe, *own = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert len(own) == 2
@@ -39,8 +41,13 @@ def test_the_examples_run(tmp_path, monkeypatch):
             made(path), steps=2, batch_size=4, backbone="wrn_10_1"
         ),
     )
+    (tmp_path / "photos").mkdir()
+    pixels = np.arange(3 * 40 * 30, dtype=np.uint32).reshape(40, 30, 3) % 251
+    image = PIL.Image.fromarray(pixels.astype(np.uint8))
+    image.save(tmp_path / "photos" / "a.jpg")
     names = {}
     exec(recipe, names)
+    assert capsys.readouterr().out.startswith("a.jpg  ")
     assert names["result"].steps == 2
     assert "logits" in names["model"].output
 

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from simmatch_tf import command_flags
 from simmatch_tf.data import selection
-from simmatch_tf.serving import exporting, loading, prediction
+from simmatch_tf.serving import exporting, loading, models, prediction
 
 
 def compare(
@@ -150,7 +150,7 @@ def predicting(
         output=str(folder / "labels.csv"),
         overwrite=True,
     )
-    model = prediction.load(flags)
+    model = models.load(flags)
     chosen = selection.find(flags.images)
     forward = tf.function(
         lambda x: tf.nn.softmax(network(x, training=False)["logits"]),

@@ -79,13 +79,15 @@ def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
 
     Args:
         seeds: [N, 3] int32.
-        count: How many for each.
+        count: How many for each, may be 0.
 
     Returns:
         [N, count] float32, uniform in [0, 1). The first `n` of a longer draw
         are the shorter draw.
     """
     images = tf.shape(seeds)[0]
+    if not count:  # the cipher's op refuses an empty index
+        return tf.zeros([images, 0])
     index = tf.tile(tf.range(count), [images])
     bits = _cipher(index, tf.repeat(_mix(seeds), count, axis=0), _RANGE - 1)
     return tf.reshape(tf.cast(bits, tf.float32) / _RANGE, [images, count])

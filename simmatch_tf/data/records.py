@@ -116,6 +116,8 @@ class RecordImages:
         parsed = tf.io.parse_single_example(
             record, {self.feature: tf.io.FixedLenFeature([], tf.string)}
         )
+        # As stored, whatever EXIF says: so TFDS itself decodes a dataset's
+        # images, published results are on such, and so are our own.
         return parsed[self.feature], tf.constant(1)
 
     @functools.cached_property

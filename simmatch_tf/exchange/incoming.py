@@ -383,9 +383,10 @@ def _say(
     step: int,
     steps: int,
 ) -> list[str]:
+    classes = f"{len(split['class_names'])} classes in {config.dataset}'s order"
     lines = [
-        f"{config.backbone}, {len(split['class_names'])} classes, "
-        f"{len(split['labels'])} labeled images, after step {step} of {steps}",
+        f"{config.backbone}, {classes} (the file names none), "
+        f"{len(split['labels'])} labeled images, after step {step} of {steps}"
     ]
     if split["labeled"] is None:
         lines.append(
@@ -393,8 +394,7 @@ def _say(
             "needs --labeled_list=FILE at the import, one image a line in the "
             "memory's order"
         )
-    if found.velocities is None:
-        lines.append("No momentum buffers in the file: they start at 0")
-    elif len(found.velocities) < len(layout.trained(found.networks["main"])):
-        lines.append("Some momentum buffers are missing: they start at 0")
+    trained = layout.trained(found.networks["main"])
+    if missing := len(trained) - len(found.velocities or ()):
+        lines.append(f"{missing} momentum buffers are missing: they start at 0")
     return lines

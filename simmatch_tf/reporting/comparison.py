@@ -113,6 +113,37 @@ def lead(reference: Sequence[Score], others: Sequence[Score]) -> Lead | None:
     return Lead(n, mean, mean - half, mean + half)
 
 
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy that so many images gave.
+
+    It says what the number of images allows; how runs differ it does not.
+
+    Args:
+        share: Of the images that are right, in [0, 1].
+        images: Their number n, at least 1.
+
+    Returns:
+        Its ends, in [0, 1]: the accuracies p with
+        |share - p| ≤ z √(p (1 - p) / n), z = 1.96.
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical
+        inference", Journal of the American Statistical Association, 1927.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
+    size = images + z * z
+    middle = (share * images + z * z / 2) / size
+    half = z * math.sqrt(images * share * (1 - share) + z * z / 4) / size
+    # Rounding must not lead beyond the ends.
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def wilson_text(share: float, images: int) -> str:
+    """The ends of `wilson` in per cent."""
+    low, high = wilson(share, images)
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def spread(scores: Sequence[Score]) -> str:
     """Mean ± sample standard deviation of top-1 in per cent, and n."""
     if not scores:

@@ -13,12 +13,13 @@ from simmatch_tf.reporting import tables
 _MANY = 20  # classes beyond which the terminal shows the largest only
 
 
-def summary(review: Any, output: pathlib.Path) -> str:
+def summary(review: Any, output: pathlib.Path, note: str = "") -> str:
     """The table that ends `predict`.
 
     Args:
         review: A `serving.review.Review`.
         output: The file that was written.
+        note: What is known of the confidences beyond their values.
     """
     found = sorted(
         (item for item in review.per_class.items() if item[1]),
@@ -47,7 +48,7 @@ def summary(review: Any, output: pathlib.Path) -> str:
         text += "\n"
     return (
         f"{text}\n{review.images:,} images, {review.unreadable:,} of them "
-        f"unreadable.\nWritten to {output}."
+        f"unreadable.\n{note and note + chr(10)}Written to {output}."
     )
 
 
@@ -56,6 +57,7 @@ def page(
     model: str,
     pictures: Mapping[int, bytes],
     neighbors: Mapping[int, bytes],
+    note: str = "",
 ) -> str:
     """A page that needs no other file, and no network.
 
@@ -64,6 +66,7 @@ def page(
         model: What predicted, as a line.
         pictures: Place of an image → its JPEG.
         neighbors: Memory slot → the labeled image's JPEG.
+        note: See `summary`.
 
     Returns:
         HTML. Every name in it comes from data, so all are escaped.
@@ -85,6 +88,7 @@ def page(
     return environment.get_template("predictions.html").render(
         review=review,
         model=model,
+        note=note,
         shown=len(review.least),
         explained=any("neighbors" in row for _, row in review.least),
         # Each once, however many predictions rest on it.

@@ -117,15 +117,16 @@ def result(groups: Sequence[runs_lib.Group], reports: Reports) -> Table:
         group.name: [s for s in found if s.row == group.name]
         for group in groups
     }
-    head = ["run", "top-1, % (runs)", "worst", "student / EMA"]
+    head = ["run", "top-1, % (runs)", "95 % of the images", "worst"]
+    head += ["student / EMA"]
     head += ["calibration error, %", "steps", "time", "views/s"]
     leads = len(groups) > 1 and comparable(groups)
     if leads:
-        head.insert(2, f"lead of {groups[0].name}, 95 %")
+        head.insert(3, f"lead of {groups[0].name}, 95 %")
     rows = []
     for group in groups:
         own = by_group[group.name]
-        line = [group.name, comparison.spread(own)]
+        line = [group.name, comparison.spread(own), _interval(group)]
         if leads:
             lead = comparison.lead(by_group[groups[0].name], own)
             same = group is groups[0]
@@ -145,6 +146,18 @@ def result(groups: Sequence[runs_lib.Group], reports: Reports) -> Table:
         ]
         rows.append(line)
     return Table(head, rows)
+
+
+def _interval(group: runs_lib.Group) -> str:
+    """What the number of test images allows, of the runs' mean."""
+    found = [run.result for run in group.finished]
+    if not found:
+        return NONE
+    return comparison.wilson_text(
+        statistics.mean(result.top1 for result in found),
+        # Runs do not make images more: all are scored on the same ones.
+        min(result.test_images for result in found),
+    )
 
 
 def _weights(own: Sequence[comparison.Score]) -> str:

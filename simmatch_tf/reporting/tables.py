@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 
+TOP = 5  # of top-5
 _MANY = 100  # classes beyond which only the worst are shown
 _WORST = 20
 _WIDE = 15  # classes beyond which a confusion matrix is not for a terminal
@@ -33,19 +35,23 @@ def _percent(value: float | None) -> str:
 
 def result(found: results.Result) -> str:
     """The table that ends a run."""
-    rows = [["weights", "top-1", "top-5", "best top-1", "at step"]]
+    rows = [["weights", "top-1", "95 %", "top-5", "best top-1", "at step"]]
     for name in ("student", "ema"):
         figures = getattr(found, name)
         mark = " *" if name == found.weights_of_record else ""
+        last, best = figures["last"], figures["best"]
         rows.append(
             [
                 name + mark,
-                _percent(figures["last"]["top1"]),
-                _percent(figures["last"]["top5"]),
-                _percent(figures["best"]["top1"]),
-                str(figures["best"]["step"]),
+                _percent(last["top1"]),
+                comparison.wilson_text(last["top1"], found.test_images),
+                _percent(last["top5"]),
+                _percent(best["top1"]),
+                str(best["step"]),
             ]
         )
+    if not shows_top5(len(found.class_names)):
+        rows = [row[:3] + row[4:] for row in rows]
     chosen_on = found.student["best"]["chosen_on"]
     return (
         f"{found.algorithm} on {found.dataset}: {found.labels} labels, "
@@ -53,20 +59,28 @@ def result(found: results.Result) -> str:
         f"{found.split_seed}\n\n{table(rows)}\n\n"
         f"* the result: last checkpoint, {found.test_images} "
         f"{found.scored_on} images.\n"
+        f"  95 %: the interval that so many images allow (Wilson).\n"
         f"  Best is chosen on the {chosen_on} images."
     )
+
+
+def shows_top5(classes: int) -> bool:
+    """Whether top-5 says anything: of five classes it is always 100 %."""
+    return classes > TOP
 
 
 def next_steps(workdir: pathlib.Path) -> str:
     """What a finished run left, and what can be done with it."""
     given = shlex.quote(str(workdir))
+    # A folder of its own: versions of one model only go into one.
+    exports = shlex.quote(f"exports/{workdir.absolute().name or 'run'}")
     shown = "tensorboard/, " if (workdir / "tensorboard").is_dir() else ""
     module = "  python -m simmatch_tf."
     lines = [
         f"In {workdir}: {shown}checkpoints/, results.json. Next:",
         f"{module}report {given} --output=report.html",
         f"{module}evaluate --workdir={given}",
-        f"{module}export --workdir={given} --output=exports",
+        f"{module}export --workdir={given} --output={exports}",
     ]
     if shown:
         lines.insert(2, f"  tensorboard --logdir={given}")
@@ -80,12 +94,21 @@ def evaluation(report: dict[str, Any]) -> str:
         ["", *(n + (" *" if n == report["weights_of_record"] else "")
                for n in names)]
     ]  # fmt: skip
-    for key, title in (
-        ("top1", "top-1"),
-        ("top5", "top-5"),
-        ("calibration_error", "calibration error"),
-    ):
-        rows.append([title, *(_percent(report[n][key]) for n in names)])
+    images = report["test_images"]
+    rows += [
+        ["top-1", *(_percent(report[n]["top1"]) for n in names)],
+        [
+            "95 % interval (Wilson)",
+            *(comparison.wilson_text(report[n]["top1"], images) for n in names),
+        ],
+        ["top-5", *(_percent(report[n]["top5"]) for n in names)],
+        [
+            "calibration error",
+            *(_percent(report[n]["calibration_error"]) for n in names),
+        ],
+    ]
+    if not shows_top5(len(report["class_names"])):
+        rows = [row for row in rows if row[0] != "top-5"]
     shown = range(len(report["class_names"]))
     if len(shown) > _MANY:  # the file has them all
         record = report[report["weights_of_record"]]["per_class"]

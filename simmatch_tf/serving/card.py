@@ -10,10 +10,10 @@ from typing import Any
 
 import simmatch_tf
 from simmatch_tf.commandline import InputError
-from simmatch_tf.serving import loading
+from simmatch_tf.serving import loading, versions
 from simmatch_tf.training import results, workdir
 
-JSON, MARKDOWN = "model_card.json", "model_card.md"
+JSON, MARKDOWN = versions.CARD, "model_card.md"
 _PACKAGES = ("tensorflow", "keras", "numpy")
 
 
@@ -40,7 +40,7 @@ def make(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "preprocessing": run.classifier.preprocessing.as_dict(),
             "explains": run.classifier.labeled is not None,
         },
-        "accuracy": _accuracy(run, folder),
+        "accuracy": accuracy(run, folder),
         "data": {
             "dataset": config.dataset,
             "class_names": content["class_names"],
@@ -76,32 +76,61 @@ def _per_class(content: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _accuracy(
+def accuracy(
     run: loading.Run, folder: workdir.Workdir
 ) -> dict[str, Any] | None:
-    """What was measured of these weights at this step; None: nothing."""
+    """What was measured of these weights at this step; None: nothing.
+
+    Args:
+        run: The run.
+        folder: Its folder.
+
+    Returns:
+        `top1`, `top5`, `scored_on`, `images`; and `calibration_error`, if
+        `evaluate` measured it.
+    """
+    found = None
     if folder.results.is_file():
-        found = results.read(folder.results)
-        last = getattr(found, run.weights)["last"]
+        result = results.read(folder.results)
+        last = getattr(result, run.weights)["last"]
         if last["step"] == run.step:
-            return {
+            found = {
                 "top1": last["top1"],
                 "top5": last["top5"],
-                "scored_on": found.scored_on,
-                "images": found.test_images,
+                "scored_on": result.scored_on,
+                "images": result.test_images,
             }
+    return evaluated(found, folder.evaluation, run.weights, run.step)
+
+
+def evaluated(
+    found: dict[str, Any] | None, path: pathlib.Path, weights: str, step: int
+) -> dict[str, Any] | None:
+    """Adds what `evaluate` measured of the same weights on the same images.
+
+    Args:
+        found: See `accuracy`.
+        path: Of its file, which need not be there.
+        weights: Name of the weights.
+        step: Their step.
+    """
     try:
-        report = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-        if report["step"] != run.step:
-            return None
-        return {
-            "top1": report[run.weights]["top1"],
-            "top5": report[run.weights]["top5"],
+        report = json.loads(path.read_text(encoding="utf-8"))
+        measured = {
+            "top1": report[weights]["top1"],
+            "top5": report[weights]["top5"],
             "scored_on": report["scored_on"],
             "images": report["test_images"],
+            "calibration_error": report[weights]["calibration_error"],
         }
+        same = report["step"] == step and all(
+            measured[name] == found[name]
+            for name in ("scored_on", "images")
+            if found is not None
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return found
+    return {**measured, **(found or {})} if same else found
 
 
 def write(folder: pathlib.Path, card: dict[str, Any]) -> None:
@@ -139,13 +168,14 @@ def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
 def markdown(card: dict[str, Any]) -> str:
     """The card as a page."""
     model, data, split = card["model"], card["data"], card["split"]
-    accuracy = card["accuracy"]
+    measured = card["accuracy"]
     score = "not measured"
-    if accuracy:
-        score = (
-            f"top-1 {accuracy['top1']:.2%}, top-5 {accuracy['top5']:.2%} on "
-            f"{accuracy['images']} {accuracy['scored_on']} images"
-        )
+    if measured:
+        score = f"top-1 {measured['top1']:.2%}"
+        # Of five classes it is always 100 %.
+        if len(data["class_names"]) > 5:
+            score += f", top-5 {measured['top5']:.2%}"
+        score += f" on {measured['images']} {measured['scored_on']} images"
     rows = [
         ("accuracy", score),
         ("algorithm", model["algorithm"]),

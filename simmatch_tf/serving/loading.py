@@ -14,10 +14,10 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
 from simmatch_tf.serving import classifier, preprocessing
-from simmatch_tf.training import assembly, checkpoints, workdir
+from simmatch_tf.training import assembly, checkpoints, initial, workdir
 
 # Files of an export, in its assets.
-CLASS_NAMES = "class_names.json"
+CLASS_NAMES = initial.CLASS_NAMES
 LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
 # Why a run's classifier explains nothing.
@@ -192,8 +192,8 @@ def export(path: pathlib.Path) -> Export:
             for name in (CLASS_NAMES, PREPROCESSING)
         }
         card = json.loads((path / "model_card.json").read_text("utf-8"))
-        how = preprocessing.Preprocessing(**content[PREPROCESSING])
-    except (OSError, ValueError, TypeError) as error:
+        how = preprocessing.Preprocessing.of_dict(content[PREPROCESSING])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
         ) from None
@@ -201,9 +201,7 @@ def export(path: pathlib.Path) -> Export:
         path=path,
         signatures=dict(loaded.signatures),
         class_names=content[CLASS_NAMES],
-        preprocessing=dataclasses.replace(
-            how, image_shape=tuple(how.image_shape)
-        ),
+        preprocessing=how,
         card=card,
         keep=loaded,
     )

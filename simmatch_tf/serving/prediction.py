@@ -1,7 +1,5 @@
 """Labels images in files, as fast as they can be decoded."""
 
-import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -9,128 +7,21 @@ import pathlib
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tqdm
-from absl import logging
 
-from simmatch_tf import availability, command_flags
+from simmatch_tf import command_flags
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files, selection
-from simmatch_tf.serving import (
-    classifier,
-    loading,
-    outputs,
-    preprocessing,
-    review,
-    thumbnails,
-)
-from simmatch_tf.training import inputs, progress
+from simmatch_tf.serving import models, outputs, review
+from simmatch_tf.training import progress
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """What predicts: of a run or of an export.
-
-    Attributes:
-        classify: Images [N, H, W, C] → as `Classifier.classify`.
-        explain: Likewise as `Classifier.explain`, or None.
-        why_not: Why there is no `explain`.
-        neighbors: How many neighbours it gives.
-        class_names: L names.
-        preprocessing: How files become images.
-        input_dtype: Of the images.
-        identity: What tells it from others.
-        thumbnails: Slots → pictures of the labeled images, as far as known.
-    """
-
-    classify: Callable[..., dict[str, tf.Tensor]]
-    explain: Callable[..., dict[str, tf.Tensor]] | None
-    why_not: str
-    neighbors: int
-    class_names: list[str]
-    preprocessing: preprocessing.Preprocessing
-    input_dtype: str
-    identity: dict[str, Any]
-    thumbnails: Callable[[Sequence[int]], dict[int, bytes]]
-
-
-def load(flags: command_flags.PredictConfig) -> Model:
-    """Loads what --model names.
-
-    Raises:
-        InputError: It cannot be loaded.
-    """
-    kind, path = availability.kind_of_model("model", flags.model)
-    if kind == "workdir":
-        return _of_run(path, flags)
-    return _of_export(path)
-
-
-def _of_run(path: pathlib.Path, flags: command_flags.PredictConfig) -> Model:
-    run = loading.run(
-        path, weights=flags.weights, neighbors=flags.neighbors or 5
-    )
-    made = run.classifier
-    if (flags.neighbors or 0) > made.neighbors:
-        raise InputError(
-            f"--neighbors={flags.neighbors}: the run's memory holds "
-            f"{made.neighbors} labeled images"
-        )
-
-    def pictures(slots: Sequence[int]) -> dict[int, bytes]:
-        try:
-            source = inputs.make_source(flags.moved(run.config))
-        except InputError as error:
-            logging.warning("no pictures of the labeled images: %s", error)
-            return {}
-        return thumbnails.of_slots(run, source, slots)
-
-    explains = made.labeled is not None
-    return Model(
-        classify=made.classify,
-        explain=made.explain if explains else None,
-        why_not=loading.WHY_NO_NEIGHBORS.get(run.memory, ""),
-        neighbors=made.neighbors,
-        class_names=made.class_names,
-        preprocessing=made.preprocessing,
-        input_dtype=made.input_dtype,
-        identity={
-            "run": os.path.realpath(path),
-            "checkpoint": run.checkpoint,
-            "step": run.step,
-            "weights": run.weights,
-        },
-        thumbnails=pictures,
-    )
-
-
-def _of_export(path: pathlib.Path) -> Model:
-    found = loading.export(path)
-    explain = found.signatures.get("explain")
-    neighbors = 0
-    if explain is not None:
-        neighbors = explain.structured_outputs["similarities"].shape[1]
-    return Model(
-        classify=found.signatures[classifier.SERVED],
-        explain=explain,
-        why_not=f"{path} was exported without explain: the run's memory of "
-        "labeled images was empty, or it has none",
-        neighbors=neighbors,
-        class_names=found.class_names,
-        preprocessing=found.preprocessing,
-        input_dtype=found.input_dtype,
-        identity={
-            "export": os.path.realpath(path),
-            "date": found.card["date"],
-        },
-        thumbnails=functools.partial(thumbnails.kept, path),
-    )
-
-
-def choose(model: Model, explain: bool) -> Callable[..., dict[str, tf.Tensor]]:
+def choose(
+    model: models.Model, explain: bool
+) -> Callable[..., dict[str, tf.Tensor]]:
     """The function that predicts.
 
     Raises:
@@ -144,7 +35,7 @@ def choose(model: Model, explain: bool) -> Callable[..., dict[str, tf.Tensor]]:
 
 
 def predict(
-    model: Model,
+    model: models.Model,
     chosen: selection.Selection,
     flags: command_flags.PredictConfig,
     show: Callable[[review.Review], None] = lambda found: None,
@@ -152,7 +43,7 @@ def predict(
     """Writes the class of each image, and what it rests on, if wanted.
 
     Args:
-        model: See `load`.
+        model: See `models.load`.
         chosen: The images.
         flags: For the rest.
         show: Called with what came of it before the output is complete: where
@@ -187,7 +78,7 @@ def predict(
                 {"file": names[i], **made[i], "error": None}
                 if i in made
                 else outputs.unreadable(
-                    names[i], _why(chosen.paths[i]), neighbors
+                    names[i], why(chosen.paths[i]), neighbors
                 )
                 for i in range(place, stop)
             )
@@ -197,7 +88,7 @@ def predict(
         for places, safe, images in _batches(
             model, chosen.paths, np.flatnonzero(regular[place:]) + place, flags
         ):
-            good = _as_shown(chosen.paths, places, safe)
+            good = as_shown(chosen.paths, places, safe)
             made = {}
             if good.any():
                 found = function(
@@ -220,7 +111,7 @@ def predict(
 
 
 def _batches(
-    model: Model,
+    model: models.Model,
     paths: Sequence[str],
     places: np.ndarray,
     flags: command_flags.PredictConfig,
@@ -233,27 +124,53 @@ def _batches(
         places: Those to read: a named pipe, say, would wait for ever.
         flags: The command's.
     """
+    yield from decoded(
+        model,
+        places,
+        # As bytes: a path need not be valid UTF-8.
+        [os.fsencode(paths[i]) for i in places],
+        tf.io.read_file,
+        batch_size=flags.batch_size,
+        parallel_calls=flags.parallel_calls,
+    )
+
+
+def decoded(
+    model: models.Model,
+    places: np.ndarray,
+    items: Sequence[bytes],
+    read: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    batch_size: int,
+    parallel_calls: int | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """See `_batches`.
+
+    Args:
+        model: What they are decoded for.
+        places: Numbers of the images.
+        items: As many: what is read.
+        read: An item → an encoded image.
+        batch_size: Images at once.
+        parallel_calls: See --parallel_calls.
+    """
     if not len(places):
         return
     dataset = tf.data.Dataset.from_tensor_slices(
-        (
-            places,
-            # As bytes: a path need not be valid UTF-8.
-            np.array([os.fsencode(paths[i]) for i in places], object),
-        )
+        (places, np.array(items, object))
     )
 
-    def read(place: tf.Tensor, path: tf.Tensor) -> tuple:
-        encoded = tf.io.read_file(path)
+    def decode(place: tf.Tensor, item: tf.Tensor) -> tuple:
+        encoded = read(item)
         return place, _is_safe(encoded), model.preprocessing.decode(encoded)
 
     dataset = dataset.map(
-        tf.autograph.experimental.do_not_convert(read),
-        num_parallel_calls=flags.parallel_calls or 2 * (os.cpu_count() or 1),
+        tf.autograph.experimental.do_not_convert(decode),
+        num_parallel_calls=parallel_calls or 2 * (os.cpu_count() or 1),
         deterministic=True,
     )
     # What cannot be decoded is missing then, and its place tells which.
-    dataset = dataset.ignore_errors().batch(flags.batch_size).prefetch(2)
+    dataset = dataset.ignore_errors().batch(batch_size).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
     yield from dataset.with_options(options).as_numpy_iterator()
@@ -293,7 +210,7 @@ def _digest(
     return found.hexdigest()
 
 
-def _as_shown(
+def as_shown(
     paths: Sequence[str], places: np.ndarray, safe: np.ndarray
 ) -> np.ndarray:
     """Which images TensorFlow reads as viewers show them: bool [n]."""
@@ -307,7 +224,7 @@ def _as_shown(
     return good
 
 
-def _why(path: str) -> str:
+def why(path: str) -> str:
     """Why a file could not be used."""
     try:
         examination.examine(path)
@@ -316,19 +233,14 @@ def _why(path: str) -> str:
     return "could not be decoded"
 
 
-def _rows(found: dict[str, tf.Tensor], model: Model) -> Iterator[outputs.Row]:
+def _rows(
+    found: dict[str, tf.Tensor], model: models.Model
+) -> Iterator[outputs.Row]:
     """What a function gave, a row an image."""
     values = {name: tensor.numpy() for name, tensor in found.items()}
     names = model.class_names
-    order = np.argsort(-values["probabilities"], axis=1, kind="stable")
-    for number, places in enumerate(order[:, :2]):
-        p = values["probabilities"][number]
-        row = {
-            "class": names[places[0]],
-            "confidence": _number(p[places[0]]),
-            "second_class": names[places[1]],
-            "second_confidence": _number(p[places[1]]),
-        }
+    for number, p in enumerate(values["probabilities"]):
+        row = likeliest(p, names)
         if "propagated" in values:
             propagated = values["propagated"][number]
             best = int(propagated.argmax())
@@ -345,6 +257,17 @@ def _rows(found: dict[str, tf.Tensor], model: Model) -> Iterator[outputs.Row]:
                 for k in range(model.neighbors)
             ]
         yield row
+
+
+def likeliest(p: np.ndarray, class_names: Sequence[str]) -> outputs.Row:
+    """The two likeliest classes of an image with the probabilities p [L]."""
+    first, second = np.argsort(-p, kind="stable")[:2]
+    return {
+        "class": class_names[first],
+        "confidence": _number(p[first]),
+        "second_class": class_names[second],
+        "second_confidence": _number(p[second]),
+    }
 
 
 def _number(value: np.floating) -> float:

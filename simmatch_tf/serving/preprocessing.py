@@ -8,7 +8,6 @@ from typing import Any, Self
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import datasets
 from simmatch_tf.data import branches, decoding, examination, orientation
 
 # Images of one call that are decoded at once, at most.
@@ -21,17 +20,18 @@ _COLOR_TYPES = {1: 0, 3: 2}
 class Preprocessing:
     """How images of any size become those that a network takes.
 
+    They are turned as their EXIF orientation says, whatever the network was
+    trained on: the orientation belongs to the file. (The records of TFDS are
+    trained and evaluated on as stored, see `records.RecordImages`.)
+
     Attributes:
         image_shape: (height, width, channels) of the network's input.
         resize: Length that the shorter side is resized to before the centre
             is cropped; None: the network's own side.
-        exif: Whether images are turned as their EXIF orientation says. The
-            records of TFDS are taken as stored, as in their evaluation.
     """
 
     image_shape: tuple[int, int, int]
     resize: int | None
-    exif: bool
 
     @classmethod
     def of_run(
@@ -43,15 +43,20 @@ class Preprocessing:
             config: The run's flags.
             image_shape: Of its network's input.
         """
-        return cls(
-            tuple(image_shape),
-            config.eval_resize,
-            config.dataset in datasets.OWN,
-        )
+        return cls(tuple(image_shape), config.eval_resize)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file; `Preprocessing(**content)` reads it."""
-        return dataclasses.asdict(self)
+        """For a JSON file, which other programs may read, too."""
+        return {**dataclasses.asdict(self), "exif": True}
+
+    @classmethod
+    def of_dict(cls, content: dict[str, Any]) -> Self:
+        """Reads what `as_dict` gave.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        return cls(tuple(content["image_shape"]), content["resize"])
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
         """Decodes one image.
@@ -88,9 +93,7 @@ class Preprocessing:
             _COLOR_TYPES[channels],
         )
         plain = tf.equal(tf.strings.substr(encoded, 0, len(head)), head)
-        if self.exif:
-            plain &= ~orientation.holds_exif(encoded)
-        return plain
+        return plain & ~orientation.holds_exif(encoded)
 
     def _decode_plain(self, encoded: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_png(encoded, self.image_shape[2])
@@ -103,7 +106,7 @@ class Preprocessing:
         )
         with tf.control_dependencies([check]):
             encoded = tf.identity(encoded)
-        turn = orientation.orientation(encoded) if self.exif else tf.constant(1)
+        turn = orientation.orientation(encoded)
         height, width, channels = self.image_shape
         pixels = decoding.decode(encoded, turn, channels=channels)
         if height != width:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags
+from simmatch_tf import command_flags, texts
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, splits
@@ -78,7 +78,11 @@ def of_export(
     export = loading.export(path)
     run = flags.moved(config_lib.Config(**export.card["flags"]))
     source = inputs.make_source(run)
-    if list(source.class_names) != export.class_names:
+    here, there = (
+        [texts.nfc(str(name)) for name in names]
+        for names in (source.class_names, export.class_names)
+    )
+    if here != there:
         raise InputError(
             f"--export={path}: has the classes {export.class_names}, but "
             f"{source.name} has {list(source.class_names)}"

@@ -9,7 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, examination, files, selection
+from simmatch_tf.data import (
+    cropping,
+    examination,
+    files,
+    orientation,
+    records,
+    selection,
+)
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
@@ -50,6 +57,8 @@ def examples(
     count = min(IMAGES, len(places))
     places = places[np.linspace(0, len(places) - 1, count).round().astype(int)]
     chosen = tf.constant(places, tf.int64)
+    if isinstance(images, records.RecordImages):
+        images = _AsSeen(images)
     pixels = cropping.whole(images, chosen, side=side, resize=resize)
     if images.encoded:
         encoded = [images.read(place)[0].numpy() for place in chosen]
@@ -58,6 +67,25 @@ def examples(
             tf.io.encode_png(image).numpy() for image in images.fetch(chosen)
         ]
     return Examples(pixels.numpy(), encoded)
+
+
+class _AsSeen:
+    """Records as viewers show them: so their bytes are served.
+
+    Training and evaluation take them as stored.
+    """
+
+    encoded, names = True, None
+
+    def __init__(self, images: records.RecordImages) -> None:
+        self._images, self.labels = images, images.labels
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, _ = self._images.read(index)
+        return encoded, orientation.orientation(encoded)
 
 
 def readable(images: str, most: int) -> files.FileImages:
@@ -75,12 +103,12 @@ def readable(images: str, most: int) -> files.FileImages:
     with examination.silent_pillow():
         for path in found.paths:
             try:
-                orientation, _ = examination.examine(path)
+                turn, _ = examination.examine(path)
             except ValueError as error:
                 reason = reason or f"{files.printable(path)}: {error}"
                 continue
             paths.append(path)
-            orientations.append(orientation)
+            orientations.append(turn)
             if len(paths) == most:
                 break
     if not paths:
@@ -109,9 +137,6 @@ def of_files(
     """
     height, width, channels = how.image_shape
     if channels == 3 and height == width:
-        if not how.exif:
-            as_stored = np.ones_like(images.orientations)
-            images = dataclasses.replace(images, orientations=as_stored)
         places = np.arange(len(images))
         return examples(images, places, side=height, resize=how.resize)
     encoded = [pathlib.Path(path).read_bytes() for path in images.paths]

@@ -4,15 +4,21 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import json
 import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
+from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 
+# Of an export: what it is, for programs.
+CARD = "model_card.json"
 _UNFINISHED = ".unfinished-"
 
 
@@ -103,3 +109,67 @@ def _rename(aside: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
 def numbers(output: pathlib.Path) -> list[int]:
     """The versions that are there, in no order."""
     return [int(p.name) for p in output.iterdir() if p.name.isdecimal()]
+
+
+def check_model(
+    output: str | os.PathLike,
+    config: config_lib.Config,
+    train_sha256: str | None,
+) -> None:
+    """Checks that a folder of versions has no other run's model.
+
+    A server takes the newest version for the same model. A run is the same in
+    the same workdir, however often it was trained there on its dataset; or
+    where flags and training images are the same, wherever it lies.
+
+    Args:
+        output: The folder of versions.
+        config: The run's flags.
+        train_sha256: Of its training images, from its split.
+
+    Raises:
+        InputError: The newest version there is another run's.
+    """
+    output = pathlib.Path(output).expanduser()
+    if not output.is_dir():
+        return
+    there = (output / str(n) for n in sorted(numbers(output), reverse=True))
+    newest = next((p for p in there if p.is_dir() and any(p.iterdir())), None)
+    if newest is None:
+        return
+    try:
+        card = json.loads((newest / CARD).read_text("utf-8"))
+        flags, data = card["flags"], card["data"]
+        if _is_same(flags, data, config, train_sha256):
+            return
+        whose = f"run {flags['workdir']}, {flags['algorithm']} on "
+        whose += f"{data['dataset']}, exported {card['date']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        whose = f"none that export wrote: {newest.name}/ has no {CARD}"
+    name = pathlib.Path(os.path.realpath(config.workdir)).name
+    raise InputError(
+        f"--output={output}: holds another model (version {newest.name}: "
+        f"{whose}), and a server would take this one for its next version; "
+        f"name a folder of its own, such as {output / name}, or give "
+        "--replace_model"
+    )
+
+
+def _is_same(
+    flags: dict[str, Any],
+    data: dict[str, Any],
+    config: config_lib.Config,
+    train_sha256: str | None,
+) -> bool:
+    """Whether a model card is of this run; see `check_model`."""
+    here, there = map(os.path.realpath, (config.workdir, flags["workdir"]))
+    if here == there:
+        return data["dataset"] == config.dataset
+    decides = [
+        field.name
+        for field in dataclasses.fields(config)
+        if not field.metadata["operational"]
+    ]
+    return data["train_sha256"] == train_sha256 and all(
+        flags.get(name) == getattr(config, name) for name in decides
+    )

@@ -207,7 +207,8 @@ def load(
 
     Returns:
         A Keras model from images [N, H, W, C], 0 to 255, to a dict with
-        `features`, `logits` and (SimMatch) `embeddings`.
+        `features`, `logits` and (SimMatch) `embeddings`. Its `class_names` are
+        those of the logits' columns.
 
     Raises:
         InputError: There is no run or no checkpoint, it does not fit, or
@@ -219,4 +220,7 @@ def load(
     name = weights or restored.weights_of_record
     if name not in networks:
         raise InputError(f"weights={weights!r}: must be student or ema")
-    return networks[name]
+    model = networks[name]
+    content = splits.read_content(workdir_lib.Workdir(workdir).split)
+    model.class_names = list(content["class_names"])
+    return model

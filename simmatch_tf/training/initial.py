@@ -1,6 +1,8 @@
 """First weights from elsewhere: what --init_from names."""
 
+import collections
 import contextlib
+import json
 import pathlib
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability
+from simmatch_tf import availability, texts
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import splits
 from simmatch_tf.networks import network
 from simmatch_tf.training import assembly, workdir
 
@@ -23,6 +26,9 @@ _TITLES = {
     "classifier": "classifier",
     "projection_head": "projection head",
 }
+# Of an export, in its assets.
+CLASS_NAMES = "class_names.json"
+_LISTED = 5  # new classes that are named
 
 
 class Weight(NamedTuple):
@@ -42,20 +48,36 @@ class Weight(NamedTuple):
         return self.path.rpartition("/")[2], self.value.shape
 
 
+class Found(NamedTuple):
+    """What a file or folder holds.
+
+    Attributes:
+        weights: All of them, in order.
+        class_names: Of the classifier's rows, where they are stored.
+    """
+
+    weights: list[Weight]
+    class_names: list[str] | None = None
+
+
 def initialise(
     algorithm: algorithm_lib.Algorithm,
     init_from: str,
     custom: assembly.Custom,
+    class_names: Sequence[str],
 ) -> str:
     """Starts student and teacher from other weights.
 
-    The backbone must be found whole. Heads and normalisation are taken where
-    they are found in the same shapes; otherwise the network keeps its own.
+    The backbone must be found whole. Projection head and normalisation are
+    taken where they are found in the same shapes. Of the classifier the rows of
+    those classes are taken whose names are stored with the weights; all of it
+    by its shape where no names are stored. Otherwise the network keeps its own.
 
     Args:
         algorithm: A new run's.
         init_from: As in --init_from.
         custom: The caller's own parts.
+        class_names: L names, the run's.
 
     Returns:
         A line that says what was taken.
@@ -68,6 +90,7 @@ def initialise(
         init_from,
         backbone=f"--backbone={algorithm.config.backbone}",
         custom=custom,
+        class_names=class_names,
     )
     algorithm.teacher.copy(algorithm.student)
     return _say(init_from, taken)
@@ -80,7 +103,8 @@ def fill(
     backbone: str,
     flag: str = "init_from",
     custom: assembly.Custom | None = None,
-) -> dict[str, list[np.ndarray] | None]:
+    class_names: Sequence[str] = (),
+) -> dict[str, str | None]:
     """Fills a network from other weights; see `initialise`.
 
     Args:
@@ -89,21 +113,32 @@ def fill(
         backbone: The name of its own, for a message.
         flag: What named the path, likewise.
         custom: The caller's own parts.
+        class_names: L names, of a network with a classifier.
 
     Returns:
-        Part of the network → what it was given; None: it keeps its own.
+        Part of the network → a remark on how it was found, "" where there is
+        none; None: it keeps its own.
 
     Raises:
         InputError: The path cannot be read, or holds another backbone.
     """
     kind, found = availability.kind_of_weights(path, flag)
-    parts = network.parts(model)
+    parts, remarks = network.parts(model), {}
     try:
         if kind == "h5" and not _is_whole_model(found):
-            taken = _from_h5(model, found)
+            taken, names = _from_h5(model, found), None
         else:
-            weights = _READERS[kind](found, custom or assembly.Custom())
-            taken = {name: _find(weights, parts[name]) for name in parts}
+            weights, names = _READERS[kind](found, custom or assembly.Custom())
+            taken = {
+                name: _find(weights, _of(part.variables))
+                for name, part in parts.items()
+            }
+        if "classifier" in parts and names is not None:
+            taken["classifier"], remarks["classifier"] = _rows_by_name(
+                weights, names, _of(parts["classifier"].variables), class_names
+            )
+        elif taken.get("classifier") is not None:
+            remarks["classifier"] = "by its shape alone: no class names in it"
     except InputError as error:
         raise InputError(f"--{flag}={path}: {error}") from None
     if taken["backbone"] is None:
@@ -120,17 +155,72 @@ def fill(
                 _floats(parts[name].variables), values, strict=True
             ):
                 variable.assign(value)
-    return taken
+    return {
+        name: None if values is None else remarks.get(name, "")
+        for name, values in taken.items()
+    }
 
 
-def _say(init_from: str, taken: dict[str, list | None]) -> str:
+def _say(init_from: str, taken: dict[str, str | None]) -> str:
     """What was taken, and what was not."""
-    yes = [_TITLES[name] for name, found in taken.items() if found is not None]
-    no = [_TITLES[name] for name, found in taken.items() if found is None]
+    yes = [
+        _TITLES[name] + (f" ({remark})" if remark else "")
+        for name, remark in taken.items()
+        if remark is not None
+    ]
+    no = [_TITLES[name] for name, remark in taken.items() if remark is None]
     text = f"starts from {init_from}: {', '.join(yes)}"
     if no:
         text += f"; not in it in this shape, so new: {', '.join(no)}"
     return text
+
+
+def _rows_by_name(
+    weights: Sequence[Weight],
+    there: Sequence[str],
+    wanted: Sequence[Weight],
+    here: Sequence[str],
+) -> tuple[list[np.ndarray] | None, str]:
+    """A classifier's values, a class's row from where its name stands.
+
+    Args:
+        weights: All that are there.
+        there: Names of the classes there.
+        wanted: The network's own classifier.
+        here: L names of its classes.
+
+    Returns:
+        Its values, new rows as they are, and a remark; None where there is no
+        such classifier or none of the classes.
+    """
+    there, here = (
+        [texts.nfc(str(n)) for n in names] for names in (there, here)
+    )
+    theirs = _find(
+        weights,
+        [
+            Weight(w.path, np.empty([*w.value.shape[:-1], len(there)]))
+            for w in wanted
+        ],
+    )
+    # A name that two classes have says of neither which it is.
+    counts = collections.Counter(there), collections.Counter(here)
+    known = [n for n in here if all(count[n] == 1 for count in counts)]
+    if theirs is None or not known:
+        return None, ""
+    values = [w.value.copy() for w in wanted]
+    places = ({n: i for i, n in enumerate(names)} for names in (here, there))
+    to, from_ = ([place[n] for n in known] for place in places)
+    for own, other in zip(values, theirs, strict=True):
+        own[..., to] = other[..., from_]
+    if len(known) == len(here):
+        remark = f"all {len(here)} classes by name"
+        return values, remark + ("" if to == from_ else ", in another order")
+    new = [name for name in here if name not in known]
+    listed = ", ".join(new[:_LISTED]) + (", …" if new[_LISTED:] else "")
+    return values, (
+        f"{len(known)} of {len(here)} classes by name; new: {listed}"
+    )
 
 
 def _floats(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
@@ -150,15 +240,18 @@ def _of(variables: Sequence[keras.Variable]) -> list[Weight]:
 
 
 def _find(
-    weights: Sequence[Weight], part: keras.layers.Layer
+    weights: Sequence[Weight], wanted: Sequence[Weight]
 ) -> list[np.ndarray] | None:
     """A part's values among all weights: side by side, or else by their paths.
+
+    Args:
+        weights: All of them.
+        wanted: The part's own: their paths and shapes count.
 
     Returns:
         None, if they are not there, or more than once: then nothing tells
         which are meant.
     """
-    wanted = _of(part.variables)
     kinds, given = [w.kind for w in wanted], [w.kind for w in weights]
     size = len(kinds)
     places = [
@@ -175,28 +268,28 @@ def _find(
     return None
 
 
-def _from_workdir(path: pathlib.Path, custom: assembly.Custom) -> list[Weight]:
-    config = workdir.Workdir(path).read_config()
+def _from_workdir(path: pathlib.Path, custom: assembly.Custom) -> Found:
+    folder = workdir.Workdir(path)
+    config = folder.read_config()
     model = assembly.load(
         path,
         backbone=custom.backbone if config.backbone == "custom" else None,
         algorithm=custom.algorithm if config.algorithm == "custom" else None,
     )
-    return _of(model.variables)
+    content = splits.read_content(folder.split)
+    return Found(_of(model.variables), content["class_names"])
 
 
-def _from_keras(path: pathlib.Path, custom: assembly.Custom) -> list[Weight]:
+def _from_keras(path: pathlib.Path, custom: assembly.Custom) -> Found:
     del custom
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras lets through whatever goes wrong
         raise InputError(_unreadable(error)) from error
-    return _of(model.variables)
+    return Found(_of(model.variables))
 
 
-def _from_saved_model(
-    path: pathlib.Path, custom: assembly.Custom
-) -> list[Weight]:
+def _from_saved_model(path: pathlib.Path, custom: assembly.Custom) -> Found:
     del custom
     try:
         loaded = tf.saved_model.load(str(path))
@@ -208,11 +301,23 @@ def _from_saved_model(
         for signature in loaded.signatures.values()
         for variable in signature.variables
     ]
-    return [
+    weights = [
         Weight(v.name.removesuffix(":0"), v.numpy())
         for v in variables
         if v.dtype.is_floating
     ]
+    return Found(weights, _names_of_export(path))
+
+
+def _names_of_export(path: pathlib.Path) -> list[str] | None:
+    """The class names in an export of `simmatch_tf.export`; None of others."""
+    file = path / "assets" / CLASS_NAMES
+    if not file.is_file():
+        return None
+    try:
+        return list(json.loads(file.read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{file}: cannot be read ({error})") from None
 
 
 _READERS = {

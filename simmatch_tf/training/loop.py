@@ -130,7 +130,10 @@ class _Run:
         if config.init_from and not resumed:
             # Outside the strategy's scope: another run's network has its own.
             self.initial = initial.initialise(
-                self.algorithm, config.init_from, custom
+                self.algorithm,
+                config.init_from,
+                custom,
+                self.source.class_names,
             )
         # --------------------------------------------------------- workdir --
         self.workers.by_chief(self._begin)

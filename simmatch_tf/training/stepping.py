@@ -105,10 +105,10 @@ class Stepper:
         self._keep(seen if watch else None)
         return metrics
 
-    def _keep(self, seen: watching.Packed | None) -> None:
+    def _keep(self, seen: watching.Packed | tuple[()] | None) -> None:
         if seen and self._mean:
             seen = seen._replace(means=self._mean(seen.means))
-        self.seen = seen and self._layout.unpack(seen)
+        self.seen = self._layout.unpack(seen) if seen else None
 
 
 def _mean_of_workers(
@@ -149,8 +149,9 @@ def _compiled(
     @tf.function(autograph=False)
     def step(batch, asked, watch):
         metrics, stop = strategy.run(replica_step, args=(batch, asked, watch))
-        seen = metrics.pop(watching.SEEN, None)
-        if seen is not None:
+        # Not None where nothing is watched: a loop cannot carry it.
+        seen = metrics.pop(watching.SEEN, ())
+        if seen:
             # Those of this worker: others' would cost each step a message,
             # and are asked for after a step that is watched.
             means = here(seen.means)

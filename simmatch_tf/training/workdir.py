@@ -14,6 +14,7 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -86,6 +87,14 @@ class Workdir:
                 f"{self.flagfile}: {error} (damaged, or of another version of "
                 "simmatch_tf)"
             ) from None
+
+    def train_sha256(self) -> str | None:
+        """What tells the run's training images from others, where known."""
+        try:
+            content = json.loads(self.split.read_text(encoding="utf-8"))
+            return content.get("train_sha256")
+        except (OSError, ValueError, AttributeError):
+            return None
 
     def started(self) -> bool:
         """Whether a run left something here that is worth keeping."""

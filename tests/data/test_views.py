@@ -16,6 +16,8 @@ from simmatch_tf.data import (
     splits,
     views,
 )
+from simmatch_tf.training import inputs
+from tests import runs
 
 SIDE = 24
 FLIP_CROP = views.Recipe(side=SIDE, pad=3, cutout=12)
@@ -169,6 +171,57 @@ def test_weak_views_have_the_geometry_alone():
     np.testing.assert_array_equal(view[mirrored], x[mirrored][:, :, ::-1])
     still = dataclasses.replace(RESIZED, flip=False)
     np.testing.assert_array_equal(still.finish(x, draws, strong=False), x)
+
+
+# Both ends of every range that a flag of the views declares.
+BOUNDS = [
+    {"randaugment_operations": 0},
+    {"randaugment_operations": 0, "cutout": 0.0},
+    {"randaugment_operations": 14},
+    {"randaugment_probability": 0.0},
+    {"randaugment_probability": 1.0},
+    {"randaugment_low": 0.0, "randaugment_high": 0.0},
+    {"randaugment_low": 1.0, "randaugment_high": 1.0},
+    {"randaugment_levels": 0},
+    {"randaugment_levels": 1},
+    {"cutout": 0.0},
+    {"cutout": 1.0},
+    {"weak": "resized_crop", "crop_area": 0.01},
+    {"weak": "resized_crop", "crop_area": 1.0},
+]
+
+
+@pytest.mark.parametrize(
+    "flags", BOUNDS, ids=lambda flags: " ".join(map(str, flags.items()))
+)
+def test_the_flags_own_bounds(flags, tmp_path):
+    config = runs.config(tmp_path, **{"strong": "randaugment", **flags})
+    data = source.Source(
+        "mine", ["a", "b"], in_memory(20), None, True, image_size=SIDE
+    )
+    split = splits.draw(
+        data,
+        labels=6,
+        label_fraction=None,
+        split_seed=0,
+        validation_fraction=0.0,
+        unlabeled_includes_labeled=True,
+    )
+    recipe = inputs.make_pipeline(config, data, split, unlabeled=True).recipe
+    indices, numbers = tf.range(4, dtype=tf.int64), seeds(4)
+    (crops,) = recipe.crops(data.train, indices, [numbers])
+    found = {}
+    for name, dense in (("host", False), ("device", True)):
+        draws = recipe.draws(numbers, strong=True)
+        found[name] = recipe.finish(crops, draws, strong=True, dense=dense)
+    assert found["host"].shape == (4, SIDE, SIDE, 3)
+    np.testing.assert_array_equal(found["host"], found["device"])
+    if not config.randaugment_operations:
+        weak = dataclasses.replace(recipe, strong="none")
+        draws = recipe.draws(numbers, strong=True)
+        plain = weak.finish(crops, draws, strong=True)
+        wanted = batched.cutout(plain, draws[:, 3:], side=recipe.cutout)
+        np.testing.assert_array_equal(found["host"], wanted)
 
 
 def test_keras_cv_s_own_layer():

@@ -37,6 +37,29 @@ def test_a_lead_pairs_runs_of_equal_seed():
     assert found.low is found.high is None  # too few
 
 
+@pytest.mark.parametrize(
+    ("right", "images", "low", "high"),
+    [
+        # From tables of Wilson's interval.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (60, 60, 0.9398, 1.0),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_the_interval_of_an_accuracy(right, images, low, high):
+    found = comparison.wilson(right / images, images)
+    assert found == pytest.approx((low, high), abs=1e-4)
+    # Its ends are where the share is 1.96 deviations away.
+    for end in found:
+        if 0 < end < 1:
+            deviation = (end * (1 - end) / images) ** 0.5
+            assert abs(right / images - end) == pytest.approx(
+                1.959964 * deviation, rel=1e-5
+            )
+
+
 def test_a_lead_of_three_pairs():
     """Differences 1, 2, 3 points: 2 ± 4.3027·1/√3."""
     ours = [score("a", i, 0.5 + d) for i, d in enumerate((0.01, 0.02, 0.03))]

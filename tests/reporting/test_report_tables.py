@@ -35,6 +35,11 @@ def test_results_of_groups(tmp_path):
         "80.0 ± 10.0 (3)",
         "70.0 ± 2.8 (2)",
     ]
+    # 80 and 70 of 100 images.
+    assert column(table, "95 % of the images") == [
+        "[71.1, 86.7]",
+        "[60.4, 78.1]",
+    ]
     assert column(table, "lead of sim, 95 %") == ["", "+5.0 (2)"]
     assert column(table, "worst") == ["70.0", "68.0"]
     assert column(table, "student / EMA") == ["70.0 / 80.0", "60.0 / 70.0"]
@@ -59,7 +64,7 @@ def test_results_of_other_images_are_not_compared(tmp_path):
 def test_what_is_not_finished(tmp_path):
     found = groups(written.run(tmp_path / "a", None, steps=1200))
     table = report_tables.result(found, {})
-    assert table.rows == [["a", "–", "–", "–", "–", "1,200", "–", "–"]]
+    assert table.rows == [["a", *"–––––", "1,200", "–", "–"]]
     assert report_tables.unfinished(found) == [
         "a is not finished: it has reached step 30 of 1,200, and has no result "
         "yet."

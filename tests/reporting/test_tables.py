@@ -1,5 +1,7 @@
 import dataclasses
 
+import pytest
+
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results
 
@@ -17,7 +19,7 @@ RESULT = results.Result(
     ema=FIGURES,
     algorithm="simmatch",
     dataset="digits",
-    class_names=["0", "1"],
+    class_names=list("0123456789"),
     labels=40,
     validation_labels=0,
     unlabeled=1400,
@@ -34,10 +36,36 @@ def test_result():
     assert text.splitlines()[0] == (
         "simmatch on digits: 40 labels, 400 steps, seed 1, split seed 2"
     )
-    assert "ema *    97.50 %  100.00 %     98.00 %      300" in text
+    wanted = "ema *    97.50 %  [95.5, 98.6]  100.00 %     98.00 %      300"
+    assert wanted in text and "397 test images.\n  95 %: the interv" in text
     assert "student *" not in text
     assert "Best is chosen on the test images." in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize("classes", [3, 5, 6])
+def test_top_5_of_few_classes_is_not_printed(classes):
+    """It is 100 % whatever a network says."""
+    names = [str(number) for number in range(classes)]
+    result = dataclasses.replace(RESULT, class_names=names)
+    one = {
+        "top1": 0.5,
+        "top5": 1.0,
+        "per_class": [0.5] * classes,
+        "confusion": [[1] * classes] * classes,
+        "calibration_error": 0.1,
+    }
+    report = {
+        "step": 4,
+        "weights_of_record": "ema",
+        "class_names": names,
+        "scored_on": "test",
+        "test_images": 6,
+        "ema": one,
+    }
+    for text in (tables.result(result), tables.evaluation(report)):
+        assert ("top-5" in text) == ("100.00 %" in text) == (classes > 5)
+    assert "(Wilson)  [18.8, 81.2]" in tables.evaluation(report)
 
 
 def test_result_written_and_read(tmp_path):

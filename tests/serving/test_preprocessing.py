@@ -47,7 +47,7 @@ def plainly(how, data):
 @pytest.mark.parametrize("mode", SHAPE)
 @pytest.mark.parametrize("more", ["", "transparent", "gamma"])
 def test_the_short_way_changes_nothing(mode, more):
-    how = preprocessing.Preprocessing(SHAPE[mode], None, exif=True)
+    how = preprocessing.Preprocessing(SHAPE[mode], None)
     image = pixels(mode)
     chosen = int(image[0, 0]) if mode == "L" else tuple(map(int, image[0, 0]))
     options = {
@@ -62,7 +62,7 @@ def test_the_short_way_changes_nothing(mode, more):
 
 @pytest.mark.parametrize("mode", SHAPE)
 def test_what_takes_the_long_way(mode):
-    how = preprocessing.Preprocessing(SHAPE[mode], None, exif=True)
+    how = preprocessing.Preprocessing(SHAPE[mode], None)
     image, other = pixels(mode), pixels("RGB" if mode == "L" else "L")
     alpha = RNG.integers(0, 256, [8, 8, 4]).astype(np.uint8)
     for data in (
@@ -78,20 +78,14 @@ def test_what_takes_the_long_way(mode):
         how.decode(tf.constant(encoded(image, exif=turned())))[..., 0],
         np.rot90(image.reshape(SHAPE[mode])[..., 0], -1),
     )
-    # As records of TFDS: no EXIF.
-    stored = preprocessing.Preprocessing(SHAPE[mode], None, exif=False)
-    np.testing.assert_array_equal(
-        stored.decode(tf.constant(encoded(image, exif=turned()))),
-        image.reshape(SHAPE[mode]),
-    )
     # Resized beyond its own side and cropped: never.
-    larger = preprocessing.Preprocessing(SHAPE[mode], 9, exif=True)
+    larger = preprocessing.Preprocessing(SHAPE[mode], 9)
     assert not larger._is_plain(tf.constant(encoded(image)))
 
 
 @pytest.mark.parametrize("mode", SHAPE)
 def test_batches_of_all_kinds(mode):
-    how = preprocessing.Preprocessing(SHAPE[mode], None, exif=True)
+    how = preprocessing.Preprocessing(SHAPE[mode], None)
     decode = tf.function(
         how.decode_batch,
         input_signature=[tf.TensorSpec([None], tf.string)],

@@ -6,6 +6,8 @@ import fcntl
 import io
 import json
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import command_flags, evaluate, export, predict
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, selection
+from simmatch_tf.data import cropping, digits, records, selection
 from simmatch_tf.ops import propagation, similarity
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import (
@@ -139,6 +141,28 @@ def test_signatures_give_what_the_run_s_network_gives(exported, model, count):
     found = loaded.signatures["embed"](images=images)
     for name in ("features", "embeddings"):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("with_what", ["tf.saved_model.load", "TFSMLayer"])
+def test_the_readme_s_way_to_load_it_elsewhere(
+    exported, model, with_what, tmp_path, monkeypatch, capsys
+):
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
+    blocks = re.findall(r"```\n(.*?)```", readme.read_text("utf-8"), re.S)
+    (code,) = (block for block in blocks if with_what in block)
+    assert len(code.splitlines()) <= 4  # the import and three lines
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported[0].path, tmp_path / "exports" / "digits_40" / "1")
+    (tmp_path / "7.png").write_bytes(png(TEST.images[7]))
+    names = {"images": TEST.images[:3]}
+    exec(code, names)
+    p = tf.nn.softmax(model(TEST.images[:8], training=False)["logits"]).numpy()
+    if with_what == "TFSMLayer":
+        np.testing.assert_allclose(names["probabilities"], p[:3], atol=1e-6)
+    else:
+        name, score = capsys.readouterr().out.split()
+        assert name == str(p[7].argmax())
+        assert float(score) == pytest.approx(p[7].max(), abs=1e-6)
 
 
 def test_an_empty_batch_with_onednn_s_kernels(exported):
@@ -639,12 +663,95 @@ def test_examples_of_a_user_s_files_are_read_as_in_evaluation(tmp_path):
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
     found = verification.readable(str(tmp_path), 5)
-    for turned in (True, False):
-        how = preprocessing.Preprocessing((8, 8, 3), 10, turned)
-        shown = verification.of_files(found, how)
-        decoded = how.decode(tf.constant(shown.encoded[0]))
-        np.testing.assert_array_equal(shown.pixels[0], decoded)
+    how = preprocessing.Preprocessing((8, 8, 3), 10)
+    shown = verification.of_files(found, how)
+    decoded = how.decode(tf.constant(shown.encoded[0]))
+    np.testing.assert_array_equal(shown.pixels[0], decoded)
     assert found.orientations[0] == 6
+
+
+def photograph(size=(30, 20), *, turned=True):
+    """A JPEG that lies on its side, or the same one as viewers show it."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, [3, 4, 3], np.uint8)
+    image = PIL.Image.fromarray(small).resize(size)
+    file = io.BytesIO()
+    exif = image.getexif()
+    if turned:
+        exif[0x0112] = 6
+        image = image.transpose(PIL.Image.Transpose.ROTATE_90)
+    # Lossless, so that both have the same pixels.
+    image.save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def test_a_user_s_file_is_turned_whatever_was_trained_on(tmp_path):
+    for dataset in ("digits", "cifar10"):
+        config = runs.config(tmp_path, dataset=dataset)
+        how = preprocessing.Preprocessing.of_run(config, (8, 8, 3))
+        turned, upright = (
+            how.decode(tf.constant(photograph(turned=t))) for t in (True, False)
+        )
+        np.testing.assert_array_equal(turned, upright)
+
+
+class TurnedRecords(records.RecordImages):
+    """One record with an orientation, which training takes as stored."""
+
+    def __init__(self):
+        pass
+
+    labels = np.zeros([1], np.int32)
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        return tf.constant(photograph()), tf.constant(1)
+
+
+def test_records_are_compared_as_their_bytes_are_served():
+    images = TurnedRecords()
+    shown = verification.examples(images, np.arange(1), side=8, resize=10)
+    how = preprocessing.Preprocessing((8, 8, 3), 10)
+    served = how.decode_batch(tf.constant(shown.encoded))
+    np.testing.assert_array_equal(shown.pixels, served)
+    stored = cropping.whole(images, tf.range(1), side=8, resize=10)
+    assert (stored != served).numpy().any()
+
+
+@pytest.mark.slow
+def test_photographs_to_a_network_of_a_tfds_dataset(small_tfds, tmp_path):
+    """Turned as viewers show them, by predict and by the export's bytes."""
+    workdir = tmp_path / "run"
+    runs.fit(
+        workdir, dataset="cifar10", tfds_dir=small_tfds, image_size=16, steps=2
+    )
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "turned.png").write_bytes(photograph())
+    upright = photograph(turned=False)
+    (tmp_path / "photos" / "upright.png").write_bytes(upright)
+    predict.main(
+        command_flags.PredictConfig(
+            model=str(workdir),
+            images=str(tmp_path / "photos"),
+            output=str(tmp_path / "labels.jsonl"),
+        )
+    )
+    one, other = (
+        json.loads(line)
+        for line in (tmp_path / "labels.jsonl").read_text().splitlines()
+    )
+    assert one.pop("file") != other.pop("file") and one == other
+    written = exporting.write(flags(workdir, tmp_path / "out"))
+    found = (
+        loading.export(written.path)
+        .signatures["classify_bytes"](
+            image_bytes=tf.constant([photograph(), upright])
+        )["probabilities"]
+        .numpy()
+    )
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_an_export_that_is_none_of_ours(tmp_path):

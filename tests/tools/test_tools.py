@@ -1,14 +1,22 @@
 """The tools run, and print what they measured."""
 
+import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from absl import flags
 
+import simmatch_tf
+from simmatch_tf import train
+from simmatch_tf.commandline import InputError
 from tests import runs
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
@@ -162,6 +170,103 @@ def test_help_of_measuring_tools(tool, name, capsys):
 def test_bad_flags_of_measuring_tools(tool, name, words, message):
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
         tool(name, *words).main()
+
+
+def test_every_flag_is_drawn_or_left_out_with_a_reason(tool):
+    module = tool("flag_pairs")
+    values = module.values()
+    known = {field.name for field in dataclasses.fields(simmatch_tf.Config)}
+    assert values.keys() | module.LEFT_OUT.keys() == known
+    assert not values.keys() & module.LEFT_OUT.keys()
+    assert set(module.VALUES) <= known
+    assert all(len(words) for words in values.values())
+    # The same seed draws the same, and in time each flag.
+    places = {"tmp": "t", "folder": "f"}
+    draws = [module.draw(random.Random(f"0 {n}"), places) for n in range(200)]
+    assert draws[7] == module.draw(random.Random("0 7"), places)
+    names = {word.split("=")[0].removeprefix("--") for d in draws for word in d}
+    names |= {name.removeprefix("no") for name in names}
+    assert len(values.keys() - names) < 3
+
+
+@pytest.mark.slow
+def test_pairs_of_flags(tmp_path):
+    """A few: each has trained as evaluate finds it, or was refused in words."""
+    output = tmp_path / "draws.json"
+    ran = subprocess.run(
+        [
+            *(sys.executable, TOOLS / "flag_pairs.py", "--draws=4"),
+            *("--seed=1", f"--output={output}"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    outcomes = [draw["outcome"] for draw in json.loads(output.read_text())]
+    assert len(outcomes) == 4 and set(outcomes) <= {"trained", "refused"}
+
+
+@pytest.mark.slow
+def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
+    """Faults planted in what the two commands write."""
+    module = tool("flag_pairs")
+    result = {
+        "top1": 0.5,
+        "top5": 1.0,
+        "student": {"last": {"top1": 0.5, "top5": 1.0}},
+        "ema": {"last": {"top1": 0.5, "top5": 1.0}},
+    }
+    report = {
+        "test_images": 4,
+        "student": {"top1": 0.5, "top5": 1.0},
+        "ema": {"top1": 0.25, "top5": 1.0},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(result))
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    flags = tmp_path / "flags.cfg"
+    flags.write_text("")
+    assert module.different(tmp_path) == (
+        "ema top1 is 0.5 in results.json and 0.25 by evaluate"
+    )
+    flags.write_text("--devices=2")  # one image may change sides
+    assert not module.different(tmp_path)
+    report["ema"]["top1"] = 0.0
+    (tmp_path / "evaluation.json").write_text(json.dumps(report))
+    assert "ema top1" in module.different(tmp_path)
+    base = tmp_path / "base.cfg"
+    base.write_text("\n".join(module.BASE))
+
+    def outcome(command):
+        monkeypatch.setattr(train, "main", command)
+        number = len(list(tmp_path.glob("*.log")))
+        drawn = module.Draw(number, ["--seed=1"])
+        return module.run(drawn, tmp_path / f"run{number}", base, 3.0)
+
+    def refuse(config):
+        raise InputError("--seed=1: is too low")
+
+    def inside(config):
+        raise InputError("cannot be read ({{node Index}} must be a scalar)")
+
+    def crash(config):
+        raise KeyError(config.seed)
+
+    def die(config):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def hang(config):
+        time.sleep(60)
+
+    found = outcome(refuse)
+    assert found.outcome == "refused" and "is too low" in found.reason
+    for command, reason in (
+        (inside, "must be a scalar"),
+        (crash, "KeyError: 1"),
+        (die, "status -11"),
+        (hang, "no end in 3 s"),
+    ):
+        found = outcome(command)
+        assert found.outcome == "failed" and reason in found.reason
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability
+from simmatch_tf import availability, command_flags
 from simmatch_tf.commandline import InputError
 from simmatch_tf.networks import network
+from simmatch_tf.serving import exporting
 from simmatch_tf.training import assembly, initial, strategies
 from tests import runs
 
@@ -35,15 +36,18 @@ def files(finished_run, tmp_path_factory):
     return folder, model, workdir
 
 
-def algorithm(**changes):
+NAMES = [str(number) for number in range(10)]
+
+
+def algorithm(*, num_classes=10, **changes):
     config = runs.config("unused", **changes)
     return assembly.make_algorithm(
         config,
         assembly.Custom(),
         strategies.one(),
         image_shape=(8, 8, 1),
-        slot_labels=np.arange(20) % 10,
-        num_classes=10,
+        slot_labels=np.arange(20) % num_classes,
+        num_classes=num_classes,
         statistics=([0.123], [0.456]),
     )
 
@@ -91,10 +95,90 @@ def test_every_form(files, form):
     folder, model, workdir = files
     path = workdir if form == "run" else folder / form
     made = algorithm()
-    text = initial.initialise(made, str(path), assembly.Custom())
+    text = initial.initialise(made, str(path), assembly.Custom(), NAMES)
     assert taken(made, model) == FORMS[form]
     assert text.startswith(f"starts from {path}: ") and "backbone" in text
     assert ("so new: " in text) == (FORMS[form] != ALL)
+
+
+def rows(model):
+    """Name in NAMES → its row of the classifier, weights and bias."""
+    kernel, bias = arrays(network.parts(model)["classifier"])
+    return dict(zip(NAMES, np.c_[kernel.T, bias], strict=True))
+
+
+@pytest.fixture(scope="module")
+def export_of_ours(finished_run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("exports") / "digits"
+    flags = command_flags.ExportConfig(
+        workdir=str(finished_run[0]), output=str(output)
+    )
+    return exporting.write(flags).path.parent
+
+
+@pytest.mark.parametrize(
+    "form", ["run", pytest.param("export", marks=pytest.mark.slow)]
+)
+def test_classes_are_found_by_name(files, form, request):
+    _, model, workdir = files
+    path = workdir
+    if form == "export":
+        path = request.getfixturevalue("export_of_ours")
+    there = rows(model)
+    for names, remark in (
+        (NAMES, "classifier (all 10 classes by name)"),
+        (NAMES[::-1], "classifier (all 10 classes by name, in another order)"),
+        (
+            [*NAMES[5:], "ä", "b"],
+            "classifier (5 of 7 classes by name; new: ä, b)",
+        ),
+    ):
+        made = algorithm(num_classes=len(names))
+        kernel, bias = arrays(network.parts(made.student)["classifier"])
+        own = np.c_[kernel.T, bias]
+        text = initial.initialise(made, str(path), assembly.Custom(), names)
+        assert remark in text
+        kernel, bias = arrays(network.parts(made.student)["classifier"])
+        for name, row, before in zip(
+            names, np.c_[kernel.T, bias], own, strict=True
+        ):
+            np.testing.assert_array_equal(row, there.get(name, before))
+        assert taken(made, model, ALL - {"classifier"}) == ALL - {"classifier"}
+    made = algorithm()
+    before = arrays(network.parts(made.student)["classifier"])
+    others = [f"other {name}" for name in NAMES]
+    text = initial.initialise(made, str(path), assembly.Custom(), others)
+    assert text.endswith("so new: classifier")
+    for one, other in zip(
+        before, arrays(network.parts(made.student)["classifier"]), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_class_names_are_compared_as_people_read_them():
+    weights = [
+        initial.Weight("classifier/kernel", np.arange(6.0).reshape(2, 3)),
+        initial.Weight("classifier/bias", np.arange(3.0)),
+    ]
+    own = [initial.Weight(w.path, -np.ones_like(w.value)) for w in weights]
+    there = ["cafe\u0301", "twice", "twice"]
+    values, remark = initial._rows_by_name(
+        weights, there, own, ["twice", "x", "caf\u00e9"]
+    )
+    np.testing.assert_array_equal(values[1], [-1, -1, 0])
+    np.testing.assert_array_equal(values[0], [[-1, -1, 0], [-1, -1, 3]])
+    assert remark == "1 of 3 classes by name; new: twice, x"
+
+
+@pytest.mark.parametrize("form", ["whole.keras", "whole.weights.h5"])
+def test_without_names_the_shape_decides_and_the_run_says_so(files, form):
+    folder, model, _ = files
+    made = algorithm()
+    text = initial.initialise(
+        made, str(folder / form), assembly.Custom(), NAMES[::-1]
+    )
+    assert "classifier (by its shape alone: no class names in it)" in text
+    assert taken(made, model) == ALL
 
 
 @pytest.mark.parametrize("form", ["whole.keras", "whole.weights.h5", "saved"])
@@ -102,7 +186,9 @@ def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
     folder, model, _ = files
     made = algorithm(projection_dim=8)
     before = arrays(network.parts(made.student)["projection_head"])
-    text = initial.initialise(made, str(folder / form), assembly.Custom())
+    text = initial.initialise(
+        made, str(folder / form), assembly.Custom(), NAMES
+    )
     assert text.endswith("not in it in this shape, so new: projection head")
     after = arrays(network.parts(made.student)["projection_head"])
     for one, other in zip(before, after, strict=True):
@@ -121,7 +207,7 @@ def test_another_backbone_is_refused_and_nothing_changed(files, form):
     made = algorithm(backbone="wrn_16_1")
     before = arrays(made.student)
     with pytest.raises(InputError, match="holds another backbone than --back"):
-        initial.initialise(made, str(path), assembly.Custom())
+        initial.initialise(made, str(path), assembly.Custom(), NAMES)
     for one, other in zip(before, arrays(made.student), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -131,11 +217,11 @@ def test_files_that_cannot_be_read(tmp_path):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
             initial.initialise(
-                algorithm(), str(tmp_path / name), assembly.Custom()
+                algorithm(), str(tmp_path / name), assembly.Custom(), NAMES
             )
     (tmp_path / "saved_model.pb").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="cannot be read"):
-        initial.initialise(algorithm(), str(tmp_path), assembly.Custom())
+        initial.initialise(algorithm(), str(tmp_path), assembly.Custom(), NAMES)
 
 
 def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):

@@ -19,6 +19,21 @@ def test_without_summaries_it_is_the_same_run(finished_run, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_summaries_in_loops_it_is_the_same_run(finished_run, tmp_path):
+    runs.fit(tmp_path / "run", summaries=False, steps_per_loop=7)
+    test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("summaries", [True, False])
+def test_nothing_to_see_in_loops(summaries, tmp_path):
+    """Labels alone: their steps have no pseudo-labels to watch."""
+    changes = {"algorithm": "supervised", "steps_per_loop": 7}
+    found = runs.fit(tmp_path / "run", summaries=summaries, **changes)
+    assert found.steps == 6
+
+
+@pytest.mark.slow
 def test_often_and_in_loops_it_is_the_same_run(finished_run, tmp_path):
     changes = {"log_every": 1, "picture_every": 2, "steps_per_loop": 3}
     runs.fit(tmp_path / "run", **changes)

@@ -1,0 +1,108 @@
+"""A folder of versions is one model's: nothing here needs a trained network."""
+
+import dataclasses
+import json
+
+import pytest
+
+from simmatch_tf import command_flags, export
+from simmatch_tf.commandline import InputError
+from simmatch_tf.reporting import tables
+from simmatch_tf.serving import versions
+from tests import runs
+
+
+def write(output, number, config, digest="abc"):
+    """What an export leaves, as far as it is looked at."""
+    folder = output / str(number)
+    folder.mkdir(parents=True)
+    flags = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) is not None
+    }
+    card = {
+        "flags": flags,
+        "data": {"dataset": config.dataset, "train_sha256": digest},
+        "date": "2026-11-28T00:00:00+00:00",
+    }
+    (folder / "saved_model.pb").touch()
+    (folder / "model_card.json").write_text(json.dumps(card))
+
+
+def refused(output, config, digest="abc"):
+    try:
+        versions.check_model(output, config, digest)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_another_run_s_model_is_refused(tmp_path):
+    first = runs.config(tmp_path / "runs" / "digits_40")
+    output = tmp_path / "exports"
+    assert not refused(output, first)
+    output.mkdir()
+    assert not refused(output, first)
+    write(output, 1, first)
+    write(output, 2, first)
+    second = runs.config(tmp_path / "runs" / "digits_100", labels=100)
+    text = refused(output, second)
+    assert f"(version 2: run {first.workdir}, simmatch on digits" in text
+    assert f"such as {output / 'digits_100'}, or give --replace_model" in text
+    # The newest counts, and an empty folder is no model.
+    write(output, 10, second)
+    (output / "11").mkdir()
+    assert not refused(output, second)
+    assert f"(version 10: run {second.workdir}, " in refused(output, first)
+
+
+def test_the_same_run_goes_on(tmp_path):
+    first = runs.config(tmp_path / "run")
+    write(tmp_path / "out", 1, first)
+    # Trained anew there with other flags; moved; other operational flags.
+    for changes in (
+        {"labels": 100},
+        {"workdir": str(tmp_path / "moved")},
+        {"workdir": str(tmp_path / "moved"), "eval_every": 1, "keep": 9},
+    ):
+        changed = dataclasses.replace(first, **changes)
+        assert not refused(tmp_path / "out", changed)
+    # Other images, another seed elsewhere, another dataset in its place.
+    moved = dataclasses.replace(first, workdir=str(tmp_path / "moved"))
+    assert refused(tmp_path / "out", moved, "other")
+    assert refused(tmp_path / "out", dataclasses.replace(moved, seed=1))
+    other = dataclasses.replace(first, dataset="cifar10")
+    assert refused(tmp_path / "out", other)
+
+
+def test_what_export_did_not_write_is_another_model(tmp_path):
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    (tmp_path / "out" / "1" / "saved_model.pb").touch()
+    text = refused(tmp_path / "out", runs.config(tmp_path / "run"))
+    assert "none that export wrote: 1/ has no model_card.json" in text
+
+
+def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
+    workdir = tmp_path / "runs" / "second"
+    workdir.mkdir(parents=True)
+    (workdir / "flags.cfg").write_text("--labels=20\n--steps=2\n")
+    write(tmp_path / "exports", 1, runs.config(tmp_path / "runs" / "first"))
+    flags = {"workdir": str(workdir), "output": str(tmp_path / "exports")}
+    with pytest.raises(InputError, match="holds another model"):
+        export.main(command_flags.ExportConfig(**flags))
+    # With the flag it goes on, to what this workdir lacks.
+    with pytest.raises(InputError, match="split"):
+        export.main(command_flags.ExportConfig(**flags, replace_model=True))
+
+
+def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
+    for workdir, folder in (
+        (tmp_path / "digits_40", "exports/digits_40"),
+        (tmp_path / "my run", "'exports/my run'"),
+    ):
+        assert f" --output={folder}\n" in tables.next_steps(workdir) + "\n"
+    monkeypatch.chdir(tmp_path)
+    assert f"--output=exports/{tmp_path.name}" in tables.next_steps(
+        tmp_path.relative_to(tmp_path)
+    )
