@@ -12,9 +12,10 @@ Importing this is light: TensorFlow is imported when a name needs it.
 import importlib
 import os
 
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if not os.environ.get("KERAS_BACKEND"):  # empty, ~/.keras/keras.json decides
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 # TensorFlow's own start-up notices drown the progress bar.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -31,6 +32,9 @@ _PUBLIC = {
     "fit": "simmatch_tf.training.loop",
     "load": "simmatch_tf.training.assembly",
 }
+# Those that need no TensorFlow, and those of what is trained.
+_LIGHT = ("Config", "InputError", "Interrupted", "Result")
+_SERVING = ("load",)
 __all__ = sorted(_PUBLIC)
 
 
@@ -38,8 +42,10 @@ def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "fit":
-        kernels.fast()
+    if name not in _LIGHT:
+        trains = name not in _SERVING
+        preflight.check(exact=trains)
+        preflight.load_tensorflow(fast=trains)
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -5,16 +5,31 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import pathlib
 import socket
 import typing
 
-from simmatch_tf import checks, cluster, datasets
+from simmatch_tf import checks, cluster, datasets, preflight
 from simmatch_tf.commandline import InputError
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
+    from simmatch_tf.training import workdir as workdir_lib
+
+# Of an export: format → the modules that its extra installs.
+_NEEDED = {
+    "litert": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+}
+# Of an export whose run's images are not there.
+GIVE_IMAGES = (
+    ". An export is compared with the training network on real images: give "
+    "the dataset's new place by --data_dir or --tfds_dir, or any images by "
+    "--images"
+)
 
 
 def check(config: config_lib.Config, *, resumed: bool = False) -> None:
@@ -27,9 +42,7 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
     Raises:
         InputError: It is not there, or this version cannot run it yet.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
+    preflight.check()
     workers = cluster.of(config)
     if config.strategy == "multi_worker" and workers is None:
         raise InputError(
@@ -38,11 +51,11 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
         )
     if config.data_service is not None:
         check_reachable("data_service", config.data_service, scheme="grpc://")
-    datasets.check(config.dataset, config.tfds_dir)
-    for name in ("data_dir",) if resumed else ("data_dir", "tfds_manual_dir"):
-        value = getattr(config, name)
-        if value is not None and not pathlib.Path(value).expanduser().is_dir():
-            raise InputError(f"--{name}={value}: no such folder")
+    check_images(config)
+    manual = config.tfds_manual_dir
+    if not resumed and manual is not None:
+        if not pathlib.Path(manual).expanduser().is_dir():
+            raise InputError(f"--tfds_manual_dir={manual}: no such folder")
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in checks.SUBSETS:
@@ -51,6 +64,92 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
             raise InputError(f"--{name}={value}: no such file")
     if config.init_from is not None and not resumed:
         kind_of_weights(config.init_from)
+
+
+def check_images(config: config_lib.Config) -> None:
+    """Checks that there is what a run's images are read from.
+
+    Raises:
+        InputError: There is no such dataset or folder, or none of the layout.
+    """
+    datasets.check(config.dataset, config.tfds_dir)
+    if config.data_dir is not None:
+        check_data_dir(config.data_dir)
+
+
+def check_data_dir(value: str) -> None:
+    """Checks that --data_dir names a folder with labeled images.
+
+    Raises:
+        InputError: It does not.
+    """
+    root = pathlib.Path(value).expanduser()
+    if not root.is_dir():
+        why = "is a file, not a folder" if root.exists() else "no such folder"
+        raise InputError(f"--data_dir={value}: {why}")
+    if not (root / "labeled").is_dir():
+        raise InputError(
+            f"--data_dir={value}: there is no folder labeled/ in it; expected "
+            "are labeled/CLASS/* with a folder for each class, unlabeled/** "
+            "and, where there is one, test/CLASS/*"
+        )
+
+
+def trained(folder: workdir_lib.Workdir) -> config_lib.Config:
+    """The flags of a run that can be loaded, or so it seems.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or it has parts that
+            only Python can bring.
+    """
+    config = folder.read_config()
+    for name in ("backbone", "algorithm"):
+        if getattr(config, name) == "custom":
+            raise InputError(
+                f"{folder.path}: is a run of --{name}=custom, which only "
+                f"simmatch_tf.load(…, {name}=…) can load, from Python"
+            )
+    if not any(folder.checkpoints.glob("*.index")):
+        raise InputError(f"{folder.checkpoints}: no checkpoint yet")
+    return config
+
+
+def exported(path: pathlib.Path) -> config_lib.Config:
+    """The flags of the run that an export is of.
+
+    Args:
+        path: The version's folder.
+
+    Raises:
+        InputError: It is no export of `simmatch_tf.export`.
+    """
+    # The layers above know this module.
+    from simmatch_tf import config as config_lib
+
+    try:
+        text = (path / "model_card.json").read_text("utf-8")
+        return config_lib.Config(**json.loads(text)["flags"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: is no export of simmatch_tf.export ({error})"
+        ) from None
+
+
+def check_format(kind: str) -> None:
+    """Refuses an export's format whose packages are not there.
+
+    Raises:
+        InputError: It says how to install them.
+    """
+    for name in _NEEDED.get(kind, ()):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--format={kind}: {name} is not installed; pip install "
+                f"'simmatch_tf[{kind}]'"
+            )
 
 
 def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:

@@ -3,7 +3,8 @@
 python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits
 """
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import availability, command_flags, commandline, preflight
+from simmatch_tf.commandline import InputError
 from simmatch_tf.data import selection
 from simmatch_tf.training import interruption, workdir
 
@@ -11,10 +12,18 @@ from simmatch_tf.training import interruption, workdir
 def main(flags: command_flags.ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     interruption.sigterm_as_ctrl_c()
-    workdir.Workdir(flags.workdir).read_config()  # at once, if there is none
+    availability.check_format(flags.format)
+    run = availability.trained(workdir.Workdir(flags.workdir))
     if flags.images is not None:
         selection.find(flags.images)
+    else:
+        try:
+            availability.check_images(flags.moved(run))
+        except InputError as error:
+            raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
 
+    # TensorFlow is imported only now that all that is cheap is checked.
+    preflight.start(fast=False)
     from simmatch_tf.serving import exporting
 
     written = exporting.write(flags)

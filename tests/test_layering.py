@@ -32,7 +32,10 @@ EVERYWHERE = {
     "errors",
     "flagfiles",
     "operation_flags",
+    "preflight",
     "pytorch_flags",
+    "runtime",
+    "terminal",
     "transfer_flags",
 }
 
@@ -103,6 +106,7 @@ def test_only_the_bottom_knows_no_tensorflow():
         "datasets.py",
         "errors.py",
         "flagfiles.py",
+        "terminal.py",
         "transfer_flags.py",
         "data/selection.py",
         "training/workdir.py",

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tqdm
 from absl import logging
 
-from simmatch_tf import availability, command_flags
+from simmatch_tf import availability, command_flags, terminal
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files, selection
 from simmatch_tf.serving import (
@@ -27,7 +27,7 @@ from simmatch_tf.serving import (
     review,
     thumbnails,
 )
-from simmatch_tf.training import inputs, progress
+from simmatch_tf.training import inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +167,7 @@ def predict(
     function = choose(model, flags.explain)
     names = [files.printable(name) for name in chosen.names]
     neighbors = model.neighbors if flags.explain else None
+    terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]
     about = {
         "model": model.identity,
@@ -359,5 +360,5 @@ def _bar(total: int, done: int) -> tqdm.tqdm:
         initial=done,
         unit="image",
         dynamic_ncols=True,
-        disable=progress.quiet() or not sys.stderr.isatty(),
+        disable=terminal.quiet() or not sys.stderr.isatty(),
     )

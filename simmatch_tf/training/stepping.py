@@ -104,6 +104,11 @@ class Stepper:
         self._keep(seen if watch else None)
         return metrics
 
+    def compiles(self, count: int) -> bool:
+        """Whether the next call with `count` steps compiles them first."""
+        function = self._step if count == 1 else self._steps
+        return not function.experimental_get_tracing_count()
+
     def _keep(self, seen: watching.Packed | None) -> None:
         self.seen = seen and self._layout.unpack(seen)
 
