@@ -13,9 +13,10 @@ Importing this is light: TensorFlow is imported when a name needs it.
 import importlib
 import os
 
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+if not os.environ.get("KERAS_BACKEND"):  # empty, ~/.keras/keras.json decides
+    os.environ["KERAS_BACKEND"] = "tensorflow"
 # TensorFlow's own start-up notices drown the progress bar.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -33,6 +34,9 @@ _PUBLIC = {
     "load": "simmatch_tf.training.assembly",
     "predict": "simmatch_tf.predict",
 }
+# Those that need no TensorFlow, and those of what is trained.
+_LIGHT = ("Config", "InputError", "Interrupted", "Result")
+_SERVING = ("load", "predict")
 __all__ = sorted(_PUBLIC)
 
 
@@ -40,8 +44,10 @@ def __getattr__(name: str) -> object:
     """Imports a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "fit":
-        kernels.fast()
+    if name not in _LIGHT:
+        trains = name not in _SERVING
+        preflight.check(exact=trains)
+        preflight.load_tensorflow(fast=trains)
     value = importlib.import_module(_PUBLIC[name])
     if name != "predict":  # the command's module, which can be called
         value = getattr(value, name)

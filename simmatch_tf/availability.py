@@ -5,17 +5,32 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import pathlib
 import socket
 import typing
 
-from simmatch_tf import checks, cluster, datasets
+from simmatch_tf import checks, cluster, datasets, preflight
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import listing
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
+    from simmatch_tf.training import workdir as workdir_lib
+
+# Of an export: format → the modules that its extra installs.
+_NEEDED = {
+    "litert": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+}
+# Of an export whose run's images are not there.
+GIVE_IMAGES = (
+    ". An export is compared with the training network on real images: give "
+    "the dataset's new place by --data_dir or --tfds_dir, or any images by "
+    "--images"
+)
 
 
 def check(config: config_lib.Config, *, resumed: bool = False) -> None:
@@ -28,9 +43,7 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
     Raises:
         InputError: It is not there, or this version cannot run it yet.
     """
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
+    preflight.check()
     workers = cluster.of(config)
     if config.strategy == "multi_worker" and workers is None:
         raise InputError(
@@ -39,13 +52,9 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
         )
     if config.data_service is not None:
         check_reachable("data_service", config.data_service, scheme="grpc://")
-    datasets.check(config.dataset, config.tfds_dir)
-    check_data_dir(config)
-    if config.dataset == "folder":
-        found = listing.Listing(config.data_dir)
-        found.check(need_unlabeled=checks.needs_unlabeled_folder(config))
+    check_images(config)
     if not resumed:
-        _check_folder(config, "tfds_manual_dir")
+        _check_folder("tfds_manual_dir", config.tfds_manual_dir)
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in checks.SUBSETS:
@@ -56,19 +65,92 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
         kind_of_weights(config.init_from)
 
 
+def check_images(config: config_lib.Config) -> None:
+    """Checks that there is what a run's images are read from.
+
+    Raises:
+        InputError: There is no such dataset or folder, or none of the layout.
+    """
+    datasets.check(config.dataset, config.tfds_dir)
+    check_data_dir(config)
+    if config.dataset == "folder":
+        found = listing.Listing(config.data_dir)
+        found.check(need_unlabeled=checks.needs_unlabeled_folder(config))
+
+
 def check_data_dir(config: config_lib.Config) -> None:
     """Checks that the user's own folder is there.
 
     Raises:
         InputError: It is not.
     """
-    _check_folder(config, "data_dir")
+    _check_folder("data_dir", config.data_dir)
 
 
-def _check_folder(config: config_lib.Config, name: str) -> None:
-    value = getattr(config, name)
-    if value is not None and not pathlib.Path(value).expanduser().is_dir():
-        raise InputError(f"--{name}={value}: no such folder")
+def _check_folder(flag: str, value: str | None) -> None:
+    if value is None:
+        return
+    path = pathlib.Path(value).expanduser()
+    if not path.is_dir():
+        why = "is a file, not a folder" if path.exists() else "no such folder"
+        raise InputError(f"--{flag}={value}: {why}")
+
+
+def trained(folder: workdir_lib.Workdir) -> config_lib.Config:
+    """The flags of a run that can be loaded, or so it seems.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or it has parts that
+            only Python can bring.
+    """
+    config = folder.read_config()
+    for name in ("backbone", "algorithm"):
+        if getattr(config, name) == "custom":
+            raise InputError(
+                f"{folder.path}: is a run of --{name}=custom, which only "
+                f"simmatch_tf.load(…, {name}=…) can load, from Python"
+            )
+    if not any(folder.checkpoints.glob("*.index")):
+        raise InputError(f"{folder.checkpoints}: no checkpoint yet")
+    return config
+
+
+def exported(path: pathlib.Path) -> config_lib.Config:
+    """The flags of the run that an export is of.
+
+    Args:
+        path: The version's folder.
+
+    Raises:
+        InputError: It is no export of `simmatch_tf.export`.
+    """
+    # The layers above know this module.
+    from simmatch_tf import config as config_lib
+
+    try:
+        text = (path / "model_card.json").read_text("utf-8")
+        return config_lib.Config(**json.loads(text)["flags"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: is no export of simmatch_tf.export ({error})"
+        ) from None
+
+
+def check_format(kind: str) -> None:
+    """Refuses an export's format whose packages are not there.
+
+    Raises:
+        InputError: It says how to install them.
+    """
+    for name in _NEEDED.get(kind, ()):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--format={kind}: {name} is not installed; pip install "
+                f"'simmatch_tf[{kind}]'"
+            )
 
 
 def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:

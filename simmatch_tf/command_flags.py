@@ -62,6 +62,8 @@ class EvaluateConfig(_WithImages):
 class ExportConfig(_WithImages):
     """What `python -m simmatch_tf.export` takes."""
 
+    exact: ClassVar[bool] = False
+
     workdir: str | None = flag(None, "folder of the run to export.")
     output: str | None = flag(
         None,
@@ -130,6 +132,8 @@ class ExportConfig(_WithImages):
 @dataclasses.dataclass(frozen=True)
 class PredictConfig(_WithImages):
     """What `python -m simmatch_tf.predict` takes."""
+
+    exact: ClassVar[bool] = False
 
     model: str | None = flag(
         None,
@@ -259,6 +263,8 @@ def _check_file(
 @dataclasses.dataclass(frozen=True)
 class ServeDataConfig(commandline.Flags):
     """What `python -m simmatch_tf.serve_data` takes."""
+
+    exact: ClassVar[bool] = False
 
     role: str | None = flag(
         None,

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Self
 
 from absl import app, flags
 
-from simmatch_tf import flagfiles
+from simmatch_tf import flagfiles, preflight, terminal
 from simmatch_tf.errors import InputError, nearest
 
 # Seconds for what is registered to run at the end of a process.
@@ -83,12 +83,14 @@ class Flags:
         positional: Flags that may stand without their name, in this order; the
             last, if it is one of many words, takes all that are left.
         argv: The command line that it was read from, where there was one.
+        exact: Whether the command gives a run's numbers, to the last bit.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
     usual: ClassVar[tuple[str, ...]] = ()
     positional: ClassVar[tuple[str, ...]] = ()
     argv: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -120,6 +122,7 @@ class Flags:
                 f"--{field.name}={value} is unknown"
                 + nearest(value, rule["choices"])
             )
+        _check_home(field.name, value)
         low, high = rule["low"], rule["high"]
         if wanted in (int, float) and not (
             math.isfinite(value)
@@ -298,6 +301,25 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
     )
 
 
+def _check_home(name: str, value: Any) -> None:
+    """Refuses ~ where the user has no home: no HOME, no such user."""
+    words = value if isinstance(value, tuple) else (value,)
+    for word in words:
+        if isinstance(word, str) and word.startswith("~"):
+            if os.path.expanduser(word) == word:
+                raise InputError(
+                    f"--{name}={word}: there is no home folder for ~ to stand "
+                    "for; write the folder out"
+                )
+
+
+def _filter_logs() -> None:
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).addFilter(_is_of_interest)
+    # It tells of its cache of fonts.
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+
+
 def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
     """Runs a command: reads the flags, then calls `command(config)`.
 
@@ -305,9 +327,10 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         command: The command; what it returns is the exit status.
         kind: The command's configuration.
     """
+    terminal.use_utf8()
+    terminal.never_fail()
     kind.define_flags(flags.FLAGS)
-    for name in ("absl", "tensorflow"):
-        logging.getLogger(name).addFilter(_is_of_interest)
+    _filter_logs()
     found = {}
 
     def parse(argv: list[str]) -> list[str]:
@@ -322,6 +345,7 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
     def main(argv: list[str]) -> int | None:
         del argv
         try:
+            preflight.check(exact=kind.exact)
             return command(found["config"])
         except InputError as error:
             sys.exit(f"error: {error}")

@@ -8,7 +8,7 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf import availability, command_flags, commandline, kernels
+from simmatch_tf import availability, command_flags, commandline, preflight
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
@@ -39,10 +39,11 @@ def main(config: command_flags.EvaluateConfig) -> None:
             raise InputError(
                 f"--export={config.export}: is a run; evaluate it by --workdir"
             )
+        run = availability.exported(path)
         output = pathlib.Path(config.output or path / workdir.EVALUATION)
     else:
         folder = workdir.Workdir(config.workdir)
-        folder.read_config()
+        run = availability.trained(folder)
         output = pathlib.Path(config.output or folder.evaluation)
     output = output.expanduser()
     if output.is_dir() or not output.parent.is_dir():
@@ -51,8 +52,10 @@ def main(config: command_flags.EvaluateConfig) -> None:
         )
     changes = {} if config.export is not None else _changes(folder, config)
 
-    if config.export is None:
-        kernels.fast()  # as in training, whose figures these are
+    availability.check_images(config.moved(run))
+
+    # A run's figures are by the kernels of training.
+    preflight.start(fast=config.export is None)
     from simmatch_tf.serving import scoring
     from simmatch_tf.training import evaluation
 
@@ -68,8 +71,8 @@ def main(config: command_flags.EvaluateConfig) -> None:
             for name, values in scores.logits.items()
         },
     }
-    print(tables.evaluation(report))
     results.write_json(output, report)
+    print(tables.evaluation(report))
     print(f"\nWritten to {output}.")
 
 

@@ -10,7 +10,7 @@ import sys
 
 from tqdm import auto
 
-from simmatch_tf import command_flags, commandline, kernels
+from simmatch_tf import command_flags, commandline
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.training import interruption
@@ -27,7 +27,6 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
     summary.check_page(flags.page, what.name)
     chosen = plan.of_seeds(cells, flags.chosen_seeds())
     if flags.dry_run:
-        kernels.fast()
         print(summary.costs(what, chosen, store, progress=flags.progress))
         return None
     if flags.only_tables:

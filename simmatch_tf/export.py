@@ -3,7 +3,8 @@
 python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import availability, command_flags, commandline, preflight
+from simmatch_tf.commandline import InputError
 from simmatch_tf.data import selection
 from simmatch_tf.serving import versions
 from simmatch_tf.training import interruption, workdir
@@ -12,13 +13,21 @@ from simmatch_tf.training import interruption, workdir
 def main(flags: command_flags.ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     interruption.sigterm_as_ctrl_c()
+    availability.check_format(flags.format)
     folder = workdir.Workdir(flags.workdir)
-    config = folder.read_config()  # at once, if there is none
+    run = availability.trained(folder)
     if not flags.replace_model:
-        versions.check_model(flags.output, config, folder.train_sha256())
+        versions.check_model(flags.output, run, folder.train_sha256())
     if flags.images is not None:
         selection.find(flags.images)
+    else:
+        try:
+            availability.check_images(flags.moved(run))
+        except InputError as error:
+            raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
 
+    # TensorFlow is imported only now that all that is cheap is checked.
+    preflight.start(fast=False)
     from simmatch_tf.serving import exporting
 
     written = exporting.write(flags)

@@ -5,11 +5,14 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 
 import pathlib
 
-from simmatch_tf import commandline, pytorch_flags
+from simmatch_tf import availability, commandline, preflight, pytorch_flags
+from simmatch_tf.training import workdir
 
 
 def main(flags: pytorch_flags.ExportPytorchConfig) -> None:
     """Exports one run."""
+    availability.trained(workdir.Workdir(flags.workdir))
+    preflight.start(fast=False)
     from simmatch_tf.exchange import files, outgoing
 
     content = outgoing.run(pathlib.Path(flags.workdir).expanduser())

@@ -11,7 +11,7 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import pathlib
 
-from simmatch_tf import commandline, pytorch_flags
+from simmatch_tf import commandline, preflight, pytorch_flags, terminal
 from simmatch_tf.commandline import InputError
 
 
@@ -19,6 +19,7 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
     """Imports one file."""
     from simmatch_tf.exchange import files, layout
 
+    terminal.say(f"reading {flags.file}")
     content = files.read(pathlib.Path(flags.file).expanduser())
     try:
         is_run = layout.is_simmatch(content)
@@ -32,6 +33,7 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
             "--output=NAME.keras, then train with --init_from=NAME.keras"
         )
     # TensorFlow is imported only now that all that is cheap is checked.
+    preflight.start(fast=False)
     from simmatch_tf.exchange import encoders, incoming
 
     try:

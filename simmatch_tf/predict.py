@@ -10,12 +10,18 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, command_flags, commandline
+from simmatch_tf import (
+    availability,
+    command_flags,
+    commandline,
+    preflight,
+    terminal,
+)
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import selection
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import outputs
-from simmatch_tf.training import interruption
+from simmatch_tf.training import interruption, workdir
 
 if TYPE_CHECKING:
     from simmatch_tf.serving import from_python
@@ -23,7 +29,11 @@ if TYPE_CHECKING:
 
 def _check(flags: command_flags.PredictConfig) -> selection.Selection:
     """Checks all that needs no TensorFlow; finds the images."""
-    kind, _ = availability.kind_of_model("model", flags.model)
+    kind, path = availability.kind_of_model("model", flags.model)
+    if kind == "workdir":
+        availability.trained(workdir.Workdir(path))
+    else:
+        availability.exported(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:
@@ -72,8 +82,10 @@ def _predict(
     flags: command_flags.PredictConfig, chosen: selection.Selection
 ) -> int:
     # TensorFlow is imported only now that all that is cheap is checked.
+    preflight.start(fast=False)
     from simmatch_tf.serving import models, prediction, review, thumbnails
 
+    terminal.say(f"loading {flags.model}")
     model = models.load(flags)
 
     def show(found: review.Review) -> None:

@@ -13,6 +13,8 @@ from simmatch_tf.commandline import InputError, flag
 class ExportPytorchConfig(commandline.Flags):
     """What `python -m simmatch_tf.export_pytorch` takes."""
 
+    exact: ClassVar[bool] = False
+
     workdir: str | None = flag(None, "folder of the run to export.")
     output: str | None = flag(None, "the PyTorch file to write, such as a.pth.")
 

@@ -8,7 +8,7 @@ python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
 import pathlib
 from collections.abc import Sequence
 
-from simmatch_tf import command_flags, commandline, kernels
+from simmatch_tf import command_flags, commandline, preflight
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import runs as runs_lib
 from simmatch_tf.reporting import tables
@@ -24,15 +24,15 @@ def main(flags: command_flags.ReportConfig) -> None:
     looked = report_page.Looked(*_look(groups, flags))
     output = pathlib.Path(flags.output).expanduser()
     predictions.write(output, report_page.page(groups, looked), "output")
+    folder = flags.figures and pathlib.Path(flags.figures).expanduser()
+    written = folder and report_page.save_figures(groups, looked, folder)
     found = report_tables.result(groups, report_page.reports(groups, looked))
     print(tables.table([found.head, *found.rows]))
     said = report_tables.unfinished(groups)
     for name, why in looked.why_not.items():
         said.append(f"{name}: no test images are shown: {why}")
     print("\n".join(["", *said, f"Written to {output}."]))
-    if flags.figures is not None:
-        folder = pathlib.Path(flags.figures).expanduser()
-        written = report_page.save_figures(groups, looked, folder)
+    if folder is not None:
         print(f"In {folder}: {', '.join(written) or 'no figure'}.")
 
 
@@ -52,7 +52,7 @@ def _look(
                 why_not[run.name] = "--images=0"
                 continue
             if inspector is None:
-                kernels.fast()  # as in training, whose figures these are
+                preflight.start()  # by the kernels of training
                 from simmatch_tf.serving import inspection
 
                 inspector = inspection.Inspector(flags)

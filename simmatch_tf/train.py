@@ -7,7 +7,7 @@ Started again with the same --workdir, it goes on where it was stopped.
 
 import sys
 
-from simmatch_tf import cluster, commandline, kernels
+from simmatch_tf import cluster, commandline, preflight
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import interruption, results, workdir
@@ -17,14 +17,15 @@ def _train(
     folder: workdir.Workdir, config: config_lib.Config
 ) -> results.Result:
     with interruption.watch():
-        kernels.fast()
         # TensorFlow is imported only now that all that is cheap is checked.
+        preflight.start(loud=cluster.chief(config))
         from simmatch_tf.training import assembly, loop
 
         return loop.fit_in(folder, config, assembly.Custom())
 
 
 def _describe(config: config_lib.Config) -> None:
+    preflight.start()
     from simmatch_tf.reporting import description as text
     from simmatch_tf.training import description
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 
-from simmatch_tf import commandline, kernels, transfer_flags
+from simmatch_tf import commandline, preflight, terminal, transfer_flags
 from simmatch_tf.reporting import transfer_table
 from simmatch_tf.training import interruption
 
@@ -38,14 +38,16 @@ def main(flags: transfer_flags.TransferConfig) -> int | None:
 
 def _measure(flags: transfer_flags.TransferConfig) -> tuple:
     """Every model on every dataset."""
-    kernels.fast()  # as in training
     # TensorFlow is imported only now that all that is cheap is checked.
+    preflight.start()  # by the kernels of training
     from simmatch_tf.protocols import encoders, measuring, tasks
 
     measurer = measuring.Measurer(flags)
+    terminal.say(f"loading {', '.join(flags.model)}")
     models = encoders.find(flags)
     outcomes = []
     for name in flags.dataset_names():
+        terminal.say(f"reading the images of {name}")
         task = tasks.load(name, flags)
         for model in models:
             outcomes.append(measurer.measure(model, task))

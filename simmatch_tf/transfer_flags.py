@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from simmatch_tf import availability, backbones, commandline, datasets
 from simmatch_tf.commandline import InputError, flag
+from simmatch_tf.data import listing
+from simmatch_tf.training import workdir
 
 # How weights of a library's architecture are called that are no file.
 PUBLISHED, NEW = "imagenet", "random"
@@ -224,7 +226,11 @@ class TransferConfig(commandline.Flags):
             if self.image_size is not None:
                 backbones.check_side(named.what, self.image_size, "model")
             return
-        kind, _ = availability.kind_of_model("model", named.what)
+        kind, path = availability.kind_of_model("model", named.what)
+        if kind == "workdir":
+            availability.trained(workdir.Workdir(path))
+        else:
+            availability.exported(path)
         if kind == "saved_model" and self.weights is not None:
             raise InputError(
                 f"--weights={self.weights}: {named.what} is an export, which "
@@ -271,10 +277,12 @@ class TransferConfig(commandline.Flags):
                     f"--{name}={value}: is not read by --datasets="
                     f"{self.datasets}"
                 )
-        for name in ("data_dir", "tfds_manual_dir"):
-            value = getattr(self, name)
-            if value and not os.path.isdir(os.path.expanduser(value)):
-                raise InputError(f"--{name}={value}: no such folder")
+        if self.data_dir is not None:
+            found = listing.Listing(self.data_dir, unlabeled=False)
+            found.check(need_unlabeled=False)
+        manual = self.tfds_manual_dir
+        if manual and not os.path.isdir(os.path.expanduser(manual)):
+            raise InputError(f"--tfds_manual_dir={manual}: no such folder")
 
     def named_models(self) -> list[Named]:
         """The models, and what to call them."""

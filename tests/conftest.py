@@ -3,9 +3,10 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# The same kernels in this process and in those that it starts; what is served
-# must not depend on its batch.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# The same kernels in this process and in those that it starts, commands or not;
+# what is served must not depend on its batch.
+os.environ.setdefault("SIMMATCH_TF_ONEDNN", "0")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", os.environ["SIMMATCH_TF_ONEDNN"])
 
 import pytest
 import tensorflow as tf

@@ -32,7 +32,10 @@ EVERYWHERE = {
     "errors",
     "flagfiles",
     "operation_flags",
+    "preflight",
     "pytorch_flags",
+    "runtime",
+    "terminal",
     "texts",
     "transfer_flags",
 }
@@ -104,6 +107,7 @@ def test_only_the_bottom_knows_no_tensorflow():
         "datasets.py",
         "errors.py",
         "flagfiles.py",
+        "terminal.py",
         "transfer_flags.py",
         "texts.py",
         "data/fingerprint.py",

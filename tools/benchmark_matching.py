@@ -31,7 +31,7 @@ import numpy as np
 import tool_flags
 from absl import flags
 
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 from simmatch_tf.reporting import tables
 
 # K, and who takes part.
@@ -300,7 +300,7 @@ def main() -> None:
     tool_flags.nothing_else(rest)
     tool_flags.check_file("output", OUTPUT.value, ".json")
     tool_flags.check_file("plot", PLOT.value, ".png")
-    kernels.fast()
+    preflight.load_tensorflow()
     if SERVE.value:
         return serve(SERVE.value)
     rows = [["K", "", "median s", "times ours", "MB above inputs", "of rate"]]

@@ -47,7 +47,7 @@ import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 
 COMPETITORS = (
     "tensorflow",
@@ -129,7 +129,7 @@ def parse() -> tuple[config_lib.Config, list[str]]:
         "one device is measured; leave it out",
     )
     config = tool_flags.run(rest)
-    kernels.fast()
+    preflight.load_tensorflow()
     wrong = [name for name in PICKED.value if name not in COMPETITORS]
     if wrong or not PICKED.value:
         sys.exit(

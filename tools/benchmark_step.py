@@ -26,7 +26,7 @@ import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 
 # Steps of the loop, and bare ones, in turn.
 CHUNK = 50
@@ -47,7 +47,7 @@ def parse() -> config_lib.Config:
             f"error: --algorithm={config.algorithm}: the parts are those of "
             "simmatch"
         )
-    kernels.fast()
+    preflight.load_tensorflow()
     return config
 
 

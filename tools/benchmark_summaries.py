@@ -22,7 +22,7 @@ import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 
 # Steps of a turn.
 CHUNK = 50
@@ -128,7 +128,7 @@ def main() -> None:
     config = tool_flags.run(rest)
     if config.steps is None:
         sys.exit(f"error: --epochs={config.epochs}: give --steps")
-    kernels.fast()
+    preflight.load_tensorflow()
     import simmatch_tf
 
     with tempfile.TemporaryDirectory() as folder:  # the process's own start

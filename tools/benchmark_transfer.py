@@ -98,9 +98,9 @@ def compare(args: argparse.Namespace) -> dict:
 
 def real(args: argparse.Namespace) -> tuple:
     """Features of a model and a dataset, as the protocol has them."""
-    from simmatch_tf import kernels, transfer_flags
+    from simmatch_tf import preflight, transfer_flags
 
-    kernels.fast()
+    preflight.load_tensorflow()
     from simmatch_tf.protocols import encoders, features, tasks
 
     flags = transfer_flags.TransferConfig(

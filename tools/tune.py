@@ -20,7 +20,7 @@ import tool_flags
 from absl import flags
 
 import simmatch_tf
-from simmatch_tf import kernels
+from simmatch_tf import preflight
 from simmatch_tf.commandline import InputError
 
 RUNS = flags.DEFINE_integer(
@@ -34,7 +34,7 @@ SET_ASIDE = flags.DEFINE_integer(
 
 def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
     """The dataset, its "test" images being some of the training images."""
-    from simmatch_tf.training import inputs  # after main's `kernels.fast`
+    from simmatch_tf.training import inputs  # after main's preflight
 
     full = inputs.make_source(config)
     order = np.random.RandomState(1).permutation(len(full.train))
@@ -64,7 +64,7 @@ def main() -> None:
         check(config)
     except InputError as error:
         sys.exit(f"error: {error}")
-    kernels.fast()
+    preflight.load_tensorflow()
     scores = {"student": [], "ema": [], "student, seen": [], "ema, seen": []}
     began = time.monotonic()
     for seed in range(FIRST.value, FIRST.value + RUNS.value):

@@ -19,9 +19,9 @@ import numpy as np
 import PIL
 import tensorflow as tf
 import tqdm
-from absl import flags, logging
+from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import terminal, texts
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, records
 from simmatch_tf.data import source as source_lib
@@ -256,9 +256,7 @@ def _in_threads(
             work(item)
         return len(chunk)
 
-    # Silent below --verbosity=0, as training is.
-    quiet = flags.FLAGS.is_parsed() and logging.get_verbosity() < logging.INFO
-    shown = bar and not quiet and sys.stderr.isatty()
+    shown = bar and not terminal.quiet() and sys.stderr.isatty()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     with tqdm.tqdm(
         total=len(items), unit="image", dynamic_ncols=True, disable=not shown

@@ -5,6 +5,7 @@ import statistics
 
 from tqdm import auto
 
+from simmatch_tf import preflight
 from simmatch_tf.experiments import finished, identity, plan
 
 # Pixels of a measured batch; a processor has neither memory nor time for whole
@@ -70,6 +71,7 @@ def of(
             steps = have[0].steps
             seconds = statistics.mean(each.seconds for each in have)
         else:
+            preflight.start()
             from simmatch_tf.training import rehearsal
 
             config = these[0].config

@@ -215,7 +215,7 @@ def _processor() -> str:
     """The processor's name, as far as the system tells it."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
+        for line in info.read_text("utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

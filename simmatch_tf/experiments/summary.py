@@ -75,8 +75,11 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        (folder / "table.csv").write_text(comparison.table_csv(found))
-        (folder / "runs.csv").write_text(comparison.runs_csv(found))
+        for name, content in (
+            ("table.csv", comparison.table_csv(found)),
+            ("runs.csv", comparison.runs_csv(found)),
+        ):
+            (folder / name).write_text(content, encoding="utf-8")
         where = f"{len(found.scores)} of {len(cells)} runs"
         if found.scores:
             from simmatch_tf.reporting import comparison_figure

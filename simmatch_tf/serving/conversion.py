@@ -1,6 +1,5 @@
 """Exports for other runtimes: LiteRT (TensorFlow Lite) and ONNX."""
 
-import importlib.util
 import json
 import logging
 import pathlib
@@ -10,32 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.serving import loading, verification
 
-# Format → its file, and the modules that its extra installs.
+# Format → its file.
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
-_NEEDED = {
-    "litert": ("ai_edge_litert",),
-    "onnx": ("tf2onnx", "onnxruntime"),
-}
 _OPSET = 18
 # Other runtimes sum in another order.
 TOLERANCE = 1e-4
-
-
-def check_installed(kind: str) -> None:
-    """Refuses a format whose packages are not there.
-
-    Raises:
-        InputError: It says how to install them.
-    """
-    for name in _NEEDED.get(kind, ()):
-        if importlib.util.find_spec(name) is None:
-            raise InputError(
-                f"--format={kind}: {name} is not installed; pip install "
-                f"'simmatch_tf[{kind}]'"
-            )
 
 
 def write(

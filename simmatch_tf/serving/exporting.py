@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags
+from simmatch_tf import availability, command_flags, terminal
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import card as card_lib
@@ -53,7 +53,7 @@ def write(flags: command_flags.ExportConfig) -> Written:
             written, or it differs from the training network. Nothing is left
             behind.
     """
-    conversion.check_installed(flags.format)
+    terminal.say(f"loading {flags.workdir}")
     run = loading.run(
         flags.workdir,
         weights=flags.weights,
@@ -61,6 +61,7 @@ def write(flags: command_flags.ExportConfig) -> Written:
         input_dtype=flags.input_dtype,
     )
     source, shown = _examples(flags, run)
+    terminal.say(f"writing a version in {flags.output}, and comparing it")
     with versions.new(flags.output) as aside:
         card = card_lib.make(run, workdir.Workdir(flags.workdir))
         card["format"] = flags.format
@@ -84,14 +85,11 @@ def _examples(
     if flags.images is not None:
         images = verification.readable(flags.images, verification.IMAGES)
         return None, verification.of_files(images, how)
+    terminal.say(f"reading the images of {run.config.dataset}")
     try:
         source = inputs.make_source(flags.moved(run.config))
     except InputError as error:
-        raise InputError(
-            f"{error}. An export is compared with the training network on real "
-            "images: give the dataset's new place by --data_dir or --tfds_dir, "
-            "or any images by --images"
-        ) from None
+        raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
     images = source.test or source.train
     places = np.arange(len(images))
     return source, verification.examples(images, places, **size)

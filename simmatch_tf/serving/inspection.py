@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags, datasets
+from simmatch_tf import command_flags, datasets, terminal
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, prepared, splits
@@ -57,6 +57,7 @@ class Inspector:
                 f"{MOST:,} that are looked at for a page; what evaluate writes "
                 "into the workdir is taken instead"
             )
+        terminal.say(f"looking at the test images of {folder.path}")
         config = self._flags.moved(folder.read_config())
         source = self._source(config)
         split = splits.read(folder.split, source)

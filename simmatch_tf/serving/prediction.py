@@ -12,11 +12,10 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from simmatch_tf import command_flags
+from simmatch_tf import command_flags, terminal
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files, selection
 from simmatch_tf.serving import models, outputs, review
-from simmatch_tf.training import progress
 
 
 def choose(
@@ -58,6 +57,7 @@ def predict(
     function = choose(model, flags.explain)
     names = [files.printable(name) for name in chosen.names]
     neighbors = model.neighbors if flags.explain else None
+    terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]
     about = {
         "model": model.identity,
@@ -282,5 +282,5 @@ def _bar(total: int, done: int) -> tqdm.tqdm:
         initial=done,
         unit="image",
         dynamic_ncols=True,
-        disable=progress.quiet() or not sys.stderr.isatty(),
+        disable=terminal.quiet() or not sys.stderr.isatty(),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags, texts
+from simmatch_tf import command_flags, terminal, texts
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, splits
@@ -42,7 +42,9 @@ def of_run(
     run = flags.moved(folder.read_config())
     custom = assembly.Custom()
     custom.check(run)
+    terminal.say(f"loading {folder.path}")
     algorithm, strategy, step = assembly.restore(folder.path, custom)
+    terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     split = splits.read(folder.split, source)
     scored_on, images, places = inputs.scored_images(source, split.validation)
@@ -54,6 +56,7 @@ def of_run(
         resize=run.eval_resize,
         parallel_calls=run.parallel_calls,
     )
+    terminal.say(f"scoring {len(places)} {scored_on} images")
     about = {
         "step": step,
         "weights_of_record": algorithm.weights_of_record,
@@ -75,8 +78,10 @@ def of_export(
         InputError: The export or the images cannot be loaded, or these have
             other classes.
     """
+    terminal.say(f"loading {path}")
     export = loading.export(path)
     run = flags.moved(config_lib.Config(**export.card["flags"]))
+    terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     here, there = (
         [texts.nfc(str(name)) for name in names]
@@ -93,6 +98,7 @@ def of_export(
             "it on"
         )
     places = np.arange(len(source.test))
+    terminal.say(f"scoring {len(places)} test images")
     batches = pipeline.evaluation_dataset(
         source.test,
         places,

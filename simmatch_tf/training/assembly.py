@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import random
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.commandline import InputError
@@ -133,22 +133,15 @@ def make_algorithm(
 def building(seed: int, precision: str) -> Iterator[None]:
     """Seeds what Keras draws first weights from, and sets its dtype policy.
 
-    Both are the process's, so runs in several threads must take turns. They
-    are given back to the caller as they were.
+    Seeds are the process's, so runs in several threads must take turns. All is
+    given back to the caller as it was.
     """
-    with _BUILDING:
-        before = random.getstate(), np.random.get_state()
-        policy = keras.config.dtype_policy()
-        keras.utils.set_random_seed(seed)
+    with _BUILDING, runtime.pinned(), runtime.seeded(seed):
         keras.config.set_dtype_policy(precision)
-        try:
-            yield
-        finally:
-            keras.config.set_dtype_policy(policy)
-            random.setstate(before[0])
-            np.random.set_state(before[1])
+        yield
 
 
+@runtime.pinned()
 def restore(
     workdir: str | os.PathLike | None, custom: Custom
 ) -> tuple[algorithm_lib.Algorithm, tf.distribute.Strategy, int]:

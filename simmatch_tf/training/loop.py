@@ -7,6 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import contents, splits
@@ -61,6 +62,8 @@ def fit(
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
+    if (warning := preflight.other_kernels()) is not None:
+        logging.warning("%s", warning)
     workdir_lib.Workdir(config.workdir).check_available(config)
     custom = assembly.Custom(source, backbone, algorithm)
     custom.check(config)
@@ -85,7 +88,11 @@ def fit_in(
     if folder.finished():
         return results.read(folder.results)
     allocator.keep_memory()
-    with interruption.watch() as request, workers.lost(folder, config):
+    with (
+        runtime.pinned(),
+        interruption.watch() as request,
+        workers.lost(folder, config),
+    ):
         return _Run(folder, config, custom).train(request)
 
 
@@ -111,11 +118,13 @@ class _Run:
         if not self.workers.chief:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
+        self._say(f"reading the images of {config.dataset}")
         self.source = inputs.make_source(config, custom.source)
         self.split = inputs.make_split(config, self.source, folder)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
+        self._say(f"building {config.backbone}")
         self.algorithm = assembly.make_algorithm(
             self.config,
             custom,
@@ -154,6 +163,10 @@ class _Run:
         )
         self.observer = self._make_observer()
         self.accuracy: dict[str, dict[str, float]] = {}
+
+    def _say(self, text: str) -> None:
+        if self.workers.chief:
+            terminal.say(text)
 
     def _begin(self) -> None:
         """Writes what a new run begins with."""
@@ -219,9 +232,10 @@ class _Run:
             itstime = functools.partial(_itstime, step + count, config.steps)
             logs, shows = (itstime(n) for n in (config.log_every, every[-1]))
             asked_before = stepper.stop
-            metrics = stepper(
-                step + 1, count, bool(request.signal), watch=logs or shows
-            )
+            with bar.steps(count, compiled=not stepper.compiles(count)):
+                metrics = stepper(
+                    step + 1, count, bool(request.signal), watch=logs or shows
+                )
             step += count
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)

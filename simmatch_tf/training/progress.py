@@ -1,13 +1,14 @@
 """What a person sees while a run goes on."""
 
+import contextlib
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tqdm
-from absl import flags, logging
 
+from simmatch_tf import terminal
 from simmatch_tf.training import patterns
 
 _WIDTH = 80
@@ -20,17 +21,6 @@ _SHOWN = {
     "pseudo_label/mask_rate": ("mask", "{:.0%}"),
     "pseudo_label/accuracy_all": ("right", "{:.0%}"),
 }
-
-
-def quiet() -> bool:
-    """Whether a command was given a --verbosity below 0, that of progress."""
-    return _verbosity() < logging.INFO
-
-
-def _verbosity() -> int:
-    if not flags.FLAGS.is_parsed():
-        return logging.INFO
-    return logging.get_verbosity()
 
 
 class Progress:
@@ -54,9 +44,11 @@ class Progress:
             loud: Say anything at all.
         """
         self.done = start
-        self._start, self._steps, self._began = start, steps, time.monotonic()
-        self._loud = loud and not quiet()
-        self._warns = loud and _verbosity() >= logging.WARNING
+        self._steps = steps
+        # Steps and seconds behind these two give the rate.
+        self._first, self._began = start, time.monotonic()
+        self._loud = loud and not terminal.quiet()
+        self._warns = loud and terminal.warns()
         live = bar and self._loud and sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=steps,
@@ -64,6 +56,7 @@ class Progress:
             unit="step",
             dynamic_ncols=True,
             disable=not live,
+            smoothing=0,  # the mean of all steps, as below
             bar_format=(
                 "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} "
                 "{rate_fmt}, {remaining} left"
@@ -76,6 +69,28 @@ class Progress:
             position=1,
         )
         self._accuracy = ""
+
+    @contextlib.contextmanager
+    def steps(self, count: int, *, compiled: bool) -> Iterator[None]:
+        """Around steps: those that are compiled first tell no time left.
+
+        Args:
+            count: How many.
+            compiled: They are compiled already.
+        """
+        if compiled:
+            yield
+            return
+        if self.done == self._first:
+            self.say("compiling the step")
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self._began += seconds
+        self._first += count
+        if not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.initial += count
 
     def advance(self, step: int, values: Mapping[str, float] | None) -> None:
         """Moves to a step; `values` where it was logged."""
@@ -94,12 +109,12 @@ class Progress:
                 del parts[0]  # what stands last is looked at most
             self._below.set_description_str("  ".join(parts))
         elif self._loud:
-            rate = (step - self._start) / (time.monotonic() - self._began)
-            left = (self._steps - step) / max(rate, 1e-9)
-            self.say(
-                f"step {step}/{self._steps}: {', '.join(shown)} "
-                f"({rate:.2f} steps/s, {left:.0f} s left)"
-            )
+            speed = ""
+            if step > self._first:
+                rate = (step - self._first) / (time.monotonic() - self._began)
+                left = (self._steps - step) / max(rate, 1e-9)
+                speed = f" ({rate:.2f} steps/s, {left:.0f} s left)"
+            self.say(f"step {step}/{self._steps}: {', '.join(shown)}{speed}")
 
     def evaluated(
         self,

@@ -105,6 +105,11 @@ class Stepper:
         self._keep(seen if watch else None)
         return metrics
 
+    def compiles(self, count: int) -> bool:
+        """Whether the next call with `count` steps compiles them first."""
+        function = self._step if count == 1 else self._steps
+        return not function.experimental_get_tracing_count()
+
     def _keep(self, seen: watching.Packed | tuple[()] | None) -> None:
         if seen and self._mean:
             seen = seen._replace(means=self._mean(seen.means))

@@ -205,7 +205,7 @@ def _warn_of_precision(
 ) -> None:
     """Says so if the CPU must imitate a precision."""
     try:
-        words = set(cpuinfo.read_text().split())
+        words = set(cpuinfo.read_text("utf-8", "replace").split())
     except OSError:
         return  # not Linux
     wanted = _COMPUTE.get(precision)

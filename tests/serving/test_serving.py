@@ -19,7 +19,13 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import command_flags, evaluate, export, predict
+from simmatch_tf import (
+    availability,
+    command_flags,
+    evaluate,
+    export,
+    predict,
+)
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, digits, records, selection
 from simmatch_tf.ops import propagation, similarity
@@ -324,7 +330,7 @@ def test_warmup_is_in_the_server_s_format(exported):
 def test_other_runtimes(finished_run, model, tmp_path, kind):
     from simmatch_tf.serving import conversion
 
-    for name in conversion._NEEDED[kind]:
+    for name in availability._NEEDED[kind]:
         pytest.importorskip(name, reason=f"pip install -e '.[{kind}]'")
     written = exporting.write(flags(finished_run[0], tmp_path, format=kind))
     path = written.path / conversion.FILES[kind]
@@ -337,7 +343,7 @@ def test_other_runtimes(finished_run, model, tmp_path, kind):
 def test_a_format_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"simmatch_tf\[onnx\]"):
-        exporting.write(flags("x", tmp_path, format="onnx"))
+        export.main(flags("x", tmp_path, format="onnx"))
 
 
 def test_evaluate_takes_an_export(exported, finished_run, tmp_path, capsys):

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from simmatch_tf import terminal
 from simmatch_tf.training import (
     allocator,
     interruption,
@@ -28,8 +29,52 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert line.endswith("s left)") and "steps/s" in line
 
 
+class _Clock:
+    """In place of the module `time`: stands until it is moved."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_compilation_is_no_step_in_the_time_left(live, capsys, monkeypatch):
+    """30 s compile the first step; the others take 1 s: 8 of them are left."""
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live, raising=False)
+    shown = progress.Progress(0, 10, bar=live)
+    bar = shown._bar
+    if live:
+        monkeypatch.setattr(bar, "_time", clock.time)
+        bar.start_t = clock.now
+    with shown.steps(1, compiled=False):
+        clock.now += 30
+    shown.advance(1, {"loss/total": 1.5})
+    with shown.steps(1, compiled=True):
+        clock.now += 1
+    shown.advance(2, {"loss/total": 1.5})
+    if live:
+        bar.refresh()
+        rate = bar.format_dict
+        left = (rate["total"] - rate["n"]) * (
+            rate["elapsed"] / (rate["n"] - rate["initial"])
+        )
+        assert left == 8 and "00:08 left" in capsys.readouterr().err
+    else:
+        compiling, first, second = capsys.readouterr().err.splitlines()
+        assert compiling == "compiling the step"
+        assert first == "step 1/10: loss 1.500"  # nothing is known yet
+        assert second == "step 2/10: loss 1.500 (1.00 steps/s, 8 s left)"
+    shown.close()
+
+
 def test_quiet(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "quiet", lambda: True)
+    monkeypatch.setattr(terminal, "quiet", lambda: True)
     shown = progress.Progress(0, 10, bar=True)
     shown.advance(1, {"loss/total": 1.5})
     shown.say("nothing")
@@ -77,7 +122,7 @@ def test_live_lines_fit_a_terminal(capsys, monkeypatch):
     (-2, False, False)],
 )  # fmt: skip
 def test_verbosity(verbosity, says, warns, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_verbosity", lambda: verbosity)
+    monkeypatch.setattr(terminal, "_verbosity", lambda: verbosity)
     shown = progress.Progress(0, 10, bar=True)
     shown.say("something")
     shown.warn([FOUND])

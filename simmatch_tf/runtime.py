@@ -1,0 +1,185 @@
+"""What Keras and TensorFlow have been told before, and what a run needs.
+
+~/.keras/keras.json, `keras.config.set_*` and `tf.config` set, for the whole
+process, what layers are made of and how graphs are compiled. A run's numbers
+are decided by its flags alone: here is the one place that sets the rest, and
+gives it back.
+"""
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.framework import config as tf_config
+
+from simmatch_tf.errors import InputError
+
+
+class _Setting(NamedTuple):
+    """Something that holds for the process, and what a run needs of it."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+    wanted: Any
+
+
+def _set_determinism(enabled: bool) -> None:
+    if enabled:
+        tf_config.enable_op_determinism()
+    else:
+        tf_config.disable_op_determinism()  # TensorFlow has no public name
+
+
+_SETTINGS = (
+    _Setting(
+        keras.config.image_data_format,
+        keras.config.set_image_data_format,
+        "channels_last",
+    ),
+    _Setting(keras.config.floatx, keras.config.set_floatx, "float32"),
+    _Setting(keras.config.epsilon, keras.config.set_epsilon, 1e-7),
+    _Setting(
+        tf.config.functions_run_eagerly, tf.config.run_functions_eagerly, False
+    ),
+    _Setting(
+        lambda: bool(tf.config.optimizer.get_jit()),
+        lambda on: tf.config.optimizer.set_jit(
+            "autoclustering" if on else False
+        ),
+        False,
+    ),
+    _Setting(
+        tf.config.experimental.tensor_float_32_execution_enabled,
+        tf.config.experimental.enable_tensor_float_32_execution,
+        True,
+    ),
+    # On a CPU the same flags give the same weights without; with it, others.
+    # Where there are GPUs `strategies` turns it on.
+    _Setting(tf_config.is_op_determinism_enabled, _set_determinism, False),
+)
+# Work at hand, of any thread: the first pins, the last gives back.
+_lock = threading.Lock()
+_at_work = 0
+_before: list[Any] = []
+
+
+@contextlib.contextmanager
+def pinned() -> Iterator[None]:
+    """Around all that builds, traces, trains or loads networks.
+
+    May stand inside itself, and in several threads at once: then the last one
+    to end gives the process back as it was.
+
+    Raises:
+        InputError: The process was told what cannot be undone.
+    """
+    _check()
+    # Keras keeps this one for each thread; None: of floatx, once it is asked.
+    policy = global_state.get_global_attribute("dtype_policy")
+    _enter()
+    try:
+        keras.config.set_dtype_policy("float32")
+        yield
+    finally:
+        global_state.set_global_attribute("dtype_policy", policy)
+        _leave()
+
+
+def pin() -> None:
+    """Sets the same for as long as the process lives: it is a command's own.
+
+    Raises:
+        InputError: As from `pinned`.
+    """
+    _check()
+    _write()
+    keras.config.set_dtype_policy("float32")
+
+
+def _write() -> None:
+    for setting in _SETTINGS:
+        setting.write(setting.wanted)
+
+
+def _enter() -> None:
+    global _at_work
+    with _lock:
+        if not _at_work:
+            _before[:] = [setting.read() for setting in _SETTINGS]
+            _write()
+        _at_work += 1
+
+
+def _leave() -> None:
+    global _at_work
+    with _lock:
+        _at_work -= 1
+        if not _at_work:
+            for setting, value in zip(_SETTINGS, _before, strict=True):
+                setting.write(value)
+
+
+def _check() -> None:
+    """Refuses what cannot be given back, or taken back."""
+    if not tf.executing_eagerly():
+        raise InputError(
+            "TensorFlow does not run eagerly here, as in a tf.function or "
+            "after tf.compat.v1.disable_eager_execution(): a run must"
+        )
+    if tf.distribute.has_strategy():
+        raise InputError(
+            "a strategy's scope is entered here: a run makes its own strategy; "
+            "leave the scope first"
+        )
+    options = {
+        name: value
+        for name, value in (
+            tf.config.optimizer.get_experimental_options().items()
+        )
+        if value or not name.startswith("disable_")  # not as it comes
+    }
+    if options:
+        raise InputError(
+            f"tf.config.optimizer.set_experimental_options was given {options}:"
+            " a run's numbers depend on it; start another process"
+        )
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    if threads:
+        raise InputError(
+            "tf.config.threading.set_intra_op_parallelism_threads was given "
+            f"{threads}: the last bits of a run depend on the number of "
+            "threads, which is that of the processors; start another process"
+        )
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds what Keras draws first weights from, and gives all seeds back.
+
+    Args:
+        seed: The run's.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    # Neither library says what it was seeded with.
+    tensorflow = tf_context.context()
+    names = ("_seed", "_rng")
+    tensorflows = {name: getattr(tensorflow, name, None) for name in names}
+    names = ("global_random_seed", "global_seed_generator")
+    kerases = {name: global_state.get_global_attribute(name) for name in names}
+    keras.utils.set_random_seed(seed)
+    try:
+        yield
+    finally:
+        for name, value in kerases.items():
+            global_state.set_global_attribute(name, value)
+        for name, value in tensorflows.items():
+            setattr(tensorflow, name, value)
+        np.random.set_state(numpy)
+        random.setstate(python)

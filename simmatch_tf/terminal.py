@@ -1,0 +1,159 @@
+"""What commands say on standard error, in any encoding, without noise.
+
+Nothing here imports TensorFlow.
+"""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+from absl import flags, logging
+
+# Ends what `without_noise` holds back: all went well, nobody needs it.
+_DONE = b"\0simmatch_tf: done\n"
+# Runs in a process of its own: what a dying import has written is not lost.
+_HOLD = r"""
+import re, sys
+noise = re.compile(sys.argv[1].encode())
+done = b"\0simmatch_tf: done\n"
+held = []
+for line in sys.stdin.buffer:
+    if line.endswith(done):
+        held = [line[:-len(done)]]
+        break
+    if noise.match(line):
+        held.append(line)
+    else:
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+sys.stderr.buffer.write(b"".join(held))
+sys.stderr.buffer.flush()
+"""
+# Lines of TensorFlow's C++ that are no fatal ones, before and after it has
+# set up its log.
+_NOISE = (
+    r"WARNING: All log messages before absl::InitializeLog|"
+    r"To enable the following instructions: |"
+    r"[IWE]\d{4} [\d:.]+ +\d+ [\w.]+\.cc:\d+\] |"
+    r"[\d-]+ [\d:.]+: [IWE] \S+\.cc:\d+\] "
+)
+# Of a GPU's driver: where there is one, its errors are no noise.
+_DRIVER = "/proc/driver/nvidia"
+_silencing = threading.Lock()
+
+
+def _verbosity() -> int:
+    """That of a command; from Python it is that of progress."""
+    if not flags.FLAGS.is_parsed():
+        return logging.INFO
+    return logging.get_verbosity()
+
+
+def quiet() -> bool:
+    """Whether a command was given a --verbosity below 0, that of progress."""
+    return _verbosity() < logging.INFO
+
+
+def warns() -> bool:
+    """Whether warnings are wanted: --verbosity is not below -1."""
+    return _verbosity() >= logging.WARNING
+
+
+def say(text: str) -> None:
+    """Says what a command does next; silent below --verbosity=0."""
+    if not quiet():
+        print(text, file=sys.stderr, flush=True)
+
+
+def never_fail() -> None:
+    r"""Has both streams write \xd7 for what their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def use_utf8() -> None:
+    """Starts the command again in UTF-8, where files' names are in another.
+
+    In ASCII or Latin-1 (LC_ALL=C with PYTHONUTF8=0, say) a folder that is
+    called café would be another class than in the run's own files. What is
+    printed stays in the terminal's encoding.
+    """
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    os.environ["PYTHONUTF8"] = "1"  # of processes that this one starts, too
+    os.environ.setdefault("PYTHONIOENCODING", encoding)
+    words = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    os.execv(sys.executable, words)
+
+
+@contextlib.contextmanager
+def without_noise() -> Iterator[None]:
+    """Holds back what TensorFlow's C++ says of itself on file descriptor 2.
+
+    Everything else that is written there meanwhile, by Python, by other
+    threads or in dying, passes. What is held back is shown where the block
+    raises or the process dies in it. With --verbosity=1 nothing is.
+    """
+    wanted = _verbosity() >= logging.DEBUG
+    if wanted or not _silencing.acquire(blocking=False):
+        yield
+        return
+    diverted = _divert()
+    try:
+        yield
+        if diverted:
+            os.write(2, _DONE)
+    finally:
+        if diverted:
+            _give_back(*diverted)
+        _silencing.release()
+
+
+def _divert() -> tuple[subprocess.Popen, int] | None:
+    """Has a process filter descriptor 2; that process, and the descriptor.
+
+    None, where there can be no such process: then there is noise.
+    """
+    noise = _NOISE
+    if os.path.exists(_DRIVER):
+        noise = f"(?!.*cuInit)(?:{noise})"
+    command = [sys.executable, "-I", "-S", "-c", _HOLD, noise]
+    try:
+        real = os.dup(2)
+    except OSError:  # closed
+        return None
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process
+        )
+    except (OSError, TypeError):
+        os.close(real)
+        return None
+    _flush()
+    os.dup2(process.stdin.fileno(), 2)
+    process.stdin.close()
+    return process, real
+
+
+def _give_back(process: subprocess.Popen, real: int) -> None:
+    """Ends what `_divert` began."""
+    _flush()
+    os.dup2(real, 2)
+    os.close(real)
+    # What another process has inherited may keep it open.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+
+
+def _flush() -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.flush()

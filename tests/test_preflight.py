@@ -1,0 +1,219 @@
+"""What is refused, and checked, before TensorFlow is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import simmatch_tf
+from simmatch_tf import command_flags, preflight, terminal
+from simmatch_tf.commandline import InputError
+from tests import runs
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KERAS_BACKEND", "torch"),
+        ("TF_USE_LEGACY_KERAS", "True"),
+        ("TF_XLA_FLAGS", "--tf_xla_auto_jit=2"),
+        ("XLA_FLAGS", "--xla_cpu_enable_fast_math=true"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "any"),
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+    ],
+)
+def test_a_variable_that_changes_every_number_is_refused(
+    name, value, monkeypatch
+):
+    monkeypatch.setenv(name, value)
+    for exact in (False, True):
+        with pytest.raises(
+            InputError, match=f"^{name}={value}: ".replace("-", "\\-")
+        ):
+            preflight.check(exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KERAS_BACKEND", ""),
+        ("TF_USE_LEGACY_KERAS", "0"),
+        ("TF_XLA_FLAGS", "--tf_xla_auto_jit=-1 --tf_xla_cpu_global_jit=false"),
+        ("XLA_FLAGS", "--xla_gpu_cuda_data_dir=/usr/lib/cuda"),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "strict"),
+        ("NVIDIA_TF32_OVERRIDE", "1"),
+        ("TF_NUM_INTRAOP_THREADS", "0"),
+        ("TF_NUM_INTRAOP_THREADS", "many"),
+    ],
+)
+def test_what_changes_nothing_is_not(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    preflight.check()
+
+
+def test_threads(monkeypatch):
+    monkeypatch.setattr(preflight, "_processors", lambda: 4)
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "4")
+    preflight.check()
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+    with pytest.raises(InputError, match="processors, 4; .* taskset -c 0-1"):
+        preflight.check()
+    preflight.check(exact=False)  # labels need not be exact to the last bit
+
+
+def test_fit_refuses_them_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    with pytest.raises(InputError, match="ONEDNN_MAX_CPU_ISA=SSE41"):
+        runs.fit(tmp_path / "run")
+
+
+def test_a_home_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("HOME", "/nowhere")
+    words = ["evaluate", "--workdir=~/runs/a"]
+    command_flags.EvaluateConfig.from_argv(words)  # it has a name at least
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(
+        InputError, match="--workdir=~/runs/a: there is no home"
+    ):
+        command_flags.EvaluateConfig.from_argv(words)
+
+
+def script(code, *words, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, *_):
+        if name in ("tensorflow", "keras"):
+            sys.exit(f"{where}: {name} is imported")
+sys.meta_path.insert(0, Blocked())
+from simmatch_tf import command_flags, evaluate, export, export_pytorch
+from simmatch_tf import predict, pytorch_flags, report, train, transfer
+from simmatch_tf import config, import_pytorch, experiment, transfer_flags
+from simmatch_tf.commandline import InputError
+
+def answers(main, kind, part, *words):
+    global where
+    where = main.__module__, part
+    try:
+        main(kind.from_argv(["x", *words]))
+    except InputError as error:
+        assert part in str(error), (where, error)
+    else:
+        sys.exit(f"{where}: goes on")
+"""
+
+
+def test_folders_and_files_are_checked_before_tensorflow(tmp_path):
+    """All of it in one process, in which TensorFlow cannot be imported."""
+    none, empty = tmp_path / "none", tmp_path / "empty"
+    empty.mkdir()
+    (empty / "flags.cfg").write_text("--labels=20\n--steps=6\n")
+    gone = tmp_path / "gone"  # a run whose images are not there any more
+    (gone / "checkpoints").mkdir(parents=True)
+    (gone / "checkpoints" / "step_00000002.index").write_text("")
+    (gone / "flags.cfg").write_text(
+        f"--dataset=folder\n--data_dir={none}\n--steps=6\n"
+    )
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "flags.cfg").write_text(
+        "--backbone=custom\n--labels=20\n--steps=6\n"
+    )
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "saved_model.pb").write_text("")
+    unlabeled = tmp_path / "unlabeled_only"
+    (unlabeled / "unlabeled").mkdir(parents=True)
+    page, out = tmp_path / "p.html", tmp_path / "o.csv"
+    cases = f"""
+E, P, X = (command_flags.EvaluateConfig, command_flags.PredictConfig,
+           command_flags.ExportConfig)
+C, T = config.Config, transfer_flags.TransferConfig
+run = ["--steps=6", "--workdir={tmp_path}/new"]
+answers(train.main, C, "no such folder", "--dataset=folder",
+        "--data_dir={none}", *run)
+answers(train.main, C, "no folder labeled/", "--dataset=folder",
+        "--data_dir={unlabeled}", *run)
+answers(train.main, C, "no such file", "--labeled_list={none}", *run)
+answers(train.main, C, "no such file", "--split_file={none}", *run)
+answers(train.main, C, "no such file or folder", "--labels=20",
+        "--init_from={none}", *run)
+answers(evaluate.main, E, "no run here", "--workdir={none}")
+answers(evaluate.main, E, "no checkpoint yet", "--workdir={empty}")
+answers(evaluate.main, E, "--backbone=custom", "--workdir={own}")
+answers(evaluate.main, E, "{none}: no such folder", "--workdir={gone}")
+answers(evaluate.main, E, "no such file or folder", "--export={none}")
+answers(evaluate.main, E, "is no export", "--export={bad}")
+answers(predict.main, P, "no such file or folder", "--model={none}",
+        "--images={tmp_path}", "--output={out}")
+answers(predict.main, P, "no checkpoint yet", "--model={empty}",
+        "--images={tmp_path}", "--output={out}")
+answers(predict.main, P, "is no export", "--model={bad}",
+        "--images={tmp_path}", "--output={out}")
+answers(predict.main, P, "--images={none}", "--model={gone}",
+        "--images={none}", "--output={out}")
+answers(export.main, X, "no checkpoint yet", "--workdir={empty}",
+        "--output={tmp_path}/e")
+answers(export.main, X, "by --images", "--workdir={gone}",
+        "--output={tmp_path}/e")
+answers(export_pytorch.main, pytorch_flags.ExportPytorchConfig,
+        "no checkpoint yet", "--workdir={empty}", "--output={out}")
+answers(report.main, command_flags.ReportConfig, "{none}", "{none}",
+        "--output={page}")
+answers(transfer.main, T, "no checkpoint yet", "{empty}", "--datasets=digits",
+        "--output={tmp_path}/t")
+answers(transfer.main, T, "no folder labeled/",
+        "keras_applications:ResNet50", "--datasets=folder",
+        "--data_dir={unlabeled}", "--output={tmp_path}/t")
+answers(import_pytorch.main, pytorch_flags.ImportPytorchConfig, "no such file",
+        "{none}", "--output={tmp_path}/e.keras")
+answers(experiment.main, command_flags.ExperimentConfig, "{none}", "{none}")
+print("all answered")
+"""
+    assert script(_BLOCKED + cases) == "all answered\n"
+
+
+_KERNELS = """
+import os, sys
+{first}
+import simmatch_tf
+simmatch_tf.fit
+from tensorflow.python.util import _pywrap_util_port as port
+from simmatch_tf import preflight
+print(port.IsMklEnabled(), os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+      preflight.other_kernels() is not None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("own", "first", "printed"),
+    [
+        ("1", "", "True 0 False"),  # the user's variable stays, and waits
+        ("0", "", "False 0 False"),
+        ("1", "import tensorflow", "False 0 True"),  # too late: a warning
+    ],
+)
+def test_kernels(own, first, printed):
+    variables = {"TF_ENABLE_ONEDNN_OPTS": "0", preflight.ONEDNN: own}
+    code = _KERNELS.format(first=first)
+    assert script(code, **variables).strip() == printed
+
+
+def test_public_names_need_no_tensorflow_before_they_are_used():
+    code = "import simmatch_tf, sys; simmatch_tf.Config; simmatch_tf.Result;"
+    code += "print('tensorflow' in sys.modules)"
+    assert script(code).strip() == "False"
+    assert simmatch_tf.fit and not terminal.quiet()
