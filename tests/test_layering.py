@@ -154,8 +154,3 @@ def test_only_commandline_declares_flags():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "commandline.py":
             assert "flags.DEFINE" not in path.read_text(), path
-
-
-def test_files_fit():
-    for path in PACKAGE.rglob("*.py"):
-        assert path.read_text().count("\n") <= 400, path
