@@ -539,15 +539,19 @@ def test_what_is_not_used_is_named(tmp_path, warned):
     read(root)
     assert warned == [
         f"{root}: not used, as they are none of labeled/, unlabeled/ and "
-        "test/: Unlabelled/; notes.txt; stray.png; val/; Unlabelled/: did you "
-        "mean unlabeled/?; val/: --validation_fraction sets labeled images "
-        "aside to choose by; to be scored, images lie in test/"
+        "test/: Unlabelled/ (did you mean unlabeled/?); notes.txt; stray.png; "
+        "val/ (--validation_fraction sets labeled images aside to choose by; "
+        "to be scored, images lie in test/)"
     ]
     shutil.rmtree(root / "unlabeled")
-    with pytest.raises(InputError, match="; Unlabelled/: did you mean unlab"):
+    with pytest.raises(
+        InputError, match="holds Unlabelled/ .did you mean unlab"
+    ):
         read(root)
     os.rename(root / "labeled", root / "train")
-    with pytest.raises(InputError, match="no folder labeled/ .* train/; val/"):
+    with pytest.raises(
+        InputError, match="no folder labeled/ .* train/; val/ .--v"
+    ):
         read(root)
 
 

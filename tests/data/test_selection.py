@@ -86,8 +86,8 @@ def test_a_folder_says_what_it_leaves_out(folder, monkeypatch):
         (folder / "mixed" / name).write_bytes(b"")
     assert len(selection.find("mixed")) == 1
     assert lines == [
-        "--images=mixed: 3 files are left out, as their names do not end in .jpg "
-        ".jpeg .png .bmp .gif .webp: 2 .tif, 1 without ending"
+        "--images=mixed: 3 files are left out, as their names do not end in "
+        ".jpg .jpeg .png .bmp .gif .webp: 2 .tif, 1 without ending"
     ]
 
 
