@@ -15,6 +15,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Self
 
+from absl import logging
+
 from simmatch_tf import availability, checks, datasets
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import listing
@@ -106,11 +108,13 @@ def read(path: pathlib.Path) -> Fingerprint:
         ValueError, OSError: It cannot be read, or is something else.
     """
     content = json.loads(path.read_text("utf-8"))
-    files = {}
-    for name, (size, time, digest) in content.items():
-        if not (isinstance(size, int) and isinstance(time, int)):
-            raise ValueError(f"{name}: {size!r} and {time!r} are no numbers")
-        files[name] = (size, time, digest)
+    try:
+        files = {
+            name: (int(size), int(time), digest)
+            for name, (size, time, digest) in content.items()
+        }
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"is no list of files ({error})") from None
     return Fingerprint(files)
 
 
@@ -129,6 +133,12 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
             changed += [name] * (old[2] != new[2])
         elif old[1] != new[1]:
             (touched if old[2] is None else doubtful).append(name)
+    if doubtful:
+        logging.info(
+            "%d files have other times than when the run began: comparing "
+            "their contents",
+            len(doubtful),
+        )
     found = digests([now.paths[name] for name in doubtful])
     changed += [
         name

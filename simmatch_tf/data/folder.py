@@ -15,6 +15,27 @@ from simmatch_tf.data import files, fingerprint, listing, source
 
 IMAGE_SIZE = 224
 _SHOWN = 3
+# What is said of images that are there twice, by the parts that they are in.
+# In unlabeled/ they do no harm: labeled images are unlabeled ones as well.
+_COPIES = {
+    "two classes": ("images in two classes", ": one of the two is wrong"),
+    ("test", "labeled"): (
+        "test images that are in labeled/, too, and trained on with their "
+        "class",
+        ": the result will be too good; remove them from one of the two",
+    ),
+    ("test", "unlabeled"): (
+        "test images that are in unlabeled/, too, and trained on without "
+        "their class",
+        ": the result may be better than on new images",
+    ),
+    ("labeled", "labeled"): (
+        "labeled images that are there twice",
+        ": of one that --validation_fraction sets aside, the other may be "
+        "trained on",
+    ),
+    ("test", "test"): ("test images that are there, and count, twice", ""),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,51 +168,27 @@ def _warn_of_copies(
     """Says which images are there twice, by their files' contents."""
     # Content → the first file of it in each part and class.
     known: dict[str, dict[tuple[str, int], int]] = {}
-    copies = collections.defaultdict(list)
+    # What is wrong → image → it and the other.
+    copies = collections.defaultdict(dict)
     # The parts come in the order labeled, unlabeled, test.
     for place in places:
         part, label = found.parts[place], found.labels[place]
         others = known.setdefault(digests[place], {})
         for (other_part, other_label), other in others.items():
-            pair = f"{found.names[place]} is {found.names[other]}"
+            kind = (part, other_part)
             if -1 not in (label, other_label) and label != other_label:
-                copies["two classes"].append(pair)
-            elif "unlabeled" not in (part, other_part) or part == "test":
-                copies[part, other_part].append(pair)
+                kind = "two classes"
+            pair = f"{found.names[place]} is {found.names[other]}"
+            copies[kind].setdefault(place, pair)
         others.setdefault((part, label), place)
-    tests = found.parts.count("test")
-    for kind, text in (
-        (
-            "two classes",
-            "%d images lie in two classes (%s): one of the two is wrong",
-        ),
-        (
-            ("test", "labeled"),
-            f"%d of the {tests} test images are trained on with their class, "
-            "as copies of them are in labeled/ (%s): the result will be too "
-            "good; remove them from one of the two",
-        ),
-        (
-            ("test", "unlabeled"),
-            f"%d of the {tests} test images are trained on without their "
-            "class, as copies of them are in unlabeled/ (%s): the result may "
-            "be better than on new images",
-        ),
-        (
-            ("labeled", "labeled"),
-            "%d images in labeled/ are copies of others there (%s): of those "
-            "that --validation_fraction sets aside, copies may be trained on",
-        ),
-        (
-            ("test", "test"),
-            "%d images in test/ are copies of others there (%s): they count "
-            "twice",
-        ),
-    ):
-        pairs = copies[kind]
+    for kind, (what, so) in _COPIES.items():
+        pairs = list(copies[kind].values())
         if pairs:
             logging.warning(
-                text,
+                "%s: %d (%s%s)%s",
+                what,
                 len(pairs),
-                ", ".join(pairs[:_SHOWN]) + ", …" * (len(pairs) > _SHOWN),
+                ", ".join(pairs[:_SHOWN]),
+                ", …" * (len(pairs) > _SHOWN),
+                so,
             )

@@ -113,10 +113,9 @@ class Listing:
         if self._unused:
             logging.warning(
                 "%s: not used, as they are none of labeled/, unlabeled/ and "
-                "test/: %s%s",
+                "test/: %s",
                 root,
-                _first(self._unused),
-                self._advice(),
+                _first(map(_hinted, self._unused)),
             )
 
     def check(
@@ -185,28 +184,11 @@ class Listing:
         except OSError as error:
             raise self._unreadable("", error) from None
 
-    def _advice(self) -> str:
-        """What the user may have meant by what is not used."""
-        text = ""
-        for name in self._unused:
-            bare = name.removesuffix("/").lower()
-            near = difflib.get_close_matches(bare, PARTS, 1, 0.7)
-            if name.endswith("/") and bare in _VALIDATION:
-                text += (
-                    f"; {name}: --validation_fraction sets labeled images "
-                    "aside to choose by; to be scored, images lie in test/"
-                )
-            elif name.endswith("/") and near:
-                text += f"; {name}: did you mean {near[0]}/?"
-        return text
-
     def _instead(self) -> str:
         """What lies in the folder, for a message on what does not."""
         if not self._unused:
             return ""
-        return f"; beside these, it holds {_first(self._unused)}" + (
-            self._advice()
-        )
+        return f"; beside these it holds {_first(map(_hinted, self._unused))}"
 
     def _classes(self, part: str) -> dict[str, str]:
         """Folders in a part by their names in composed form, sorted by these.
@@ -298,6 +280,21 @@ class Listing:
     def _place(self, path: str) -> str:
         """A path in the folder, for a message."""
         return texts.printable(f"{self.root}/{path}")
+
+
+def _hinted(name: str) -> str:
+    """A name of what is not used, and what may have been meant by it."""
+    bare = name.removesuffix("/").lower()
+    near = difflib.get_close_matches(bare, PARTS, 1, 0.7)
+    hint = ""
+    if name.endswith("/") and bare in _VALIDATION:
+        hint = (
+            " (--validation_fraction sets labeled images aside to choose by; "
+            "to be scored, images lie in test/)"
+        )
+    elif name.endswith("/") and near:
+        hint = f" (did you mean {near[0]}/?)"
+    return f"{name}{hint}"
 
 
 def _first(items: Iterable[str]) -> str:

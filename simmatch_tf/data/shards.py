@@ -47,7 +47,7 @@ def count(path: str) -> int:
 
 
 def check(files: Sequence[str], promised: Sequence[int]) -> None:
-    """Checks files whose records were not read.
+    """Checks files whose records were not read; none of gs:// and the like.
 
     Args:
         files: Paths.
@@ -56,7 +56,9 @@ def check(files: Sequence[str], promised: Sequence[int]) -> None:
     Raises:
         InputError: One cannot be read, or has others.
     """
-    check_counts(files, [count(path) for path in files], promised)
+    # Into a remote folder only TensorFlow can look.
+    if not any("://" in path for path in files):
+        check_counts(files, [count(path) for path in files], promised)
 
 
 def check_counts(

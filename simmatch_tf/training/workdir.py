@@ -164,7 +164,7 @@ class Workdir:
             return ""
         try:
             then = fingerprint.read(self.data)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             logging.warning(
                 "%s: cannot be read (%s); whether the run's images are the "
                 "same is not checked",

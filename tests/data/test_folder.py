@@ -22,7 +22,7 @@ GOOD = (
     "test/dog/10.jpg",
 )
 
-COPIES = ("in two classes", "copies of")
+COPIES = ("in two classes", "in labeled/, too", "in unlabeled/, too", "twice")
 
 
 @pytest.fixture(autouse=True)
@@ -470,9 +470,9 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
     (root / "test").symlink_to("labeled")
     read(root)
     leak, overlap = warned
-    assert leak.startswith("3 of the 3 test images are trained on with their")
-    assert "test/cat/a.png is labeled/cat/a.png, " in leak
-    assert overlap.startswith("3 of the 3 test images are trained on without")
+    assert leak.startswith("test images that are in labeled/, too, and ")
+    assert "class: 3 (test/cat/a.png is labeled/cat/a.png, " in leak
+    assert overlap.startswith("test images that are in unlabeled/, too, and")
 
 
 @pytest.mark.parametrize(
@@ -481,42 +481,41 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
         (
             "labeled/cat/a.png",
             "test/cat/copy.png",
-            "1 of the 4 test images are trained on with their class, as "
-            "copies of them are in labeled/ (test/cat/copy.png is "
-            "labeled/cat/a.png): the result will be too good; remove them "
-            "from one of the two",
+            "test images that are in labeled/, too, and trained on with "
+            "their class: 1 (test/cat/copy.png is labeled/cat/a.png): the "
+            "result will be too good; remove them from one of the two",
         ),
         (
             "unlabeled/z.bmp",
             "test/cat/copy.bmp",
-            "1 of the 4 test images are trained on without their class, as "
-            "copies of them are in unlabeled/ (test/cat/copy.bmp is "
-            "unlabeled/z.bmp): the result may be better than on new images",
+            "test images that are in unlabeled/, too, and trained on without "
+            "their class: 1 (test/cat/copy.bmp is unlabeled/z.bmp): the "
+            "result may be better than on new images",
         ),
         (
             "labeled/cat/a.png",
             "labeled/dog/copy.png",
-            "1 images lie in two classes (labeled/dog/copy.png is "
+            "images in two classes: 1 (labeled/dog/copy.png is "
             "labeled/cat/a.png): one of the two is wrong",
         ),
         (
             "labeled/cat/a.png",
             "test/dog/copy.png",
-            "1 images lie in two classes (test/dog/copy.png is "
+            "images in two classes: 1 (test/dog/copy.png is "
             "labeled/cat/a.png): one of the two is wrong",
         ),
         (
             "labeled/cat/a.png",
             "labeled/cat/copy.png",
-            "1 images in labeled/ are copies of others there "
-            "(labeled/cat/copy.png is labeled/cat/a.png): of those that "
-            "--validation_fraction sets aside, copies may be trained on",
+            "labeled images that are there twice: 1 (labeled/cat/copy.png is "
+            "labeled/cat/a.png): of one that --validation_fraction sets "
+            "aside, the other may be trained on",
         ),
         (
             "test/cat/1.jpg",
             "test/cat/copy.jpg",
-            "1 images in test/ are copies of others there (test/cat/copy.jpg "
-            "is test/cat/1.jpg): they count twice",
+            "test images that are there, and count, twice: 1 "
+            "(test/cat/copy.jpg is test/cat/1.jpg)",
         ),
         # As many people do it: it is what --unlabeled_includes_labeled does.
         ("labeled/cat/a.png", "unlabeled/copy.png", None),
@@ -539,15 +538,19 @@ def test_what_is_not_used_is_named(tmp_path, warned):
     read(root)
     assert warned == [
         f"{root}: not used, as they are none of labeled/, unlabeled/ and "
-        "test/: Unlabelled/; notes.txt; stray.png; val/; Unlabelled/: did you "
-        "mean unlabeled/?; val/: --validation_fraction sets labeled images "
-        "aside to choose by; to be scored, images lie in test/"
+        "test/: Unlabelled/ (did you mean unlabeled/?); notes.txt; stray.png; "
+        "val/ (--validation_fraction sets labeled images aside to choose by; "
+        "to be scored, images lie in test/)"
     ]
     shutil.rmtree(root / "unlabeled")
-    with pytest.raises(InputError, match="; Unlabelled/: did you mean unlab"):
+    with pytest.raises(
+        InputError, match="holds Unlabelled/ .did you mean unlab"
+    ):
         read(root)
     os.rename(root / "labeled", root / "train")
-    with pytest.raises(InputError, match="no folder labeled/ .* train/; val/"):
+    with pytest.raises(
+        InputError, match="no folder labeled/ .* train/; val/ .--v"
+    ):
         read(root)
 
 

@@ -135,6 +135,8 @@ def _size(path, count):
 
 def test_counted_without_tensorflow(files, tmp_path):
     assert [shards.count(path) for path in files] == [5, 0, 300]
+    shards.check(files, [5, 0, 300])
+    shards.check(["gs://bucket/part0"], [5])  # not looked into
     content = pathlib.Path(files[2]).read_bytes()
     path = tmp_path / "cut"
     ends = [_size(files[2], n) for n in (1, 2, 3)]

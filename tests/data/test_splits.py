@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -123,6 +124,20 @@ def test_written_and_read_back(data, tmp_path):
     content = json.loads(path.read_text())
     assert content["labels"] == [label for label in range(10) for _ in range(3)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_class_names_in_another_form_of_unicode(data, tmp_path):
+    """As those of a run whose folder came out of an archive of macOS."""
+    path = tmp_path / "split.json"
+    names = [f"caf\u00e9 {number}" for number in range(10)]
+    here = dataclasses.replace(data, class_names=names)
+    splits.write(path, draw(data), here)
+    text = path.read_text(encoding="utf-8")
+    for mark in ("", "\ufeff"):  # as an editor may leave it
+        other = text.replace("\u00e9", "e\u0301")
+        path.write_text(mark + other, encoding="utf-8")
+        found = splits.read(path, here)
+        np.testing.assert_array_equal(found.labeled, draw(data).labeled)
 
 
 def test_unreadable_or_foreign_file(data, tmp_path):

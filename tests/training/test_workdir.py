@@ -232,6 +232,16 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     )
     path.unlink()
     refused(config, r"1 is gone \(cifar10/3.0.2/cifar10-train")
+    # Resumed where TFDS has to prepare it, it is compared once it has.
+    moved = dataclasses.replace(config, tfds_dir=str(tmp_path))
+    path.write_bytes(content)
+    with workdir.claim(moved) as claimed:
+        assert claimed.resumed()
+        claimed.begin(moved, lambda: contents.fingerprint(source))
+        claimed.compared = False
+        path.write_bytes(b"other")
+        with pytest.raises(InputError, match="1 is changed"):
+            claimed.begin(moved, lambda: contents.fingerprint(source))
 
 
 def test_images_from_python(tmp_path):
