@@ -10,6 +10,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import availability, command_flags
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import digits
 from simmatch_tf.networks import network
 from simmatch_tf.serving import exporting
 from simmatch_tf.training import assembly, initial, strategies
@@ -153,6 +154,32 @@ def test_classes_are_found_by_name(files, form, request):
         before, arrays(network.parts(made.student)["classifier"]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_a_run_on_the_same_classes_in_another_order(finished_run, tmp_path):
+    """Without having learned anything it is as good as the run it is from."""
+    data = digits.load(8)
+
+    def turned(images):
+        return simmatch_tf.Images(images.images, 9 - images.labels)
+
+    source = simmatch_tf.Source(
+        "turned", NAMES[::-1], turned(data.train), turned(data.test), False
+    )
+    config = runs.config(
+        tmp_path / "run",
+        dataset="custom",
+        image_size=None,
+        init_from=str(finished_run[0]),
+        learning_rate=0,
+        batch_norm_momentum=0.99999,
+        steps=1,
+    )
+    result = simmatch_tf.fit(config, source=source)
+    # The weights of record are the ones that it starts from.
+    wanted = finished_run[1].top1
+    assert result.student["last"]["top1"] == pytest.approx(wanted, abs=0.006)
 
 
 def test_class_names_are_compared_as_people_read_them():
