@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import typing
 
 from simmatch_tf import checks, cluster, datasets, preflight
@@ -74,7 +75,18 @@ def check_images(config: config_lib.Config) -> None:
     """
     datasets.check(config.dataset, config.tfds_dir)
     if config.data_dir is not None:
+        _check_names()
         check_data_dir(config.data_dir)
+
+
+def _check_names() -> None:
+    """Refuses to read files' names in an encoding that not all have."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":  # commands see to it themselves
+        raise InputError(
+            f"--dataset=folder: this Python reads the names of files, and so "
+            f"of classes, as {encoding}; start it as python -X utf8"
+        )
 
 
 def check_data_dir(value: str) -> None:

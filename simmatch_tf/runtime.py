@@ -61,8 +61,11 @@ _SETTINGS = (
         True,
     ),
     # On a CPU the same flags give the same weights without; with it, others.
-    # Where there are GPUs `strategies` turns it on.
-    _Setting(tf_config.is_op_determinism_enabled, _set_determinism, False),
+    _Setting(
+        tf_config.is_op_determinism_enabled,
+        _set_determinism,
+        bool(tf.config.list_physical_devices("GPU")),
+    ),
 )
 # Work at hand, of any thread: the first pins, the last gives back.
 _lock = threading.Lock()
