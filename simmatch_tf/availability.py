@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import typing
 
 from simmatch_tf import checks, cluster, datasets, preflight
@@ -74,8 +75,19 @@ def check_images(config: config_lib.Config) -> None:
     datasets.check(config.dataset, config.tfds_dir)
     check_data_dir(config)
     if config.dataset == "folder":
+        _check_encoding_of_names()
         found = listing.Listing(config.data_dir)
         found.check(need_unlabeled=checks.needs_unlabeled_folder(config))
+
+
+def _check_encoding_of_names() -> None:
+    """Refuses to read files' names in an encoding that not all have."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":  # commands see to it themselves
+        raise InputError(
+            f"--dataset=folder: this Python reads the names of files, and so "
+            f"of classes, as {encoding}; start it as python -X utf8"
+        )
 
 
 def check_data_dir(config: config_lib.Config) -> None:

@@ -10,7 +10,7 @@ import sys
 
 from tqdm import auto
 
-from simmatch_tf import command_flags, commandline
+from simmatch_tf import command_flags, commandline, terminal
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.training import interruption
@@ -38,6 +38,10 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
         left = finished.missing(chosen, store)
         if left:
             store.check_writable()
+            terminal.say(
+                f"{len(left)} runs, {flags.jobs} at once; what they say is in "
+                f"{folder / 'runs'}"
+            )
         # None: not where there is no terminal.
         hidden = None if left and flags.progress else True
         bar = auto.tqdm(total=len(left), unit="run", disable=hidden)

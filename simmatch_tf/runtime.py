@@ -61,9 +61,14 @@ _SETTINGS = (
         True,
     ),
     # On a CPU the same flags give the same weights without; with it, others.
-    # Where there are GPUs `strategies` turns it on.
-    _Setting(tf_config.is_op_determinism_enabled, _set_determinism, False),
+    _Setting(
+        tf_config.is_op_determinism_enabled,
+        _set_determinism,
+        bool(tf.config.list_physical_devices("GPU")),
+    ),
 )
+# Options of graphs that strategies of several workers set themselves.
+_AS_IT_COMES = ("scoped_allocator_optimization",)
 # Work at hand, of any thread: the first pins, the last gives back.
 _lock = threading.Lock()
 _at_work = 0
@@ -80,7 +85,8 @@ def pinned() -> Iterator[None]:
     Raises:
         InputError: The process was told what cannot be undone.
     """
-    _check()
+    if not _at_work:
+        _check()
     # Keras keeps this one for each thread; None: of floatx, once it is asked.
     policy = global_state.get_global_attribute("dtype_policy")
     _enter()
@@ -143,7 +149,7 @@ def _check() -> None:
         for name, value in (
             tf.config.optimizer.get_experimental_options().items()
         )
-        if value or not name.startswith("disable_")  # not as it comes
+        if name not in _AS_IT_COMES and (value or "disable_" not in name)
     }
     if options:
         raise InputError(

@@ -9,13 +9,20 @@ Then train with --data_service=grpc://HOST:5050. Runs until Ctrl-C or SIGTERM.
 import threading
 from typing import Any
 
-from simmatch_tf import availability, command_flags, commandline, preflight
+from simmatch_tf import (
+    availability,
+    command_flags,
+    commandline,
+    preflight,
+    terminal,
+)
 from simmatch_tf.training import interruption
 
 
 def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:
     """The server, which ends with the last reference to it; its address."""
     # TensorFlow is imported only now that the flags are checked.
+    terminal.say("loading TensorFlow")
     preflight.load_tensorflow()
     from tensorflow.data.experimental import service
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import simmatch_tf
-from simmatch_tf import command_flags, preflight, terminal
+from simmatch_tf import availability, command_flags, preflight, terminal
 from simmatch_tf.commandline import InputError
 from tests import runs
 
@@ -67,6 +67,19 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     with pytest.raises(InputError, match="ONEDNN_MAX_CPU_ISA=SSE41"):
         runs.fit(tmp_path / "run")
+
+
+def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
+    (tmp_path / "labeled").mkdir()
+    config = runs.config(
+        tmp_path, dataset="folder", data_dir=str(tmp_path), labels=None
+    )
+    availability.check_images(config)
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(
+        InputError, match="as ascii; start it as python -X utf8"
+    ):
+        availability.check_images(config)
 
 
 def test_a_home_that_is_not_there(monkeypatch):
