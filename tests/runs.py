@@ -1,5 +1,6 @@
 """Small training runs for tests: 8×8 digits, seconds each."""
 
+import json
 import pathlib
 
 import simmatch_tf
@@ -38,6 +39,15 @@ def argv(workdir: pathlib.Path, **changes) -> list[str]:
         elif value is not None:
             words.append(f"--{name}={value}")
     return words
+
+
+def began_after(workdir: pathlib.Path) -> int:
+    """The step that a run's last session went on from; 0, if it began anew.
+
+    A run that begins anew ends with the same weights as one that goes on.
+    """
+    sessions = json.loads((workdir / "timing.json").read_text("utf-8"))
+    return sessions[-1]["first_step"] - 1
 
 
 def fit(workdir: pathlib.Path, **changes) -> simmatch_tf.Result:

@@ -65,8 +65,17 @@ def test_each_training_worker_reads_its_own(make, address):
 @pytest.mark.parametrize(
     "changes", [{}, {"steps_per_loop": 3}, {"views_on": "device"}]
 )
-def test_the_same_run(finished_run, address, tmp_path, changes):
+def test_the_same_run(finished_run, address, tmp_path, changes, monkeypatch):
+    served, ordered = [], service.ordered
+
+    def note(dataset, *arguments, **words):
+        served.append(dataset.element_spec[1])
+        return ordered(dataset, *arguments, **words)
+
+    monkeypatch.setattr(service, "ordered", note)
     runs.fit(tmp_path, data_service=address, **changes)
+    (spec,) = served
+    assert ("draws/labeled_weak" in spec) == ("views_on" in changes)
     test_loop.assert_same_run(finished_run[0], tmp_path, 6)
 
 

@@ -129,7 +129,7 @@ def test_other_warnings_get_through(digits):
         assert not linear.fit(Loud(), *digits[0])
 
 
-def test_a_killed_sweep_goes_on_to_the_same_bits(digits, tmp_path):
+def test_a_killed_sweep_goes_on_to_the_same_bits(digits, tmp_path, monkeypatch):
     train, validation, _ = digits
     how = {
         "metric": "top1",
@@ -146,8 +146,18 @@ def test_a_killed_sweep_goes_on_to_the_same_bits(digits, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         linear.sweep(train, validation, state=state, done=die, **how)
-    told = []
-    rest = linear.sweep(train, validation, state=state, done=told.append, **how)
+    told, fitted, fit = [], [], linear.fit
+
+    def count(*arguments, **words):
+        fitted.append(words)
+        return fit(*arguments, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "fit", count)
+        rest = linear.sweep(
+            train, validation, state=state, done=told.append, **how
+        )
+    assert 0 < len(fitted) < len(rest)
     assert told == rest
     for one, other in zip(whole, rest, strict=True):
         assert (one.score, one.iterations) == (other.score, other.iterations)

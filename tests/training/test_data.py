@@ -15,7 +15,7 @@ import simmatch_tf
 from simmatch_tf import command_flags, evaluate
 from simmatch_tf.commandline import InputError
 from simmatch_tf.training import inputs, workdir
-from tests import runs
+from tests import recording, runs
 
 FOLDER = {
     "dataset": "folder",
@@ -99,6 +99,7 @@ def test_a_folder_with_test_images_killed_and_resumed(photos, tmp_path):
     for path in (cut / "checkpoints").glob("step_00000004*"):
         path.unlink()
     assert runs.fit(cut, **made) == whole
+    assert runs.began_after(cut) == 2
     assert_same_weights(tmp_path / "whole", cut)
 
 
@@ -130,7 +131,9 @@ def test_an_image_that_goes_bad_during_the_run(photos, tmp_path, monkeypatch):
 def test_views_in_front_of_the_step_train_the_same_weights(tmp_path):
     changes = {"steps": 3, "strong": "randaugment"}
     result = runs.fit(tmp_path / "host", **changes)
-    again = runs.fit(tmp_path / "device", **changes, views_on="device")
+    with recording.reads() as found:
+        again = runs.fit(tmp_path / "device", **changes, views_on="device")
+    assert "draws/unlabeled_strong" in found["training"][0][0]
     assert again == result
     assert_same_weights(tmp_path / "host", tmp_path / "device")
 

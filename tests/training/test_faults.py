@@ -87,6 +87,7 @@ def test_a_disk_that_takes_no_checkpoint(
     assert kept == ["step_00000002.index"]
     mend(disk)
     runs.fit(disk / "run")
+    assert runs.began_after(disk / "run") == 2
     test_loop.assert_same_run(finished_run[0], disk / "run", 6)
 
 
@@ -133,6 +134,7 @@ def test_checkpoints_that_are_gone(finished_run, tmp_path, caplog):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     runs.fit(tmp_path / "run")
     assert "checkpoints are gone; it starts anew" in caplog.text
+    assert runs.began_after(tmp_path / "run") == 0
     test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
 
 
@@ -255,6 +257,7 @@ def test_two_workers_sigterm_to_one_and_on_with_another_number(
     assert 3 <= int(saved.stem[-8:]) < 10
     for name in ("two", "one"):
         runs.fit(tmp_path / name, **test_strategies.TEN)
+    assert runs.began_after(tmp_path / "two") == int(saved.stem[-8:])
     test_strategies.assert_near(tmp_path / "one", tmp_path / "two")
 
 

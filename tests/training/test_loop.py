@@ -13,7 +13,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf.commandline import InputError
 from simmatch_tf.ops import losses
-from simmatch_tf.training import loop, results
+from simmatch_tf.training import loop, results, stepping
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
@@ -163,15 +163,27 @@ def test_interrupted_and_resumed_is_the_same_run(
     # Operational flags may differ.
     changes |= {"log_every": 1, "parallel_calls": 1}
     simmatch_tf.fit(runs.config(broken, **changes), **parts)
+    assert runs.began_after(broken) == 2
     assert_same_run(whole, broken, 6)
 
 
 @pytest.mark.parametrize(
     "changes", [{"steps_per_loop": 4}, {"on_nonfinite": "skip"}]
 )
-def test_ways_to_run_the_same_steps(changes, tmp_path, finished_run):
+def test_ways_to_run_the_same_steps(
+    changes, tmp_path, finished_run, monkeypatch
+):
     """Not a bit of the result hangs on them."""
+    counts, call = [], stepping.Stepper.__call__
+
+    def count_steps(self, first, count, *arguments, **words):
+        counts.append(count)
+        return call(self, first, count, *arguments, **words)
+
+    monkeypatch.setattr(stepping.Stepper, "__call__", count_steps)
     simmatch_tf.fit(runs.config(tmp_path, **changes))
+    assert sum(counts) == 6
+    assert (max(counts) > 1) == ("steps_per_loop" in changes)
     assert_same_run(finished_run[0], tmp_path, 6)
 
 
@@ -185,6 +197,7 @@ def test_compiled_with_xla(tmp_path, finished_run):
     (tmp_path / "a" / "results.json").unlink()
     changes["jit_compile"] = False
     simmatch_tf.fit(runs.config(tmp_path / "a", **changes))
+    assert runs.began_after(tmp_path / "a") == 4
     simmatch_tf.fit(runs.config(tmp_path / "b", **changes))
     a, b = tensors(tmp_path / "a", 6), tensors(tmp_path / "b", 6)
     for name, value in b.items():
@@ -228,6 +241,7 @@ def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
     runs.fit(workdir)
+    assert runs.began_after(workdir) == 6
     assert_same_run(finished_run[0], workdir, 6)
 
 
@@ -384,6 +398,7 @@ def test_a_corrupt_newest_checkpoint_falls_back(
         runs.fit(workdir)
     assert "cannot read the checkpoint of step 6" in caplog.text
     assert "falling back to the one of step 4" in caplog.text
+    assert runs.began_after(workdir) == 4
     assert_same_run(finished_run[0], workdir, 6)
 
 

@@ -61,6 +61,7 @@ def test_sigkill_at_a_random_step_and_resume(tmp_path):
     kill(process)
     assert not (tmp_path / "killed" / "results.json").exists()
     out = finish(start(tmp_path / "killed", **LONG))
+    assert runs.began_after(tmp_path / "killed") >= 5
     test_loop.assert_same_run(tmp_path / "whole", tmp_path / "killed", 60)
     assert "top-1" in out and "ema *" in out
 

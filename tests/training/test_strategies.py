@@ -85,6 +85,7 @@ def test_two_replicas_and_back(alone, tmp_path):
     (two / "results.json").unlink()
     resumed = runs.fit(two, memory=memory, devices=1, **TEN)
     assert resumed.steps == 10
+    assert runs.began_after(two) == 5
     assert_near(one, two)
 
 
@@ -105,6 +106,7 @@ def test_into_shards_and_on(alone, tmp_path, monkeypatch):
     )
     runs.fit(two, memory=memory, devices=2, memory_placement="sharded", **TEN)
     assert set(seen) == {10}  # of 20 slots
+    assert runs.began_after(two) == 5
     assert_near(one, two)
 
 
