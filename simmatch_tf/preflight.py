@@ -52,7 +52,7 @@ _REFUSED = (
 # Likewise; it changes the last bits only, so only what must be exact minds.
 _REFUSED_OF_RUNS = tuple(
     (name, r".+", "has a processor take other kernels, with other last bits")
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 )
 _THREADS = "TF_NUM_INTRAOP_THREADS"
 # Whether this module has imported TensorFlow: then its kernels are ours.
@@ -81,18 +81,18 @@ def check(*, exact: bool = True) -> None:
 
 def _check_threads(value: str) -> None:
     """Sums of floats depend on how many threads they are divided over."""
-    processors = _processors()
-    if value in ("", "0", str(processors)) or not value.isdecimal():
+    count = processors()
+    if value in ("", "0", str(count)) or not value.isdecimal():
         return  # what is no number TensorFlow ignores
     raise InputError(
         f"{_THREADS}={value}: the last bits of a result depend on the number "
-        f"of threads, which is that of the processors, {processors}; unset it, "
+        f"of threads, which is that of the processors, {count}; unset it, "
         f"or start the command as taskset -c 0-{int(value) - 1} …, which gives "
         "it fewer of them"
     )
 
 
-def _processors() -> int:
+def processors() -> int:
     """Processors that this process may use: TensorFlow's default."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tf_context
 from tensorflow.python.framework import config as tf_config
 
+from simmatch_tf import preflight
 from simmatch_tf.errors import InputError
 
 
@@ -83,7 +85,7 @@ def pinned() -> Iterator[None]:
     to end gives the process back as it was.
 
     Raises:
-        InputError: The process was told what cannot be undone.
+        InputError: Not here: in a graph, or in a strategy's scope.
     """
     if not _at_work:
         _check()
@@ -133,7 +135,7 @@ def _leave() -> None:
 
 
 def _check() -> None:
-    """Refuses what cannot be given back, or taken back."""
+    """Refuses to work where nothing of ours can."""
     if not tf.executing_eagerly():
         raise InputError(
             "TensorFlow does not run eagerly here, as in a tf.function or "
@@ -144,6 +146,19 @@ def _check() -> None:
             "a strategy's scope is entered here: a run makes its own strategy; "
             "leave the scope first"
         )
+
+
+def check_exact() -> None:
+    """Checks what changes a run's last bits, and cannot be given back.
+
+    Warns of other kernels: a program may well import TensorFlow first.
+
+    Raises:
+        InputError: The process was told such a thing.
+    """
+    warning = preflight.other_kernels()
+    if warning is not None:
+        logging.warning("%s", warning)
     options = {
         name: value
         for name, value in (

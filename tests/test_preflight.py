@@ -54,7 +54,7 @@ def test_what_changes_nothing_is_not(name, value, monkeypatch):
 
 
 def test_threads(monkeypatch):
-    monkeypatch.setattr(preflight, "_processors", lambda: 4)
+    monkeypatch.setattr(preflight, "processors", lambda: 4)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "4")
     preflight.check()
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")

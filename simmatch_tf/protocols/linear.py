@@ -5,6 +5,7 @@ penalty is chosen on validation images among 45, then the regression is fitted
 to training and validation images together. Imports no TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 import threadpoolctl
 from sklearn import exceptions, linear_model
 
+from simmatch_tf import preflight
 from simmatch_tf.protocols import scores
 
 # λ of Σ cross-entropy + λ/2 ‖W‖², scikit-learn's 1/C.
@@ -67,6 +69,16 @@ def regression(
     """
     return linear_model.LogisticRegression(
         C=1 / strength, solver="lbfgs", max_iter=max_iter, tol=tol
+    )
+
+
+def all_processors() -> contextlib.AbstractContextManager:
+    """Has BLAS divide its sums over all processors, as it does by itself.
+
+    Whatever OMP_NUM_THREADS says: another number, other last bits.
+    """
+    return threadpoolctl.threadpool_limits(
+        preflight.processors(), user_api="blas"
     )
 
 

@@ -101,7 +101,8 @@ class Measurer:
             "knn": self._knn,
             "finetune": self._finetune,
         }[protocol]
-        score, details = measure(encoder, task, path)
+        with linear.all_processors():
+            score, details = measure(encoder, task, path)
         more = 0 if task.validation is None else len(task.validation)
         validation, validation_images = "official", more
         if protocol == "knn":

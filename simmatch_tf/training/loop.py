@@ -7,7 +7,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, runtime, terminal
+from simmatch_tf import runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import contents, splits
@@ -62,8 +62,7 @@ def fit(
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
-    if (warning := preflight.other_kernels()) is not None:
-        logging.warning("%s", warning)
+    runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
     custom = assembly.Custom(source, backbone, algorithm)
     custom.check(config)

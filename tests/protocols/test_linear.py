@@ -4,8 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
+import threadpoolctl
 from sklearn import datasets, exceptions, linear_model
 
+from simmatch_tf import preflight
 from simmatch_tf.protocols import linear, scores
 
 
@@ -200,3 +202,25 @@ def test_scores_by_hand():
     assert found == pytest.approx((3 / 4 + 1 / 2) / 2)
     with pytest.raises(ValueError, match="top1 or mean_per_class"):
         scores.score("top5", labels, predicted)
+
+
+def test_threads_that_the_environment_names_change_nothing():
+    """As OMP_NUM_THREADS=1 does; for the last bits depend on them."""
+    if preflight.processors() == 1:
+        pytest.skip("needs two processors")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 1500)
+    x = (rng.normal(size=[1500, 128]) + 0.05 * y[:, None]).astype(np.float32)
+
+    def solution():
+        model = linear.regression(1e-3, max_iter=20, tol=1e-4)
+        with warnings.catch_warnings(action="ignore"):
+            linear.fit(model, x, y)
+        return model.coef_
+
+    with linear.all_processors():
+        wanted = solution()
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        assert (solution() != wanted).any()
+        with linear.all_processors():
+            np.testing.assert_array_equal(solution(), wanted)
