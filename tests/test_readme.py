@@ -23,6 +23,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = "steps=2, batch_size=4, unlabeled_ratio=2, image_size=8"
 
 
+@pytest.mark.slow
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe, *own = re.findall(r"```python\n(.*?)```", TEXT, re.S)

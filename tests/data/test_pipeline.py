@@ -134,6 +134,7 @@ def test_weak_and_strong_are_views_of_the_same_images(make):
         )
 
 
+@pytest.mark.slow
 def test_replicas_share_the_global_batch(make):
     whole = read(make.dataset(0, 3))
     for pipelines in (1, 2):  # two replicas on one worker, or on two

@@ -17,6 +17,7 @@ def raw(folder, name, split):
     return list(dataset.as_numpy_iterator())
 
 
+@pytest.mark.slow
 def test_small_images_are_in_memory_in_the_order_on_disk(small_tfds):
     found = prepared.load("cifar10", tfds_dir=small_tfds)
     wanted = raw(small_tfds, "cifar10", "train")

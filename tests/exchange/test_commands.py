@@ -115,6 +115,7 @@ def imported(file, small_tfds, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_round_trip_gives_the_same_tensors(file, imported, tmp_path):
     back = tmp_path / "back.pth"
     export_pytorch.main(
@@ -148,6 +149,7 @@ def test_a_round_trip_gives_the_same_tensors(file, imported, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_run_equals_the_networks_of_the_file(imported):
     _, model = published()
     student = simmatch_tf.load(
@@ -417,6 +419,7 @@ def test_wrong_flags(file, tmp_path, small_tfds, monkeypatch):
         import_pytorch.main(flags(file, "--workdir=x"))
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use(file, tmp_path, small_tfds, finished_run):
     workdir, _ = finished_run
     words = (f"--tfds_dir={small_tfds}", *RECIPE)
@@ -429,6 +432,7 @@ def test_a_workdir_in_use(file, tmp_path, small_tfds, finished_run):
     import_pytorch.main(flags(file, own, *words, "--overwrite"))
 
 
+@pytest.mark.slow
 def test_encoders_become_first_weights(file, tmp_path):
     _, model = published()
     plain = copy.deepcopy(model.main.backbone).state_dict()

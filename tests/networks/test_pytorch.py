@@ -263,6 +263,7 @@ def train(name, side, decay_on, dtype, tolerance):
     check("velocities", ours.velocities(), theirs.velocities(), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "decay_on"),
     [

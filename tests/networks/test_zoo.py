@@ -146,6 +146,7 @@ def check(model, policy, folder):
         np.testing.assert_array_equal(value, variable, err_msg=variable.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_keras_cv(name, small, policy, tmp_path):
     side = backbones.smallest_side(f"keras_cv:{name}") or 8

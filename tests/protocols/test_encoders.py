@@ -44,6 +44,7 @@ def test_a_run_s_weights_of_record_and_others(finished_run):
     assert find(workdir)[0].digest == record.digest
 
 
+@pytest.mark.slow
 def test_an_export_is_its_run(finished_run, tmp_path):
     export.main(
         ExportConfig(workdir=str(finished_run[0]), output=str(tmp_path))
@@ -65,6 +66,7 @@ def test_another_size_keeps_the_weights(finished_run):
     assert features(large[0], np.ones([2, 20, 20, 1])).shape == (2, 64)
 
 
+@pytest.mark.slow
 def test_new_weights_are_the_seed_s_and_keep_the_normalisation(finished_run):
     trained, new = find(finished_run[0], random_backbone=True)
     assert new.name == "run, new weights" and new.epochs == "0"
@@ -77,6 +79,7 @@ def test_new_weights_are_the_seed_s_and_keep_the_normalisation(finished_run):
     assert new.digest == same.digest != other.digest
 
 
+@pytest.mark.slow
 def test_a_library_s_architecture(tmp_path):
     (new,) = find(MOBILE, weights="random", image_size=32)
     assert new.image_shape == (32, 32, 3)

@@ -39,6 +39,7 @@ def test_the_strengths_are_the_papers():
     np.testing.assert_allclose(ratios, 10 ** (11 / 44))
 
 
+@pytest.mark.slow
 def test_cold_equals_scikit_learn(digits):
     train, validation, test = digits
     found = linear.sweep(

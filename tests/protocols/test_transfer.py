@@ -35,6 +35,7 @@ def flags(**values):
     )
 
 
+@pytest.mark.slow
 def test_linear_is_scikit_learn_by_hand_to_the_last_image(
     finished_run, tmp_path, capsys
 ):

@@ -133,6 +133,7 @@ def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
     assert len(loads) == 1
 
 
+@pytest.mark.slow
 def test_images_in_files_and_validation(tmp_path):
     """Without test images those set aside are looked at, by their names."""
     rng = np.random.default_rng(0)
@@ -168,6 +169,7 @@ def test_images_in_files_and_validation(tmp_path):
     inspect(tmp_path / "run", data_dir=str(tmp_path / "moved"))
 
 
+@pytest.mark.slow
 def test_the_command(finished_run, tmp_path, capsys):
     path, result = finished_run
     other = shutil.copytree(path, tmp_path / "other")

@@ -91,6 +91,7 @@ def photos(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_what_stands_in_an_export(exported, finished_run):
     written, loaded = exported
     assert written.path.name == "1"
@@ -171,6 +172,7 @@ def test_the_readme_s_way_to_load_it_elsewhere(
         assert float(score) == pytest.approx(p[7].max(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_empty_batch_with_onednn_s_kernels(exported):
     """They give its convolutions' outputs the shape of the input."""
     code = (
@@ -259,6 +261,7 @@ def test_images_of_any_size_and_kind(exported):
     np.testing.assert_array_equal(how.decode(tf.constant(png(image))), image)
 
 
+@pytest.mark.slow
 def test_versions_count_up_and_a_difference_leaves_nothing(
     finished_run, exported, tmp_path, monkeypatch
 ):
@@ -426,6 +429,7 @@ def test_a_run_and_its_export_predict_the_same(
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_output_goes_on(
     exported, photos, tmp_path, monkeypatch, capsys
 ):
@@ -476,6 +480,7 @@ def test_an_interrupted_output_goes_on(
         predicted(exported[1].path, photos, cut)
 
 
+@pytest.mark.slow
 def test_what_was_begun_with_others_is_refused(
     finished_run, tmp_path, monkeypatch
 ):
@@ -597,6 +602,7 @@ def test_parquet_lists_and_patterns(exported, photos, tmp_path):
             selection.find(str(name))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_explained(tmp_path, photos):
     workdir = tmp_path / "run"
     runs.fit(workdir, algorithm="supervised", steps=1)

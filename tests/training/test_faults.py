@@ -58,6 +58,7 @@ def reopen(folder):
     subprocess.run(["umount", folder / "run" / "checkpoints"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "mend", "reason"),
     [
@@ -324,6 +325,7 @@ def test_workers_with_other_flags(tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_for_tensorboard_does_not_stop_the_run(
     disk, finished_run, tmp_path, monkeypatch, caplog
 ):

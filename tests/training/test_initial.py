@@ -91,6 +91,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form(files, form):
     folder, model, workdir = files

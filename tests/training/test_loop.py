@@ -167,6 +167,7 @@ def test_interrupted_and_resumed_is_the_same_run(
     assert_same_run(whole, broken, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"steps_per_loop": 4}, {"on_nonfinite": "skip"}]
 )
@@ -325,6 +326,7 @@ def test_flags_may_change_before_the_first_checkpoint(tmp_path):
     assert folder.read_config().labels == 10
 
 
+@pytest.mark.slow
 def test_runs_in_threads_do_not_disturb_each_other(tmp_path):
     random.seed(5)
     before = random.getstate(), np.random.get_state()[1].tolist()
@@ -357,6 +359,7 @@ def test_a_file_that_cannot_be_written(name, tmp_path):
         runs.fit(tmp_path, algorithm="supervised", steps=2)
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew(tmp_path):
     runs.fit(tmp_path, steps=2)
     (tmp_path / "mine.txt").write_text("not the run's")
@@ -379,6 +382,7 @@ def spoil(path, how):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "how"),
     [

@@ -93,11 +93,11 @@ def test_with_the_views_on_the_device(views):
     )
 
 
-@pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["ensemble", "teacher"])
 def test_compiled_is_the_same(memory, tmp_path):
-    changes = {"memory": memory, "threshold": 0.2}
+    # In float64: in float32 the order of sums alone is worth 3e-4 by the end.
+    changes = {"memory": memory, "threshold": 0.2, "precision": "float64"}
     plain, pipeline = make(**changes)
     compiled, _ = make(**changes)
     steps = [
@@ -108,12 +108,12 @@ def test_compiled_is_the_same(memory, tmp_path):
         one, other = (step(batch) for step in steps)
         for name, value in one.items():
             np.testing.assert_allclose(
-                other[name], value, rtol=1e-4, err_msg=name
+                other[name], value, rtol=1e-6, err_msg=name
             )
     for a, b in zip(
         plain.student.variables, compiled.student.variables, strict=True
     ):
-        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])

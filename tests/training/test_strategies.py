@@ -73,6 +73,7 @@ def alone(request, tmp_path_factory):
     return request.param, workdir
 
 
+@pytest.mark.slow
 def test_two_replicas_and_back(alone, tmp_path):
     memory, one = alone
     two = tmp_path / "run"
@@ -89,6 +90,7 @@ def test_two_replicas_and_back(alone, tmp_path):
     assert_near(one, two)
 
 
+@pytest.mark.slow
 def test_into_shards_and_on(alone, tmp_path, monkeypatch):
     """From the checkpoint of one device to half of the memory on each."""
     memory, one = alone
