@@ -1,5 +1,6 @@
 """Datasets of TFDS: small ones with the features of the real."""
 
+import json
 import shutil
 
 import numpy as np
@@ -203,6 +204,45 @@ def test_a_file_that_was_not_copied_whole(
     )
     path.unlink()
     with pytest.raises(InputError, match="No such file.*; copy it again, or"):
+        prepared.load("cifar10", tfds_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("counts", [(30, 10), (25, 15), (30, 0), (0, 10)])
+def test_each_file_has_what_is_promised(
+    small_tfds, tmp_path, monkeypatch, held, counts
+):
+    """Of two files with 30 and 10 examples; 25 and 15 are as many in all."""
+    if not held:
+        monkeypatch.setattr(prepared, "MEMORY_LIMIT", 1000)
+    shutil.copytree(f"{small_tfds}/cifar10", tmp_path / "cifar10")
+    (path,) = tmp_path.glob("cifar10/*/*train*")
+    examples = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    path.unlink()
+    for number, (promised, count) in enumerate(
+        zip((30, 10), counts, strict=True)
+    ):
+        name = path.name.replace("00000-of-00001", f"{number:05}-of-00002")
+        with tf.io.TFRecordWriter(str(path.with_name(name))) as writer:
+            start = 30 * number if count <= promised else 25
+            for example in examples[start : start + count]:
+                writer.write(example)
+    info = path.with_name("dataset_info.json")
+    content = json.loads(info.read_text())
+    for split in content["splits"]:
+        if split["name"] == "train":
+            split["shardLengths"] = ["30", "10"]
+    info.write_text(json.dumps(content))
+    if counts == (30, 10):
+        source = prepared.load("cifar10", tfds_dir=str(tmp_path))
+        assert len(source.train) == 40
+        return
+    number = int(counts[0] == 30)
+    with pytest.raises(
+        InputError,
+        match=f"0000{number}-of-00002 holds {counts[number]} examples, but .* "
+        f"promises {(30, 10)[number]}",
+    ):
         prepared.load("cifar10", tfds_dir=str(tmp_path))
 
 
