@@ -63,7 +63,9 @@ def check(config: config_lib.Config, *, resumed: bool = False) -> None:
         if not pathlib.Path(value).expanduser().is_file():
             raise InputError(f"--{name}={value}: no such file")
     if config.init_from is not None and not resumed:
-        kind_of_weights(config.init_from)
+        kind, path = kind_of_weights(config.init_from)
+        if kind == "workdir":
+            _check_checkpoint(path / "checkpoints")
 
 
 def check_images(config: config_lib.Config) -> None:
@@ -125,9 +127,13 @@ def trained(folder: workdir_lib.Workdir) -> config_lib.Config:
                 f"{folder.path}: is a run of --{name}=custom, which only "
                 f"simmatch_tf.load(…, {name}=…) can load, from Python"
             )
-    if not any(folder.checkpoints.glob("*.index")):
-        raise InputError(f"{folder.checkpoints}: no checkpoint yet")
+    _check_checkpoint(folder.checkpoints)
     return config
+
+
+def _check_checkpoint(folder: pathlib.Path) -> None:
+    if not any(folder.glob("*.index")):
+        raise InputError(f"{folder}: no checkpoint yet")
 
 
 def exported(path: pathlib.Path) -> config_lib.Config:

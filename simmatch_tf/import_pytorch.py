@@ -11,7 +11,13 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import pathlib
 
-from simmatch_tf import commandline, preflight, pytorch_flags, terminal
+from simmatch_tf import (
+    availability,
+    commandline,
+    preflight,
+    pytorch_flags,
+    terminal,
+)
 from simmatch_tf.commandline import InputError
 
 
@@ -32,6 +38,8 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
             else f"{flags.file}: is an encoder without a SimMatch run: give "
             "--output=NAME.keras, then train with --init_from=NAME.keras"
         )
+    if is_run and flags.dataset is not None:
+        availability.check_images(flags)
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
     from simmatch_tf.exchange import encoders, incoming

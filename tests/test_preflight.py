@@ -163,6 +163,8 @@ answers(train.main, C, "no such file", "--labeled_list={none}", *run)
 answers(train.main, C, "no such file", "--split_file={none}", *run)
 answers(train.main, C, "no such file or folder", "--labels=20",
         "--init_from={none}", *run)
+answers(train.main, C, "no checkpoint yet", "--labels=20",
+        "--init_from={empty}", *run)
 answers(evaluate.main, E, "no run here", "--workdir={none}")
 answers(evaluate.main, E, "no checkpoint yet", "--workdir={empty}")
 answers(evaluate.main, E, "--backbone=custom", "--workdir={own}")
