@@ -385,6 +385,11 @@ class Config(operation_flags.OperationFlags):
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = round((self.warmup_epochs or 0) * epoch_steps)
+            if warmup_steps >= steps:
+                raise InputError(
+                    f"--warmup_epochs={self.warmup_epochs}: is {warmup_steps} "
+                    f"steps, but the run has {steps}"
+                )
         picture_every = self.picture_every or max(500, steps // 20)
         return dataclasses.replace(
             self,

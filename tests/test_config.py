@@ -231,6 +231,12 @@ def test_epochs_become_steps():
     assert Config(**GOOD).with_durations(5).steps == 10
     with pytest.raises(InputError, match="an epoch has no step: 60 unlabeled"):
         c.with_durations(60)
+    long = dataclasses.replace(c, warmup_epochs=2.5)
+    # Named as it was given, not as what it was turned into.
+    with pytest.raises(
+        InputError, match="--warmup_epochs=2.5: is 50 steps, bu"
+    ):
+        long.with_durations(1400)
 
 
 def test_a_run_s_flagfile_starts_the_same_run(tmp_path):
