@@ -99,24 +99,35 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
+def choose_kernels(*, fast: bool = True) -> None:
+    """Says which of a CPU's kernels TensorFlow takes once it is imported.
+
+    Args:
+        fast: oneDNN's, as in training. They are faster than TensorFlow's own
+            on any x86 processor, a third of a step and more, and TensorFlow
+            takes them by itself on some only. Not for what serves, which has
+            what TensorFlow takes by itself: there the rounding of an image's
+            figures would depend on its batch, and an empty batch would come
+            out in the wrong shape.
+    """
+    wanted = os.environ.get(ONEDNN, "1" if fast else None)
+    if wanted is None:
+        os.environ.pop(_TENSORFLOWS_ONEDNN, None)
+    else:
+        os.environ[_TENSORFLOWS_ONEDNN] = wanted
+
+
 def load_tensorflow(*, fast: bool = True) -> None:
     """Imports TensorFlow, without its noise, and looks for GPUs.
 
     Args:
-        fast: Take oneDNN's kernels on a CPU, as training does. They are faster
-            than TensorFlow's own on any x86 processor, a third of a step and
-            more, and TensorFlow takes them by itself on some only. Not for
-            what serves, which has what TensorFlow takes by itself: there the
-            rounding of an image's figures would depend on its batch, and an
-            empty batch would come out in the wrong shape.
+        fast: See `choose_kernels`.
     """
     global _imported
     if "tensorflow" in sys.modules:
         return
-    before = os.environ.pop(_TENSORFLOWS_ONEDNN, None)
-    wanted = os.environ.get(ONEDNN, "1" if fast else None)
-    if wanted is not None:
-        os.environ[_TENSORFLOWS_ONEDNN] = wanted
+    before = os.environ.get(_TENSORFLOWS_ONEDNN)
+    choose_kernels(fast=fast)
     try:
         with terminal.without_noise():
             import tensorflow as tf
@@ -134,7 +145,7 @@ def start(*, fast: bool = True, loud: bool = True) -> None:
     """Imports TensorFlow for a command, whose process is ours.
 
     Args:
-        fast: See `load_tensorflow`.
+        fast: See `choose_kernels`.
         loud: Say so.
     """
     if loud and "tensorflow" not in sys.modules:

@@ -300,7 +300,7 @@ def main() -> None:
     tool_flags.nothing_else(rest)
     tool_flags.check_file("output", OUTPUT.value, ".json")
     tool_flags.check_file("plot", PLOT.value, ".png")
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     if SERVE.value:
         return serve(SERVE.value)
     rows = [["K", "", "median s", "times ours", "MB above inputs", "of rate"]]

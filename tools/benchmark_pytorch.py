@@ -129,7 +129,7 @@ def parse() -> tuple[config_lib.Config, list[str]]:
         "one device is measured; leave it out",
     )
     config = tool_flags.run(rest)
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     wrong = [name for name in PICKED.value if name not in COMPETITORS]
     if wrong or not PICKED.value:
         sys.exit(

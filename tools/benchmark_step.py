@@ -47,7 +47,7 @@ def parse() -> config_lib.Config:
             f"error: --algorithm={config.algorithm}: the parts are those of "
             "simmatch"
         )
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     return config
 
 

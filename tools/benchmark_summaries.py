@@ -128,7 +128,7 @@ def main() -> None:
     config = tool_flags.run(rest)
     if config.steps is None:
         sys.exit(f"error: --epochs={config.epochs}: give --steps")
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     import simmatch_tf
 
     with tempfile.TemporaryDirectory() as folder:  # the process's own start

@@ -100,7 +100,7 @@ def real(args: argparse.Namespace) -> tuple:
     """Features of a model and a dataset, as the protocol has them."""
     from simmatch_tf import preflight, transfer_flags
 
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     from simmatch_tf.protocols import encoders, features, tasks
 
     flags = transfer_flags.TransferConfig(

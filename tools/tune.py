@@ -64,7 +64,7 @@ def main() -> None:
         check(config)
     except InputError as error:
         sys.exit(f"error: {error}")
-    preflight.load_tensorflow()
+    preflight.choose_kernels()
     scores = {"student": [], "ema": [], "student, seen": [], "ema, seen": []}
     began = time.monotonic()
     for seed in range(FIRST.value, FIRST.value + RUNS.value):
