@@ -1,11 +1,19 @@
 """Classifier and projection head. Both compute in float32 at least."""
 
 import keras
+import numpy as np
 
 
 @keras.saving.register_keras_serializable("simmatch_tf")
 class Normalize(keras.layers.Layer):
-    """(x / 255 - mean) / std, the two kept as weights, so in checkpoints."""
+    """(x / 255 - mean) / std, the two kept as weights, so in checkpoints.
+
+    Attributes:
+        checks: Refuse values that cannot be from 0 to 255, where they can be
+            seen: not while a graph is traced.
+    """
+
+    checks: bool = False
 
     def __init__(self, mean: list[float], std: list[float], **kwargs) -> None:
         """Sets the statistics.
@@ -37,6 +45,8 @@ class Normalize(keras.layers.Layer):
 
     def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
         """Normalises [N, H, W, C] of any dtype, 0 to 255."""
+        if self.checks and hasattr(images, "numpy"):
+            _check_range(images.numpy())
         x = keras.ops.cast(images, "float32") / 255.0
         x = (x - self.mean) / self.std
         return keras.ops.cast(x, self.compute_dtype)
@@ -44,6 +54,22 @@ class Normalize(keras.layers.Layer):
     def get_config(self) -> dict:
         """The layer's configuration, for saving."""
         return {**super().get_config(), **self._initial}
+
+
+def _check_range(values: np.ndarray) -> None:
+    """Refuses images that are scaled already.
+
+    Raises:
+        ValueError: They are from 0 to 1 with fractions, or below 0.
+    """
+    if not values.size:
+        return
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or (high <= 1 and (values % 1).any()):
+        raise ValueError(
+            f"images are from {low:.3g} to {high:.3g}, but from 0 (black) to "
+            "255 (white) is wanted: the network scales them itself"
+        )
 
 
 def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:

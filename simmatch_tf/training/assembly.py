@@ -17,7 +17,7 @@ from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.data import splits
-from simmatch_tf.networks import network
+from simmatch_tf.networks import heads, network
 from simmatch_tf.training import checkpoints, strategies
 from simmatch_tf.training import workdir as workdir_lib
 
@@ -199,7 +199,8 @@ def load(
         algorithm: That of a run with --algorithm=custom.
 
     Returns:
-        A Keras model from images [N, H, W, C], 0 to 255, to a dict with
+        A Keras model from images [N, H, W, C], 0 to 255 (called with others
+        it refuses them, where it has a normalisation), to a dict with
         `features`, `logits` and (SimMatch) `embeddings`. Its `class_names` are
         those of the logits' columns.
 
@@ -214,6 +215,9 @@ def load(
     if name not in networks:
         raise InputError(f"weights={weights!r}: must be student or ema")
     model = networks[name]
+    for layer in model.layers:
+        if isinstance(layer, heads.Normalize):
+            layer.checks = True
     content = splits.read_content(workdir_lib.Workdir(workdir).split)
     model.class_names = list(content["class_names"])
     return model

@@ -325,6 +325,19 @@ def test_more_flags_behind_a_flagfile(tmp_path):
             simmatch_tf.Config.from_flagfile("configs/folder.cfg", **values)
 
 
+def test_a_loaded_network_refuses_what_is_scaled_already(model, wanted):
+    for images in (FLOATS, 2 * FLOATS - 1):
+        with pytest.raises(ValueError, match=r"images are from -?\d to 1, but"):
+            model(images)
+    black = np.zeros([1, 8, 8, 1], np.uint8)
+    for images in (PIXELS, PIXELS.astype(np.float32), black, black + 1):
+        found = model(images, training=False)["logits"]
+    found = tf.nn.softmax(model(PIXELS, training=False)["logits"])
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    found = tf.nn.softmax(model.predict(PIXELS, verbose=0)["logits"])
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_load_names_the_classes(finished_run, tmp_path):
     model = simmatch_tf.load(finished_run[0])
     assert list(model.class_names) == list(finished_run[1].class_names)
