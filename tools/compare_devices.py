@@ -71,7 +71,7 @@ def masks(workdir: pathlib.Path) -> list[float]:
     """The mask rate of every step."""
     import tensorflow as tf
 
-    (path,) = (workdir / "tensorboard").iterdir()
+    (path,) = (workdir / "tensorboard").glob("events.out.tfevents.*")
     return [
         tf.make_ndarray(value.tensor).item()
         for event in tf.compat.v1.train.summary_iterator(str(path))

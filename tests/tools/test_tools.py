@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -364,3 +365,18 @@ def test_benchmark_transfer(tool, tmp_path, finished_run, capsys):
     found = json.loads(path.read_text())
     assert found["warm"]["iterations"] < found["cold"]["iterations"]
     assert found["ratio"] > 0 and "warm / cold:" in capsys.readouterr().out
+
+
+def test_compare_devices_tells_runs_apart(tool, finished_run, tmp_path):
+    """A run differs from itself in nothing, from an earlier step in all."""
+    compare = tool("compare_devices").compare
+    run, _ = finished_run
+    same = compare(run, run)
+    assert same.pop("masks") and same.pop("labels")
+    assert set(same.values()) == {0.0}
+    shutil.copytree(run, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("step_00000006*"):
+        path.unlink()
+    other = compare(run, tmp_path / "run")
+    del other["masks"], other["labels"]
+    assert min(other.values()) > 1e-3
