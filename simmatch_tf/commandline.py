@@ -352,8 +352,14 @@ def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
         except KeyboardInterrupt:  # before there was anything to save
             sys.exit(130)
 
+    def parse_and_run() -> None:
+        try:
+            app.run(main, flags_parser=parse)
+        except BrokenPipeError:  # the reader, such as head, has gone
+            sys.exit(_NOT_WRITTEN)
+
     try:
-        app.run(main, flags_parser=parse)
+        parse_and_run()
     except BaseException as error:  # SystemExit, if all is well
         _end_without_waiting(error)
         raise

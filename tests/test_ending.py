@@ -114,6 +114,24 @@ def test_what_cannot_be_printed_is_no_success():
     assert "cannot print (No space left on device)" in found.stderr
 
 
+def test_a_reader_that_has_gone_is_no_traceback():
+    """Such as head, when it has its lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    lines = "atexit._clear(); print('x', flush=True)"
+    found = subprocess.run(
+        [sys.executable, "-c", _FAKE, lines],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    os.close(writer)
+    assert found.returncode == 120
+    assert "Traceback" not in found.stderr
+
+
 def test_a_profiler_around_a_command_has_its_turn(tmp_path):
     path = tmp_path / "fake.py"
     path.write_text(_FAKE)
