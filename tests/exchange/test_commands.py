@@ -26,6 +26,8 @@ torch = pytest.importorskip(
 
 import pytorch_networks  # noqa: E402
 
+pytestmark = pytest.mark.extra
+
 CLASSES, DIM, SLOTS, WINDOW = 10, 16, 20, 8
 # A run on the small stand-in of CIFAR-10, as the PyTorch one would be.
 RECIPE = (

@@ -26,7 +26,10 @@ torch = pytest.importorskip(
 )
 import pytorch_networks  # noqa: E402 (needs PyTorch)
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 CLASSES, DIM = 10, 16
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

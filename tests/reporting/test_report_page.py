@@ -283,6 +283,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.extra
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser(tmp_path):
     """All pictures decode; nothing is asked for; the policy holds."""

@@ -308,6 +308,7 @@ def test_versions_count_up_and_a_difference_leaves_nothing(
     assert not (written.path / "assets.extra/labeled_thumbnails.zip").exists()
 
 
+@pytest.mark.extra
 def test_warmup_is_in_the_server_s_format(exported):
     log_pb2 = pytest.importorskip(
         "tensorflow_serving.apis.prediction_log_pb2",
@@ -329,6 +330,7 @@ def test_warmup_is_in_the_server_s_format(exported):
     assert seen == {(name, n) for name in SIGNATURES for n in (1, 8, 32)}
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("kind", ["litert", "onnx"])
 def test_other_runtimes(finished_run, model, tmp_path, kind):
     from simmatch_tf.serving import conversion

@@ -24,7 +24,10 @@ torch = pytest.importorskip(
 import pytorch_networks  # noqa: E402 (needs PyTorch)
 import pytorch_simmatch  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = [
+    pytest.mark.extra,
+    pytest.mark.usefixtures("one_torch_thread"),
+]
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 CLASSES, SLOTS, SIDE, STEPS, TOLERANCE = 4, 20, 8, 3, 1e-12
