@@ -19,7 +19,13 @@ from simmatch_tf.serving import mistakes
 from simmatch_tf.training import patterns
 from tests.reporting import written
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome")),
+    ),
+    None,
+)
 NOTHING = report_page.Looked({}, [], {})
 EVIL = "<script>alert(1)</script>&\"'$\\frac{"
 
