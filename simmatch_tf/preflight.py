@@ -5,6 +5,7 @@ would change them are set here, or refused by name; what Keras and TensorFlow
 can be told later is in `runtime`.
 """
 
+import json
 import os
 import re
 import sys
@@ -48,6 +49,25 @@ _REFUSED = (
         r"\s*0\s*",
         "has a GPU multiply in another precision than runs elsewhere",
     ),
+    (
+        "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
+        r"(?i)\s*(1|true)\s*",
+        "has layers keep the weights of their first call, and training fail",
+    ),
+    *(
+        (
+            name,
+            r"\s*[^-\s].*",
+            "names a file of flags, which is not looked into here; write them "
+            "out instead",
+        )
+        for name in ("TF_XLA_FLAGS", "XLA_FLAGS")
+    ),
+    (
+        "KERAS_NNX_ENABLED",
+        r"(?i)\s*(1|true)\s*",
+        "makes Keras' variables those of another library",
+    ),
 )
 # Likewise; it changes the last bits only, so only what must be exact minds.
 _REFUSED_OF_RUNS = tuple(
@@ -55,6 +75,9 @@ _REFUSED_OF_RUNS = tuple(
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 )
 _THREADS = "TF_NUM_INTRAOP_THREADS"
+# What Keras takes in keras.json.
+_FLOATX = ("float16", "float32", "float64")
+_FORMATS = ("channels_last", "channels_first")
 # Whether this module has imported TensorFlow: then its kernels are ours.
 _imported = False
 
@@ -75,8 +98,39 @@ def check(*, exact: bool = True) -> None:
         value = os.environ.get(name, "")
         if re.fullmatch(pattern, value):
             raise InputError(f"{name}={value}: {why}; unset it")
+    _check_keras_json()
     if exact:
         _check_threads(os.environ.get(_THREADS, "0").strip())
+
+
+def _check_keras_json() -> None:
+    """Names the file of settings that Keras could not be imported with.
+
+    What else stands in it decides nothing; see `runtime`.
+    """
+    home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
+    path = os.path.expanduser(os.path.join(home, "keras.json"))
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return  # Keras goes on without it, too
+    wrong = None
+    if not isinstance(content, dict):
+        wrong = f"it holds {content!r}, where settings by name are wanted"
+    elif content.get("nnx_enabled"):
+        wrong = "nnx_enabled makes Keras' variables those of another library"
+    elif content.get("floatx", "float32") not in _FLOATX:
+        wrong = f"floatx is {content['floatx']!r}: must be one of {_FLOATX}"
+    elif not isinstance(content.get("epsilon", 1e-7), float):
+        wrong = f"epsilon is {content['epsilon']!r}: must be a fraction"
+    elif content.get("image_data_format", _FORMATS[0]) not in _FORMATS:
+        wrong = (
+            f"image_data_format is {content['image_data_format']!r}: must be "
+            f"one of {_FORMATS}"
+        )
+    if wrong:
+        raise InputError(f"{path}: {wrong}; mend or remove the file")
 
 
 def _check_threads(value: str) -> None:

@@ -146,6 +146,13 @@ def _check() -> None:
             "a strategy's scope is entered here: a run makes its own strategy; "
             "leave the scope first"
         )
+    if tf_context.context().op_callbacks:
+        raise InputError(
+            "each of TensorFlow's operations calls back, as after "
+            "tf.debugging.enable_check_numerics(): call "
+            "tf.debugging.disable_check_numerics() first; a run looks for NaN "
+            "itself (--on_nonfinite)"
+        )
 
 
 def check_exact() -> None:

@@ -22,6 +22,9 @@ from tests import runs
         ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16"),
         ("DNNL_DEFAULT_FPMATH_MODE", "any"),
         ("NVIDIA_TF32_OVERRIDE", "0"),
+        ("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS", "1"),
+        ("TF_XLA_FLAGS", "/etc/xla.txt"),
+        ("KERAS_NNX_ENABLED", "true"),
     ],
 )
 def test_a_variable_that_changes_every_number_is_refused(
@@ -51,6 +54,29 @@ def test_a_variable_that_changes_every_number_is_refused(
 def test_what_changes_nothing_is_not(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     preflight.check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"it holds \[\], where settings"),
+        ('{"nnx_enabled": true}', "nnx_enabled makes"),
+        ('{"floatx": "bfloat16"}', "floatx is 'bfloat16': must be one of"),
+        ('{"epsilon": 1}', "epsilon is 1: must be"),
+        ('{"image_data_format": "NCHW"}', "image_data_format is 'NCHW'"),
+    ],
+)
+def test_settings_that_keras_cannot_take(
+    content, message, tmp_path, monkeypatch
+):
+    path = tmp_path / "keras.json"
+    path.write_text(content)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(InputError, match=f"^{path}: {message}"):
+        preflight.check()
+    for content in ("no JSON", '{"floatx": "float16"}'):  # read, or not
+        path.write_text(content)
+        preflight.check()
 
 
 def test_threads(monkeypatch):

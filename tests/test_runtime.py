@@ -140,6 +140,13 @@ def test_places_where_nothing_can_be_done():
         with pytest.raises(InputError, match="strategy's scope"):
             with runtime.pinned():
                 pass
+    tf.debugging.enable_check_numerics()
+    try:
+        with pytest.raises(InputError, match="disable_check_numerics"):
+            with runtime.pinned():
+                pass
+    finally:
+        tf.debugging.disable_check_numerics()
     with runtime.pinned():
         pass
 

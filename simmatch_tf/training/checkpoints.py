@@ -126,7 +126,7 @@ class Checkpoints:
                 os.close(number)
 
     def restore(self, at: int | None = None) -> int | None:
-        """Reads the newest checkpoint that can be read.
+        """Reads the newest checkpoint that can be read; changes nothing.
 
         Args:
             at: Only this step's.
@@ -138,8 +138,6 @@ class Checkpoints:
             InputError: There are some, and none can be read; or the newest
                 readable one does not hold what this run needs.
         """
-        if at is None:
-            self.tidy()
         errors = []
         for step in reversed(self.steps() if at is None else [at]):
             try:
@@ -196,7 +194,11 @@ class Checkpoints:
                 )
 
     def tidy(self) -> None:
-        """Removes what a kill in the middle of a write left behind."""
+        """Removes what a kill in the middle of a write left behind.
+
+        For the process that trains alone: of another, it would be the
+        checkpoint that is being written.
+        """
         for path in self._folder.glob("step_*_temp*"):
             shutil.rmtree(path, ignore_errors=True)
 

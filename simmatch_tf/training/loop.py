@@ -286,6 +286,8 @@ class _Run:
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
+        if self.workers.chief:
+            self.checkpoints.tidy()
         with self.strategy.scope():
             start = self.workers.by_chief(self.checkpoints.restore)
             if start and not self.workers.chief:

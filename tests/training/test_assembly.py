@@ -1,9 +1,12 @@
 """How a run is put together."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import simmatch_tf
 from simmatch_tf.training import inputs, strategies
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
@@ -38,3 +41,18 @@ def test_every_replica_gets_its_share(devices, config, batches, two_replicas):
 def test_nothing_is_tuned_behind_our_back(batches):
     # The tuner's thread may hold up the end of a run for a minute.
     assert batches.dataset(0, 1).options().autotune.enabled is False
+
+
+def test_a_checkpoint_that_is_being_written_is_left_alone(
+    finished_run, tmp_path
+):
+    """A run may be looked at while it trains; its own start tidies up."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "results.json").unlink()  # it goes on
+    half = workdir / "checkpoints" / "step_00000007_temp"
+    half.mkdir()
+    simmatch_tf.load(workdir)
+    assert half.is_dir()
+    runs.fit(workdir)
+    assert not half.exists()
