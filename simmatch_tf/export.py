@@ -15,9 +15,11 @@ def main(flags: command_flags.ExportConfig) -> None:
     interruption.sigterm_as_ctrl_c()
     availability.check_format(flags.format)
     folder = workdir.Workdir(flags.workdir)
-    run = availability.trained(folder)
     if not flags.replace_model:
-        versions.check_model(flags.output, run, folder.train_sha256())
+        versions.check_model(
+            flags.output, folder.read_config(), folder.train_sha256()
+        )
+    run = availability.trained(folder)
     if flags.images is not None:
         selection.find(flags.images)
     else:

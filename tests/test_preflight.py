@@ -96,7 +96,9 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
 
 
 def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
-    (tmp_path / "labeled").mkdir()
+    for name in ("labeled/a/0.png", "labeled/b/0.png", "unlabeled/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
     config = runs.config(
         tmp_path, dataset="folder", data_dir=str(tmp_path), labels=None
     )

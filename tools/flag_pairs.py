@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 
-from simmatch_tf import command_flags, commandline, kernels
+from simmatch_tf import command_flags, commandline, preflight
 from simmatch_tf import config as config_lib
 
 BASE = (
@@ -297,7 +297,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=300.0)
     parser.add_argument("--output", help="JSON file")
     given = parser.parse_args()
-    kernels.fast()  # as the commands do, before TensorFlow is imported
+    preflight.load_tensorflow()  # once for all draws
     import simmatch_tf.serving.scoring
     import simmatch_tf.training.loop  # noqa: F401 — imported for all draws
 

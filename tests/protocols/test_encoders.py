@@ -180,5 +180,5 @@ def test_parts_that_came_from_python_are_refused(tmp_path):
         )
 
     simmatch_tf.fit(config, backbone=backbone)
-    with pytest.raises(InputError, match="its backbone was given from Python"):
+    with pytest.raises(InputError, match="is a run of --backbone=custom"):
         find(tmp_path / "own")

@@ -313,7 +313,7 @@ def test_more_flags_behind_a_flagfile(tmp_path):
             "--noema_warmup",
         ]
     )
-    assert made == wanted and made.workdir == "runs/folder"
+    assert made == wanted and made.workdir == f"runs/folder-{tmp_path.name}"
     for values, message in (
         ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
         ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
