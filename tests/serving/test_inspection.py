@@ -261,7 +261,8 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
         write_images(data / "test" / name, range(3), 2 + seed)
     write_images(data / "unlabeled", range(20), 4)
     folder = {"dataset": "folder", "data_dir": str(data), "labels": None}
-    runs.fit(path, **folder, label_fraction=1.0, batch_size=4, steps=1)
+    folder |= {"label_fraction": 1.0, "batch_size": 4, "steps": 1}
+    runs.fit(path, **folder)
     assert inspect(path).images == 6
     write_images(data / "test" / "a", range(3), 5)
     with pytest.raises(InputError, match=r"3 are changed \(test/a/0.png, "):
@@ -274,7 +275,19 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
     assert "3 are changed (test/a/0.png" in text
     assert "calibration and confusion are not known" in text
     assert '<div class="item">' not in text
-    assert "run: no test images are shown" in capsys.readouterr().out
+    # A run that began after the change is no second seed of it.
+    later = tmp_path / "later"
+    runs.fit(later, **folder, seed=1)
+    both = (str(path), str(later))
+    report.main(command_flags.ReportConfig(runs=both, output=str(output)))
+    text = output.read_text("utf-8")
+    assert "(2)" not in text and "No lead is given" in text
+    assert (
+        "later is not put together with run: it is on other data: 3 are changed"
+    ) in text
+    out = capsys.readouterr().out
+    assert "run: no test images are shown" in out
+    assert "later: no test images are shown" not in out
     write_images(data / "test" / "a", [9], 6)
     with pytest.raises(
         InputError, match="export the run and evaluate --export"
