@@ -20,7 +20,9 @@ def _changes(
     """For the report: how the run's images have changed since it began."""
     if not folder.data.is_file():
         return {}
-    changes = folder.data_changes(config.moved(folder.read_config()))
+    changes = folder.data_changes(
+        config.moved(folder.read_config()), images_only=True
+    )
     if not changes:
         return {}
     logging.warning(

@@ -28,7 +28,8 @@ def main(flags: command_flags.ReportConfig) -> None:
     written = folder and report_page.save_figures(groups, looked, folder)
     found = report_tables.result(groups, report_page.reports(groups, looked))
     print(tables.table([found.head, *found.rows]))
-    said = report_tables.unfinished(groups)
+    said = report_tables.not_compared(groups)
+    said += report_tables.unfinished(groups)
     for name, why in looked.why_not.items():
         said.append(f"{name}: no test images are shown: {why}")
     print("\n".join(["", *said, f"Written to {output}."]))

@@ -6,6 +6,7 @@ Nothing here imports TensorFlow.
 import codecs
 import os
 import pathlib
+import re
 import unicodedata
 
 from simmatch_tf.errors import InputError
@@ -18,6 +19,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+# What breaks a line, or is no character at all.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def encoding(content: bytes) -> tuple[str | None, int]:
@@ -69,6 +73,11 @@ def nfc(name: str) -> str:
     Archives made on macOS hold é as e and an accent (NFD).
     """
     return unicodedata.normalize("NFC", name)
+
+
+def one_line(text: str) -> str:
+    r"""The text, line breaks, tabs and the like written as \n, \t, …."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def printable(path: str) -> str:

@@ -24,6 +24,8 @@ from simmatch_tf.errors import InputError
 
 _SHOWN = 3
 _DIGEST_BYTES = 16
+# Name → see `Fingerprint.files`.
+Files = Mapping[str, tuple[int, int, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Fingerprint:
         paths: Name → where it lies now.
     """
 
-    files: Mapping[str, tuple[int, int, str | None]]
+    files: Files
     paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def join(self, other: Self) -> Self:
@@ -44,6 +46,11 @@ class Fingerprint:
         return Fingerprint(
             {**self.files, **other.files}, {**self.paths, **other.paths}
         )
+
+    def images(self) -> Self:
+        """These files without those that flags name."""
+        files = {n: s for n, s in self.files.items() if n[:2] != "--"}
+        return Fingerprint(files, self.paths)
 
     def digest(self) -> str | None:
         """A digest of names and sizes; of flags' files, of their contents.

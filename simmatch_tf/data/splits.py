@@ -237,6 +237,11 @@ _RESTORE = (
     "without it the run cannot go on: restore the file, or train anew with "
     "--overwrite"
 )
+# No advice to throw the run away.
+_AS_THEY_ARE = (
+    "restore them; or, for a result on the images as they are, export the run "
+    "and evaluate --export=DIR, or train anew in another --workdir"
+)
 
 
 def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
@@ -289,7 +294,9 @@ def read(
     Raises:
         InputError: The file cannot be read, or does not fit the dataset.
     """
-    advice = _RESTORE if resumed else "name the split.json of a run"
+    advice, changed = _RESTORE, _AS_THEY_ARE
+    if not resumed:
+        advice = changed = "name the split.json of a run on these images"
     content = read_content(path, advice)
     images = len(source.train)
     wanted = {
@@ -315,7 +322,7 @@ def read(
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: "
                 f"names or classes of its {part} images have changed since; "
-                "restore them, or train anew with --overwrite"
+                f"{changed}"
             )
     excluded = np.ones(images, bool)
     excluded[np.asarray(content["unlabeled_excludes"], np.int64)] = False

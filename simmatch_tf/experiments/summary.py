@@ -1,7 +1,11 @@
 """A plan and its finished runs become tables, figures and files."""
 
+import collections
 import pathlib
 
+from absl import logging
+
+from simmatch_tf import datasets
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import costs as costs_lib
 from simmatch_tf.experiments import finished, plan
@@ -22,8 +26,11 @@ def line(cell: plan.Cell, found: finished.Finished) -> str:
 def compare(
     what: plan.Plan, cells: list[plan.Cell], store: finished.Store
 ) -> comparison.Comparison:
-    """The runs of a plan that are finished, as a table's."""
-    scores = []
+    """The runs of a plan that are finished, as a table's.
+
+    Without leads, where those of a column are not on the same images.
+    """
+    scores, images = [], collections.defaultdict(set)
     for cell in cells:
         found = store.find(cell.config)
         if found is not None:
@@ -38,10 +45,26 @@ def compare(
                 seconds=found.seconds,
             )
             scores.append(score)
+            images[cell.column].add(
+                (
+                    datasets.base(cell.config.dataset),
+                    found.scored_on,
+                    found.test_images,
+                )
+            )
+    reference = what.reference
+    if reference is not None and any(len(each) > 1 for each in images.values()):
+        logging.warning(
+            "%s: no lead of %s is given: the results are not all of the same "
+            "images",
+            what.path,
+            reference,
+        )
+        reference = None
     return comparison.Comparison(
         title=what.title,
         places=tuple((row, column) for row, column, _ in what.places()),
-        reference=what.reference,
+        reference=reference,
         curves=what.curves,
         scores=tuple(scores),
     )

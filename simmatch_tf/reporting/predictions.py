@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 
@@ -40,8 +41,7 @@ def summary(review: Any, output: pathlib.Path, note: str = "") -> str:
         )
     text = tables.table(rows) + "\n"
     for name, reason in review.reasons:
-        shown = name if name.isprintable() else ascii(name)
-        text += f"\nunreadable: {shown}: {reason}"
+        text += f"\nunreadable: {texts.one_line(name)}: {reason}"
     if review.unreadable > len(review.reasons):
         text += f"\n… and {review.unreadable - len(review.reasons)} more"
     if review.unreadable:

@@ -106,6 +106,7 @@ def page(groups: Sequence[runs_lib.Group], looked: Looked) -> str:
         differences=report_tables.differences(groups),
         result=report_tables.result(groups, known),
         scored=_scored(groups),
+        not_compared=report_tables.not_compared(groups),
         unfinished=report_tables.unfinished(groups),
         findings=findings(groups),
         not_judged=not_judged(groups),

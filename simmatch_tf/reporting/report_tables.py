@@ -102,12 +102,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
 
 def comparable(groups: Sequence[runs_lib.Group]) -> bool:
     """Whether the results are of the same images."""
-    scored = {
-        (r.config.dataset, r.result.scored_on, r.result.test_images)
-        for group in groups
-        for r in group.finished
-    }
-    return len(scored) == 1
+    return runs_lib.same_scored([r for g in groups for r in g.finished])
 
 
 def result(groups: Sequence[runs_lib.Group], reports: Reports) -> Table:
@@ -191,6 +186,18 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """What keeps results from being put together or compared: sentences."""
+    said = runs_lib.of_other_data(groups)
+    if sum(bool(group.finished) for group in groups) > 1 and not comparable(
+        groups
+    ):
+        said.append(
+            "No lead is given: the results are not all of the same images."
+        )
+    return said
+
+
 def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
     """A sentence for each run that has no result yet."""
     return [
@@ -231,17 +238,17 @@ def each_run(groups: Sequence[runs_lib.Group]) -> Table:
 
 
 def differences(groups: Sequence[runs_lib.Group]) -> Table | None:
-    """The flags in which groups differ; None of one group."""
+    """The flags and data in which groups differ; None of one group."""
     if len(groups) < 2:
         return None
-    found = runs_lib.differences(groups)
-    return Table(
-        ["flag", *(group.name for group in groups)],
-        [
-            [f"--{name}", *(_value(value) for value in values)]
-            for name, values in found.items()
-        ],
-    )
+    rows = [
+        [f"--{name}", *map(_value, values)]
+        for name, values in runs_lib.differences(groups).items()
+    ]
+    data = runs_lib.data_differences(groups)
+    if data is not None:
+        rows.append(["data", *data])
+    return Table(["flag", *(group.name for group in groups)], rows)
 
 
 def _value(value: Any) -> str:

@@ -4,6 +4,7 @@ Nothing here imports TensorFlow.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -12,12 +13,19 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import fingerprint
 from simmatch_tf.reporting import scalars as scalars_lib
 from simmatch_tf.training import results, workdir
 
 _SEEDS = ("seed", "split_seed")
 _LEAST_PREFIX = 3  # characters of a name that a group's runs share
 _LONGEST = 40  # characters of their names, one beside the other
+# Dataset, and what a result is of → where the names of these images begin.
+_SCORED = {
+    ("folder", "test"): "test/",
+    ("folder", "validation"): "labeled/",
+    ("custom", "test"): "test",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Run:
         config: Its flags.
         result: What it came to; None as long as it is not finished.
         split: What stands in its split.json; empty if there is none.
+        data: The files of its images, from its data.json; None if it keeps
+            none: an imported run, or one of an older version.
         scalars: Tag → step → value; empty without event files.
         sessions: What stands in its timing.json.
         evaluation: What `evaluate` found of the result's weights, if it did.
@@ -57,6 +67,7 @@ class Run:
     config: config_lib.Config
     result: results.Result | None
     split: dict[str, Any]
+    data: fingerprint.Fingerprint | None
     scalars: scalars_lib.Scalars
     sessions: list[dict[str, float]]
     evaluation: dict[str, Any] | None
@@ -206,6 +217,7 @@ def read(place: Place) -> Run:
         config=place.config,
         result=result,
         split=split,
+        data=_data(folder.data),
         scalars=scalars,
         sessions=_sessions(folder.timing),
         evaluation=_evaluation(folder.evaluation, result),
@@ -218,6 +230,13 @@ def _json(path: pathlib.Path) -> Any:
     """What stands in a file that may be missing, or torn."""
     try:
         return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _data(path: pathlib.Path) -> fingerprint.Fingerprint | None:
+    try:
+        return fingerprint.read(path)
     except (OSError, ValueError):
         return None
 
@@ -287,27 +306,103 @@ def deciding(config: config_lib.Config) -> dict[str, Any]:
     }
 
 
+def data_changes(then: Run, now: Run) -> str:
+    """How the data of two runs differ: names, sizes and contents of files.
+
+    Returns:
+        A text for people; "" where they are the same, as far as is known: of
+        a run without data.json, names and classes are, or nothing.
+    """
+    if None not in (then.data, now.data):
+        return _changes(then.data.files, now.data.files)
+    for part in ("train", "test"):
+        digests = {run.split.get(f"{part}_sha256") for run in (then, now)}
+        if len(digests - {None}) > 1:
+            return f"other names or classes of {part} images"
+    return ""
+
+
+def same_scored(finished: Sequence[Run]) -> bool:
+    """Whether results are of the same images, as far as is known."""
+    sets = {
+        (run.config.dataset, run.result.scored_on, run.result.test_images)
+        for run in finished
+    }
+    return len(sets) == 1 and not any(
+        _scored_differ(*pair) for pair in itertools.combinations(finished, 2)
+    )
+
+
+def _scored_differ(one: Run, other: Run) -> bool:
+    """Whether two results of one dataset are known to be of other images."""
+    scored_on = one.result.scored_on
+    if None not in (one.data, other.data):
+        place = _SCORED.get((one.config.dataset, scored_on), "")
+        chosen = [
+            {
+                name: state
+                for name, state in run.data.files.items()
+                if name.startswith(place) and not name.startswith("--")
+            }
+            for run in (one, other)
+        ]
+        return bool(_changes(*chosen))
+    digests = {run.split.get("test_sha256") for run in (one, other)}
+    return scored_on == "test" and len(digests - {None}) > 1
+
+
+def _changes(then: fingerprint.Files, now: fingerprint.Files) -> str:
+    """How files differ, whenever they were written."""
+
+    def missing(files: fingerprint.Files, others: fingerprint.Files):
+        # A file that a flag names is missing without the flag.
+        names = files.keys() - others.keys()
+        return sorted(name for name in names if not name.startswith("--"))
+
+    def differ(name: str) -> bool:
+        (old_size, _, old), (size, _, digest) = then[name], now[name]
+        return old_size != size or (None not in (old, digest) and old != digest)
+
+    return fingerprint.Changes(
+        new=missing(now, then),
+        gone=missing(then, now),
+        changed=sorted(filter(differ, then.keys() & now.keys())),
+        touched=(),
+    ).text()
+
+
 def group(found: Sequence[Run]) -> list[Group]:
     """Puts runs together that are one but for their seeds, in their order.
 
-    A second run of equal seeds is the same run: it would count twice in means,
-    so it is put apart.
+    A run on other data is another run. A second run of equal seeds is the same
+    run: it would count twice in means, so it is put apart.
     """
-    groups: dict[tuple, list[Run]] = {}
+    groups: list[list[Run]] = []
     for run in found:
-        flags = tuple(deciding(run.config.absolute()).items())
-        seeds, number = _seeds(run), 0
-        while seeds in map(_seeds, groups.get((flags, number), ())):
-            number += 1
-        groups.setdefault((flags, number), []).append(run)
+        for members in groups:
+            if _belongs(run, members):
+                members.append(run)
+                break
+        else:
+            groups.append([run])
     taken: set[str] = set()
     made = []
-    for members in groups.values():
+    for members in groups:
         members.sort(key=lambda r: (r.config.seed, r.config.split_seed))
         name = _name([run.name for run in members], taken)
         taken.add(name)
         made.append(Group(name, tuple(members)))
     return made
+
+
+def _belongs(run: Run, members: Sequence[Run]) -> bool:
+    """Whether a run is one with others but for its seeds."""
+    return (
+        deciding(run.config.absolute())
+        == deciding(members[0].config.absolute())
+        and _seeds(run) not in map(_seeds, members)
+        and not any(data_changes(member, run) for member in members)
+    )
 
 
 def _seeds(run: Run) -> tuple[int, ...]:
@@ -334,3 +429,43 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for each in flags for name in each)
     values = {name: [each.get(name) for each in flags] for name in names}
     return {k: v for k, v in values.items() if any(x != v[0] for x in v)}
+
+
+def data_differences(groups: Sequence[Group]) -> list[str] | None:
+    """How the data of groups differ from those of the first of each dataset.
+
+    Returns:
+        A text for each group; None where no data are known to differ.
+    """
+    firsts: dict[str, Run] = {}
+    texts, differ = [], False
+    for each in groups:
+        run = each.runs[0]
+        first = firsts.setdefault(run.config.dataset, run)
+        changes = data_changes(first, run)
+        differ = differ or bool(changes)
+        if changes:
+            texts.append(changes)
+        elif run.data is None:
+            texts.append("not known")
+        elif run is first or first.data is None:
+            count = len(run.data.files)
+            texts.append(f"{count:,} file{'s' * (count != 1)}")
+        else:
+            texts.append("the same")
+    return texts if differ else None
+
+
+def of_other_data(groups: Sequence[Group]) -> list[str]:
+    """A sentence for each group that other data alone keep from another's."""
+    said = []
+    for number, each in enumerate(groups):
+        for other in groups[:number]:
+            changes = data_changes(other.runs[0], each.runs[0])
+            if changes and not differences([other, each]):
+                said.append(
+                    f"{each.name} is not put together with {other.name}: it is "
+                    f"on other data: {changes}."
+                )
+                break
+    return said

@@ -110,7 +110,8 @@ def evaluated(
 
     Args:
         found: See `accuracy`.
-        path: Of its file, which need not be there.
+        path: Of its file, which need not be there. What it measured on images
+            that had changed is not taken.
         weights: Name of the weights.
         step: Their step.
     """
@@ -123,10 +124,14 @@ def evaluated(
             "images": report["test_images"],
             "calibration_error": report[weights]["calibration_error"],
         }
-        same = report["step"] == step and all(
-            measured[name] == found[name]
-            for name in ("scored_on", "images")
-            if found is not None
+        same = (
+            report["step"] == step
+            and "images_changed" not in report
+            and all(
+                measured[name] == found[name]
+                for name in ("scored_on", "images")
+                if found is not None
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return found

@@ -49,7 +49,7 @@ class Inspector:
 
         Raises:
             InputError: The run cannot be loaded, or its images are not at
-                hand. Nothing is downloaded.
+                hand or have changed since. Nothing is downloaded.
         """
         if result.test_images > MOST:
             raise InputError(
@@ -59,6 +59,8 @@ class Inspector:
             )
         terminal.say(f"looking at the test images of {folder.path}")
         config = self._flags.moved(folder.read_config())
+        _check_at_hand(config)
+        _check_unchanged(folder, config)
         source = self._source(config)
         split = splits.read(folder.split, source)
         scored_on, images, places = inputs.scored_images(
@@ -105,7 +107,6 @@ class Inspector:
             config.on_bad_image,
         )
         if key not in self._sources:
-            _check_at_hand(config)
             self._sources[key] = inputs.make_source(config)
         return self._sources[key]
 
@@ -133,6 +134,24 @@ def _check_at_hand(config: config_lib.Config) -> None:
         raise InputError(
             f"{config.dataset} is not prepared here; --tfds_dir says where it "
             "is"
+        )
+
+
+def _check_unchanged(
+    folder: workdir.Workdir, config: config_lib.Config
+) -> None:
+    """Checks that a run's images are those that it began with.
+
+    Raises:
+        InputError: They are not: what it makes of them is not its result.
+    """
+    if not folder.data.is_file():
+        return  # imported, or of an older version
+    changes = folder.data_changes(config, images_only=True)
+    if changes:
+        raise InputError(
+            f"{folder.path}: its images are not those that it began with: "
+            f"{changes}"
         )
 
 

@@ -147,12 +147,16 @@ class Workdir:
         self,
         config: config_lib.Config,
         now: fingerprint.Fingerprint | None = None,
+        *,
+        images_only: bool = False,
     ) -> str:
-        """How the run's images have changed since it began; "": not known to.
+        """How the run's data have changed since it began; "": not known to.
 
         Args:
             config: See `check_data`.
             now: See `check_data`.
+            images_only: Leave out lists and first weights that flags name: a
+                run that is trained needs them no more.
         """
         if not self.data.is_file():
             logging.warning(
@@ -182,8 +186,11 @@ class Workdir:
                     config.dataset,
                 )
             return ""
-        self.compared = True
-        now = now.join(fingerprint.of_flags(config, then))
+        if images_only:
+            then = then.images()
+        else:
+            self.compared = True
+            now = now.join(fingerprint.of_flags(config, then))
         changes = fingerprint.compare(then, now)
         if changes.touched:
             logging.warning(

@@ -5,7 +5,8 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.experiments import finished, identity, plan, summary
+from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 
 CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
@@ -135,3 +136,27 @@ def test_a_run_whose_times_cannot_be_read(tmp_path, times):
         (workdir / "timing.json").write_text(times)
     with pytest.raises(InputError, match="timing.json: .* it is run again"):
         finished.Store(tmp_path).keep(CONFIG, workdir, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lead"),
+    [({}, True), ({"test_images": 398}, False), ({"scored_on": "x"}, False)],
+)
+def test_no_lead_between_results_of_other_images(tmp_path, changes, lead):
+    path = tmp_path / "two.cfg"
+    path.write_text(
+        "[plan]\nbase = --dataset=digits --labels=40 --steps=7\n"
+        "reference = A\n[method]\nA =\nB = --alpha=0.8\n"
+    )
+    what = plan.read(str(path))
+    for cell, values in zip(what.cells(), ({}, changes), strict=True):
+        content = {
+            **dataclasses.asdict(FOUND),
+            "flags": identity.flags(cell.config),
+            **values,
+        }
+        (tmp_path / identity.name(cell.config)).write_text(json.dumps(content))
+    found = summary.compare(what, what.cells(), finished.Store(tmp_path))
+    assert len(found.scores) == 2
+    assert (found.reference is not None) == lead
+    assert ("lead of A" in comparison.markdown(found)) == lead

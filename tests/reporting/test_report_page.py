@@ -85,7 +85,7 @@ def test_one_run(tmp_path):
         "Content-Security-Policy",
     ):
         assert part in text, part
-    assert "Flags in which they differ" not in text
+    assert "In what they differ" not in text
     assert "not finished" not in text
     # Panels: accuracy, three of Figure 4, total loss; the confusion matrix.
     assert text.count('<img src="data:image/svg+xml;base64,') == 6
@@ -113,6 +113,29 @@ def test_several_runs(tmp_path):
     assert text.count('<i class="key"') >= 4
     assert "Where it is wrong" not in text
     assert "No known pattern shows in these runs, as far as" in text
+
+
+def test_runs_on_changed_images(tmp_path, capsys):
+    words = [
+        written.run(
+            tmp_path / f"a{seed}",
+            score,
+            dataset="folder",
+            data_dir=str(tmp_path / "none"),
+            seed=seed,
+            data={"test/<b>/0.png": content},
+        )
+        for seed, (score, content) in enumerate(((0.2, "old"), (0.9, "new")))
+    ]
+    command(*words, f"--output={tmp_path}/r.html", "--images=0")
+    out = capsys.readouterr().out
+    text = (tmp_path / "r.html").read_text()
+    assert "20.0 (1)" in out and "90.0 (1)" in out
+    changes = "1 is changed (test/<b>/0.png)"
+    said = f"a1 is not put together with a0: it is on other data: {changes}."
+    assert said in out and html.escape(said) in text
+    assert "No lead is given" in out and "No lead is given" in text
+    assert f"<td>{html.escape(changes)}</td>" in text
 
 
 def test_a_run_that_is_under_way(tmp_path):

@@ -61,6 +61,37 @@ def test_results_of_other_images_are_not_compared(tmp_path):
     assert not any("lead" in name for name in table.head)
 
 
+def test_results_on_changed_test_images_are_not_compared(tmp_path):
+    def run(name, top1, **changes):
+        changes = {"dataset": "folder", "data_dir": "/data/x", **changes}
+        return written.run(tmp_path / name, top1, **changes)
+
+    old, new = ({"test/a/0.png": content} for content in ("old", "new"))
+    one, same = run("a", 0.7, data=old), run("b", 0.6, data=old, alpha=0.5)
+    other, again = run("c", 0.8, data=new, alpha=0.5), run("d", 0.9, data=new)
+    found = groups(one, same)
+    assert any("lead" in n for n in report_tables.result(found, {}).head)
+    assert report_tables.not_compared(found) == []
+    found = groups(one, other)
+    table = report_tables.result(found, {})
+    assert not any("lead" in name for name in table.head)
+    assert report_tables.not_compared(found) == [
+        "No lead is given: the results are not all of the same images."
+    ]
+    assert ["data", "1 file", "1 is changed (test/a/0.png)"] in (
+        report_tables.differences(found).rows
+    )
+    # Runs of two seeds on two sets of images have no mean.
+    found = groups(one, again)
+    assert column(report_tables.result(found, {}), "top-1, % (runs)") == [
+        "70.0 (1)",
+        "90.0 (1)",
+    ]
+    assert (
+        "d is not put together with a" in report_tables.not_compared(found)[0]
+    )
+
+
 def test_what_is_not_finished(tmp_path):
     found = groups(written.run(tmp_path / "a", None, steps=1200))
     table = report_tables.result(found, {})

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -175,3 +176,114 @@ def test_other_images_are_another_group(tmp_path):
     found = runs.group(read(tmp_path / "x", tmp_path / "y"))
     assert len(found) == 2
     assert runs.differences(found)["data_dir"] == ["/data/x", "/data/y"]
+
+
+FILES = {"labeled/a/0.png": "one", "test/a/0.png": "two"}
+OTHER_TEST = {**FILES, "test/a/0.png": "new"}
+
+
+def folder_run(path, **changes):
+    return written.run(path, dataset="folder", data_dir="/data/x", **changes)
+
+
+@pytest.mark.parametrize(
+    ("there", "change"),
+    [
+        (OTHER_TEST, r"1 is changed (test/a/0.png)"),
+        ({**FILES, "test/a/0.png": "more"}, "1 is changed (test/a/0.png)"),
+        ({**FILES, "test/b/0.png": "two"}, "1 is new (test/b/0.png)"),
+        ({"labeled/a/0.png": "one"}, "1 is gone (test/a/0.png)"),
+    ],
+)
+def test_a_run_on_changed_images_is_another(tmp_path, there, change):
+    words = [
+        folder_run(tmp_path / "sim0", data=FILES),
+        folder_run(tmp_path / "sim1", data=there, seed=1),
+        folder_run(tmp_path / "sim2", data=dict(FILES), seed=2),
+    ]
+    found = runs.group(read(*words))
+    names = [[run.name for run in group.runs] for group in found]
+    assert names == [["sim0", "sim2"], ["sim1"]]
+    assert runs.differences(found) == {}
+    assert runs.data_differences(found) == [f"{len(FILES)} files", change]
+    (said,) = runs.of_other_data(found)
+    assert (
+        said
+        == ("sim1 is not put together with sim: it is on other data: " + change)
+        + "."
+    )
+
+
+def test_a_list_that_changed_is_other_data(tmp_path):
+    words = [
+        written.run(
+            tmp_path / f"a{seed}",
+            data={"digits.csv.gz": "one", "--labeled_list": content},
+            labels=None,
+            labeled_list="/data/list.txt",
+            seed=seed,
+        )
+        for seed, content in enumerate(("one", "two", "one"))
+    ]
+    found = runs.group(read(*words))
+    assert [len(group.runs) for group in found] == [2, 1]
+    # That only one of them has a list is a matter of flags.
+    words.append(written.run(tmp_path / "b", data={"digits.csv.gz": "one"}))
+    found = runs.group(read(words[0], words[-1]))
+    assert len(found) == 2 and runs.data_differences(found) is None
+
+
+def test_runs_that_keep_no_list_of_their_images(tmp_path):
+    """They are put together as they were before there were such lists."""
+    words = [
+        folder_run(tmp_path / "sim0"),
+        folder_run(tmp_path / "sim1", seed=1),
+        folder_run(tmp_path / "sim2", seed=2, data=FILES),
+    ]
+    found = runs.group(read(*words))
+    assert [len(group.runs) for group in found] == [3]
+    assert runs.data_differences(found) is None
+    assert runs.of_other_data(found) == []
+    # Of names and classes something stands in the split.
+    words = [
+        folder_run(tmp_path / name, seed=seed, split={"test_sha256": digest})
+        for seed, (name, digest) in enumerate(
+            (("x0", "one"), ("x1", "two"), ("x2", None))
+        )
+    ]
+    found = runs.group(read(*words))
+    assert [len(group.runs) for group in found] == [2, 1]
+    assert runs.data_differences(found) == [
+        "not known",
+        "other names or classes of test images",
+    ]
+    (tmp_path / "x0" / "data.json").write_text("{torn")
+    assert len(runs.group(read(words[0], words[2]))) == 1
+
+
+def test_which_results_are_of_the_same_images(tmp_path):
+    numbers = iter(range(99))
+
+    def same(one, other, **changes):
+        folders = [
+            folder_run(tmp_path / str(next(numbers)), data=data)
+            for data in (one, other)
+        ]
+        found = [
+            dataclasses.replace(
+                run, result=dataclasses.replace(run.result, **changes)
+            )
+            for run in read(*folders)
+        ]
+        assert runs.same_scored(found[:1])
+        return runs.same_scored(found)
+
+    more = {**FILES, "unlabeled/1.png": "more"}
+    relabeled = {**FILES, "labeled/a/0.png": "new"}
+    assert same(FILES, FILES) and same(FILES, None) and same(None, None)
+    assert same(FILES, more) and same(FILES, relabeled)
+    assert not same(FILES, OTHER_TEST)
+    # Without test images, it is labeled ones that are set aside.
+    aside = {"scored_on": "validation"}
+    assert same(FILES, more, **aside) and same(FILES, OTHER_TEST, **aside)
+    assert not same(FILES, relabeled, **aside)

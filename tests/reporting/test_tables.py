@@ -1,8 +1,9 @@
 import dataclasses
+import warnings
 
 import pytest
 
-from simmatch_tf.reporting import tables
+from simmatch_tf.reporting import comparison, confusion_figure, tables
 from simmatch_tf.training import results
 
 FIGURES = {
@@ -101,3 +102,26 @@ def test_evaluation_without_images_of_a_class():
     for name in ("student", "ema"):
         many[name] = {**one, "per_class": [0.5] * 16}
     assert "Confusion" not in tables.evaluation(many)
+
+
+def test_names_that_would_break_a_table():
+    names = ["a\tb", "c\nd", "caf\u00e9 \u3000\u0645\u06cc\u200c"]
+    text = tables.table([["class", "images"], *([n, "1"] for n in names)])
+    lines = text.split("\n")
+    assert len(lines) == 2 + len(names) and "\t" not in text
+    assert lines[2].split() == [r"a\tb", "1"]
+    assert lines[3].split() == [r"c\nd", "1"]
+    assert names[2] in lines[4]
+    assert len(set(map(len, lines))) == 1
+
+
+def test_names_that_would_break_a_figure():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = confusion_figure.svg([[1, 2], [3, 4]], ["a\tb", "c\nd$x$"])
+    assert picture.startswith(b"<?xml")
+
+
+def test_names_that_would_break_markdown():
+    text = comparison.table(["model"], [["a\nb"]])
+    assert text.split("\n")[2:] == [r"| a\\nb |"]

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import pathlib
+import time
 
 from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer import record_writer
 from tensorboard.util import tensor_util
 
 from simmatch_tf import config as config_lib
+from simmatch_tf.data import fingerprint
 from simmatch_tf.training import results
 
 LABELS, CLASSES = 20, ["cat", "dog"]
@@ -67,15 +69,30 @@ def result(top1: float, config: config_lib.Config) -> results.Result:
 
 
 def run(
-    folder: pathlib.Path, top1: float | None = 0.7, curves=CURVES, **changes
+    folder: pathlib.Path,
+    top1: float | None = 0.7,
+    curves=CURVES,
+    data=None,
+    split=None,
+    **changes,
 ) -> pathlib.Path:
-    """A run, finished where it has a top-1."""
+    """A run, finished where it has a top-1.
+
+    `data`: name → content of each of its files; without it, as an older version
+    left a run. `split`: more of its split.json.
+    """
     values = {"labels": LABELS, "steps": 30, "backbone": "wrn_10_1"}
     config = config_lib.Config(**{**values, **changes})
     folder.mkdir(parents=True)
     (folder / "flags.cfg").write_text(config.to_flagfile())
-    split = {"labels": [0, 1] * 10, "unlabeled_images": 1400}
-    (folder / "split.json").write_text(json.dumps(split))
+    kept = {"labels": [0, 1] * 10, "unlabeled_images": 1400, **(split or {})}
+    (folder / "split.json").write_text(json.dumps(kept))
+    if data is not None:
+        files = {
+            name: (len(content), time.time_ns(), content or None)
+            for name, content in data.items()
+        }
+        fingerprint.Fingerprint(files).write(folder / "data.json")
     if curves:
         events(folder / "tensorboard", curves)
     if top1 is not None:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import shutil
 
 import numpy as np
@@ -7,10 +8,10 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import command_flags, report
+from simmatch_tf import command_flags, evaluate, report
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import digits, prepared
-from simmatch_tf.serving import inspection, loading
+from simmatch_tf.serving import exporting, inspection, loading
 from simmatch_tf.training import results, workdir
 from tests import runs
 
@@ -113,6 +114,22 @@ def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
     monkeypatch.setattr(prepared.builders, "prepare", download)
     with pytest.raises(InputError, match="mnist is not prepared here"):
         of("--dataset=mnist", f"--tfds_dir={tmp_path}")
+
+
+def test_images_that_have_changed_are_not_shown_as_the_run_s(
+    finished_run, tmp_path
+):
+    path, result = finished_run
+    run = shutil.copytree(path, tmp_path / "run")
+    content = json.loads((run / "data.json").read_text())
+    content["digits.csv.gz"][1:] = [5, "another"]
+    (run / "data.json").write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match=r"began with: 1 is changed \(digits.csv.gz\)"
+    ):
+        inspect(run)
+    (run / "data.json").unlink()  # as an older version left it
+    assert inspect(run, images=1).report["top1"] == result.top1
 
 
 def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
@@ -225,3 +242,64 @@ def test_no_tensor_is_left_in_what_is_found(finished_run):
     found = inspect(finished_run[0], images=1)
     for value in dataclasses.asdict(found.wrong[0]).values():
         assert not isinstance(value, tf.Tensor | np.ndarray)
+
+
+def write_images(folder, numbers, seed):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for number in numbers:
+        pixels = rng.integers(0, 256, [20, 30, 3], np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.mark.slow
+def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
+    """What the message advises gives one, and the run stays as it is."""
+    data, path = tmp_path / "data", tmp_path / "run"
+    for seed, name in enumerate(("a", "b")):
+        write_images(data / "labeled" / name, range(4), seed)
+        write_images(data / "test" / name, range(3), 2 + seed)
+    write_images(data / "unlabeled", range(20), 4)
+    folder = {"dataset": "folder", "data_dir": str(data), "labels": None}
+    folder |= {"label_fraction": 1.0, "batch_size": 4, "steps": 1}
+    runs.fit(path, **folder)
+    assert inspect(path).images == 6
+    write_images(data / "test" / "a", range(3), 5)
+    with pytest.raises(InputError, match=r"3 are changed \(test/a/0.png, "):
+        inspect(path)
+    output = tmp_path / "r.html"
+    report.main(
+        command_flags.ReportConfig(runs=(str(path),), output=str(output))
+    )
+    text = output.read_text("utf-8")
+    assert "3 are changed (test/a/0.png" in text
+    assert "calibration and confusion are not known" in text
+    assert '<div class="item">' not in text
+    # A run that began after the change is no second seed of it.
+    later = tmp_path / "later"
+    runs.fit(later, **folder, seed=1)
+    both = (str(path), str(later))
+    report.main(command_flags.ReportConfig(runs=both, output=str(output)))
+    text = output.read_text("utf-8")
+    assert "(2)" not in text and "No lead is given" in text
+    assert (
+        "later is not put together with run: it is on other data: 3 are changed"
+    ) in text
+    out = capsys.readouterr().out
+    assert "run: no test images are shown" in out
+    assert "later: no test images are shown" not in out
+    write_images(data / "test" / "a", [9], 6)
+    with pytest.raises(
+        InputError, match="export the run and evaluate --export"
+    ):
+        evaluate.main(command_flags.EvaluateConfig(workdir=str(path)))
+    written = exporting.write(
+        command_flags.ExportConfig(
+            workdir=str(path), output=str(tmp_path / "exports")
+        )
+    )
+    flags = command_flags.EvaluateConfig(export=str(written.path))
+    evaluate.main(flags)
+    found = json.loads((written.path / "evaluation.json").read_text("utf-8"))
+    assert found["test_images"] == 7
+    assert (path / "results.json").is_file()

@@ -294,6 +294,9 @@ def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
     assert "50.00" in capsys.readouterr().out
     content.write_bytes(b"two")
     refused(config, rf"has now: 1 is changed \(--{flag}\)")
+    # Its images are the same, for `evaluate` and `report`.
+    evaluated = command_flags.EvaluateConfig(workdir=config.workdir)
+    assert evaluate._changes(workdir.Workdir(config.workdir), evaluated) == {}
     # A run that has begun needs none of them again.
     content.unlink()
     with workdir.claim(config) as folder:
