@@ -10,7 +10,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, splits
+from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.networks import network
@@ -118,8 +118,13 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source = inputs.make_source(config, custom.source)
-        self.split = inputs.make_split(config, self.source, folder)
+        self.source, self.split = self.workers.by_each(
+            lambda: self._read(custom.source)
+        )
+        if self.workers.count > 1:
+            self.workers.same(
+                self.workers.by_each(lambda: self._known(resumed))
+            )
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
@@ -166,6 +171,24 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.workers.chief:
             terminal.say(text)
+
+    def _read(
+        self, given: source_lib.Source | None
+    ) -> tuple[source_lib.Source, splits.Split]:
+        """The images, and which of them are labeled."""
+        source = inputs.make_source(self.given, given)
+        return source, inputs.make_split(self.given, source, self.folder)
+
+    def _known(self, resumed: bool) -> dict[str, str]:
+        """What must be the same for all workers; see `Workers.same`."""
+        known = {
+            **splits.parts(self.split, self.source),
+            "the images": contents.identity(self.source),
+        }
+        if not resumed:
+            weights = fingerprint.of_flags(self.given).files.get("--init_from")
+            known["the weights of --init_from"] = str(weights and weights[2])
+        return known
 
     def _begin(self) -> None:
         """Writes what a new run begins with."""
