@@ -5,12 +5,20 @@ Nothing here imports TensorFlow.
 
 import dataclasses
 import functools
+import glob
 import hashlib
+import os
 import pathlib
+import re
+from collections.abc import Iterable, Sequence
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
 from simmatch_tf.data import fingerprint, listing
+
+_NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
+# Bytes of a split's record files up to which their contents are read.
+_READ = 64 * 2**20
 
 
 def flags(config: config_lib.Config) -> list[str]:
@@ -68,6 +76,74 @@ def data(
         if config.dataset == "folder" or name.startswith("--")
     }
     return fingerprint.Fingerprint(files).digest()
+
+
+def records(
+    config: config_lib.Config, patterns: Iterable[str]
+) -> dict[str, list[str | None]] | None:
+    """The record files that a dataset of TFDS has now.
+
+    Args:
+        config: Its name and folder.
+        patterns: Their names from the folder of the datasets on, with * for
+            the number of a file.
+
+    Returns:
+        Pattern → a digest of the files' sizes, and one of their contents where
+        they are small, else None. None: it is not prepared here.
+    """
+    paths = {
+        pattern: os.path.join(datasets.data_dir(config.tfds_dir), pattern)
+        for pattern in patterns
+    }
+    if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
+        return None
+    return {pattern: list(_state(path)) for pattern, path in paths.items()}
+
+
+def records_of_run(
+    config: config_lib.Config, kept: pathlib.Path
+) -> dict[str, list[str | None]] | None:
+    """The record files that a run was trained on, as `records`.
+
+    Args:
+        config: Its flags.
+        kept: Its data.json. Contents do not stand there: they are those now.
+
+    Returns:
+        See `records`; None where it is of no dataset of TFDS.
+    """
+    if config.dataset in datasets.OWN:
+        return None
+    try:
+        files = fingerprint.read(kept).files
+    except (OSError, ValueError):
+        return None
+    sizes = {}
+    for name, (size, _, _) in sorted(files.items()):
+        if not name.startswith("--"):
+            sizes.setdefault(_NUMBER.sub(r"-*-of-\1", name), []).append(size)
+    now = records(config, sizes) or {}
+    found = {
+        pattern: [_digest(those), now.get(pattern, [None, None])[1]]
+        for pattern, those in sizes.items()
+    }
+    return found or None
+
+
+@functools.cache
+def _state(pattern: str) -> tuple[str, str | None]:
+    """Once for all cells of a plan: digests of files' sizes and contents."""
+    folder, name = os.path.split(pattern)
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
+    sizes = [os.path.getsize(path) for path in paths]
+    small = sum(sizes) <= _READ
+    content = _digest(fingerprint.digests(paths)) if small else None
+    return _digest(sizes), content
+
+
+def _digest(values: Sequence[int | str]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 @functools.cache
