@@ -58,9 +58,7 @@ class Workers:
         @tf.function(autograph=False)
         def gather(values: tf.Tensor) -> tf.Tensor:
             def own(x: tf.Tensor) -> tf.Tensor:
-                number = replica.number()
-                # A worker's first replica fills its row, the others none.
-                row = tf.where(number % each == 0, number // each, -1)
+                row = _row(replica.number(), each)
                 rows = tf.one_hot(row, self.count, dtype=x.dtype)
                 return replica.sum(rows[:, None] * x)  # [workers, n]
 
@@ -187,6 +185,19 @@ class Workers:
         if self.count == 1:
             return request.signal or ""
         return (request.signal or "another worker's signal") * bool(asked)
+
+
+def _row(number: tf.Tensor, each: int) -> tf.Tensor:
+    """Which row of all workers' values a replica fills.
+
+    Args:
+        number: Of the replica.
+        each: Replicas of a worker.
+
+    Returns:
+        That of its worker if it is the first replica there, -1 if not.
+    """
+    return tf.where(number % each == 0, number // each, -1)
 
 
 def _name(index: int) -> str:

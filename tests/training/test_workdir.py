@@ -217,6 +217,9 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     finish(config, contents.fingerprint(source))
     train.main(config)
     assert logged == []
+    data = workdir.Workdir(config.workdir).data
+    kept = identity.records_of_run(config, data)
+    assert len(kept) == 2 and identity.records(config, kept) == kept
     (path,) = folder.glob("*/*train*")
     os.utime(path, (5, 5))
     train.main(config)

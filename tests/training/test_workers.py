@@ -11,6 +11,7 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import digits, splits
+from simmatch_tf.training import workdir as workdir_lib
 from simmatch_tf.training import workers as workers_lib
 from tests import runs
 
@@ -51,6 +52,34 @@ def test_every_worker_has_a_row(two_replicas):
     rows = workers._gather(tf.constant([big, 5], tf.int64))
     for row in two_replicas.experimental_local_results(rows):
         np.testing.assert_array_equal(row, [[big, 5]])
+
+
+def test_a_worker_s_first_replica_fills_its_row():
+    rows = [workers_lib._row(tf.range(6), each) for each in (1, 2, 3)]
+    np.testing.assert_array_equal(
+        rows,
+        [[0, 1, 2, 3, 4, 5], [0, -1, 1, -1, 2, -1], [0, -1, -1, 1, -1, -1]],
+    )
+
+
+def test_a_folder_that_is_not_shared(told, tmp_path, monkeypatch):
+    """It ends the others, too, with a status that no start mends."""
+    folder = workdir_lib.Workdir(tmp_path)
+    one = told(1, [3], [3])
+    with pytest.raises(InputError, match="this worker does not see there"):
+        one.same_folder(folder)
+    chief, same = told(0), workers_lib._number(b"")
+    for other, failed in ((same, 0), (3, 1)):
+        # What each saw, then whether it goes on.
+        tell = iter([[[same], [other]], [[0], [failed]]])
+        monkeypatch.setattr(
+            chief, "gather", lambda _, t=tell: np.array(next(t))
+        )
+        if failed:
+            with pytest.raises(InputError, match="^worker 1 cannot go on"):
+                chief.same_folder(folder)
+        else:
+            chief.same_folder(folder)
 
 
 def test_all_know_the_same(told):
