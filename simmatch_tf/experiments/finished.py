@@ -147,8 +147,7 @@ class Store:
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it, and it is run again"
             )
-        data = identity.data(config)
-        if None not in (found.data, data) and found.data != data:
+        if not identity.is_same(found.data, identity.data(config)):
             raise InputError(
                 f"{path}: is of other data: files that --data_dir, "
                 "--labeled_list, --split_file or --init_from name have come, "

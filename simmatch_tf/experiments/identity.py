@@ -17,7 +17,8 @@ from simmatch_tf import datasets
 from simmatch_tf.data import fingerprint, listing
 
 _NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
-# Bytes of a split's record files up to which their contents are read.
+# Bytes of a split's record files, or of a folder, up to which their contents
+# are read.
 _READ = 64 * 2**20
 
 
@@ -57,8 +58,9 @@ def data(
         kept: The data.json of a run: its files instead of those there now.
 
     Returns:
-        A digest of --data_dir's files, of a list and of first weights; None:
-        no flag names any, or they are not known.
+        A digest of --data_dir's files (names and sizes), of a list and of
+        first weights; behind ":", where they are known, one of the contents
+        in --data_dir. None: no flag names any, or they are not known.
     """
     try:
         if kept is not None:
@@ -75,7 +77,24 @@ def data(
         for name, state in found.files.items()
         if config.dataset == "folder" or name.startswith("--")
     }
-    return fingerprint.Fingerprint(files).digest()
+    digest = fingerprint.Fingerprint(files).digest()
+    contents = [
+        state[2]
+        for name, state in sorted(files.items())
+        if not name.startswith("--")
+    ]
+    if contents and None not in contents:
+        digest += f":{_digest(contents)}"
+    return digest
+
+
+def is_same(then: str | None, now: str | None) -> bool:
+    """Whether two of `data` are alike, as far as both are known."""
+    if None in (then, now):
+        return True
+    return all(
+        a == b for a, b in zip(then.split(":"), now.split(":"), strict=False)
+    )
 
 
 def records(
@@ -149,7 +168,14 @@ def _digest(values: Sequence[int | str]) -> str:
 @functools.cache
 def _in_folder(path: str) -> fingerprint.Fingerprint:
     """Once for all cells of a plan."""
-    return fingerprint.of_listing(listing.Listing(path))
+    images = listing.Listing(path)
+    found = fingerprint.of_listing(images)
+    if sum(size for size, _, _ in found.files.values()) > _READ:
+        return found
+    contents = fingerprint.digests([*found.paths.values()])
+    return fingerprint.of_listing(
+        images, dict(zip(found.paths, contents, strict=True))
+    )
 
 
 def usual() -> set[str]:

@@ -118,13 +118,7 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self.workers.by_each(
-            lambda: self._read(custom.source)
-        )
-        if self.workers.count > 1:
-            self.workers.same(
-                self.workers.by_each(lambda: self._known(resumed))
-            )
+        self.source, self.split = self._read(custom.source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
@@ -173,22 +167,28 @@ class _Run:
             terminal.say(text)
 
     def _read(
-        self, given: source_lib.Source | None
+        self, given: source_lib.Source | None, resumed: bool
     ) -> tuple[source_lib.Source, splits.Split]:
-        """The images, and which of them are labeled."""
-        source = inputs.make_source(self.given, given)
-        return source, inputs.make_split(self.given, source, self.folder)
+        """The images, and which of them are labeled: all workers' alike."""
+        config = self.given
 
-    def _known(self, resumed: bool) -> dict[str, str]:
-        """What must be the same for all workers; see `Workers.same`."""
-        known = {
-            **splits.parts(self.split, self.source),
-            "the images": contents.identity(self.source),
-        }
-        if not resumed:
-            weights = fingerprint.of_flags(self.given).files.get("--init_from")
-            known["the weights of --init_from"] = str(weights and weights[2])
-        return known
+        def read() -> tuple[source_lib.Source, splits.Split]:
+            source = inputs.make_source(config, given)
+            return source, inputs.make_split(config, source, self.folder)
+
+        def known() -> dict[str, str]:
+            parts = splits.parts(split, source)
+            parts["the images"] = contents.identity(source)
+            if not resumed:
+                named = fingerprint.of_flags(config).files
+                _, _, digest = named.get("--init_from", (0, 0, None))
+                parts["the weights of --init_from"] = str(digest)
+            return parts
+
+        source, split = self.workers.by_each(read)
+        if self.workers.count > 1:
+            self.workers.same(self.workers.by_each(known))
+        return source, split
 
     def _begin(self) -> None:
         """Writes what a new run begins with."""
