@@ -35,16 +35,57 @@ def digest(images: source_lib.Images | source_lib.Encoded) -> str:
         index = images.index
         used = np.unique(index.shard)
         parts = _of_files([index.files[place] for place in used])
-        # Numbered by what is used: a file more or less changes nothing.
-        found.update(np.searchsorted(used, index.shard).tobytes())
-        found.update(np.asarray(index.offset, np.int64).tobytes())
-        found.update(images.feature.encode())
+        found.update(_places(images))
     else:
         pixels = np.ascontiguousarray(images.images)
         parts = [repr(pixels.shape).encode(), hashlib.sha256(pixels).digest()]
     for part in parts:
         found.update(part)
     return found.hexdigest()
+
+
+def identity(source: source_lib.Source) -> str:
+    """A digest of the images to train on and of the test images.
+
+    Of images in memory it is one of the pixels, however they are stored. Of
+    images in files it is one of what `fingerprint` knows of the files, without
+    their times: none is read again.
+
+    Args:
+        source: Its classes and names are not in the digest.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    found, encoded = hashlib.sha256(), False
+    for name, images in (("train", source.train), ("test", source.test)):
+        found.update(name.encode())
+        if images is None:
+            continue
+        encoded |= images.encoded
+        if not images.encoded:
+            found.update(digest(images).encode())
+        elif isinstance(images, records.RecordImages):
+            found.update(_places(images))
+    if encoded:
+        states = [
+            (name, size, content)
+            for name, (size, _, content) in fingerprint(source).files.items()
+        ]
+        found.update(repr(sorted(states)).encode())
+    return found.hexdigest()
+
+
+def _places(images: records.RecordImages) -> bytes:
+    """Where in their files the images are."""
+    index = images.index
+    # Numbered by what is used: a file more or less changes nothing.
+    shards = np.searchsorted(np.unique(index.shard), index.shard)
+    offsets = np.asarray(index.offset, np.int64)
+    return shards.tobytes() + offsets.tobytes() + images.feature.encode()
 
 
 def fingerprint(source: source_lib.Source) -> fingerprint_lib.Fingerprint:

@@ -204,6 +204,30 @@ def describe(split: Split, source: source_lib.Source) -> dict[str, Any]:
     }
 
 
+def parts(split: Split, source: source_lib.Source) -> dict[str, str]:
+    """What stands in a split's file, by what it says.
+
+    Returns:
+        A name for people → the content, as text.
+    """
+    kinds = {
+        "the classes": ("dataset", "class_names"),
+        "the size of the views": ("image_shape",),
+        "the number of images, their names or labels": (
+            "train_images",
+            "train_sha256",
+            "test_sha256",
+        ),
+    }
+    content = describe(split, source)
+    found = {
+        kind: repr([content.pop(key) for key in keys])
+        for kind, keys in kinds.items()
+    }
+    found["which images are labeled, unlabeled or set aside"] = repr(content)
+    return found
+
+
 def write_content(path: pathlib.Path, content: dict[str, Any]) -> None:
     """Writes a split's file as `read_content` gives it.
 

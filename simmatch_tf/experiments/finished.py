@@ -5,6 +5,7 @@ Nothing here imports TensorFlow.
 
 import dataclasses
 import datetime
+import functools
 import json
 import math
 import pathlib
@@ -12,7 +13,10 @@ import platform
 import tempfile
 from collections.abc import Sequence
 
+from absl import logging
+
 from simmatch_tf import config as config_lib
+from simmatch_tf import datasets
 from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.training import results
@@ -43,6 +47,8 @@ class Finished:
         date: Of its end.
         versions: Package → version.
         data: A digest of the user's own files; see `identity.data`.
+        records: Of a dataset of TFDS, its files; see `identity.records`.
+            Results of older versions do not say.
     """
 
     flags: list[str]
@@ -62,6 +68,7 @@ class Finished:
     date: str
     versions: dict[str, str]
     data: str | None = None
+    records: dict[str, list[str | None]] | None = None
 
     def check(self) -> None:
         """Checks what is computed with.
@@ -82,6 +89,12 @@ class Finished:
             isinstance(word, str) for word in words
         ):
             raise ValueError(f"flags: {words!r} is no list of words")
+        files = {} if self.records is None else self.records
+        if not isinstance(files, dict) or not all(
+            isinstance(state, list) and len(state) == 2
+            for state in files.values()
+        ):
+            raise ValueError(f"records: {files!r} is no list of files")
 
 
 class Store:
@@ -134,13 +147,14 @@ class Store:
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it, and it is run again"
             )
-        data = identity.data(config)
-        if None not in (found.data, data) and found.data != data:
+        if not identity.is_same(found.data, identity.data(config)):
             raise InputError(
                 f"{path}: is of other data: files that --data_dir, "
                 "--labeled_list, --split_file or --init_from name have come, "
                 "gone or changed since; delete it, and it is run again"
             )
+        if found.records is not None:
+            _check_records(path, config, found.records)
         return found
 
     def keep(
@@ -185,6 +199,7 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
             data=identity.data(config, workdir / "data.json"),
+            records=identity.records_of_run(config, workdir / "data.json"),
         )
         results.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)
@@ -199,6 +214,54 @@ def missing(cells: Sequence[plan.Cell], store: Store) -> list[plan.Cell]:
         if store.find(cell.config) is None:
             left.setdefault(identity.name(cell.config), cell)
     return list(left.values())
+
+
+def _check_records(
+    path: pathlib.Path,
+    config: config_lib.Config,
+    then: dict[str, list[str | None]],
+) -> None:
+    """Checks that a dataset of TFDS is the one that a run was trained on.
+
+    Raises:
+        InputError: Its record files have other sizes.
+    """
+    now = identity.records(config, then)
+    root = datasets.data_dir(config.tfds_dir)
+    if now is None:
+        _warn_once(
+            f"--dataset={config.dataset} is not prepared in {root}; whether "
+            f"the results in {path.parent} are of the same is not checked"
+        )
+        return
+    changed = [name for name in then if now[name][0] != then[name][0]]
+    if changed:
+        raise InputError(
+            f"{path}: is of other data: in {root} the files of "
+            f"--dataset={config.dataset} have other sizes or are gone "
+            f"({', '.join(changed)}); delete it, and it is run again, or give "
+            "another --results"
+        )
+    doubtful = [
+        name
+        for name in then
+        if None not in (now[name][1], then[name][1])
+        and now[name][1] != then[name][1]
+    ]
+    if doubtful:
+        # TFDS may write the same examples otherwise when it prepares again.
+        _warn_once(
+            f"--dataset={config.dataset}: its files in {root} have the sizes, "
+            f"but not the contents that they had for the results in "
+            f"{path.parent} ({', '.join(doubtful)}). If its images or labels "
+            "are others now, give another --results"
+        )
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Warns of what is the same for all cells of a plan."""
+    logging.warning("%s", text)
 
 
 def _by_flag(words: list[str]) -> dict[str, str]:

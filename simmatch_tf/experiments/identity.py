@@ -5,12 +5,21 @@ Nothing here imports TensorFlow.
 
 import dataclasses
 import functools
+import glob
 import hashlib
+import os
 import pathlib
+import re
+from collections.abc import Iterable, Sequence
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
 from simmatch_tf.data import fingerprint, listing
+
+_NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
+# Bytes of a split's record files, or of a folder, up to which their contents
+# are read.
+_READ = 64 * 2**20
 
 
 def flags(config: config_lib.Config) -> list[str]:
@@ -49,8 +58,9 @@ def data(
         kept: The data.json of a run: its files instead of those there now.
 
     Returns:
-        A digest of --data_dir's files, of a list and of first weights; None:
-        no flag names any, or they are not known.
+        A digest of --data_dir's files (names and sizes), of a list and of
+        first weights; behind ":", where they are known, one of the contents
+        in --data_dir. None: no flag names any, or they are not known.
     """
     try:
         if kept is not None:
@@ -67,13 +77,105 @@ def data(
         for name, state in found.files.items()
         if config.dataset == "folder" or name.startswith("--")
     }
-    return fingerprint.Fingerprint(files).digest()
+    digest = fingerprint.Fingerprint(files).digest()
+    contents = [
+        state[2]
+        for name, state in sorted(files.items())
+        if not name.startswith("--")
+    ]
+    if contents and None not in contents:
+        digest += f":{_digest(contents)}"
+    return digest
+
+
+def is_same(then: str | None, now: str | None) -> bool:
+    """Whether two of `data` are alike, as far as both are known."""
+    if None in (then, now):
+        return True
+    return all(
+        a == b for a, b in zip(then.split(":"), now.split(":"), strict=False)
+    )
+
+
+def records(
+    config: config_lib.Config, patterns: Iterable[str]
+) -> dict[str, list[str | None]] | None:
+    """The record files that a dataset of TFDS has now.
+
+    Args:
+        config: Its name and folder.
+        patterns: Their names from the folder of the datasets on, with * for
+            the number of a file.
+
+    Returns:
+        Pattern → a digest of the files' sizes, and one of their contents where
+        they are small, else None. None: it is not prepared here.
+    """
+    paths = {
+        pattern: os.path.join(datasets.data_dir(config.tfds_dir), pattern)
+        for pattern in patterns
+    }
+    if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
+        return None
+    return {pattern: list(_state(path)) for pattern, path in paths.items()}
+
+
+def records_of_run(
+    config: config_lib.Config, kept: pathlib.Path
+) -> dict[str, list[str | None]] | None:
+    """The record files that a run was trained on, as `records`.
+
+    Args:
+        config: Its flags.
+        kept: Its data.json. Contents do not stand there: they are those now.
+
+    Returns:
+        See `records`; None where it is of no dataset of TFDS.
+    """
+    if config.dataset in datasets.OWN:
+        return None
+    try:
+        files = fingerprint.read(kept).files
+    except (OSError, ValueError):
+        return None
+    sizes = {}
+    for name, (size, _, _) in sorted(files.items()):
+        if not name.startswith("--"):
+            sizes.setdefault(_NUMBER.sub(r"-*-of-\1", name), []).append(size)
+    now = records(config, sizes) or {}
+    found = {
+        pattern: [_digest(those), now.get(pattern, [None, None])[1]]
+        for pattern, those in sizes.items()
+    }
+    return found or None
+
+
+@functools.cache
+def _state(pattern: str) -> tuple[str, str | None]:
+    """Once for all cells of a plan: digests of files' sizes and contents."""
+    folder, name = os.path.split(pattern)
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
+    sizes = [os.path.getsize(path) for path in paths]
+    small = sum(sizes) <= _READ
+    content = _digest(fingerprint.digests(paths)) if small else None
+    return _digest(sizes), content
+
+
+def _digest(values: Sequence[int | str]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def _in_folder(path: str) -> fingerprint.Fingerprint:
     """Once for all cells of a plan."""
-    return fingerprint.of_listing(listing.Listing(path))
+    images = listing.Listing(path)
+    found = fingerprint.of_listing(images)
+    if sum(size for size, _, _ in found.files.values()) > _READ:
+        return found
+    contents = fingerprint.digests([*found.paths.values()])
+    return fingerprint.of_listing(
+        images, dict(zip(found.paths, contents, strict=True))
+    )
 
 
 def usual() -> set[str]:

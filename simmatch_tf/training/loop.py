@@ -10,7 +10,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, splits
+from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.networks import network
@@ -118,8 +118,7 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source = inputs.make_source(config, custom.source)
-        self.split = inputs.make_split(config, self.source, folder)
+        self.source, self.split = self._read(custom.source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
@@ -166,6 +165,30 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.workers.chief:
             terminal.say(text)
+
+    def _read(
+        self, given: source_lib.Source | None, resumed: bool
+    ) -> tuple[source_lib.Source, splits.Split]:
+        """The images, and which of them are labeled: all workers' alike."""
+        config = self.given
+
+        def read() -> tuple[source_lib.Source, splits.Split]:
+            source = inputs.make_source(config, given)
+            return source, inputs.make_split(config, source, self.folder)
+
+        def known() -> dict[str, str]:
+            parts = splits.parts(split, source)
+            parts["the images"] = contents.identity(source)
+            if not resumed:
+                named = fingerprint.of_flags(config).files
+                _, _, digest = named.get("--init_from", (0, 0, None))
+                parts["the weights of --init_from"] = str(digest)
+            return parts
+
+        source, split = self.workers.by_each(read)
+        if self.workers.count > 1:
+            self.workers.same(self.workers.by_each(known))
+        return source, split
 
     def _begin(self) -> None:
         """Writes what a new run begins with."""

@@ -1,11 +1,12 @@
 import dataclasses
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, files, records, source
+from simmatch_tf.data import contents, files, fingerprint, records, source
 
 
 def digests(*sets):
@@ -131,3 +132,71 @@ def test_images_in_record_files(tmp_path):
     (tmp_path / "b").unlink()
     with pytest.raises(InputError, match="/b: cannot be read .No such"):
         contents.digest(both)
+
+
+def source_of(train, test=None, **changes):
+    return source.Source("mine", list("abcd"), train, test, False, **changes)
+
+
+def test_identity_of_images_in_memory():
+    """Of their pixels; classes and names are another question."""
+    pixels = np.random.default_rng(0).integers(0, 256, [4, 8, 8, 1], np.uint8)
+    changed = pixels.copy()
+    changed[3, 7, 7, 0] ^= 1
+    one, other = (source.Images(x, [0, 1, 2, 3]) for x in (pixels, changed))
+    named = source.Images(pixels, [3, 2, 1, 0], list("abcd"))
+    first = contents.identity(source_of(one, one))
+    # However their files lie and are stored.
+    stored = source_of(named, one, origin=lambda: pytest.fail("read"))
+    assert contents.identity(stored) == first
+    found = [
+        contents.identity(source_of(*sets))
+        for sets in ((one,), (one, other), (other, one), (other, other))
+    ]
+    assert len({first, *found}) == 5
+
+
+def test_identity_of_images_in_record_files(tmp_path):
+    """Of names, sizes and places; not of where the folder is."""
+
+    def identity(name, count=3, content=None, offsets=None):
+        images = in_records(tmp_path / "x", count)
+        if offsets is not None:
+            index = dataclasses.replace(images.index, offset=offsets)
+            images = dataclasses.replace(images, index=index)
+        (tmp_path / name).write_bytes(content or b"records")
+        paths = {"train": str(tmp_path / name)}
+        return contents.identity(
+            source_of(
+                images,
+                image_size=8,
+                origin=lambda: fingerprint.of_files(paths),
+            )
+        )
+
+    first = identity("a")
+    assert identity("b") == first
+    assert first != identity("a", count=4)
+    assert first != identity("a", content=b"longer records")
+    # Images of other sizes in a file of the same size.
+    assert first != identity("a", offsets=np.array([0, 80, 180]))
+
+
+def test_identity_of_images_in_files(tmp_path):
+    """Of names, sizes and, where they are known, contents."""
+    images = in_files(tmp_path / "one")
+
+    def identity(**digests):
+        paths = {name: images.paths[0] for name in "ab"}
+        return contents.identity(
+            source_of(
+                images,
+                image_size=8,
+                origin=lambda: fingerprint.of_files(paths, digests),
+            )
+        )
+
+    first = identity(a="1", b="2")
+    later = tmp_path / "one/0.png"
+    os.utime(later, (5, 5))
+    assert identity(a="1", b="2") == first != identity(a="1", b="3")

@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import types
 
 import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import fingerprint
 from simmatch_tf.experiments import finished, identity, plan, summary
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -160,3 +162,136 @@ def test_no_lead_between_results_of_other_images(tmp_path, changes, lead):
     assert len(found.scores) == 2
     assert (found.reference is not None) == lead
     assert ("lead of A" in comparison.markdown(found)) == lead
+
+
+SHARDS = [f"mnist-train.tfrecord-0000{n}-of-00002" for n in range(2)]
+TEST = "mnist-test.tfrecord-00000-of-00001"
+
+
+@pytest.fixture
+def tfds(tmp_path, monkeypatch):
+    """A finished run of a dataset of TFDS, its folder and a store."""
+    warnings = []
+    monkeypatch.setattr(
+        finished.logging,
+        "warning",
+        lambda text, *of: warnings.append(text % of),
+    )
+
+    def forget():
+        """As in another process."""
+        identity._state.cache_clear()
+        finished._warn_once.cache_clear()
+        warnings.clear()
+
+    def config(root):
+        return dataclasses.replace(
+            CONFIG, dataset="mnist", tfds_dir=str(tmp_path / root)
+        )
+
+    def prepare(root, **contents):
+        folder = tmp_path / root / "mnist/3.0.1"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*SHARDS, TEST):
+            (folder / name).write_bytes(contents.get(name[6:10], b"images"))
+        return folder
+
+    folder = prepare("a")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    result = {field.name: None for field in dataclasses.fields(results.Result)}
+    last = {"last": {"top1": 0.5, "top5": 1.0}}
+    result |= {"top1": 0.5, "steps": 7, "student": last, "ema": last}
+    results.write_json(workdir / "results.json", result)
+    (workdir / "timing.json").write_text('[{"seconds": 1.0}]')
+    fingerprint.of_files(
+        {f"mnist/3.0.1/{path.name}": str(path) for path in folder.iterdir()}
+    ).write(workdir / "data.json")
+    store = finished.Store(tmp_path / "finished")
+    store.check_writable()
+    kept = store.keep(config("a"), workdir, 1)
+    yield types.SimpleNamespace(
+        config=config,
+        prepare=prepare,
+        forget=forget,
+        store=store,
+        kept=kept,
+        workdir=workdir,
+        warnings=warnings,
+    )
+    forget()
+
+
+def test_another_dataset_of_tfds_of_the_same_name(tfds):
+    """Its folder is no part of a run's name, its files are of its identity."""
+    assert tfds.store.find(tfds.config("a")) == tfds.kept
+    assert [*tfds.kept.records] == [
+        "mnist/3.0.1/mnist-test.tfrecord-*-of-00001",
+        "mnist/3.0.1/mnist-train.tfrecord-*-of-00002",
+    ]
+    tfds.prepare("b")  # a copy
+    assert tfds.store.find(tfds.config("b")) == tfds.kept
+    tfds.prepare("c", trai=b"other images")
+    with pytest.raises(
+        InputError,
+        match=r"other data: in .*/c the files of --dataset=mnist have other "
+        r"sizes or are gone \(mnist/3.0.1/mnist-train.tfrecord-\*-of-00002\)",
+    ):
+        tfds.store.find(tfds.config("c"))
+    # Or where it was.
+    tfds.forget()
+    tfds.prepare("a", test=b"other images")
+    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-test"):
+        tfds.store.find(tfds.config("a"))
+    tfds.forget()
+    (tfds.prepare("a") / SHARDS[1]).unlink()
+    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-train"):
+        finished.missing(
+            [plan.Cell("a", "b", 3, (), tfds.config("a"))], tfds.store
+        )
+    assert tfds.warnings == []
+
+
+def test_a_dataset_of_tfds_that_may_be_another(tfds):
+    """Not there, or of the same sizes: a warning for a whole plan."""
+    for _ in range(2):
+        assert tfds.store.find(tfds.config("none")) == tfds.kept
+    (warning,) = tfds.warnings
+    assert "--dataset=mnist is not prepared in" in warning
+    assert "/none; whether the results in" in warning
+    tfds.forget()
+    tfds.prepare("a", test=b"labels")
+    assert tfds.store.find(tfds.config("a")) == tfds.kept
+    (warning,) = tfds.warnings
+    assert "have the sizes, but not the contents" in warning
+    assert "(mnist/3.0.1/mnist-test.tfrecord-*-of-00001)" in warning
+
+
+def test_contents_of_large_datasets_are_not_read(tfds, monkeypatch):
+    monkeypatch.setattr(identity, "_READ", 11)
+    tfds.forget()
+    now = identity.records(tfds.config("a"), tfds.kept.records)
+    for name, (sizes, content) in tfds.kept.records.items():
+        assert now[name] == [sizes, None if "train" in name else content]
+
+
+def test_a_dataset_that_is_replaced_while_it_is_trained_on(tfds):
+    """Kept is what the run began with."""
+    tfds.forget()
+    tfds.prepare("a", trai=b"other images")
+    tfds.store.keep(tfds.config("a"), tfds.workdir, 1)
+    with pytest.raises(InputError, match="is of other data"):
+        tfds.store.find(tfds.config("a"))
+
+
+def test_results_that_do_not_say_which_files(tfds):
+    """Of older versions."""
+    path = tfds.store.folder / identity.name(tfds.config("a"))
+    content = json.loads(path.read_text())
+    del content["records"]
+    path.write_text(json.dumps(content))
+    tfds.prepare("c", trai=b"other images")
+    assert tfds.store.find(tfds.config("c")).records is None
+    path.write_text(json.dumps({**content, "records": {"a": 3}}))
+    with pytest.raises(InputError, match="records: {'a': 3} is no list of"):
+        tfds.store.find(tfds.config("c"))
