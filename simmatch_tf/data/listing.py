@@ -345,8 +345,8 @@ def dead_link(path: str) -> str:
 def systems_left_out(names: Mapping[str, int]) -> str:
     """Says which of `SYSTEM_FOLDERS` were left out, and how many of each."""
     return (
-        "left out are folders that hold thumbnails or deleted files of the "
-        "system's: "
+        "folders in which a system keeps thumbnails or deleted files are left "
+        "out: "
         + ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
     )
 

@@ -80,13 +80,10 @@ def watch(what: str = "the run saves and stops") -> Iterator[Request]:
 
     def note(number: int, frame: object) -> None:
         del frame
-        request.signal = signal.Signals(number).name
+        request.signal = name = signal.Signals(number).name
         signal.signal(number, before[number])
         request.check()
-        _say(
-            f"{request.signal}: {what} as soon as it can; again to stop it "
-            "at once"
-        )
+        _say(f"{name}: {what} as soon as it can; a second {name} stops it now")
 
     def take() -> None:
         for number in before:

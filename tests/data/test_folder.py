@@ -675,8 +675,8 @@ def test_folders_of_the_system_are_left_out(tmp_path, warned):
     assert found.class_names == ["cat", "dog"]
     assert len(found.train) == 5
     assert warned == [
-        f"{root}: left out are folders that hold thumbnails or deleted files "
-        "of the system's: 1 #recycle, 3 @eaDir"
+        f"{root}: folders in which a system keeps thumbnails or deleted files "
+        "are left out: 1 #recycle, 3 @eaDir"
     ]
 
 

@@ -158,4 +158,4 @@ def test_folders_of_the_system_are_left_out(folder, monkeypatch):
     thumbnail.touch()
     assert selection.find(str(folder / "a" / "b")) == before
     (line,) = lines
-    assert line.endswith("deleted files of the system's: 1 @eaDir")
+    assert line.endswith("deleted files are left out: 1 @eaDir")

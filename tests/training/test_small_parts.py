@@ -161,8 +161,10 @@ def test_a_watch_inside_another_is_the_same(interrupts):
 def test_a_signal_says_what_happens_next(interrupts, capfd, monkeypatch):
     with interruption.watch():
         os.kill(os.getpid(), signal.SIGTERM)
-    said = "the run saves and stops as soon as it can; again to stop it at once"
-    assert capfd.readouterr().err == f"SIGTERM: {said}\n"
+    assert capfd.readouterr().err == (
+        "SIGTERM: the run saves and stops as soon as it can; a second SIGTERM "
+        "stops it now\n"
+    )
     monkeypatch.setattr(terminal, "quiet", lambda: True)
     with interruption.watch():
         os.kill(os.getpid(), signal.SIGINT)
