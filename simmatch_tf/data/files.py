@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
@@ -46,6 +47,7 @@ class FileImages:
         channel_mean: Mean of the red, green and blue of all pixels of the
             whole images, in units of 1 (white).
         channel_std: Their standard deviation.
+        digests: uint8 [N, 16], of the files' contents; None: not known.
     """
 
     encoded: ClassVar[bool] = True
@@ -55,6 +57,7 @@ class FileImages:
     orientations: np.ndarray
     channel_mean: Sequence[float]
     channel_std: Sequence[float]
+    digests: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Checks lengths and labels."""
@@ -82,6 +85,7 @@ class FileImages:
             labels=self.labels[places],
             names=[self.names[place] for place in places],
             orientations=self.orientations[places],
+            digests=None if self.digests is None else self.digests[places],
         )
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -250,9 +254,12 @@ def _in_threads(
     """Calls `work` with each item; with a bar on a terminal, if wanted."""
     size = min(_CHUNK, 1 + len(items) // 1000)
     chunks = [items[i : i + size] for i in range(0, len(items), size)]
+    left = threading.Event()
 
     def work_on(chunk: np.ndarray) -> int:
         for item in chunk.tolist():
+            if left.is_set():  # A chunk of large photographs takes seconds.
+                break
             work(item)
         return len(chunk)
 
@@ -265,6 +272,7 @@ def _in_threads(
             for done in pool.map(work_on, chunks):
                 progress.update(done)
         finally:
+            left.set()
             pool.shutdown(cancel_futures=True)
 
 
@@ -274,10 +282,14 @@ def _note_key(keys: np.ndarray, index: int, path: str) -> None:
         found = os.stat(path)
     except OSError:
         return
-    state = b"%b\0%d %d" % (
+    # A program may set back the time of the last change, but not the time at
+    # which it did so.
+    state = b"%b\0%d %d %d %d" % (
         os.fsencode(path),
         found.st_size,
         found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_ino,
     )
     digest = hashlib.blake2b(state, digest_size=16).digest()
     keys[index] = np.frombuffer(digest, np.uint64)
@@ -313,7 +325,7 @@ def _keep(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
     """Keeps what was found in good files.
 
     A bad one is looked at again: what was wrong may be put right without a
-    trace in its size and time, as by a change of permissions.
+    trace in its size and times, as on another machine's disk.
     """
     good = np.flatnonzero((found.orientations > 0) & keys.any(axis=1))
     if not len(good):

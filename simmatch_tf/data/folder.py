@@ -16,7 +16,8 @@ from simmatch_tf.data import files, fingerprint, listing, source
 IMAGE_SIZE = 224
 _SHOWN = 3
 # What is said of images that are there twice, by the parts that they are in.
-# In unlabeled/ they do no harm: labeled images are unlabeled ones as well.
+# Of labeled ones in unlabeled/ nothing: labeled images are unlabeled ones as
+# well, and copies of those set aside are left out when the split is drawn.
 _COPIES = {
     "two classes": ("images in two classes", ": one of the two is wrong"),
     ("test", "labeled"): (
@@ -143,6 +144,7 @@ def read(
             orientations=inspection.orientations[indices],
             channel_mean=mean,
             channel_std=std,
+            digests=inspection.digests[indices],
         )
 
     return Folder(

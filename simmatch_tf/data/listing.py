@@ -5,8 +5,10 @@
   DIR/test/CLASS/*      images for the results, if there are any
 
 JPEG, PNG, BMP and GIF by the ending of the name, in any sizes. What begins
-with a dot is left out; symbolic links are followed. The order depends on the
-names alone, which are compared and sorted in Unicode's composed form.
+with a dot is left out, and so are the folders in which file servers and systems
+keep thumbnails and deleted files. Symbolic links are followed; one to a folder
+that is not there is an error. The order depends on the names alone, which are
+compared and sorted in Unicode's composed form.
 
 Nothing here imports TensorFlow: a wrong folder is answered at once.
 """
@@ -14,7 +16,7 @@ Nothing here imports TensorFlow: a wrong folder is answered at once.
 import collections
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
@@ -23,6 +25,12 @@ from simmatch_tf.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 PARTS = ("labeled", "unlabeled", "test")
+# Folders that Synology, QNAP, Windows, macOS and Linux make by themselves: with
+# thumbnails, deleted files or older versions.
+SYSTEM_FOLDERS = frozenset(
+    ("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot")
+    + ("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found")
+)
 _LAYOUT = (
     "expected are labeled/CLASS/* with a folder for each class, unlabeled/** "
     "and, where there is one, test/CLASS/*"
@@ -64,9 +72,13 @@ class Listing:
         self.parts: list[str] = []
         # (Part or class, ending of the name) → files that are left out.
         self._left_out: collections.Counter = collections.Counter()
+        # Those of `SYSTEM_FOLDERS` that are left out, by name.
+        self._systems: collections.Counter = collections.Counter()
         self.root = _root(data_dir)
         self._unused = self._find_unused()
         if not os.path.isdir(os.path.join(self.root, "labeled")):
+            if dead_link(os.path.join(self.root, "labeled")):
+                raise self._dead_link("labeled")
             raise InputError(
                 f"{self._given}: there is no folder labeled/ in it; {_LAYOUT}"
                 + self._instead()
@@ -90,8 +102,12 @@ class Listing:
             )
         for label, name in enumerate(classes):
             self._add("labeled", label, classes[name])
+        self._empty_unlabeled = False
         if unlabeled:
             self._add("unlabeled", -1)
+            self._empty_unlabeled = self.parts[-1:] != [
+                "unlabeled"
+            ] and os.path.lexists(os.path.join(self.root, "unlabeled"))
         for label, name in enumerate(classes if self.has_test else ()):
             self._add("test", label, tests.get(name, name))
 
@@ -109,6 +125,17 @@ class Listing:
                     f"{place} {self._kinds(place)}"
                     for place in sorted({place for place, _ in self._left_out})
                 ),
+            )
+        if self._systems:
+            logging.warning(
+                "%s: %s",
+                root,
+                systems_left_out(self._systems),
+            )
+        if self._empty_unlabeled:
+            logging.warning(
+                "%s: there is an unlabeled/, but there are no images in it",
+                root,
             )
         if self._unused:
             logging.warning(
@@ -233,6 +260,8 @@ class Listing:
             try:
                 status = os.stat(os.path.join(self.root, path))
             except FileNotFoundError:  # no unlabeled/, no test/CLASS
+                if dead_link(os.path.join(self.root, path)):
+                    raise self._dead_link(path) from None
                 continue
             except OSError as error:
                 raise self._unreadable(path, error) from None
@@ -255,9 +284,14 @@ class Listing:
                     if entry.name.startswith("."):
                         continue
                     if _is_folder(entry):
-                        folders.append((name, entry.is_symlink()))
+                        if entry.name in SYSTEM_FOLDERS:
+                            self._systems[entry.name] += 1
+                        else:
+                            folders.append((name, entry.is_symlink()))
                     elif entry.name.lower().endswith(ENDINGS):
                         images.append(name)
+                    elif dead_link(entry.path):
+                        raise self._dead_link(name)
                     else:
                         self._leave_out(name)
         except OSError as error:
@@ -272,7 +306,14 @@ class Listing:
         place = "/".join(parts[:depth])
         self._left_out[place, ending or "without ending"] += 1
 
+    def _dead_link(self, path: str) -> InputError:
+        return InputError(
+            f"{self._place(path)}: {dead_link(os.path.join(self.root, path))}"
+        )
+
     def _unreadable(self, path: str, error: OSError) -> InputError:
+        if dead_link(os.path.join(self.root, path)):
+            return self._dead_link(path)
         return InputError(
             f"{self._place(path)}: cannot be read ({error.strerror or error})"
         )
@@ -280,6 +321,34 @@ class Listing:
     def _place(self, path: str) -> str:
         """A path in the folder, for a message."""
         return texts.printable(f"{self.root}/{path}")
+
+
+def dead_link(path: str) -> str:
+    """What is wrong with a link to something that is not there; else "".
+
+    It may be the folder of a drive that is not mounted, with all its images.
+    """
+    if not os.path.islink(path):
+        return ""
+    try:
+        os.stat(path)
+    except OSError as error:
+        target = texts.printable(os.readlink(path))
+        return (
+            f"is a link to {target}, which cannot be found "
+            f"({error.strerror or error}); mount or restore that, or remove "
+            "the link"
+        )
+    return ""
+
+
+def systems_left_out(names: Mapping[str, int]) -> str:
+    """Says which of `SYSTEM_FOLDERS` were left out, and how many of each."""
+    return (
+        "folders in which a system keeps thumbnails or deleted files are left "
+        "out: "
+        + ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+    )
 
 
 def _hinted(name: str) -> str:
@@ -314,6 +383,8 @@ def _root(data_dir: str | None) -> str:
             + _LAYOUT
         )
     root = os.path.abspath(os.path.expanduser(data_dir))
+    if dead := dead_link(root):
+        raise InputError(f"--data_dir={data_dir}: {dead}")
     if not os.path.exists(root):
         raise InputError(f"--data_dir={data_dir}: there is no such folder")
     if not os.path.isdir(root):

@@ -3,6 +3,8 @@
 The form in which the published splits of ImageNet come.
 """
 
+import collections
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -78,8 +80,11 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
     # By the last part of the path: lists often leave out folders, or have more
     # of them than the data.
     by_last: dict[str, list[int]] = {}
+    stems = collections.defaultdict(list)
     for index, name in enumerate(composed):
-        by_last.setdefault(name.rpartition("/")[2], []).append(index)
+        last = name.rpartition("/")[2]
+        by_last.setdefault(last, []).append(index)
+        stems[os.path.splitext(last)[0]].append(index)
 
     def fits(index: int, name: str) -> bool:
         one, other = f"/{composed[index]}", f"/{name}"
@@ -96,6 +101,8 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
         if found:
             return found[0]
         if name.isdecimal() and len(name) < 19:
+            if names:
+                _check_index(place, name, [names[i] for i in stems[name]])
             if int(name) >= len(source.train):
                 raise InputError(
                     f"{place}: {source.name} has {len(source.train)} training "
@@ -109,3 +116,27 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
         )
 
     return look_up
+
+
+def _check_index(place: str, number: str, named: list[str]) -> None:
+    """Refuses a number that may be an image's name without its ending.
+
+    Args:
+        place: Where it stands, for the message.
+        number: As it stands there.
+        named: Names of the images that have it as their name.
+
+    Raises:
+        InputError: It has leading zeros, as names have and indices have not,
+            or there are such images.
+    """
+    if named:
+        raise InputError(
+            f"{place} may be the image {named[0]!r} or the index "
+            f"{int(number)}; write the image's name, with its ending"
+        )
+    if number != str(int(number)):
+        raise InputError(
+            f"{place} is the name of no image, and an index has no zeros in "
+            "front; write the image's name, with its ending"
+        )

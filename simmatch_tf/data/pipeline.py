@@ -14,6 +14,7 @@ The batch's keys are this module's contract with the algorithms:
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -228,9 +229,17 @@ def unreadable(when: str, error: tf.errors.OpError) -> str:
             "run goes on from its last checkpoint)"
         )
     return (
-        f"an image could not be read {when}: {message} (the last "
+        f"an image could not be read {when}: {_cause(message)} (the last "
         "checkpoint stays: put it right and start again)"
     )
+
+
+def _cause(message: str) -> str:
+    """What TensorFlow says of a file, without where in its graphs it was."""
+    before = r"Iterator::[\w:\[\]]+: |<stack traces unavailable>\n"
+    behind = r"\s*(?:\[\[\{\{node |\[\[Iterator|\[Op:)"
+    text = re.sub(r"\{\{function_node .*?\}\} ?", "", message)
+    return re.split(behind, re.split(before, text)[-1])[0].strip()
 
 
 def evaluation_dataset(

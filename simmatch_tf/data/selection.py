@@ -14,6 +14,7 @@ from absl import logging
 
 from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import listing
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _PATTERN = ("*", "?", "[")
@@ -41,16 +42,17 @@ def find(images: str) -> Selection:
 
     Args:
         images: A folder, whose images in all its folders are meant, but for
-            hidden ones; a pattern, such as "photos/**/*.jpg"; an image; or a
-            text file with one path a line, from the list's folder on, where
-            empty lines and those with # in front do not count.
+            hidden ones and those of `listing.SYSTEM_FOLDERS`; a pattern, such
+            as "photos/**/*.jpg"; an image; or a text file with one path a
+            line, from the list's folder on, where empty lines and those with
+            # in front do not count.
 
     Returns:
         The files, by name; of a list, in its order. Files of a pattern or a
         list need not be there, nor be images.
 
     Raises:
-        InputError: There is nothing of the kind.
+        InputError: There is nothing of the kind, or a folder cannot be read.
     """
     path = os.path.expanduser(images)
     if os.path.isdir(path):
@@ -77,14 +79,23 @@ def find(images: str) -> Selection:
 
 def _in_folder(root: str) -> Selection:
     names, left_out = [], collections.Counter()
-    for place in _folders(root):
+    systems = collections.Counter()
+    for place in _folders(root, systems):
         for path in _visible(os.path.join(glob.escape(place), "*")):
             if path.lower().endswith(ENDINGS):
                 names.append(os.path.relpath(path, root))
+            elif dead := listing.dead_link(path):
+                raise InputError(f"{texts.printable(path)}: {dead}")
             else:
                 ending = os.path.splitext(path)[1].lower()
                 left_out[ending or "without ending"] += 1
     names.sort()
+    if systems:
+        logging.warning(
+            "--images=%s: %s",
+            texts.printable(root),
+            listing.systems_left_out(systems),
+        )
     if left_out:
         logging.warning(
             "--images=%s: %d files are left out, as their names do not end in "
@@ -116,18 +127,39 @@ def _matching(pattern: str) -> Iterator[str]:
             yield from _matching(os.sep.join([*place, *(behind or "*")]))
 
 
-def _folders(root: str) -> Iterator[str]:
-    """A folder and all below it, once each, but for hidden ones."""
+def _folders(
+    root: str, systems: collections.Counter | None = None
+) -> Iterator[str]:
+    """A folder and all below it, once each.
+
+    Hidden ones and those of the system are left out; `systems` counts these.
+
+    Raises:
+        InputError: One cannot be read.
+    """
     seen = set()
-    for place, folders, _ in os.walk(root, followlinks=True):
+    for place, folders, _ in os.walk(root, onerror=_refuse, followlinks=True):
         # A link to a folder above would go round for ever.
         real = os.path.realpath(place)
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if systems is not None:
+            systems.update(listing.SYSTEM_FOLDERS.intersection(folders))
+        folders[:] = sorted(
+            folder
+            for folder in folders
+            if not folder.startswith(".")
+            and folder not in listing.SYSTEM_FOLDERS
+        )
         yield place
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"{texts.printable(error.filename)}: cannot be read ({error.strerror})"
+    )
 
 
 def _visible(pattern: str) -> Iterator[str]:

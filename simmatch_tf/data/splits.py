@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from simmatch_tf import commandline, texts
 from simmatch_tf.data import source as source_lib
 
 InputError = commandline.InputError
+_SHOWN = 3
 UNKNOWN_SLOTS = (
     "which images the imported memory holds is not known; import the file "
     "again with --labeled_list=FILE, one image a line in the memory's order"
@@ -58,7 +60,7 @@ def draw(
         split_seed: Decides which.
         validation_fraction: Share of the labeled images of each class, at
             least one, that is moved out of training, memory and the unlabeled
-            set.
+            set; so are files of the same content in the unlabeled set.
         unlabeled_includes_labeled: Labeled images are unlabeled ones as well.
 
     Raises:
@@ -118,6 +120,8 @@ def _unlabeled(
     gone = [validation] if includes_labeled else [validation, labeled]
     mask = np.ones(len(source.train), bool)
     mask[np.concatenate(gone)] = False
+    others = np.setdiff1d(np.flatnonzero(mask), labeled)
+    mask[_copies(source, validation, others)] = False
     if not mask.any():
         raise InputError(
             f"no unlabeled image is left: {source.name} has "
@@ -125,6 +129,36 @@ def _unlabeled(
             f"labeled and {len(validation)} set aside"
         )
     return np.flatnonzero(mask)
+
+
+def _copies(
+    source: source_lib.Source, validation: np.ndarray, others: np.ndarray
+) -> np.ndarray:
+    """Those of `others` that are files of the same content as one set aside.
+
+    The result would be of images that were trained on. It is said which they
+    are; where contents are not known there are none.
+    """
+    # Only files have it: not images in memory, nor those of a record.
+    digests = getattr(source.train, "digests", None)
+    if digests is None or not len(validation):
+        return np.zeros([0], np.int64)
+    aside = {digests[index].tobytes(): index for index in validation}
+    copies = [i for i in others if digests[i].tobytes() in aside]
+    if copies:
+        names = source.train.names
+        first = [
+            f"{names[i]} is {names[aside[digests[i].tobytes()]]}"
+            for i in copies[:_SHOWN]
+        ]
+        logging.warning(
+            "unlabeled images that are copies of those set aside to choose "
+            "and score by: %d (%s%s): they are left out",
+            len(copies),
+            ", ".join(first),
+            ", …" * (len(copies) > _SHOWN),
+        )
+    return np.asarray(copies, np.int64)
 
 
 def _count(

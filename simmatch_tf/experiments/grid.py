@@ -149,7 +149,7 @@ def run(
         [tuple(gpus[i::jobs]) for i in range(jobs)] if gpus else [None] * jobs
     )
     waiting, running, failed = list(cells), [], {}
-    with interruption.watch() as request:
+    with interruption.watch("its runs save, and it stops") as request:
         try:
             while waiting or running:
                 if request.signal:

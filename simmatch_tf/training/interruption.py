@@ -1,9 +1,12 @@
 """Ctrl-C and SIGTERM: finish the step, save, then leave."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
+
+from simmatch_tf import terminal
 
 # The status with which TensorFlow's own preemption handler asks to be resumed.
 RESUME_ME = 42
@@ -29,9 +32,23 @@ class Request:
 
     Attributes:
         signal: Name of the signal, or None.
+        reading: What a signal breaks off at once, or None.
     """
 
     signal: str | None = None
+    reading: str | None = None
+
+    def check(self) -> None:
+        """Leaves what may be broken off, if someone asked to.
+
+        Raises:
+            Interrupted: So it is.
+        """
+        if self.signal and self.reading:
+            raise Interrupted(
+                f"{self.signal} while reading {self.reading}; nothing is lost: "
+                "start it again to go on"
+            )
 
     def watch_again(self) -> None:
         """Takes the signals back, where something else has taken them."""
@@ -41,12 +58,15 @@ _watching: list[Request] = []
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Request]:
-    """Notes SIGINT and SIGTERM instead of dying of them.
+def watch(what: str = "the run saves and stops") -> Iterator[Request]:
+    """Notes SIGINT and SIGTERM instead of dying of them, and says so.
 
     A second signal of a kind acts as ever. Outside the main thread, where
     Python allows no handlers, nothing is caught. Inside another watch this is
     that one: a command watches while TensorFlow is imported, too.
+
+    Args:
+        what: What happens after a signal, as soon as it can.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Request()
@@ -60,8 +80,10 @@ def watch() -> Iterator[Request]:
 
     def note(number: int, frame: object) -> None:
         del frame
-        request.signal = signal.Signals(number).name
+        request.signal = name = signal.Signals(number).name
         signal.signal(number, before[number])
+        request.check()
+        _say(f"{name}: {what} as soon as it can; a second {name} stops it now")
 
     def take() -> None:
         for number in before:
@@ -75,6 +97,39 @@ def watch() -> Iterator[Request]:
         _watching.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def at_once(reading: str) -> Iterator[None]:
+    """Has a signal break off a block in which there is nothing to save.
+
+    Args:
+        reading: What the block reads, for the message.
+
+    Raises:
+        Interrupted: A signal came, in the block or before it.
+    """
+    for request in _watching:
+        request.reading = reading
+        request.check()
+    try:
+        yield
+        # Python loses what a handler raises in a destructor.
+        for request in _watching:
+            request.check()
+    finally:
+        for request in _watching:
+            request.reading = None
+
+
+def _say(text: str) -> None:
+    """From a handler, which may have interrupted a print to the same stream."""
+    if terminal.quiet():
+        return
+    # A terminal has shown ^C, maybe behind a bar.
+    line = "\n" * os.isatty(2) + text + "\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """The outer loop: from flags to a result, in one place."""
 
+import contextlib
 import functools
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -173,7 +175,8 @@ class _Run:
         config = self.given
 
         def read() -> tuple[source_lib.Source, splits.Split]:
-            source = inputs.make_source(config, given)
+            with interruption.at_once(f"the images of {config.dataset}"):
+                source = inputs.make_source(config, given)
             return source, inputs.make_split(config, source, self.folder)
 
         def known() -> dict[str, str]:
@@ -241,9 +244,28 @@ class _Run:
             config.profile, self.folder.tensorboard, start
         )
         self.observer.begin(start)
-        began = time.monotonic()
-        # ------------------------------------------------------------ loop --
-        step, every = start, (config.log_every, config.eval_every)
+        with self._session(bar, profile):
+            self._loop(request, bar, stepper, profile)
+        # ---------------------------------------------------------- result --
+        if not self.accuracy:  # killed between checkpoint and result
+            self._evaluate(config.steps, bar)
+        self._close(bar, profile)
+        result = self._result()
+        if self.workers.chief:
+            result.write(self.folder.results)
+        self.workers.wait()
+        return result
+
+    def _loop(
+        self,
+        request: interruption.Request,
+        bar: progress.Progress,
+        stepper: stepping.Stepper,
+        profile: profiling.Profile,
+    ) -> None:
+        """Takes the steps that are left, and does what is due between them."""
+        config, step = self.config, bar.done
+        every = (config.log_every, config.eval_every)
         every += (config.checkpoint_every, config.steps_per_loop)
         # Without summaries there are no pictures to wait for.
         every += (config.picture_every or config.steps,)
@@ -272,22 +294,26 @@ class _Run:
                 if itstime(config.checkpoint_every) or stop:
                     self._save(step)
             if stop and step < config.steps:
-                self._close(bar, profile)
-                self._write_timing(start, step, time.monotonic() - began)
                 raise interruption.Interrupted(
                     f"{stop} after step {step} of {config.steps}; "
                     f"saved in {self.folder.path}: start it again to go on"
                 )
-        # ---------------------------------------------------------- result --
-        self._write_timing(start, config.steps, time.monotonic() - began)
-        if not self.accuracy:  # killed between checkpoint and result
-            self._evaluate(config.steps, bar)
-        self._close(bar, profile)
-        result = self._result()
-        if self.workers.chief:
-            result.write(self.folder.results)
-        self.workers.wait()
-        return result
+
+    @contextlib.contextmanager
+    def _session(
+        self, bar: progress.Progress, profile: profiling.Profile
+    ) -> Iterator[None]:
+        """Around the steps of a session: writes its time, however it ends."""
+        start, began = bar.done, time.monotonic()
+        try:
+            yield
+        except (InputError, FloatingPointError, interruption.Interrupted):
+            self._close(bar, profile)
+            # It may be that nothing can be written.
+            with contextlib.suppress(InputError):
+                self._write_timing(start, bar.done, time.monotonic() - began)
+            raise
+        self._write_timing(start, bar.done, time.monotonic() - began)
 
     def _result(self) -> results.Result:
         return outcome.collect(

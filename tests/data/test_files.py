@@ -2,6 +2,7 @@ import io
 import os
 import struct
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -347,6 +348,26 @@ def test_decoded_once_and_again_when_changed(tmp_path, decoded):
     assert (changed.sums[3] != first.sums[3]).any()
 
 
+def test_a_file_that_is_changed_in_place(tmp_path, decoded):
+    """Its size and the time of its last change stay, as of exiftool -P."""
+    cache = tmp_path / "cache.npz"
+    (path,) = write(tmp_path / "images", {"a.bmp": SAME["rgb.bmp"]})
+    files.inspect([path], cache=cache)
+    status = os.stat(path)
+    write(tmp_path / "images", {"a.bmp": encode(TURNED, "BMP")})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert os.stat(path).st_size == status.st_size
+    found = files.inspect([path], cache=cache)
+    check_same(found, files.inspect([path], cache=None))
+    # Another file in its place, with its times.
+    write(tmp_path / "images", {"b.bmp": SAME["rgb.bmp"]})
+    other = tmp_path / "images" / "b.bmp"
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    found = files.inspect([path], cache=cache)
+    check_same(found, files.inspect([path], cache=None))
+
+
 def test_nothing_is_decoded_again(tmp_path, decoded):
     paths = write(tmp_path, {f"{i}.jpg": SAME["rgb.jpg"] for i in range(50)})
     first = files.inspect(paths, cache=tmp_path / "cache.npz")
@@ -420,6 +441,28 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
     found = files.inspect(paths, cache=tmp_path / "cache.npz")
     assert len(seen) - before == 401 - before
     assert not found.reasons and (found.pixels == WIDTH * HEIGHT).all()
+
+
+def test_a_signal_is_not_held_up_by_photographs_in_hand(tmp_path, monkeypatch):
+    """Each thread leaves the files that it took at once."""
+    paths = write(tmp_path, {f"{i}.jpg": SAME["rgb.jpg"] for i in range(9)})
+    seen, examine = [], examination.examine_content
+
+    class Pool(files.concurrent.futures.ThreadPoolExecutor):
+        def map(self, work, chunks):
+            self.submit(work, np.concatenate(chunks))
+            raise KeyboardInterrupt
+
+    def slow(path):
+        seen.append(path)
+        time.sleep(0.01)
+        return examine(path)
+
+    monkeypatch.setattr(examination, "examine_content", slow)
+    monkeypatch.setattr(files.concurrent.futures, "ThreadPoolExecutor", Pool)
+    with pytest.raises(KeyboardInterrupt):
+        files.inspect(paths, cache=None)
+    assert len(seen) < 9
 
 
 def test_cache_path(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import files, folder
+from simmatch_tf.data import files, folder, splits
 
 GOOD = (
     "labeled/cat/b.jpg",
@@ -400,13 +400,6 @@ def test_wrong_layouts(tmp_path, without, more, message):
     assert str(root) in str(error.value)
 
 
-def test_a_test_set_that_is_no_folder(tmp_path):
-    root = make(tmp_path / "data", without=["test"])
-    os.symlink("gone", root / "test")
-    with pytest.raises(InputError, match=r"/test: cannot be read \(No such"):
-        read(root)
-
-
 def test_empty_labeled(tmp_path):
     (tmp_path / "labeled").mkdir()
     with pytest.raises(InputError, match=r"has 0 class folders \(none\)"):
@@ -614,3 +607,128 @@ def test_one_class_in_two_forms_of_unicode(tmp_path):
     make(root, [f"labeled/{NFD}/y.png"])
     with pytest.raises(InputError, match="in another form of Unicode"):
         read(root)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("labeled/red", "/mnt/usb/red"),
+        ("labeled/cat/more", "gone"),
+        ("labeled", "/mnt/usb/labeled"),
+        ("unlabeled", "/mnt/usb/unlabeled"),
+        ("unlabeled/session 2", "session 2"),  # to itself
+        ("test", "gone"),
+        ("test/dog", "gone"),
+    ],
+)
+@pytest.mark.parametrize("need_unlabeled", [True, False])
+def test_a_link_to_a_folder_that_is_not_there(
+    tmp_path, link, target, need_unlabeled
+):
+    """Such as one on a drive that is not mounted."""
+    root = make(tmp_path / "data", without=[f"{link}/"])
+    shutil.rmtree(root / link, ignore_errors=True)
+    os.symlink(target, root / link)
+    with pytest.raises(
+        InputError, match=f"/{link}: is a link to {target}, which cannot be fo"
+    ):
+        folder.read(
+            str(root), on_bad_image="error", need_unlabeled=need_unlabeled
+        )
+
+
+def test_a_data_dir_that_is_a_link_to_nothing(tmp_path):
+    os.symlink("gone", tmp_path / "data")
+    with pytest.raises(InputError, match="/data: is a link to gone, which can"):
+        read(tmp_path / "data")
+
+
+def test_an_empty_unlabeled_is_named(tmp_path, warned):
+    """Such as a folder in which nothing is mounted."""
+    root = distinct(tmp_path / "data")
+    shutil.rmtree(root / "unlabeled")
+    how = {"on_bad_image": "error", "need_unlabeled": False}
+    folder.read(str(root), **how)
+    assert warned == []
+    (root / "unlabeled").mkdir()
+    folder.read(str(root), **how)
+    assert warned == [
+        f"{root}: there is an unlabeled/, but there are no images in it"
+    ]
+    folder.read(str(root), **how, unlabeled=False)
+    assert len(warned) == 1
+
+
+def test_folders_of_the_system_are_left_out(tmp_path, warned):
+    """Thumbnails of labeled images, and what was deleted."""
+    root = distinct(tmp_path / "data")
+    make(
+        root,
+        [
+            "labeled/@eaDir/x.png",
+            "labeled/cat/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+            "labeled/dog/#recycle/wrong.png",
+            "unlabeled/more/@eaDir/x.png",
+        ],
+    )
+    found = read(root)
+    assert found.class_names == ["cat", "dog"]
+    assert len(found.train) == 5
+    assert warned == [
+        f"{root}: folders in which a system keeps thumbnails or deleted files "
+        "are left out: 1 #recycle, 3 @eaDir"
+    ]
+
+
+def draw(root, **changes):
+    how = {
+        "labels": None,
+        "label_fraction": None,
+        "split_seed": 0,
+        "validation_fraction": 0.5,
+        "unlabeled_includes_labeled": True,
+    }
+    source = folder.load(str(root), on_bad_image="error")
+    split = splits.draw(source, **{**how, **changes})
+    return source, split, [source.train.names[i] for i in split.unlabeled]
+
+
+def test_copies_of_images_set_aside_are_not_trained_on(tmp_path, warned):
+    root = distinct(tmp_path / "data")
+    save(root / "labeled/dog/d.png", (0, 9, 0))
+    _, whole, unlabeled = draw(root)
+    assert len(whole.validation) == 2 and not warned
+    labeled = ["cat/a.png", "cat/b.jpg", "dog/c.gif", "dog/d.png"]
+    for name in labeled:
+        copy(root, f"labeled/{name}", f"unlabeled/copy_{name[4:]}")
+    source, split, names = draw(root)
+    aside = {os.path.basename(source.train.names[i]) for i in split.validation}
+    kept = {f"copy_{name[4:]}" for name in labeled} - {
+        f"copy_{name}" for name in aside
+    }
+    assert len(kept) == 2
+    assert sorted(names) == sorted(
+        unlabeled + [f"unlabeled/{name}" for name in kept]
+    )
+    (line,) = warned
+    assert line.startswith(
+        "unlabeled images that are copies of those set aside to choose and "
+        "score by: 2 (unlabeled/copy_"
+    )
+    assert line.endswith("): they are left out")
+    # A run that goes on reads which they were; another run may take them over.
+    path = tmp_path / "split.json"
+    splits.write(path, split, source)
+    for found in (
+        splits.read(path, source),
+        splits.hand_over(path, source, unlabeled_includes_labeled=True),
+    ):
+        np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+
+
+def test_without_images_set_aside_copies_stay(tmp_path, warned):
+    root = distinct(tmp_path / "data")
+    copy(root, "labeled/cat/a.png", "unlabeled/copy.png")
+    _, split, names = draw(root, validation_fraction=0.0)
+    assert "unlabeled/copy.png" in names and not warned
+    assert len(split.unlabeled) == 6

@@ -89,6 +89,32 @@ def test_names_that_are_equal_or_end_alike(tmp_path):
         lists.read(path, nested)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("003", "may be the image 'a/003.jpg' or the index 3; write the ima"),
+        # Without zeros, too, a name without its ending.
+        ("11", "may be the image 'b/11.jpg' or the index 11"),
+        ("002", "is the name of no image, and an index has no zeros in fro"),
+    ],
+)
+def test_a_number_that_may_be_a_name(tmp_path, line, message):
+    path = tmp_path / "list.txt"
+    names = ["a/003.jpg", "b/11.jpg", *(f"{n}.png" for n in "uvwxyzabcdef")]
+    data = named([0, 1] * 7, names)
+    path.write_text(f"2\n{line}\n")
+    with pytest.raises(InputError, match=f"line 2: {line!r} {message}"):
+        lists.read(path, data)
+    path.write_text("2\n3\n0\n")
+    assert lists.read(path, data).tolist() == [0, 2, 3]
+
+
+def test_zeros_in_front_of_an_index_where_there_are_no_names(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("003\n")
+    assert lists.read(path, digits.load(8)).tolist() == [3]
+
+
 def test_a_list_from_windows(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("\ufeffa\\x.jpg\r\nb\\x.jpg\r\n".encode())

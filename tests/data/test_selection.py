@@ -124,3 +124,38 @@ def test_nothing_of_the_kind(folder, name, message):
         selection.find(name)
     with pytest.raises(InputError, match=message):
         selection.find(name)
+
+
+def test_a_link_to_a_folder_that_is_not_there(folder):
+    (folder / "a" / "day 2").symlink_to("/mnt/usb/day 2")
+    with pytest.raises(InputError, match="/a/day 2: is a link to /mnt/usb/day"):
+        selection.find(str(folder))
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/c"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"/a/b/c: cannot be read \(Permiss"):
+        selection.find(str(folder))
+
+
+def test_folders_of_the_system_are_left_out(folder, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        selection.logging,
+        "warning",
+        lambda text, *values: lines.append(text % values),
+    )
+    before = selection.find(str(folder / "a" / "b"))
+    thumbnail = folder / "a" / "b" / "@eaDir" / "2.png" / "THUMB.jpg"
+    thumbnail.parent.mkdir(parents=True)
+    thumbnail.touch()
+    assert selection.find(str(folder / "a" / "b")) == before
+    (line,) = lines
+    assert line.endswith("deleted files are left out: 1 @eaDir")

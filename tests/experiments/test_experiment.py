@@ -158,7 +158,9 @@ def test_a_signal_has_all_save(stub, experimenting, number):
     os.kill(experimenting.pid, number)
     _, err = experimenting.communicate(timeout=60)
     assert experimenting.returncode == 42
-    assert f"{signal.Signals(number).name}: 2 of 2 runs have saved" in err
+    name = signal.Signals(number).name
+    assert f"{name}: its runs save, and it stops as soon as it can" in err
+    assert f"{name}: 2 of 2 runs have saved" in err
     assert lines(stub / "saved") == ["saved", "saved"]
     # What is finished is shown all the same.
     assert (stub / "out" / "table.md").is_file()

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shutil
+import signal
+import time
 import types
 
 import numpy as np
@@ -14,6 +18,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import command_flags, evaluate
 from simmatch_tf.commandline import InputError
+from simmatch_tf.data import examination
 from simmatch_tf.training import inputs, workdir
 from tests import recording, runs
 
@@ -101,6 +106,68 @@ def test_a_folder_with_test_images_killed_and_resumed(photos, tmp_path):
     assert runs.fit(cut, **made) == whole
     assert runs.began_after(cut) == 2
     assert_same_weights(tmp_path / "whole", cut)
+
+
+def test_a_signal_breaks_off_the_inspection(photos, tmp_path, monkeypatch):
+    """What was found is kept, and nobody waits for the rest."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_photos(photos, ("unlabeled/more",), 100)
+    seen, examine = [], examination.examine_content
+
+    def slow(path):
+        seen.append(path)
+        if len(seen) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return examine(path)
+
+    monkeypatch.setattr(examination, "examine_content", slow)
+    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
+    with pytest.raises(
+        simmatch_tf.Interrupted, match="SIGTERM while reading the images of fo"
+    ):
+        runs.fit(tmp_path / "run", **made)
+    assert len(seen) < 100
+    inputs.make_source(runs.config(tmp_path / "run", **made))
+    # All but the one or two whose turn it was when the signal came.
+    assert len(set(seen)) == 118 and len(seen) < 130
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_per_loop", [1, 4])
+def test_an_image_that_disappears_during_the_run(
+    photos, tmp_path, monkeypatch, steps_per_loop
+):
+    made = {
+        **FOLDER,
+        "data_dir": str(photos),
+        "validation_fraction": 0.3,
+        "checkpoint_every": 4,
+        "steps_per_loop": steps_per_loop,
+        "steps": 400,
+        "eval_every": 400,
+    }
+    from simmatch_tf.training import checkpoints
+
+    save = checkpoints.Checkpoints.save
+
+    def then_remove(self, step):
+        save(self, step)
+        for path in (photos / "unlabeled").glob("*.png"):
+            path.rename(path.with_suffix(".gone"))
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", then_remove)
+    with pytest.raises(InputError) as caught:
+        runs.fit(tmp_path / "run", **made)
+    assert re.fullmatch(
+        r"an image could not be read (at|from) step \d+( on)?: "
+        rf"{photos}/unlabeled/\d\.png; No such file or directory "
+        r"\(the last checkpoint stays: put it right and start again\)",
+        str(caught.value),
+    ), caught.value
+    (session,) = json.loads((tmp_path / "run" / "timing.json").read_text())
+    assert session["first_step"] == 1
+    assert 4 <= session["last_step"] < 400 and session["seconds"] > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 
@@ -155,6 +156,70 @@ def test_a_watch_inside_another_is_the_same(interrupts):
         with interruption.watch() as inner:
             assert inner is outer and inner.signal == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is interrupts
+
+
+def test_a_signal_says_what_happens_next(interrupts, capfd, monkeypatch):
+    with interruption.watch():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == (
+        "SIGTERM: the run saves and stops as soon as it can; a second SIGTERM "
+        "stops it now\n"
+    )
+    monkeypatch.setattr(terminal, "quiet", lambda: True)
+    with interruption.watch():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_signal_amid_a_print_to_the_same_stream(interrupts):
+    """A handler that prints there itself would fail."""
+    lines = """
+import io, os, signal, sys
+from simmatch_tf.training import interruption
+class Raw(io.FileIO):
+    def write(self, data):
+        if request.signal is None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(data)
+with interruption.watch() as request:
+    raw = Raw(2, "w", closefd=False)
+    sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)
+    print("printed", file=sys.stderr, flush=True)
+    assert request.signal == "SIGINT"
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", lines],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "SIGINT: the run saves" in found.stderr
+    assert "printed" in found.stderr
+
+
+def test_a_signal_breaks_off_what_may_be_broken_off(interrupts, capfd):
+    with interruption.watch() as request:
+        with pytest.raises(
+            interruption.Interrupted, match="^SIGINT while reading images; "
+        ):
+            with interruption.at_once("images"):
+                os.kill(os.getpid(), signal.SIGINT)
+                pytest.fail("went on")
+        # One that came before, or was lost in a destructor, counts, too.
+        with pytest.raises(interruption.Interrupted):
+            with interruption.at_once("images"):
+                pytest.fail("began")
+        request.signal = None
+        with pytest.raises(interruption.Interrupted):
+            with interruption.at_once("images"):
+                request.signal = "SIGINT"
+        request.signal = None
+        os.kill(os.getpid(), signal.SIGTERM)  # outside it is noted
+        assert request.signal == "SIGTERM"
+    assert "SIGTERM: the run saves" in capfd.readouterr().err
+    with interruption.at_once("images"):  # nobody watches
+        pass
 
 
 def test_no_handlers_outside_the_main_thread():
