@@ -17,7 +17,7 @@ def main(flags: command_flags.ExportConfig) -> None:
     folder = workdir.Workdir(flags.workdir)
     run = availability.trained(folder)
     if not flags.replace_model:
-        versions.check_model(flags.output, run, folder.train_sha256())
+        versions.check_model(flags.output, run, folder.images())
     if flags.images is not None:
         selection.find(flags.images)
     else:
