@@ -17,7 +17,7 @@ def main(flags: command_flags.ExportConfig) -> None:
     folder = workdir.Workdir(flags.workdir)
     if not flags.replace_model:
         versions.check_model(
-            flags.output, folder.read_config(), folder.train_sha256()
+            flags.output, folder.read_config(), folder.images()
         )
     run = availability.trained(folder)
     if flags.images is not None:

@@ -80,6 +80,7 @@ _FLOATX = ("float16", "float32", "float64")
 _FORMATS = ("channels_last", "channels_first")
 # Whether this module has imported TensorFlow: then its kernels are ours.
 _imported = False
+_onednn_has_spoken = False
 
 
 def check(*, exact: bool = True) -> None:
@@ -193,6 +194,23 @@ def load_tensorflow(*, fast: bool = True) -> None:
         os.environ.pop(_TENSORFLOWS_ONEDNN, None)
         if before is not None:
             os.environ[_TENSORFLOWS_ONEDNN] = before
+
+
+def silence_onednn() -> None:
+    """Has oneDNN say what it lacks where nobody needs to read it.
+
+    Without AVX-512 it says once a process, as an error, that TensorFlow's own
+    kernels take bytes: at the first transposition of some. Only after devices
+    and workers are set up: an operation fixes them.
+    """
+    global _onednn_has_spoken
+    if _onednn_has_spoken:
+        return
+    import tensorflow as tf
+
+    with terminal.without_noise(), tf.device("CPU"):
+        tf.transpose(tf.zeros([1, 2], tf.uint8))
+    _onednn_has_spoken = True
 
 
 def start(*, fast: bool = True, loud: bool = True) -> None:

@@ -122,6 +122,7 @@ class Inspection:
         sums: uint64 [N, 3], sum of each channel's values 0 … 255.
         squares: uint64 [N, 3], sum of their squares.
         digests: uint8 [N, 16], of the files' contents.
+        remarks: uint8 [N], see `examination.warn`.
     """
 
     reasons: dict[int, str]
@@ -130,6 +131,7 @@ class Inspection:
     sums: np.ndarray
     squares: np.ndarray
     digests: np.ndarray
+    remarks: np.ndarray
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
@@ -141,6 +143,7 @@ class Inspection:
             sums=np.zeros([files, 3], np.uint64),
             squares=np.zeros([files, 3], np.uint64),
             digests=np.zeros([files, 16], np.uint8),
+            remarks=np.zeros(files, np.uint8),
         )
 
     def statistics(self, indices: np.ndarray) -> source_lib.Statistics:
@@ -160,7 +163,9 @@ class Inspection:
 
 
 # What is kept of each file, beside its key.
-_COLUMNS = ("orientations", "pixels", "sums", "squares", "digests")
+_COLUMNS = (
+    *("orientations", "pixels", "sums", "squares", "digests", "remarks"),
+)
 
 
 def usable(
@@ -297,7 +302,7 @@ def _note_key(keys: np.ndarray, index: int, path: str) -> None:
 
 def _version() -> np.ndarray:
     """What was found holds for these only."""
-    return np.array(f"2 {tf.__version__} {PIL.__version__}")
+    return np.array(f"3 {tf.__version__} {PIL.__version__}")
 
 
 def _recall(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
@@ -350,11 +355,12 @@ def _keep(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
 def _note(found: Inspection, index: int, path: str) -> None:
     """Enters what is in a file."""
     try:
-        orientation, pixels, digest = examination.examine_content(path)
+        image = examination.examine_content(path)
     except ValueError as error:
         found.reasons[index] = str(error)
         return
-    found.sums[index], found.squares[index] = examination.sums(pixels)
-    found.pixels[index] = pixels.size // 3
-    found.digests[index] = np.frombuffer(digest, np.uint8)
-    found.orientations[index] = orientation  # last: this marks it as seen
+    found.sums[index], found.squares[index] = examination.sums(image.pixels)
+    found.pixels[index] = image.pixels.size // 3
+    found.digests[index] = np.frombuffer(image.digest, np.uint8)
+    found.remarks[index] = image.remarks
+    found.orientations[index] = image.orientation  # last: it marks it as seen

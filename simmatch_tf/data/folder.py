@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from simmatch_tf.data import files, fingerprint, listing, source
+from simmatch_tf.data import examination, files, fingerprint, listing, source
 
 IMAGE_SIZE = 224
 _SHOWN = 3
@@ -131,6 +131,7 @@ def read(
     found.check(kept.tolist(), need_unlabeled=need_unlabeled)
     digests = [digest.tobytes().hex() for digest in inspection.digests]
     _warn_of_copies(found, _repeated(inspection.digests, kept), digests)
+    examination.warn([found.names[i] for i in kept], inspection.remarks[kept])
 
     is_test = np.array([part == "test" for part in found.parts])[kept]
     train = kept[~is_test]

@@ -1,7 +1,7 @@
 """The EXIF orientation of an encoded image, read as part of a graph.
 
-Training has it from Pillow, file by file, before it starts; a served model gets
-bytes and no more.
+The one rule of how images are turned: a served model gets bytes and no more, so
+training, which asks before it starts (`examination`), asks the same graph.
 """
 
 import tensorflow as tf
@@ -10,8 +10,6 @@ from simmatch_tf.data import branches
 
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# How much of a JPEG is searched for a sign of EXIF.
-_SEARCHED = 2**17
 _TAG = 0x0112
 # TIFF's types of whole numbers → their bytes.
 _SIZES = {1: 1, 3: 2, 4: 4}
@@ -27,17 +25,17 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
         1 … 8, int32 scalar: of a JPEG's EXIF segment, or a PNG's or WebP's
         EXIF chunk. 1 where there is none, in GIF and BMP, and where it is
         damaged.
-        Unlike Pillow, orientations that stand in XMP alone are not read.
+        Unlike by Pillow, an orientation that stands in XMP or in a raw profile
+        alone is not read.
     """
     return tf.cond(
-        _holds(tf.strings.substr(encoded, 0, _SEARCHED), r"Exif\x00\x00")
-        & _starts_with(encoded, _JPEG),
+        _starts_with(encoded, _JPEG) & holds(encoded, r"Exif\x00\x00"),
         lambda: _of_jpeg(encoded),
         lambda: tf.cond(
             _starts_with(encoded, _PNG) & holds_exif(encoded),
             lambda: _of_png(encoded),
             lambda: tf.cond(
-                _is_webp(encoded) & _holds(encoded, "EXIF"),
+                _is_webp(encoded) & holds(encoded, "EXIF"),
                 lambda: _of_webp(encoded),
                 lambda: tf.constant(1),
             ),
@@ -47,7 +45,7 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 def holds_exif(png: tf.Tensor) -> tf.Tensor:
     """Which PNGs, strings of any shape, may have an eXIf chunk: bool."""
-    return _holds(png, "eXIf")
+    return holds(png, "eXIf")
 
 
 @branches.seldom
@@ -75,8 +73,13 @@ def _starts_with(encoded: tf.Tensor, magic: bytes) -> tf.Tensor:
     return tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
 
 
-def _holds(encoded: tf.Tensor, pattern: str) -> tf.Tensor:
-    """Whether the bytes are in it: so that few files need a walk."""
+def holds(encoded: tf.Tensor, pattern: str) -> tf.Tensor:
+    """Whether bytes match anywhere: so that few files need a closer look.
+
+    Args:
+        encoded: Strings of any shape.
+        pattern: A regular expression of RE2.
+    """
     # A full match would want valid UTF-8 around the pattern.
     without = tf.strings.regex_replace(
         encoded, pattern, "", replace_global=False

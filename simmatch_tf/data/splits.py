@@ -391,6 +391,19 @@ def read(
     )
 
 
+def is_of(content: dict[str, Any], source: source_lib.Source) -> bool:
+    """Whether a split is of training images of these names and classes.
+
+    Args:
+        content: As from `read_content`.
+        source: The dataset.
+    """
+    digest = content.get("train_sha256")  # older files lack it
+    if digest is None:
+        return content["train_images"] == len(source.train)
+    return digest == _digest(source.train)
+
+
 def slots(content: dict[str, Any]) -> np.ndarray:
     """The images that the slots of `read_content` hold, -1 where unknown."""
     labeled = content["labeled"]

@@ -2,12 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import tensorflow as tf
 
 from simmatch_tf.commandline import InputError
@@ -92,7 +91,7 @@ def predict(
         )
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: must be at least 1")
-    paths, names, encoded = _images(images)
+    paths, names, encoded, remarks = _images(images)
     loaded = models.open_model(os.fspath(model), weights=weights)
     places = np.arange(len(names))
     if paths is not None:
@@ -101,14 +100,17 @@ def predict(
         [len(names), len(loaded.class_names)], np.nan, np.float32
     )
     with examination.silent_pillow():
-        for part, safe, pixels in prediction.decoded(
+        for part, safe, marked, pixels in prediction.decoded(
             loaded,
             places,
             [os.fsencode(paths[i]) for i in places] if paths else encoded,
             tf.io.read_file if paths else tf.identity,
             batch_size=batch_size,
         ):
-            good = prediction.as_shown(paths, part, safe) if paths else safe
+            good = safe
+            if paths:
+                good = prediction.as_shown(paths, part, safe)
+                prediction.note_remarks(remarks, paths, part[good & marked])
             if good.any():
                 given = tf.cast(pixels[good], loaded.input_dtype)
                 found = loaded.classify(images=given)["probabilities"]
@@ -116,6 +118,7 @@ def predict(
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
         if len(missing):
             raise InputError(_unreadable(names, paths, missing))
+    examination.warn(names, remarks)
     return Predictions(
         names, list(loaded.class_names), probabilities, loaded.note
     )
@@ -141,19 +144,31 @@ def _unreadable(
 
 def _images(
     images: Any,
-) -> tuple[Sequence[str] | None, list[str], list[bytes] | None]:
+) -> tuple[Sequence[str] | None, list[str], list[bytes] | None, np.ndarray]:
     """Paths and names of files; or names and PNG bytes of arrays.
+
+    With remarks [N], see `examination.warn`.
 
     Raises:
         InputError: They are neither, or none.
     """
     if isinstance(images, str | os.PathLike):
         found = selection.find(os.fspath(images))
-        return found.paths, list(found.names), None
+        return (
+            found.paths,
+            list(found.names),
+            None,
+            np.zeros(len(found), np.uint8),
+        )
     if isinstance(images, PIL.Image.Image):
         images = [images]
     elif hasattr(images, "__array__") and not isinstance(images, list | tuple):
         images = _batch(np.asarray(images))
+    if isinstance(images, bytes | dict) or not isinstance(images, Iterable):
+        raise InputError(
+            f"images are of type {type(images).__name__}, but paths, arrays or "
+            "Pillow images are wanted, one or a list of them"
+        )
     images = list(images)
     if not images:
         raise InputError("images: there are none")
@@ -161,15 +176,17 @@ def _images(
     if all(of_files):
         names = [os.fspath(image) for image in images]
         paths = [os.path.abspath(os.path.expanduser(name)) for name in names]
-        return paths, names, None
+        return paths, names, None, np.zeros(len(names), np.uint8)
     if any(of_files):
         raise InputError("images: some are paths and some are not")
     names = [f"image {number}" for number in range(len(images))]
-    return (
-        None,
-        names,
-        [_png(*pair) for pair in zip(names, images, strict=True)],
-    )
+    remarks = np.zeros(len(names), np.uint8)
+    encoded = []
+    for place, (name, image) in enumerate(zip(names, images, strict=True)):
+        if isinstance(image, PIL.Image.Image):
+            image, remarks[place] = _of_pillow(name, image)
+        encoded.append(_png(name, image))
+    return None, names, encoded, remarks
 
 
 def _batch(array: np.ndarray) -> Sequence[Any]:
@@ -192,21 +209,40 @@ def _batch(array: np.ndarray) -> Sequence[Any]:
     )
 
 
+def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
+    """An image as seen, uint8, and the remarks on it.
+
+    Raises:
+        InputError: It cannot be read, or has more bits.
+    """
+    if image.mode.startswith(_DEEP):
+        raise InputError(
+            f"{name} is of Pillow's mode {image.mode}, but 8 bits a channel "
+            'are wanted, such as of mode "L" or "RGB"'
+        )
+    try:
+        seen, otherwise = examination.turned(image)
+        seen = np.asarray(seen.convert("L" if seen.mode == "L" else "RGB"))
+    except Exception as error:  # Pillow's decoders may raise anything
+        raise InputError(
+            f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
+            "closed already"
+        ) from None
+    return seen, examination.TURNED * otherwise
+
+
 def _png(name: str, image: Any) -> bytes:
     """An image as a file, so that it is treated as files are.
 
     Raises:
         InputError: It is no image of 8 bits a channel, grey or RGB.
     """
-    if isinstance(image, PIL.Image.Image):
-        if image.mode.startswith(_DEEP):
-            raise InputError(
-                f"{name} is of Pillow's mode {image.mode}, but 8 bits a "
-                'channel are wanted, such as of mode "L" or "RGB"'
-            )
-        image = PIL.ImageOps.exif_transpose(image)
-        image = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
-    pixels = np.asarray(image)
+    try:
+        pixels = np.asarray(image)
+    except Exception as error:  # lists of several lengths, another device
+        raise InputError(
+            f"{name}, of type {type(image).__name__}, is no array ({error})"
+        ) from None
     if pixels.dtype != np.uint8:
         raise InputError(_no_bytes(name, pixels))
     if pixels.ndim == 2:

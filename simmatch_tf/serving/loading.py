@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
@@ -37,6 +38,7 @@ class Run:
         classifier: See `classifier.Classifier`.
         config: The run's flags.
         content: What stands in its split's file.
+        data: The file that says which images it began with.
         step: Of the checkpoint.
         checkpoint: Its digest.
         weights: "student" or "ema".
@@ -47,6 +49,7 @@ class Run:
     classifier: classifier.Classifier
     config: config_lib.Config
     content: dict[str, Any]
+    data: pathlib.Path
     step: int
     checkpoint: str
     weights: str
@@ -97,6 +100,7 @@ def run(
         classifier=made,
         config=config,
         content=content,
+        data=folder.data,
         step=step,
         checkpoint=checkpoints.digest(folder.checkpoints, step),
         weights=weights,
@@ -181,6 +185,7 @@ def export(path: pathlib.Path) -> Export:
     Raises:
         InputError: It cannot be loaded, or is none of ours.
     """
+    preflight.silence_onednn()
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:  # the loader lets through whatever goes wrong

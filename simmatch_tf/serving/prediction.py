@@ -71,6 +71,7 @@ def predict(
         examination.silent_pillow(),
     ):
         place = rows.done
+        remarks = np.zeros(len(names), np.uint8)
 
         def add(made: dict[int, outputs.Row], stop: int) -> None:
             """Rows up to `stop`: what was not made could not be read."""
@@ -85,10 +86,11 @@ def predict(
             bar.update(stop - place)
 
         regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
-        for places, safe, images in _batches(
+        for places, safe, marked, images in _batches(
             model, chosen.paths, np.flatnonzero(regular[place:]) + place, flags
         ):
             good = as_shown(chosen.paths, places, safe)
+            note_remarks(remarks, chosen.paths, places[good & marked])
             made = {}
             if good.any():
                 found = function(
@@ -100,6 +102,7 @@ def predict(
             add(made, int(places[-1]) + 1)
             place = int(places[-1]) + 1
         add({}, len(names))
+        examination.warn(names, remarks)
         found = review.make(
             outputs.read(rows.partial, skip=1),
             model.class_names,
@@ -115,8 +118,8 @@ def _batches(
     paths: Sequence[str],
     places: np.ndarray,
     flags: command_flags.PredictConfig,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Decoded images: places [n], whether they are safe [n], pixels.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Decoded images: places, whether they are safe and marked [n], pixels.
 
     Args:
         model: What they are decoded for.
@@ -143,7 +146,7 @@ def decoded(
     *,
     batch_size: int,
     parallel_calls: int | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, ...]]:
     """See `_batches`.
 
     Args:
@@ -162,7 +165,8 @@ def decoded(
 
     def decode(place: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
-        return place, _is_safe(encoded), model.preprocessing.decode(encoded)
+        pixels = model.preprocessing.decode(encoded)
+        return place, _is_safe(encoded), examination.is_marked(encoded), pixels
 
     dataset = dataset.map(
         tf.autograph.experimental.do_not_convert(decode),
@@ -222,6 +226,14 @@ def as_shown(
         except ValueError:
             pass
     return good
+
+
+def note_remarks(
+    remarks: np.ndarray, paths: Sequence[str], places: np.ndarray
+) -> None:
+    """Enters the remarks on the images at `places` into `remarks` [N]."""
+    for place in places:
+        remarks[place] = examination.remarks(paths[place])
 
 
 def why(path: str) -> str:

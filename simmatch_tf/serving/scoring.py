@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from simmatch_tf import command_flags, terminal, texts
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, splits
+from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import classifier, loading
 from simmatch_tf.training import assembly, evaluation, inputs, workdir
 
@@ -92,6 +94,7 @@ def of_export(
             f"--export={path}: has the classes {export.class_names}, but "
             f"{source.name} has {list(source.class_names)}"
         )
+    changes = _changes(export, source)
     if source.test is None:
         raise InputError(
             f"--export={path}: {source.name} has no test images to evaluate "
@@ -119,6 +122,7 @@ def of_export(
         "class_names": export.class_names,
         "scored_on": "test",
         "test_images": len(places),
+        **changes,
     }
     # The logarithm of a softmax has that softmax.
     tiny = np.finfo(np.float32).tiny
@@ -131,3 +135,23 @@ def of_export(
         source.test.labels,
         about,
     )
+
+
+def _changes(
+    export: loading.Export, source: source_lib.Source
+) -> dict[str, str]:
+    """For the report: that an export was trained on other images."""
+    then = export.card["data"]
+    if splits.is_of(then, source):
+        return {}
+    logging.warning(
+        "%s: the training images of %s are not those that it was trained on "
+        "(%d then, %d now, or other names or classes): images that are test "
+        "images now may have been among them, and the result too good",
+        *(export.path, source.name),
+        *(then["train_images"], len(source.train)),
+    )
+    return {
+        "images_changed": "the training images' names or classes are not those "
+        "of the export"
+    }

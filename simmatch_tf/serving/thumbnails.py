@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import tensorflow as tf
+from absl import logging
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, examination
+from simmatch_tf.data import (
+    contents,
+    cropping,
+    examination,
+    fingerprint,
+    splits,
+)
 from simmatch_tf.data import source as source_lib
 from simmatch_tf.serving import loading
 
@@ -50,6 +57,9 @@ def of_slots(
 ) -> dict[int, bytes]:
     """Thumbnails of labeled images, as their dataset has them.
 
+    What the dataset has no more as the run began with it is left out, and a
+    warning says so.
+
     Args:
         run: Whose memory it is.
         source: The run's dataset.
@@ -58,9 +68,17 @@ def of_slots(
     Returns:
         Slot → JPEG, without those whose image is not known.
     """
-    labeled = run.content["labeled"]
-    if labeled is None:
+    if run.content["labeled"] is None:
         return {}
+    labeled = _places(run, source)
+    gone = [slot for slot in slots if labeled[slot] < 0]
+    if gone:
+        logging.warning(
+            "%d of %d labeled images are not shown: the dataset has them no "
+            "more as the run began with them (such as %s)",
+            *(len(gone), len(slots), loading.ids(run.content)[gone[0]]),
+        )
+    slots = [slot for slot in slots if labeled[slot] >= 0]
     how = run.classifier.preprocessing
     found = {}
     for start in range(0, len(slots), _AT_ONCE):
@@ -76,8 +94,40 @@ def of_slots(
     return found
 
 
+def _places(run: loading.Run, source: source_lib.Source) -> np.ndarray:
+    """Where the image of each slot is in the dataset now [K]; -1: nowhere."""
+    content, here = run.content, source.train.names
+    then, changed = _changes(run, source)
+    names = list(map(texts.nfc, content.get("names") or ()))
+    if not names or here is None:
+        same = splits.is_of(content, source) and not changed
+    else:
+        # Otherwise a file holds many images.
+        same = not changed or then.issuperset(names)
+    if not same:
+        return np.full(len(content["labels"]), -1)
+    if not names or here is None:
+        return splits.slots(content)
+    numbers = {texts.nfc(name): number for number, name in enumerate(here)}
+    for name in changed:
+        numbers.pop(name, None)
+    return np.array([numbers.get(name, -1) for name in names])
+
+
+def _changes(
+    run: loading.Run, source: source_lib.Source
+) -> tuple[set[str], set[str]]:
+    """The files that a run began with, and those of other content now."""
+    try:
+        then = fingerprint.read(run.data)
+    except (OSError, ValueError):
+        return set(), set()  # an imported run, or an older one
+    changes = fingerprint.compare(then, contents.fingerprint(source))
+    return set(then.files), set(changes.changed)
+
+
 def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
-    """Thumbnails of whole image files, without those that cannot be read.
+    """Thumbnails of whole image files as they are seen, where they can be read.
 
     Args:
         paths: Any number → path.
@@ -86,10 +136,8 @@ def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
     with examination.silent_pillow():
         for number, path in paths.items():
             # Whatever Pillow cannot show is shown as an empty place.
-            with contextlib.suppress(Exception), PIL.Image.open(path) as image:
-                # Of a JPEG no more is decoded than is needed.
-                image.draft("RGB", (2 * SIDE, 2 * SIDE))
-                found[number] = encode(PIL.ImageOps.exif_transpose(image))
+            with contextlib.suppress(Exception):
+                found[number] = encode(examination.small(path, 2 * SIDE))
     return found
 
 

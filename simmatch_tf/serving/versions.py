@@ -11,10 +11,11 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 
 # Of an export: what it is, for programs.
@@ -114,18 +115,20 @@ def numbers(output: pathlib.Path) -> list[int]:
 def check_model(
     output: str | os.PathLike,
     config: config_lib.Config,
-    train_sha256: str | None,
+    images: Mapping[str, Any],
 ) -> None:
     """Checks that a folder of versions has no other run's model.
 
     A server takes the newest version for the same model. A run is the same in
-    the same workdir, however often it was trained there on its dataset; or
-    where flags and training images are the same, wherever it lies.
+    the same workdir, however often it was trained there on its dataset with
+    its classes; or where flags and training images are the same, wherever it
+    lies.
 
     Args:
         output: The folder of versions.
         config: The run's flags.
-        train_sha256: Of its training images, from its split.
+        images: What tells its training images from others, see
+            `workdir.Workdir.images`.
 
     Raises:
         InputError: The newest version there is another run's.
@@ -140,10 +143,11 @@ def check_model(
     try:
         card = json.loads((newest / CARD).read_text("utf-8"))
         flags, data = card["flags"], card["data"]
-        if _is_same(flags, data, config, train_sha256):
+        if _is_same(flags, data, config, images):
             return
         whose = f"run {flags['workdir']}, {flags['algorithm']} on "
-        whose += f"{data['dataset']}, exported {card['date']}"
+        whose += f"{flags.get('data_dir') or data['dataset']}, exported "
+        whose += card["date"]
     except (OSError, ValueError, KeyError, TypeError):
         whose = f"none that export wrote: {newest.name}/ has no {CARD}"
     name = pathlib.Path(os.path.realpath(config.workdir)).name
@@ -159,12 +163,22 @@ def _is_same(
     flags: dict[str, Any],
     data: dict[str, Any],
     config: config_lib.Config,
-    train_sha256: str | None,
+    images: Mapping[str, Any],
 ) -> bool:
     """Whether a model card is of this run; see `check_model`."""
+    train_sha256 = images.get("train_sha256")
     here, there = map(os.path.realpath, (config.workdir, flags["workdir"]))
     if here == there:
-        return data["dataset"] == config.dataset
+        names = images.get("class_names", data["class_names"])
+        # Another folder may have become this workdir's, as its name is the
+        # default's; one that was moved has the same images.
+        moved = flags.get("data_dir") != config.data_dir
+        return (
+            data["dataset"] == config.dataset
+            and list(map(texts.nfc, names))
+            == list(map(texts.nfc, data["class_names"]))
+            and not (moved and data["train_sha256"] != train_sha256)
+        )
     decides = [
         field.name
         for field in dataclasses.fields(config)

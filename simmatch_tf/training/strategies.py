@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks
+from simmatch_tf import checks, preflight
 from simmatch_tf import cluster as cluster_lib
 from simmatch_tf import config as config_lib
 from simmatch_tf.commandline import InputError
@@ -34,6 +34,7 @@ def one() -> tf.distribute.Strategy:
     gpus = tf.config.list_logical_devices("GPU")
     if gpus:
         _make_deterministic()
+    preflight.silence_onednn()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
 
 
@@ -50,6 +51,7 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     if not tf.config.list_physical_devices("GPU"):
         _warn_of_precision(config.precision)
     checks.check_compiles(config, strategy.num_replicas_in_sync)
+    preflight.silence_onednn()
     return strategy
 
 

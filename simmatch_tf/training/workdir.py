@@ -19,6 +19,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import logging
 
@@ -88,13 +89,18 @@ class Workdir:
                 "simmatch_tf)"
             ) from None
 
-    def train_sha256(self) -> str | None:
-        """What tells the run's training images from others, where known."""
+    def images(self) -> dict[str, Any]:
+        """What tells the run's training images from others, where known.
+
+        Returns:
+            `class_names` and `train_sha256`, or less.
+        """
         try:
             content = json.loads(self.split.read_text(encoding="utf-8"))
-            return content.get("train_sha256")
-        except (OSError, ValueError, AttributeError):
-            return None
+            names = ("class_names", "train_sha256")
+            return {name: content[name] for name in names if name in content}
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def started(self) -> bool:
         """Whether a run left something here that is worth keeping."""

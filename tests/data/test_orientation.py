@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import orientation
+from simmatch_tf.data import decoding, examination, orientation
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [9, 7, 3], np.uint8)
 graph = tf.function(
@@ -123,3 +124,121 @@ def test_damaged_bytes_are_no_error():
                 if place < len(bad):
                     bad[place] = rng.integers(256)
             assert 1 <= int(graph(tf.constant(bytes(bad)))) <= 8
+
+
+def raw_profile(value, *, compressed=True):
+    """What ImageMagick writes of EXIF into a PNG."""
+    block = b"Exif\0\0" + exif(value)
+    info = PIL.PngImagePlugin.PngInfo()
+    text = f"\nexif\n{len(block):8}\n{block.hex()}\n"
+    info.add_text("Raw profile type exif", text, zip=compressed)
+    return {"pnginfo": info}
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation='
+    '"6"/></x:xmpmeta>'
+)
+
+
+def xmp_png():
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP, zip=True)
+    return {"pnginfo": info}
+
+
+def saved(kind="PNG", **options):
+    file = io.BytesIO()
+    PIL.Image.fromarray(PIXELS).save(file, kind, **options)
+    return file.getvalue()
+
+
+def xmp_jpeg(*, with_exif=None):
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + XMP.encode()
+    segment = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    return jpeg(with_exif, before=segment)
+
+
+# A file, and the orientation that counts; and whether viewers turn it so.
+FILES = {
+    "exif.jpg": (jpeg(exif(6)), 6, True),
+    "far.jpg": (
+        jpeg(exif(6), before=3 * (b"\xff\xe2\xff\xff" + bytes(2**16 - 3))),
+        *(6, True),
+    ),
+    "both.jpg": (xmp_jpeg(with_exif=exif(3)), 3, True),
+    "exif.png": (png(exif(8), late=True), 8, True),
+    "exif.webp": (webp(exif(6), lossless=True), 6, True),
+    "xmp.jpg": (xmp_jpeg(), 1, False),
+    "xmp.png": (saved(**xmp_png()), 1, False),
+    "raw.png": (saved(**raw_profile(6)), 1, False),
+    "raw_text.png": (saved(**raw_profile(6, compressed=False)), 1, False),
+    "xmp.webp": (saved("WEBP", lossless=True, xmp=XMP.encode()), 1, False),
+    "upright_raw.png": (saved(**raw_profile(1)), 1, True),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_rule_for_training_predicting_and_exports(tmp_path, name):
+    data, wanted, as_viewers = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    examined = examination.examine_content(str(path))
+    assert examined.orientation == wanted
+    assert int(graph(tf.constant(data))) == wanted
+    image, otherwise = examination.turned(PIL.Image.open(path))
+    expected = decoding.decode(tf.constant(data), tf.constant(wanted)).numpy()
+    assert image.size == expected.shape[1::-1]
+    gap = np.abs(np.asarray(image).astype(int) - expected)
+    assert gap.max() <= 4
+    small = examination.small(str(path), 96)
+    np.testing.assert_array_equal(np.asarray(small), np.asarray(image))
+    # What viewers turn otherwise is remarked, and found by predict, too.
+    assert otherwise == (not as_viewers)
+    assert examined.remarks == examination.TURNED * (not as_viewers)
+    assert examination.remarks(str(path)) == examined.remarks
+    if not as_viewers:
+        assert examination.is_marked(tf.constant(data))
+
+
+def test_a_remark_names_count_and_example(caplog):
+    examination.warn(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 1, 3]))
+    turned, dark = caplog.messages
+    assert turned.startswith(
+        "2 of 3 images are turned otherwise by viewers than here (such as "
+        "b.jpg): only the orientation in EXIF is read"
+    )
+    assert dark.startswith("1 of 3 images have 16 bits a channel, but all ")
+    caplog.clear()
+    examination.warn(["a.jpg"], np.array([0]))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("high, dark", [(4095, True), (60000, False)])
+def test_12_bits_in_16_are_remarked(tmp_path, high, dark):
+    grey = np.linspace(0, high, 63).reshape(9, 7).astype(np.uint16)
+    path = str(tmp_path / "grey.png")
+    PIL.Image.fromarray(grey).save(path)
+    examined = examination.examine_content(path)
+    assert examined.remarks == examination.remarks(path)
+    assert examined.remarks == examination.DARK * dark
+    with open(path, "rb") as file:
+        assert examination.is_marked(tf.constant(file.read()))
+    # A thumbnail shows what the network saw.
+    small = np.asarray(examination.small(path, 96).convert("RGB"))
+    np.testing.assert_array_equal(small, examined.pixels)
+    np.testing.assert_array_equal(small[..., 0], grey >> 8)
+
+
+def test_an_image_in_memory_is_not_changed_by_turning_it():
+    image = PIL.Image.open(io.BytesIO(jpeg(exif(6))))
+    seen, otherwise = examination.turned(image)
+    assert seen.size == image.size[::-1] and not otherwise
+    assert image.getexif()[0x0112] == 6
+    # TIFF is no format of files here: Pillow's word holds.
+    file = io.BytesIO()
+    tags = PIL.Image.Exif()
+    tags[0x0112] = 6
+    PIL.Image.fromarray(PIXELS).save(file, "TIFF", exif=tags)
+    seen, otherwise = examination.turned(PIL.Image.open(file))
+    assert seen.size == (9, 7) and not otherwise

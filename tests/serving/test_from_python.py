@@ -1,6 +1,7 @@
 """`simmatch_tf.predict` as people call it."""
 
 import functools
+import io
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import tensorflow as tf
 
@@ -76,7 +78,7 @@ def test_ways_to_give_the_same_images(folder):
     for files in (str(folder / "*.png"), paths, np.array(paths), folder):
         assert from_python._images(files)[0] == paths
     assert from_python._images([folder / n for n in names])[0] == paths
-    _, called, encoded = from_python._images(PIXELS)
+    _, called, encoded, _ = from_python._images(PIXELS)
     assert called[:2] == ["image 0", "image 1"]
     for images in (
         tf.constant(PIXELS),
@@ -85,7 +87,7 @@ def test_ways_to_give_the_same_images(folder):
         (pixels for pixels in PIXELS),
         [PIL.Image.fromarray(pixels) for pixels in PIXELS[..., 0]],
     ):
-        assert from_python._images(images)[1:] == (called, encoded)
+        assert from_python._images(images)[1:3] == (called, encoded)
     for image in (PIXELS[3], [PIXELS[3]], PIL.Image.open(paths[3])):
         assert from_python._images(image)[2] == encoded[3:4]
 
@@ -144,7 +146,17 @@ def test_images_of_any_size_are_treated_as_files_are(
     np.testing.assert_allclose(found[3], found[4], atol=1e-6)
 
 
+def png(**options):
+    file = io.BytesIO()
+    pixels = np.arange(16 * 20 * 3).reshape(16, 20, 3).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(file, "PNG", **options)
+    return file.getvalue()
+
+
 FLOATS = (PIXELS / 255.0).astype(np.float32)
+TRUNCATED = PIL.Image.open(io.BytesIO(png()[:-80]))
+CLOSED = PIL.Image.open(io.BytesIO(png()))
+CLOSED.close()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,13 @@ FLOATS = (PIXELS / 255.0).astype(np.float32)
         ([np.zeros([8, 8, 4], np.uint8)], r"leave out alpha: image\[..., :3\]"),
         ([np.zeros([0, 8, 3], np.uint8)], r"shape \(0, 8, 3\)"),
         ([PIXELS[0], "a.png"], "some are paths and some are not"),
+        (None, "of type NoneType, but paths, arrays or Pillow"),
+        (b"\x89PNG", "of type bytes, but paths"),
+        ({"a": PIXELS[0]}, "of type dict, but paths"),
         ([None], "image 0 is of type object"),
+        ([[[0], [0, 0]]], "image 0, of type list, is no array"),
+        (TRUNCATED, r"image 0: Pillow cannot read it \(.*truncated"),
+        ([PIXELS[0], CLOSED], "image 1: Pillow cannot read it"),
         ([[1.0]], "is float64 from 1 to 1"),
         (PIL.Image.new("I;16", (8, 8)), "Pillow's mode I;16"),
         ("none/*.png", "names no image"),
@@ -173,6 +191,48 @@ def test_what_is_no_image_is_refused(images, message):
     # Before the model is loaded: there is none.
     with pytest.raises(InputError, match=message):
         simmatch_tf.predict("no model", images)
+
+
+def test_orientations_that_stand_elsewhere(
+    finished_run, tmp_path, once, caplog
+):
+    """A path, a Pillow image and the command go by the same, and say so."""
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    block = exif.tobytes()
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_text(
+        "Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n"
+    )
+    (tmp_path / "photos").mkdir()
+    paths = {}
+    for name, data in {
+        "exif": png(exif=exif),
+        "raw": png(pnginfo=info),
+        "stored": png(),
+    }.items():
+        paths[name] = str(tmp_path / "photos" / f"{name}.png")
+        with open(paths[name], "wb") as file:
+            file.write(data)
+    run = finished_run[0]
+    images = [PIL.Image.open(path) for path in paths.values()]
+    for given, named in ((list(paths.values()), paths["raw"]), (images, "1")):
+        caplog.clear()
+        turned, raw, stored = simmatch_tf.predict(run, given).probabilities
+        np.testing.assert_allclose(raw, stored, atol=1e-6)
+        assert np.abs(turned - stored).max() > 1e-4
+        (text,) = caplog.messages
+        assert text.startswith("1 of 3 images are turned otherwise by viewers")
+        assert f"{named}): only" in text
+    caplog.clear()
+    config = command_flags.PredictConfig(
+        model=str(run),
+        images=str(tmp_path / "photos"),
+        output=str(tmp_path / "labels.csv"),
+    )
+    predict.main(config)
+    (text,) = (line for line in caplog.messages if "viewers" in line)
+    assert text.startswith("1 of 3 images") and "(such as raw.png)" in text
 
 
 def test_what_is_no_model_is_refused(tmp_path, model):

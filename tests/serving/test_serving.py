@@ -362,10 +362,26 @@ def test_evaluate_takes_an_export(exported, finished_run, tmp_path, capsys):
     report = json.loads(output.read_text())
     assert report["ema"]["top1"] == finished_run[1].top1
     assert "student" not in report and "ema *" in capsys.readouterr().out
+    assert "images_changed" not in report
     with pytest.raises(InputError, match="evaluate it by --workdir"):
         evaluate.main(command_flags.EvaluateConfig(export=str(finished_run[0])))
     with pytest.raises(InputError, match="name the folder of a run, or an exp"):
         command_flags.EvaluateConfig()
+
+
+def test_an_export_of_other_training_images(exported, tmp_path, caplog):
+    """Images that have moved to test/ since may have been trained on."""
+    path = shutil.copytree(exported[0].path, tmp_path / "1")
+    card = json.loads((path / "model_card.json").read_text())
+    card["data"]["train_sha256"] = "another"
+    (path / "model_card.json").write_text(json.dumps(card))
+    config = command_flags.EvaluateConfig(
+        export=str(path), output=str(tmp_path / "e.json")
+    )
+    evaluate.main(config)
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert "training images' names or classes" in report["images_changed"]
+    assert any("result too good" in text for text in caplog.messages)
 
 
 def predicted(model, photos, output, **more):

@@ -9,10 +9,13 @@ from simmatch_tf import command_flags, export
 from simmatch_tf.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.serving import versions
+from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
+NAMES = ["café", "dog"]
 
-def write(output, number, config, digest="abc"):
+
+def write(output, number, config, digest="abc", names=NAMES):
     """What an export leaves, as far as it is looked at."""
     folder = output / str(number)
     folder.mkdir(parents=True)
@@ -23,16 +26,21 @@ def write(output, number, config, digest="abc"):
     }
     card = {
         "flags": flags,
-        "data": {"dataset": config.dataset, "train_sha256": digest},
+        "data": {
+            "dataset": config.dataset,
+            "train_sha256": digest,
+            "class_names": names,
+        },
         "date": "2026-11-28T00:00:00+00:00",
     }
     (folder / "saved_model.pb").touch()
     (folder / "model_card.json").write_text(json.dumps(card))
 
 
-def refused(output, config, digest="abc"):
+def refused(output, config, digest="abc", names=NAMES):
+    images = {"train_sha256": digest, "class_names": names}
     try:
-        versions.check_model(output, config, digest)
+        versions.check_model(output, config, images)
     except InputError as error:
         return str(error)
     return ""
@@ -76,6 +84,38 @@ def test_the_same_run_goes_on(tmp_path):
     assert refused(tmp_path / "out", other)
 
 
+def test_another_folder_in_the_same_workdir(tmp_path):
+    """Two folders of one name have one default workdir."""
+    run = tmp_path / "runs" / "fl-photos"
+    first = runs.config(
+        run, dataset="folder", data_dir="/a/photos", labels=None
+    )
+    other = dataclasses.replace(first, data_dir="/b/photos")
+    output = tmp_path / "exports"
+    write(output, 1, first)
+    # The same folder with more labels; it moved; macOS's form of a name.
+    assert not refused(output, first, "more labels")
+    assert not refused(output, other)
+    assert not refused(output, first, names=["cafe\u0301", "dog"])
+    # Other classes; the same ones, but other images.
+    text = refused(output, other, "other", names=["cat", "dog"])
+    assert "simmatch on /a/photos, exported " in text
+    assert refused(output, other, "other")
+    assert refused(output, first, names=["dog", "café"])
+    # A run whose split is not readable is refused later, and for that.
+    versions.check_model(output, first, {})
+
+
+def test_what_tells_a_run_s_images(tmp_path):
+    folder = workdir_lib.Workdir(tmp_path)
+    assert folder.images() == {}
+    for text in ("{", "[]", "3"):
+        folder.split.write_text(text)
+        assert folder.images() == {}
+    folder.split.write_text('{"class_names": ["a"], "train_images": 3}')
+    assert folder.images() == {"class_names": ["a"]}
+
+
 def test_what_export_did_not_write_is_another_model(tmp_path):
     (tmp_path / "out" / "1").mkdir(parents=True)
     (tmp_path / "out" / "1" / "saved_model.pb").touch()
@@ -87,6 +127,8 @@ def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
     workdir = tmp_path / "runs" / "second"
     workdir.mkdir(parents=True)
     (workdir / "flags.cfg").write_text("--labels=20\n--steps=2\n")
+    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "step_2.index").touch()
     write(tmp_path / "exports", 1, runs.config(tmp_path / "runs" / "first"))
     flags = {"workdir": str(workdir), "output": str(tmp_path / "exports")}
     with pytest.raises(InputError, match="holds another model"):

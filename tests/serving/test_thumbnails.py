@@ -1,0 +1,118 @@
+"""Pictures of labeled images are those that the run was trained on."""
+
+import io
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from simmatch_tf.data import digits, folder, splits
+from simmatch_tf.serving import preprocessing, thumbnails
+
+# Slot → its image and colour, as the run began.
+LABELED = {
+    0: ("labeled/blue/1.png", (0, 0, 120)),
+    1: ("labeled/blue/2.png", (0, 0, 240)),
+    2: ("labeled/red/1.png", (120, 0, 0)),
+    3: ("labeled/red/2.png", (240, 0, 0)),
+}
+
+
+def save(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (9, 8), colour).save(path)
+
+
+def of_source(source, data):
+    """As much of a run as pictures need, that begins with these images."""
+    labeled = np.arange(4)
+    unlabeled = np.arange(len(source.train))
+    split = splits.Split(labeled, np.zeros([0], np.int64), unlabeled)
+    source.origin().write(data)
+    how = preprocessing.Preprocessing(source.image_shape, None)
+    return types.SimpleNamespace(
+        content=splits.describe(split, source),
+        data=data,
+        classifier=types.SimpleNamespace(preprocessing=how),
+    )
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, colour in LABELED.values():
+        save(tmp_path / "photos" / name, colour)
+    for number in range(3):
+        save(tmp_path / "photos" / "unlabeled" / f"{number}.png", (9, 9, 9))
+    return tmp_path / "photos"
+
+
+def load(root):
+    return folder.load(str(root), on_bad_image="error", image_size=8)
+
+
+def colours(pictures):
+    return {
+        slot: np.asarray(PIL.Image.open(io.BytesIO(picture))).mean((0, 1))
+        for slot, picture in pictures.items()
+    }
+
+
+def check(pictures, slots):
+    seen = colours(pictures)
+    assert sorted(seen) == slots
+    for slot in slots:
+        np.testing.assert_allclose(seen[slot], LABELED[slot][1], atol=4)
+
+
+def test_images_are_found_by_name(root, tmp_path, caplog):
+    run = of_source(load(root), tmp_path / "data.json")
+    check(thumbnails.of_slots(run, load(root), range(4)), [0, 1, 2, 3])
+    assert not caplog.messages
+    # One more label in front, one less.
+    save(root / "labeled/blue/0.png", (0, 255, 0))
+    (root / LABELED[2][0]).unlink()
+    check(thumbnails.of_slots(run, load(root), range(4)), [0, 1, 3])
+    assert caplog.messages[-1] == (
+        "1 of 4 labeled images are not shown: the dataset has them no more as "
+        f"the run began with them (such as {run.content['names'][2]})"
+    )
+
+
+def test_an_image_of_other_content_is_not_shown(root, tmp_path, caplog):
+    run = of_source(load(root), tmp_path / "data.json")
+    save(root / LABELED[1][0], (0, 255, 0))
+    save(root / "unlabeled/0.png", (0, 255, 0))
+    check(thumbnails.of_slots(run, load(root), [0, 1, 3]), [0, 3])
+    assert caplog.messages[-1].startswith("1 of 3 labeled images are not ")
+    # Without a list of what it began with, names have to do.
+    (tmp_path / "data.json").unlink()
+    assert sorted(thumbnails.of_slots(run, load(root), [0, 1])) == [0, 1]
+
+
+def test_images_without_names(tmp_path, caplog):
+    source = digits.load(8)
+    run = of_source(source, tmp_path / "data.json")
+    assert len(thumbnails.of_slots(run, source, range(4))) == 4
+    run.content["train_sha256"] = "other"
+    assert thumbnails.of_slots(run, source, range(4)) == {}
+    run.content["train_sha256"] = None  # an older file: by their number
+    assert len(thumbnails.of_slots(run, source, range(4))) == 4
+    run.content["train_images"] += 1
+    assert thumbnails.of_slots(run, source, range(4)) == {}
+    run.content["train_images"] -= 1
+    # The file that holds them all has changed.
+    text = run.data.read_text().replace('": [', '": [1')
+    run.data.write_text(text)
+    assert thumbnails.of_slots(run, source, range(4)) == {}
+
+
+def test_what_a_page_shows_is_what_the_network_saw(tmp_path):
+    grey = np.linspace(0, 60000, 72).reshape(8, 9).astype(np.uint16)
+    PIL.Image.fromarray(grey).save(tmp_path / "grey.png")
+    how = preprocessing.Preprocessing((8, 9, 3), None)
+    data = (tmp_path / "grey.png").read_bytes()
+    seen = how.decode(data).numpy().mean()
+    (picture,) = thumbnails.of_files({0: str(tmp_path / "grey.png")}).values()
+    shown = np.asarray(PIL.Image.open(io.BytesIO(picture))).mean()
+    assert shown == pytest.approx(seen, abs=4)
