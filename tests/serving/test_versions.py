@@ -134,7 +134,7 @@ def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="holds another model"):
         export.main(command_flags.ExportConfig(**flags))
     # With the flag it goes on, to what this workdir lacks.
-    with pytest.raises(InputError, match="no checkpoint yet"):
+    with pytest.raises(InputError, match="split"):
         export.main(command_flags.ExportConfig(**flags, replace_model=True))
 
 
