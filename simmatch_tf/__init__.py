@@ -35,8 +35,8 @@ _PUBLIC = {
     "predict": "simmatch_tf.predict",
 }
 # Those that need no TensorFlow, and those of what is trained.
-_LIGHT = ("Config", "InputError", "Interrupted", "Result")
-_SERVING = ("load", "predict")
+_LIGHT = ("Config", "InputError", "Interrupted", "Result", "predict")
+_SERVING = ("load",)
 __all__ = sorted(_PUBLIC)
 
 

@@ -153,6 +153,8 @@ class _Callable(types.ModuleType):
             InputError: The model cannot be loaded; there are no images, or one
                 cannot be read, or is no array of bytes from 0 to 255.
         """
+        preflight.check(exact=False)
+        preflight.load_tensorflow(fast=False)
         from simmatch_tf.serving import from_python
 
         return from_python.predict(
