@@ -128,3 +128,29 @@ def test_a_command_starts_again_in_utf8():
         check=True,
     )
     assert done.stdout == b"utf-8 caf\\xe9 \\xd7\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["0", "1"])
+def test_a_network_runs_without_noise(kernels):
+    """Of itself, oneDNN says as an error that it does not take bytes."""
+    code = """
+import sys
+from absl import flags, logging
+flags.FLAGS(["x"])
+from simmatch_tf import preflight
+preflight.start(loud=False)
+from simmatch_tf.training import strategies
+import tensorflow as tf
+strategies.one()
+turn = tf.function(lambda images: tf.transpose(images, [0, 3, 1, 2]))
+turn(tf.zeros([1, 2, 2, 3], tf.uint8))
+print("done", file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SIMMATCH_TF_ONEDNN": kernels},
+        stderr=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stderr == b"done\n"

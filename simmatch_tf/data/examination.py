@@ -70,8 +70,6 @@ _TURNS = dict(
 )
 # Where a PNG file may keep an orientation.
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
-# What a file holds that may be worth a remark.
-MARKS = r"tiff:Orientation|Raw profile type|XML:com\.adobe\.xmp"
 # A PNG's bits a channel stand here.
 _PNG_DEPTH = 24
 # The upper byte of 16 bits that hold no more than 12 is below this.
@@ -305,7 +303,16 @@ def is_marked(encoded: tf.Tensor) -> tf.Tensor:
     png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
     at = tf.minimum(_PNG_DEPTH, tf.strings.length(encoded))
     deep = tf.equal(tf.strings.substr(encoded, at, 1), b"\x10")
-    return (png & deep) | orientation.holds(encoded, MARKS)
+    # Not one pattern for all: plain texts are found several times faster.
+    return tf.cond(
+        png,
+        lambda: (
+            deep
+            | orientation.holds(encoded, "Raw profile type")
+            | orientation.holds(encoded, "XML:com.adobe.xmp")
+        ),
+        lambda: orientation.holds(encoded, "tiff:Orientation"),
+    )
 
 
 def warn(names: Sequence[str], remarked: np.ndarray) -> None:
