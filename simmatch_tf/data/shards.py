@@ -5,6 +5,7 @@ by the frames around the records (length, checksum, record, checksum), which
 needs no look into them. Nothing here imports TensorFlow.
 """
 
+import hashlib
 import os
 import pathlib
 import struct
@@ -44,6 +45,34 @@ def count(path: str) -> int:
             f"{path}: cannot be read ({error.strerror or error}); "
             + advice(path)
         ) from None
+
+
+def digest(path: str) -> str:
+    """A digest of a file's records, in their order.
+
+    TFDS writes the features of a record in any order, another in each process.
+    So of each record it is one of its bytes in ascending order.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    import numpy as np
+
+    found, place = hashlib.sha256(), 0
+    try:
+        content = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); "
+            + advice(path)
+        ) from None
+    while place + _FRAME <= len(content):
+        (length,) = _LENGTH.unpack_from(content, place)
+        record = content[place + _HEADER : place + _HEADER + length]
+        # "stable": of bytes that is a radix sort, 15 times as fast.
+        found.update(np.sort(np.frombuffer(record, np.uint8), kind="stable"))
+        place += _FRAME + length
+    return found.hexdigest()
 
 
 def check(files: Sequence[str], promised: Sequence[int]) -> None:

@@ -224,7 +224,7 @@ def _check_records(
     """Checks that a dataset of TFDS is the one that a run was trained on.
 
     Raises:
-        InputError: Its record files have other sizes.
+        InputError: Its files are others.
     """
     now = identity.records(config, then)
     root = datasets.data_dir(config.tfds_dir)
@@ -234,27 +234,18 @@ def _check_records(
             f"the results in {path.parent} are of the same is not checked"
         )
         return
-    changed = [name for name in then if now[name][0] != then[name][0]]
+    changed = [
+        name
+        for name, (sizes, content) in then.items()
+        if now[name][0] != sizes
+        or (None not in (content, now[name][1]) and now[name][1] != content)
+    ]
     if changed:
         raise InputError(
-            f"{path}: is of other data: in {root} the files of "
-            f"--dataset={config.dataset} have other sizes or are gone "
-            f"({', '.join(changed)}); delete it, and it is run again, or give "
+            f"{path}: is of other data than --dataset={config.dataset} has in "
+            f"{root}: files have other sizes or records, or are gone "
+            f"({', '.join(changed)}). Delete it, and it is run again; or give "
             "another --results"
-        )
-    doubtful = [
-        name
-        for name in then
-        if None not in (now[name][1], then[name][1])
-        and now[name][1] != then[name][1]
-    ]
-    if doubtful:
-        # TFDS may write the same examples otherwise when it prepares again.
-        _warn_once(
-            f"--dataset={config.dataset}: its files in {root} have the sizes, "
-            f"but not the contents that they had for the results in "
-            f"{path.parent} ({', '.join(doubtful)}). If its images or labels "
-            "are others now, give another --results"
         )
 
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import datasets
-from simmatch_tf.data import fingerprint, listing
+from simmatch_tf.data import fingerprint, listing, shards
 
 _NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
 # Bytes of a split's record files, or of a folder, up to which their contents
 # are read.
-_READ = 64 * 2**20
+_READ = 256 * 2**20
 
 
 def flags(config: config_lib.Config) -> list[str]:
@@ -108,8 +108,9 @@ def records(
             the number of a file.
 
     Returns:
-        Pattern → a digest of the files' sizes, and one of their contents where
-        they are small, else None. None: it is not prepared here.
+        Pattern → a digest of the files' sizes; and one of their records where
+        they are small TFRecord files, else None. None: it is not prepared
+        here.
     """
     paths = {
         pattern: os.path.join(datasets.data_dir(config.tfds_dir), pattern)
@@ -127,7 +128,7 @@ def records_of_run(
 
     Args:
         config: Its flags.
-        kept: Its data.json. Contents do not stand there: they are those now.
+        kept: Its data.json. Records do not stand there: they are those now.
 
     Returns:
         See `records`; None where it is of no dataset of TFDS.
@@ -152,13 +153,13 @@ def records_of_run(
 
 @functools.cache
 def _state(pattern: str) -> tuple[str, str | None]:
-    """Once for all cells of a plan: digests of files' sizes and contents."""
+    """Once for all cells of a plan: digests of files' sizes and records."""
     folder, name = os.path.split(pattern)
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
     sizes = [os.path.getsize(path) for path in paths]
-    small = sum(sizes) <= _READ
-    content = _digest(fingerprint.digests(paths)) if small else None
-    return _digest(sizes), content
+    if ".tfrecord" not in name or sum(sizes) > _READ:
+        return _digest(sizes), None
+    return _digest(sizes), _digest([shards.digest(path) for path in paths])
 
 
 def _digest(values: Sequence[int | str]) -> str:

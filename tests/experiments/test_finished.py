@@ -193,7 +193,9 @@ def tfds(tmp_path, monkeypatch):
         folder = tmp_path / root / "mnist/3.0.1"
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*SHARDS, TEST):
-            (folder / name).write_bytes(contents.get(name[6:10], b"images"))
+            record = contents.get(name[6:10], b"image, label")
+            length = len(record).to_bytes(8, "little")
+            (folder / name).write_bytes(length + b"crc:" + record + b"crc:")
         return folder
 
     folder = prepare("a")
@@ -231,16 +233,17 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
     ]
     tfds.prepare("b")  # a copy
     assert tfds.store.find(tfds.config("b")) == tfds.kept
-    tfds.prepare("c", trai=b"other images")
+    tfds.prepare("c", trai=b"other image, label")
     with pytest.raises(
         InputError,
-        match=r"other data: in .*/c the files of --dataset=mnist have other "
-        r"sizes or are gone \(mnist/3.0.1/mnist-train.tfrecord-\*-of-00002\)",
+        match=r"other data than --dataset=mnist has in .*/c: files have other "
+        r"sizes or records, or are gone "
+        r"\(mnist/3.0.1/mnist-train.tfrecord-\*-of-00002\)",
     ):
         tfds.store.find(tfds.config("c"))
     # Or where it was.
     tfds.forget()
-    tfds.prepare("a", test=b"other images")
+    tfds.prepare("a", test=b"other image, label")
     with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-test"):
         tfds.store.find(tfds.config("a"))
     tfds.forget()
@@ -253,22 +256,25 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
 
 
 def test_a_dataset_of_tfds_that_may_be_another(tfds):
-    """Not there, or of the same sizes: a warning for a whole plan."""
+    """It is not there: one warning for a whole plan."""
     for _ in range(2):
         assert tfds.store.find(tfds.config("none")) == tfds.kept
     (warning,) = tfds.warnings
     assert "--dataset=mnist is not prepared in" in warning
     assert "/none; whether the results in" in warning
-    tfds.forget()
-    tfds.prepare("a", test=b"labels")
-    assert tfds.store.find(tfds.config("a")) == tfds.kept
-    (warning,) = tfds.warnings
-    assert "have the sizes, but not the contents" in warning
-    assert "(mnist/3.0.1/mnist-test.tfrecord-*-of-00001)" in warning
+
+
+def test_a_dataset_of_tfds_whose_files_have_the_same_sizes(tfds):
+    """As where labels were mended; but the order of features is any."""
+    tfds.prepare("b", test=b"label, image")
+    assert tfds.store.find(tfds.config("b")) == tfds.kept
+    tfds.prepare("c", test=b"image, lapel")
+    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-test"):
+        tfds.store.find(tfds.config("c"))
 
 
 def test_contents_of_large_datasets_are_not_read(tfds, monkeypatch):
-    monkeypatch.setattr(identity, "_READ", 11)
+    monkeypatch.setattr(identity, "_READ", 40)
     tfds.forget()
     now = identity.records(tfds.config("a"), tfds.kept.records)
     for name, (sizes, content) in tfds.kept.records.items():
@@ -278,7 +284,7 @@ def test_contents_of_large_datasets_are_not_read(tfds, monkeypatch):
 def test_a_dataset_that_is_replaced_while_it_is_trained_on(tfds):
     """Kept is what the run began with."""
     tfds.forget()
-    tfds.prepare("a", trai=b"other images")
+    tfds.prepare("a", trai=b"other image, label")
     tfds.store.keep(tfds.config("a"), tfds.workdir, 1)
     with pytest.raises(InputError, match="is of other data"):
         tfds.store.find(tfds.config("a"))
@@ -290,7 +296,7 @@ def test_results_that_do_not_say_which_files(tfds):
     content = json.loads(path.read_text())
     del content["records"]
     path.write_text(json.dumps(content))
-    tfds.prepare("c", trai=b"other images")
+    tfds.prepare("c", trai=b"other image, label")
     assert tfds.store.find(tfds.config("c")).records is None
     path.write_text(json.dumps({**content, "records": {"a": 3}}))
     with pytest.raises(InputError, match="records: {'a': 3} is no list of"):
