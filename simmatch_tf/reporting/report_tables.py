@@ -1,6 +1,7 @@
 """The tables of a report. Nothing here imports TensorFlow."""
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,6 +72,9 @@ def _algorithm(config: Any) -> str:
 
 def _seeds(run: runs_lib.Run) -> str:
     seed, split = run.config.seed, run.config.split_seed
+    for name in ("split_file", "labeled_list"):
+        if (path := getattr(run.config, name)) is not None:
+            return f"{seed} (labels of {os.path.basename(path)})"
     return f"{seed}" if seed == split else f"{seed} (split {split})"
 
 
@@ -79,12 +83,14 @@ def _count(value: float | None) -> str:
 
 
 def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
-    """The results, paired by both seeds."""
-    pairs: dict[tuple[int, int], int] = {}
+    """The results, paired by the seed and the images that are labeled."""
+    pairs: dict[tuple[int, Any], int] = {}
     found = []
     for group in groups:
         for run in group.finished:
-            seeds = run.config.seed, run.config.split_seed
+            # Where a file says which images are labeled, --split_seed does not.
+            labeled = tuple(run.split.get("labeled", ()))
+            seeds = run.config.seed, labeled or run.config.split_seed
             found.append(
                 comparison.Score(
                     row=group.name,

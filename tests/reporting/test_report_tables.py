@@ -154,3 +154,26 @@ def test_classes_without_errors_or_images():
     counts = [[3, 0, 0], [0, 0, 0], [1, 0, 3]]
     assert report_tables.worst(counts, "abc").rows == [["c", "75.0%", "4"]]
     assert report_tables.pairs(counts, "abc").rows == [["c", "a", "1", "25.0%"]]
+
+
+def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
+    """Not by --split_seed, where a file says which these are."""
+    folders = [
+        written.run(
+            tmp_path / f"sim{seed}",
+            0.9,
+            split={"labeled": [seed, 7]},
+            seed=0,
+            split_seed=seed,
+        )
+        for seed in (0, 3)
+    ]
+    own = {"alpha": 0.5, "labels": None, "split_file": "a/split.json"}
+    folders.append(
+        written.run(tmp_path / "low", 0.8, split={"labeled": [3, 7]}, **own)
+    )
+    first, other, third = report_tables.scores(groups(*folders))
+    assert [first.row, other.row, third.row] == ["sim", "sim", "low"]
+    assert third.seed == other.seed != first.seed
+    seeds = column(report_tables.what(groups(*folders)), "seeds")
+    assert seeds == ["0, 0 (split 3)", "0 (labels of split.json)"]
