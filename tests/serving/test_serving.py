@@ -548,7 +548,7 @@ def test_what_cannot_be_read_or_written(
         predicted(exported[1].path, images, output)
     out = capsys.readouterr().out
     assert "2 images, 2 of them unreadable" in out
-    assert "'\\x1b[31m.jpg': the file is empty" in out
+    assert "unreadable: \\x1b[31m.jpg: the file is empty" in out
     # Names with every sign that a table has.
     for name in ("a\rb.png", 'c"d,.png', "e\nf.png"):
         (images / name).write_bytes(png(TEST.images[0]))
