@@ -30,7 +30,6 @@ from simmatch_tf.data import source as source_lib
 # Share of bad files up to which --on_bad_image=skip leaves them out.
 MAX_BAD = 0.01
 _SHOWN = 10
-printable = texts.printable
 # Files that a thread takes at once, at most.
 _CHUNK = 32
 

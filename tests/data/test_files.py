@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
+from simmatch_tf import texts
 from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files
 
@@ -609,5 +610,5 @@ def test_parts_that_do_not_fit(changes, message):
 
 
 def test_printable():
-    assert files.printable("/é.jpg") == "/é.jpg"
-    assert files.printable(os.fsdecode(b"/\xe9.jpg")) == r"/\xe9.jpg"
+    assert texts.printable("/é.jpg") == "/é.jpg"
+    assert texts.printable(os.fsdecode(b"/\xe9.jpg")) == r"/\xe9.jpg"
