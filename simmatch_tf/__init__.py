@@ -25,13 +25,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Algorithm": "simmatch_tf.algorithms.algorithm",
     "Config": "simmatch_tf.config",
-    "Images": "simmatch_tf.data.source",
-    "InputError": "simmatch_tf.commandline",
-    "Interrupted": "simmatch_tf.training.interruption",
+    "Images": "simmatch_tf.data.sources.source",
+    "InputError": "simmatch_tf.flags.commandline",
+    "Interrupted": "simmatch_tf.training.signals",
     "Result": "simmatch_tf.training.results",
-    "Source": "simmatch_tf.data.source",
+    "Source": "simmatch_tf.data.sources.source",
     "fit": "simmatch_tf.training.loop",
-    "load": "simmatch_tf.training.assembly",
+    "load": "simmatch_tf.training.state",
     "predict": "simmatch_tf.predict",
 }
 # Those that need no TensorFlow, and those of what is trained.

@@ -13,9 +13,10 @@ import socket
 import sys
 import typing
 
-from simmatch_tf import checks, cluster, datasets, preflight
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import listing
+from simmatch_tf import checks, preflight
+from simmatch_tf.data.sources import dataset_names, listing
+from simmatch_tf.distributed import cluster
+from simmatch_tf.flags.commandline import InputError
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
@@ -74,7 +75,7 @@ def check_images(config: config_lib.Config) -> None:
     Raises:
         InputError: There is no such dataset or folder, or none of the layout.
     """
-    datasets.check(config.dataset, config.tfds_dir)
+    dataset_names.check(config.dataset, config.tfds_dir)
     check_data_dir(config)
     if config.dataset == "folder":
         _check_encoding_of_names()

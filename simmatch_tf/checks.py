@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import typing
 
-from simmatch_tf import backbones, cluster, datasets
-from simmatch_tf.commandline import InputError
+from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.distributed import cluster
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.networks import backbone_names
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
@@ -295,7 +297,7 @@ def _check_labels(config: config_lib.Config) -> None:
             f"--validation_fraction={config.validation_fraction}: "
             "--split_file brings its own validation images"
         )
-    name = datasets.base(config.dataset)
+    name = dataset_names.base(config.dataset)
     if config.labeled_list in SUBSETS and name != "imagenet2012":
         raise InputError(
             f"--labeled_list={config.labeled_list}: is for "
@@ -327,11 +329,11 @@ def needs_unlabeled_folder(config: config_lib.Config) -> bool:
 
 
 def _check_backbone(config: config_lib.Config) -> None:
-    backbones.check(config.backbone)
+    backbone_names.check(config.backbone)
     if config.stem_stride != 1 and not config.backbone.startswith("wrn_"):
         raise InputError(
             f"--stem_stride={config.stem_stride}: is for wrn_DEPTH_WIDTH, not "
             f"--backbone={config.backbone}"
         )
     if config.image_size is not None:
-        backbones.check_side(config.backbone, config.image_size)
+        backbone_names.check_side(config.backbone, config.image_size)

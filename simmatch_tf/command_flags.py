@@ -7,9 +7,10 @@ import dataclasses
 import pathlib
 from typing import ClassVar
 
-from simmatch_tf import checks, commandline
+from simmatch_tf import checks
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError, flag
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError, flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ import os
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import availability, checks, datasets, operation_flags
-from simmatch_tf.commandline import InputError, flag
+from simmatch_tf import availability, checks, operation_flags
+from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.flags.commandline import InputError, flag
 
 # A run's flags, in its workdir.
 RUN_FLAGFILE = "flags.cfg"
@@ -351,7 +352,7 @@ class Config(operation_flags.OperationFlags):
     def published_list(self) -> str | None:
         """The list that a share of ImageNet's labels means by default."""
         shares = {0.01: "1pct", 0.1: "10pct"}
-        if datasets.base(self.dataset) != "imagenet2012":
+        if dataset_names.base(self.dataset) != "imagenet2012":
             return None
         if self.label_fraction not in shares:
             return None

@@ -8,8 +8,9 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf import availability, command_flags, commandline, preflight
-from simmatch_tf.commandline import InputError
+from simmatch_tf import availability, command_flags, preflight
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import results, workdir
 
@@ -58,8 +59,8 @@ def main(config: command_flags.EvaluateConfig) -> None:
 
     # A run's figures are by the kernels of training.
     preflight.start(fast=config.export is None)
+    from simmatch_tf.evaluation import evaluator
     from simmatch_tf.serving import scoring
-    from simmatch_tf.training import evaluation
 
     if config.export is not None:
         scores = scoring.of_export(path, config)
@@ -69,7 +70,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
         **scores.about,
         **changes,
         **{
-            name: evaluation.describe(values, scores.labels, bins=config.bins)
+            name: evaluator.describe(values, scores.labels, bins=config.bins)
             for name, values in scores.logits.items()
         },
     }

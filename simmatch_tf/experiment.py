@@ -10,10 +10,11 @@ import sys
 
 from tqdm import auto
 
-from simmatch_tf import command_flags, commandline, terminal
-from simmatch_tf.commandline import InputError
+from simmatch_tf import command_flags, terminal
 from simmatch_tf.experiments import finished, grid, plan, summary
-from simmatch_tf.training import interruption
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import signals
 
 
 def main(flags: command_flags.ExperimentConfig) -> int | None:
@@ -56,7 +57,7 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
                 left, store, folder / "runs", jobs=flags.jobs,
                 gpus=flags.chosen_gpus(), lock=lock, done=done,
             )  # fmt: skip
-        except interruption.Interrupted as stop:
+        except signals.Interrupted as stop:
             stopped = stop
         finally:
             bar.close()
@@ -65,7 +66,7 @@ def main(flags: command_flags.ExperimentConfig) -> int | None:
         print(f"failed: {summary.title(cell)}: {why}", file=sys.stderr)
     if stopped is not None:
         print(stopped, file=sys.stderr)
-        return interruption.RESUME_ME
+        return signals.RESUME_ME
     return 1 if failed else None
 
 

@@ -3,16 +3,17 @@
 python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
-from simmatch_tf import availability, command_flags, commandline, preflight
-from simmatch_tf.commandline import InputError
+from simmatch_tf import availability, command_flags, preflight
 from simmatch_tf.data import selection
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import versions
-from simmatch_tf.training import interruption, workdir
+from simmatch_tf.training import signals, workdir
 
 
 def main(flags: command_flags.ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
-    interruption.sigterm_as_ctrl_c()
+    signals.sigterm_as_ctrl_c()
     availability.check_format(flags.format)
     folder = workdir.Workdir(flags.workdir)
     if not flags.replace_model:

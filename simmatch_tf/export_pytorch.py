@@ -5,7 +5,8 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 
 import pathlib
 
-from simmatch_tf import availability, commandline, preflight, pytorch_flags
+from simmatch_tf import availability, preflight, pytorch_flags
+from simmatch_tf.flags import commandline
 from simmatch_tf.training import workdir
 
 
@@ -13,7 +14,7 @@ def main(flags: pytorch_flags.ExportPytorchConfig) -> None:
     """Exports one run."""
     availability.trained(workdir.Workdir(flags.workdir))
     preflight.start(fast=False)
-    from simmatch_tf.exchange import files, outgoing
+    from simmatch_tf.pytorch import files, outgoing
 
     content = outgoing.run(pathlib.Path(flags.workdir).expanduser())
     files.write(pathlib.Path(flags.output).expanduser(), content)

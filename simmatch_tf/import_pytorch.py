@@ -11,19 +11,14 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import pathlib
 
-from simmatch_tf import (
-    availability,
-    commandline,
-    preflight,
-    pytorch_flags,
-    terminal,
-)
-from simmatch_tf.commandline import InputError
+from simmatch_tf import availability, preflight, pytorch_flags, terminal
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
 
 
 def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
     """Imports one file."""
-    from simmatch_tf.exchange import files, layout
+    from simmatch_tf.pytorch import files, layout
 
     terminal.say(f"reading {flags.file}")
     content = files.read(pathlib.Path(flags.file).expanduser())
@@ -42,10 +37,12 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
         availability.check_images(flags)
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
-    from simmatch_tf.exchange import encoders, incoming
+    from simmatch_tf.pytorch import incoming, plain_encoders
 
     try:
-        lines = (incoming.run if is_run else encoders.convert)(content, flags)
+        lines = (incoming.run if is_run else plain_encoders.convert)(
+            content, flags
+        )
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from simmatch_tf import commandline
-from simmatch_tf.commandline import flag
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import flag
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,18 +10,13 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import (
-    availability,
-    command_flags,
-    commandline,
-    preflight,
-    terminal,
-)
-from simmatch_tf.commandline import InputError
+from simmatch_tf import availability, command_flags, preflight, terminal
 from simmatch_tf.data import selection
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import outputs
-from simmatch_tf.training import interruption, workdir
+from simmatch_tf.training import signals, workdir
 
 if TYPE_CHECKING:
     from simmatch_tf.serving import from_python
@@ -61,7 +56,7 @@ def main(flags: command_flags.PredictConfig) -> int:
         0; 1 if not one image could be read; 42 if it was interrupted, with
         what is done kept.
     """
-    interruption.sigterm_as_ctrl_c()
+    signals.sigterm_as_ctrl_c()
     chosen = _check(flags)
     try:
         return _predict(flags, chosen)
@@ -75,7 +70,7 @@ def main(flags: command_flags.PredictConfig) -> int:
             "--overwrite, to go on",
             file=sys.stderr,
         )
-        return interruption.RESUME_ME
+        return signals.RESUME_ME
 
 
 def _predict(

@@ -11,7 +11,7 @@ import re
 import sys
 
 from simmatch_tf import terminal
-from simmatch_tf.errors import InputError
+from simmatch_tf.flags.errors import InputError
 
 # A CPU's kernels: oneDNN's where it is 1. Ours, for tests and for processors on
 # which oneDNN fails; TF_ENABLE_ONEDNN_OPTS of the user's shell is not read.

@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import commandline
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError, flag
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError, flag
 
 
 @dataclasses.dataclass(frozen=True)

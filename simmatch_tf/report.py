@@ -8,8 +8,9 @@ python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
 import pathlib
 from collections.abc import Sequence
 
-from simmatch_tf import command_flags, commandline, preflight
-from simmatch_tf.commandline import InputError
+from simmatch_tf import command_flags, preflight
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import runs as runs_lib
 from simmatch_tf.reporting import tables
 

@@ -21,7 +21,7 @@ from tensorflow.python.eager import context as tf_context
 from tensorflow.python.framework import config as tf_config
 
 from simmatch_tf import preflight
-from simmatch_tf.errors import InputError
+from simmatch_tf.flags.errors import InputError
 
 
 class _Setting(NamedTuple):

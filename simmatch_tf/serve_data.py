@@ -9,14 +9,9 @@ Then train with --data_service=grpc://HOST:5050. Runs until Ctrl-C or SIGTERM.
 import threading
 from typing import Any
 
-from simmatch_tf import (
-    availability,
-    command_flags,
-    commandline,
-    preflight,
-    terminal,
-)
-from simmatch_tf.training import interruption
+from simmatch_tf import availability, command_flags, preflight, terminal
+from simmatch_tf.flags import commandline
+from simmatch_tf.training import signals
 
 
 def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:
@@ -45,7 +40,7 @@ def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:
 
 def main(config: command_flags.ServeDataConfig) -> None:
     """Serves until it is told to stop."""
-    interruption.sigterm_as_ctrl_c()
+    signals.sigterm_as_ctrl_c()
     try:
         availability.check_port("port", config.port)
         if config.role == "worker":

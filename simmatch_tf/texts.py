@@ -9,7 +9,7 @@ import pathlib
 import re
 import unicodedata
 
-from simmatch_tf.errors import InputError
+from simmatch_tf.flags.errors import InputError
 
 # UTF-32's little-endian mark begins as UTF-16's does.
 _MARKS = (

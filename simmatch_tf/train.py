@@ -7,21 +7,23 @@ Started again with the same --workdir, it goes on where it was stopped.
 
 import sys
 
-from simmatch_tf import cluster, commandline, preflight
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.training import interruption, results, workdir
+from simmatch_tf import preflight
+from simmatch_tf.distributed import cluster
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import results, signals, workdir
 
 
 def _train(
     folder: workdir.Workdir, config: config_lib.Config
 ) -> results.Result:
-    with interruption.watch():
+    with signals.watch():
         # TensorFlow is imported only now that all that is cheap is checked.
         preflight.start(loud=cluster.chief(config))
-        from simmatch_tf.training import assembly, loop
+        from simmatch_tf.training import loop, state
 
-        return loop.fit_in(folder, config, assembly.Custom())
+        return loop.fit_in(folder, config, state.Custom())
 
 
 def _describe(config: config_lib.Config) -> None:
@@ -47,10 +49,10 @@ def main(config: config_lib.Config) -> None:
         else:
             try:
                 result = _train(folder, config)
-            except interruption.Interrupted as stop:
+            except signals.Interrupted as stop:
                 print(stop, file=sys.stderr)
                 # Not returned: that would destroy what still waits for data.
-                sys.exit(interruption.RESUME_ME)
+                sys.exit(signals.RESUME_ME)
             except FloatingPointError as error:
                 sys.exit(f"error: {error}")
         if not cluster.chief(config):

@@ -9,20 +9,21 @@ import os
 import pathlib
 import sys
 
-from simmatch_tf import commandline, preflight, terminal, transfer_flags
+from simmatch_tf import preflight, terminal, transfer_flags
+from simmatch_tf.flags import commandline
 from simmatch_tf.reporting import transfer_table
-from simmatch_tf.training import interruption
+from simmatch_tf.training import signals
 
 
 def main(flags: transfer_flags.TransferConfig) -> int | None:
     """Measures, prints the table; 42 if it was interrupted."""
-    interruption.sigterm_as_ctrl_c()
+    signals.sigterm_as_ctrl_c()
     try:
         outcomes = _measure(flags)
     except KeyboardInterrupt as stop:
         again = "interrupted: started again with the same flags, it goes on"
         print(str(stop) or again, file=sys.stderr)
-        return interruption.RESUME_ME
+        return signals.RESUME_ME
     folder = pathlib.Path(os.path.expanduser(flags.output))
     table = transfer_table.Table(outcomes)
     written = transfer_table.write(table, folder, flags.protocol)
@@ -40,7 +41,7 @@ def _measure(flags: transfer_flags.TransferConfig) -> tuple:
     """Every model on every dataset."""
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start()  # by the kernels of training
-    from simmatch_tf.protocols import encoders, measuring, tasks
+    from simmatch_tf.probes import encoders, measuring, tasks
 
     measurer = measuring.Measurer(flags)
     terminal.say(f"loading {', '.join(flags.model)}")

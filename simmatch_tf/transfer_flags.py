@@ -5,9 +5,12 @@ import os
 import pathlib
 from typing import ClassVar
 
-from simmatch_tf import availability, backbones, commandline, datasets
-from simmatch_tf.commandline import InputError, flag
-from simmatch_tf.data import listing
+from simmatch_tf import availability
+from simmatch_tf.data.sources import dataset_names as dataset_names_lib
+from simmatch_tf.data.sources import listing
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.networks import backbone_names
 from simmatch_tf.training import workdir
 
 # How weights of a library's architecture are called that are no file.
@@ -215,7 +218,7 @@ class TransferConfig(commandline.Flags):
 
     def _check_model(self, named: Named) -> None:
         if named.library is not None:
-            backbones.check(named.what, "model")
+            backbone_names.check(named.what, "model")
             if self.weights in _OF_RUNS:
                 raise InputError(
                     f"--weights={self.weights}: is of runs; for {named.what} "
@@ -224,7 +227,7 @@ class TransferConfig(commandline.Flags):
             if self.weights not in (None, PUBLISHED, NEW):
                 availability.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
-                backbones.check_side(named.what, self.image_size, "model")
+                backbone_names.check_side(named.what, self.image_size, "model")
             return
         kind, path = availability.kind_of_model("model", named.what)
         if kind == "workdir":
@@ -255,7 +258,7 @@ class TransferConfig(commandline.Flags):
             if name == "custom":
                 raise InputError("--datasets=custom: is no dataset's name")
             try:
-                datasets.check(name, self.tfds_dir)
+                dataset_names_lib.check(name, self.tfds_dir)
             except InputError as error:
                 # The message speaks of train's flag.
                 text = str(error).replace("--dataset=", "--datasets=")
@@ -265,7 +268,7 @@ class TransferConfig(commandline.Flags):
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
-        of_tfds = set(names).difference(datasets.OWN)
+        of_tfds = set(names).difference(dataset_names_lib.OWN)
         for name, read in (
             ("on_bad_image", "folder" in names),
             ("tfds_dir", of_tfds),

@@ -11,7 +11,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", os.environ["SIMMATCH_TF_ONEDNN"])
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.training import strategies
+from simmatch_tf.distributed import strategies
 from tests import runs, small_datasets
 
 cpu = tf.config.list_physical_devices("CPU")[0]

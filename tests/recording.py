@@ -13,8 +13,8 @@ import runpy
 import sys
 from collections.abc import Iterator
 
-from simmatch_tf import cluster
-from simmatch_tf.training import strategies, summaries
+from simmatch_tf.distributed import cluster, strategies
+from simmatch_tf.monitoring import tensorboard_writer
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
     """
     found = {"training": [], "evaluation": [], "rows": [], "means": []}
     iterate, are_copied_to = strategies.iterate, strategies._are_copied_to
-    picture = summaries.Summaries.picture
+    picture = tensorboard_writer.Summaries.picture
 
     def recorded(strategy, dataset):
         for element in iterate(strategy, dataset):
@@ -58,7 +58,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
         picture(self, step, seen)
 
     strategies.iterate = recorded
-    summaries.Summaries.picture = drawn
+    tensorboard_writer.Summaries.picture = drawn
     if copied:
         strategies._are_copied_to = lambda devices: True
     try:
@@ -66,7 +66,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
     finally:
         strategies.iterate = iterate
         strategies._are_copied_to = are_copied_to
-        summaries.Summaries.picture = picture
+        tensorboard_writer.Summaries.picture = picture
 
 
 def main() -> None:

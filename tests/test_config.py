@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
-from simmatch_tf import command_flags, flagfiles
+from simmatch_tf import command_flags
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import fingerprint, listing
+from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import listing
+from simmatch_tf.flags import flagfiles
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import workdir
 
 Config = config_lib.Config

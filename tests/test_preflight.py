@@ -8,7 +8,7 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf import availability, command_flags, preflight, terminal
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from tests import runs
 
 

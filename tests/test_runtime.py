@@ -11,8 +11,8 @@ from tensorflow.python.framework import config as tf_config
 
 import simmatch_tf
 from simmatch_tf import runtime
-from simmatch_tf.commandline import InputError
-from simmatch_tf.training import assembly
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import state
 from tests import runs
 
 WANTED = [setting.wanted for setting in runtime._SETTINGS]
@@ -172,7 +172,7 @@ def test_load(leftovers, finished_run):
 
 def test_custom_weights_draw_from_the_seed_alone(leftovers):
     def drawn():
-        with assembly.building(1, "float32"):
+        with state.building(1, "float32"):
             return keras.initializers.GlorotNormal()((3, 3)).numpy()
 
     first = drawn()

@@ -41,7 +41,9 @@ def cifar(images: int) -> dict[str, Part]:
     import pillow_views
     import tensorflow as tf
 
-    from simmatch_tf.data import batched, randaugment, source, views
+    from simmatch_tf.data import views
+    from simmatch_tf.data.augment import geometry, randaugment
+    from simmatch_tf.data.sources import source
 
     pixels = np.random.default_rng(0).integers(0, 256, [images, 8, 8, 3])
     pixels = pixels.astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
@@ -65,7 +67,7 @@ def cifar(images: int) -> dict[str, Part]:
         ),
         "flip and crop, twice": _compiled(
             lambda seed: [
-                batched.flip_crop(x, numbers[:, :3], flip=True, pad=4)
+                geometry.flip_crop(x, numbers[:, :3], flip=True, pad=4)
                 for numbers in (draws, draws[::-1])
             ]
         ),
@@ -73,7 +75,7 @@ def cifar(images: int) -> dict[str, Part]:
             lambda seed: randaugment.rand_augment(x, draws[:, 3:-2])
         ),
         "cutout": _compiled(
-            lambda seed: batched.cutout(x, draws[:, -2:], side=16)
+            lambda seed: geometry.cutout(x, draws[:, -2:], side=16)
         ),
     }
 
@@ -83,7 +85,8 @@ def imagenet(images: int) -> dict[str, Part]:
     import pillow_views
     import tensorflow as tf
 
-    from simmatch_tf.data import cropping, decoding, moco, views
+    from simmatch_tf.data import cropping, decoding, views
+    from simmatch_tf.data.augment import moco
 
     photos = _Photos(images)
     recipe = views.Recipe(side=224, weak="resized_crop", strong="moco")
@@ -125,7 +128,8 @@ def startup() -> dict[str, float]:
 
     import numpy as np
 
-    from simmatch_tf.data import pipeline, source, splits, views
+    from simmatch_tf.data import pipeline, splits, views
+    from simmatch_tf.data.sources import source
 
     size, classes = 1_281_167, 1000
     photos = _Photos(1)

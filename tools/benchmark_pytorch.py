@@ -219,14 +219,15 @@ def tensorflow_step(
     """Our compiled step, or that of another algorithm."""
     import tensorflow as tf
 
-    from simmatch_tf.training import assembly, stepping, strategies
+    from simmatch_tf.distributed import strategies
+    from simmatch_tf.training import state, step
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
     strategy = strategies.one()
-    method = assembly.make_algorithm(
+    method = state.make_algorithm(
         config,
-        assembly.Custom(algorithm=algorithm),
+        state.Custom(algorithm=algorithm),
         strategy,
         image_shape=data.shape,
         slot_labels=data.slot_labels,
@@ -236,7 +237,7 @@ def tensorflow_step(
     method.memory.features.assign(data.memory(config.projection_dim))
     method.memory.written.assign(np.zeros(data.slots, np.int64))
     batch = {k: tf.constant(v) for k, v in data.batch(config).items()}
-    stepper = stepping.Stepper(
+    stepper = step.Stepper(
         strategy,
         method,
         itertools.repeat(batch),

@@ -53,16 +53,17 @@ def parse() -> config_lib.Config:
 
 def put_together(config: config_lib.Config, folder: str) -> tuple:
     """A run's algorithm, input, strategy, and flags in steps."""
-    from simmatch_tf.training import assembly, inputs, strategies
+    from simmatch_tf.distributed import strategies
+    from simmatch_tf.training import inputs, state
     from simmatch_tf.training import workdir as workdir_lib
 
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
     config = config.with_durations(len(split.unlabeled))
     strategy = strategies.make(config)
-    algorithm = assembly.make_algorithm(
+    algorithm = state.make_algorithm(
         config,
-        assembly.Custom(),
+        state.Custom(),
         strategy,
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],

@@ -21,7 +21,7 @@ import time
 
 import numpy as np
 
-from simmatch_tf.protocols import linear
+from simmatch_tf.probes import linear
 
 _TEST = 2000
 _APART = 5.0  # the classes' centers, so that half of the images are right
@@ -101,7 +101,7 @@ def real(args: argparse.Namespace) -> tuple:
     from simmatch_tf import preflight, transfer_flags
 
     preflight.choose_kernels()
-    from simmatch_tf.protocols import encoders, features, tasks
+    from simmatch_tf.probes import encoders, features, tasks
 
     flags = transfer_flags.TransferConfig(
         model=(args.model,), datasets=args.dataset

@@ -25,10 +25,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import backbones, commandline
+from simmatch_tf.flags import commandline
 from simmatch_tf.modules import optimizer
 from simmatch_tf.modules import teacher as teacher_lib
-from simmatch_tf.networks import network, zoo, zoo_presets
+from simmatch_tf.networks import backbone_names, network, zoo, zoo_presets
 
 FEW = (
     "wrn_10_1",
@@ -45,8 +45,8 @@ ALL = (
     "wrn_28_8",
     *(f"resnet{depth}" for depth in (18, 34, 50, 101)),
     "resnet50x2",
-    *(f"keras_applications:{n}" for n in backbones.KERAS_APPLICATIONS),
-    *(f"keras_cv:{n}" for n in backbones.KERAS_CV),
+    *(f"keras_applications:{n}" for n in backbone_names.KERAS_APPLICATIONS),
+    *(f"keras_cv:{n}" for n in backbone_names.KERAS_CV),
 )
 POLICIES = ("float32", "mixed_bfloat16")
 
@@ -186,7 +186,7 @@ def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
     library, _, architecture = name.rpartition(":")
     if library == "keras_cv" and policy == POLICIES[0]:
         check_published_size(architecture)
-    side = max(32, backbones.smallest_side(name) or 0)
+    side = max(32, backbone_names.smallest_side(name) or 0)
     images = np.random.default_rng(0).integers(0, 256, [4, side, side, 3])
     images = tf.constant(images, tf.uint8)
     student = make_network(name, side)
@@ -261,7 +261,7 @@ def main() -> None:
     names = arguments.names or (ALL if arguments.full else FEW)
     try:
         for name in names:
-            backbones.check(name)
+            backbone_names.check(name)
     except commandline.InputError as error:
         sys.exit(f"error: {error}")
     if arguments.bare:

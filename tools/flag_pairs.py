@@ -30,8 +30,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 
-from simmatch_tf import command_flags, commandline, preflight
+from simmatch_tf import command_flags, preflight
 from simmatch_tf import config as config_lib
+from simmatch_tf.flags import commandline
 
 BASE = (
     "--dataset=digits --image_size=8 --labels=20 --backbone=wrn_10_1 "

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import watching
+from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.modules import (
     guard,
     loss_scale,
@@ -123,7 +123,7 @@ class Algorithm(tf.Module):
         self.optimizer.build(self.student.trainable_variables)
         self.record = record.Record()
         self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
-        self.layout = watching.Layout()
+        self.layout = diagnostics.Layout()
         self.loss_scale = None
         if config.precision == "mixed_float16":
             self.loss_scale = loss_scale.LossScale()
@@ -152,7 +152,7 @@ class Algorithm(tf.Module):
         before = [tf.identity(variable) for variable in variables]
         metrics = self.train_step(batch)
         # The total comes last, so that its first bad part is named.
-        losses = [name for name in metrics if name != watching.SEEN]
+        losses = [name for name in metrics if name != diagnostics.SEEN]
         losses.sort(key=lambda name: name == "loss/total")
         undo = self.guard.examine(
             self.step, {n: metrics[n] for n in losses}, self.loss_scale

@@ -7,11 +7,11 @@ letters are those of `simmatch`.
 
 import tensorflow as tf
 
-from simmatch_tf.algorithms import algorithm, weak_strong
+from simmatch_tf.algorithms import algorithm, pseudo_labeling
 from simmatch_tf.ops import losses
 
 
-class FixMatch(weak_strong.WeakStrong):
+class FixMatch(pseudo_labeling.WeakStrong):
     """With hard pseudo-labels or soft ones, aligned or not.
 
     With --memory=teacher the EMA teacher sees the weak views (FixMatch-EMAN);

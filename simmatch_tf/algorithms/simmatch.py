@@ -21,12 +21,12 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import algorithm, watching, weak_strong
+from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
 
 
-class SimMatch(weak_strong.WeakStrong):
+class SimMatch(pseudo_labeling.WeakStrong):
     """Both forms: student–teacher, and temporal ensemble.
 
     Attributes:
@@ -110,13 +110,13 @@ class SimMatch(weak_strong.WeakStrong):
     def _look(
         self,
         batch: dict[str, tf.Tensor],
-        targets: weak_strong.Targets,
+        targets: pseudo_labeling.Targets,
         p_hat: tf.Tensor,
         mask: tf.Tensor,
-    ) -> watching.Seen:
+    ) -> diagnostics.Seen:
         """See `WeakStrong`; adds what is seen of the memory."""
         seen = super()._look(batch, targets, p_hat, mask)
-        more = watching.labeled_memory(
+        more = diagnostics.labeled_memory(
             self.memory, targets.z_w, targets.p_w, self.step, self.config
         )
-        return watching.Seen(seen.means | more.means, seen.rows | more.rows)
+        return diagnostics.Seen(seen.means | more.means, seen.rows | more.rows)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import files, records
 from simmatch_tf.data import fingerprint as fingerprint_lib
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 
 
 def digest(images: source_lib.Images | source_lib.Encoded) -> str:

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from simmatch_tf.data import decoding, source
+from simmatch_tf.data import decoding
+from simmatch_tf.data.sources import source
 
 # Images of a batch that are worked on at once, at most.
 _PARALLEL = 32

@@ -23,9 +23,9 @@ import tqdm
 from absl import logging
 
 from simmatch_tf import terminal, texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, records
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 
 # Share of bad files up to which --on_bad_image=skip leaves them out.
 MAX_BAD = 0.01

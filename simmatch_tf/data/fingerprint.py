@@ -17,10 +17,10 @@ from typing import Self
 
 from absl import logging
 
-from simmatch_tf import availability, checks, datasets
+from simmatch_tf import availability, checks
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import listing
-from simmatch_tf.errors import InputError
+from simmatch_tf.data.sources import dataset_names, listing
+from simmatch_tf.flags.errors import InputError
 
 _SHOWN = 3
 _DIGEST_BYTES = 16
@@ -280,7 +280,7 @@ def of_config(
         return of_digits()
     if config.dataset == "folder":
         return of_listing(listing.Listing(config.data_dir))
-    root = datasets.data_dir(config.tfds_dir)
+    root = dataset_names.data_dir(config.tfds_dir)
     paths = {
         name: os.path.join(root, name)
         for name in then.files

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 
 
 def read(

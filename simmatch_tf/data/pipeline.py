@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import cropping, randomness, service, splits, views
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 
 Batch = dict[str, tf.Tensor]
 

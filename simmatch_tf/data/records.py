@@ -18,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import shards
+from simmatch_tf.data.sources import shards
+from simmatch_tf.flags.commandline import InputError
 
 _FRAME = 16  # bytes around a record: length, two checksums
 _BUFFER = 64 * 1024  # of a file that is opened for one image

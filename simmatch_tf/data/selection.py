@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import listing
+from simmatch_tf.data.sources import listing
+from simmatch_tf.flags.commandline import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _PATTERN = ("*", "?", "[")

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import availability
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 # Seconds until a batch that does not come is an error. TensorFlow itself would
 # wait for ever: for a data worker that died, for the service, or for a first

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from simmatch_tf import commandline, texts
-from simmatch_tf.data import source as source_lib
+from simmatch_tf import texts
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags import commandline
 
 InputError = commandline.InputError
 _SHOWN = 3

@@ -12,15 +12,10 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from simmatch_tf.data import (
-    batched,
-    cropping,
-    decoding,
-    moco,
-    randaugment,
-    randomness,
-    source,
-)
+from simmatch_tf.data import cropping, decoding, randomness
+from simmatch_tf.data.augment import geometry as geometry_lib
+from simmatch_tf.data.augment import moco, randaugment
+from simmatch_tf.data.sources import source
 
 # The views of a batch; all but the last are weak.
 VIEWS = ("labeled_weak", "unlabeled_weak", "unlabeled_strong")
@@ -127,13 +122,13 @@ class Recipe:
         """
         geometry, rest = draws[:, :3], draws[:, 3:]
         if self.weak == "flip_crop":
-            views = batched.flip_crop(
+            views = geometry_lib.flip_crop(
                 crops, geometry, flip=self.flip, pad=self.pad
             )
         else:
             views = crops
             if self.flip:
-                views = batched.flip(crops, geometry[:, 2:])
+                views = geometry_lib.flip(crops, geometry[:, 2:])
         if not strong or self.strong == "none":
             return views
         if self.strong == "moco":
@@ -151,7 +146,7 @@ class Recipe:
                 levels=self.levels,
                 dense=dense,
             )
-        return batched.cutout(views, rest[:, -2:], side=self.cutout)
+        return geometry_lib.cutout(views, rest[:, -2:], side=self.cutout)
 
     def finish_batch(
         self, batch: dict[str, tf.Tensor], *, dense: bool = False

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import finished, identity, plan
-from simmatch_tf.training import interruption, locking
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import locking, signals
 
 _LOOK_EVERY_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -149,7 +149,7 @@ def run(
         [tuple(gpus[i::jobs]) for i in range(jobs)] if gpus else [None] * jobs
     )
     waiting, running, failed = list(cells), [], {}
-    with interruption.watch("its runs save, and it stops") as request:
+    with signals.watch("its runs save, and it stops") as request:
         try:
             while waiting or running:
                 if request.signal:
@@ -199,10 +199,10 @@ def _stop(running: list[Running], name: str) -> None:
     for each in running:
         each.process.send_signal(signal.SIGTERM)
     statuses = [each.process.wait() for each in running]
-    saved = sum(s in (0, interruption.RESUME_ME) for s in statuses)
+    saved = sum(s in (0, signals.RESUME_ME) for s in statuses)
     logs = [r.log for r, s in zip(running, statuses, strict=True)
-            if s not in (0, interruption.RESUME_ME)]  # fmt: skip
+            if s not in (0, signals.RESUME_ME)]  # fmt: skip
     text = f"{name}: {saved} of {len(running)} runs have saved where they were"
     for log in logs:
         text += f"; one had not begun to, or failed ({log})"
-    raise interruption.Interrupted(f"{text}; the same command goes on")
+    raise signals.Interrupted(f"{text}; the same command goes on")

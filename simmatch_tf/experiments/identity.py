@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import datasets
-from simmatch_tf.data import fingerprint, listing, shards
+from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import dataset_names, listing, shards
 
 _NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
 # Bytes of a split's record files, or of a folder, up to which their contents
@@ -44,7 +44,7 @@ def name(config: config_lib.Config) -> str:
     at_default = usual()
     given = [word for word in flags(config) if word not in at_default]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
-    dataset = datasets.base(config.dataset)
+    dataset = dataset_names.base(config.dataset)
     return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
 
 
@@ -113,7 +113,7 @@ def records(
         here.
     """
     paths = {
-        pattern: os.path.join(datasets.data_dir(config.tfds_dir), pattern)
+        pattern: os.path.join(dataset_names.data_dir(config.tfds_dir), pattern)
         for pattern in patterns
     }
     if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
@@ -133,7 +133,7 @@ def records_of_run(
     Returns:
         See `records`; None where it is of no dataset of TFDS.
     """
-    if config.dataset in datasets.OWN:
+    if config.dataset in dataset_names.OWN:
         return None
     try:
         files = fingerprint.read(kept).files

@@ -26,10 +26,11 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, commandline, flagfiles, texts
+from simmatch_tf import checks, texts
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import identity
+from simmatch_tf.flags import commandline, flagfiles
+from simmatch_tf.flags.commandline import InputError
 
 _KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
 _VARY = ("all together", "one at a time")

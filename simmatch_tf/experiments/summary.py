@@ -5,10 +5,10 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf import datasets
-from simmatch_tf.commandline import InputError
+from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.experiments import costs as costs_lib
 from simmatch_tf.experiments import finished, plan
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison, tables
 
 
@@ -47,7 +47,7 @@ def compare(
             scores.append(score)
             images[cell.column].add(
                 (
-                    datasets.base(cell.config.dataset),
+                    dataset_names.base(cell.config.dataset),
                     found.scored_on,
                     found.test_images,
                 )

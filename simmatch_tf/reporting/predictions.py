@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import tables
 
 _MANY = 20  # classes beyond which the terminal shows the largest only

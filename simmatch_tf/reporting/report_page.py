@@ -8,7 +8,8 @@ from typing import Any
 
 import jinja2
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import (
     chart_figure,
     charts,
@@ -17,7 +18,6 @@ from simmatch_tf.reporting import (
     report_tables,
 )
 from simmatch_tf.reporting import runs as runs_lib
-from simmatch_tf.training import patterns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for group in groups:
         for run in group.runs:
-            shown = patterns.find(run.config, run.scalars, **_length(run))
+            shown = diagnosis.find(run.config, run.scalars, **_length(run))
             for each in shown:
                 seen = found.setdefault(
                     (group.name, each.name), {"finding": each, "runs": []}
@@ -68,7 +68,9 @@ def not_judged(groups: Sequence[runs_lib.Group]) -> list[str]:
     said = []
     for group in groups:
         for run in group.runs:
-            found = patterns.not_judged(run.config, run.scalars, **_length(run))
+            found = diagnosis.not_judged(
+                run.config, run.scalars, **_length(run)
+            )
             names = ", ".join(name.replace("_", " ") for name in found)
             if names:
                 said.append(f"{run.name} has too few values to tell: {names}.")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import fingerprint
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import scalars as scalars_lib
 from simmatch_tf.training import results, workdir
 

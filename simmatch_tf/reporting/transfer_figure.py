@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib import axes as axes_lib
 from matplotlib import figure as figure_lib
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison_figure, transfer_table
 
 _WIDE = 3  # panels in one line
@@ -18,7 +18,7 @@ def save(outcomes: Sequence[Any], path: pathlib.Path) -> None:
     """Draws validation accuracy by strength, a panel a dataset.
 
     Args:
-        outcomes: `protocols.scores.Outcome`s of --protocol=linear, at least
+        outcomes: `probes.scores.Outcome`s of --protocol=linear, at least
             one.
         path: PNG, SVG or PDF.
 

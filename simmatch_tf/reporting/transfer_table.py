@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simmatch_tf import datasets
-from simmatch_tf.commandline import InputError
+from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison, tables
 
 # Dataset → its title in the slides.
@@ -67,7 +67,7 @@ class Table:
     """Models and published ones, side by side.
 
     Attributes:
-        outcomes: `protocols.scores.Outcome`s of one protocol, at least one.
+        outcomes: `probes.scores.Outcome`s of one protocol, at least one.
     """
 
     outcomes: tuple[Any, ...]
@@ -85,9 +85,9 @@ class Table:
             for name, epochs, figures in PUBLISHED:
                 known = dict(zip(TITLES, figures, strict=True))
                 known = {
-                    c: known[datasets.base(c)]
+                    c: known[dataset_names.base(c)]
                     for c in self.columns
-                    if datasets.base(c) in known
+                    if dataset_names.base(c) in known
                 }
                 if known:
                     found.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
@@ -187,7 +187,7 @@ class Table:
 
 def title(dataset: str) -> str:
     """What a dataset is called in the slides; its own name, if not at all."""
-    return TITLES.get(datasets.base(dataset), dataset)
+    return TITLES.get(dataset_names.base(dataset), dataset)
 
 
 def line(outcome: Any) -> str:

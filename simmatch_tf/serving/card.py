@@ -9,7 +9,7 @@ import pathlib
 from typing import Any
 
 import simmatch_tf
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import loading, versions
 from simmatch_tf.training import results, workdir
 

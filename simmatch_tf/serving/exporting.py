@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import availability, command_flags, terminal
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import card as card_lib
 from simmatch_tf.serving import (
     classifier,

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, selection
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, prediction
 
 _SHOWN = 5  # classes of an image, and images that are named in a message

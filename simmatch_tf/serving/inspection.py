@@ -6,19 +6,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags, datasets, terminal
+from simmatch_tf import command_flags, terminal
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, prepared, splits
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data import cropping, splits
+from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.distributed import strategies
+from simmatch_tf.evaluation import evaluator as evaluator_lib
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier, loading, mistakes, thumbnails
-from simmatch_tf.training import (
-    evaluation,
-    inputs,
-    results,
-    strategies,
-    workdir,
-)
+from simmatch_tf.training import inputs, results, workdir
 
 # Test images beyond which a page would take too long.
 MOST = 20_000
@@ -73,7 +71,7 @@ class Inspector:
                 f"{run.step}, the result of step {result.steps}"
             )
         how = run.classifier.preprocessing
-        evaluator = evaluation.Evaluator(
+        evaluator = evaluator_lib.Evaluator(
             strategies.one(),
             {"record": run.classifier.network},
             self._flags.batch_size,
@@ -88,7 +86,7 @@ class Inspector:
         shown = _show(run, images, places, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return mistakes.Found(
-            report=evaluation.describe(logits, labels),
+            report=evaluator_lib.describe(logits, labels),
             scored_on=scored_on,
             images=len(places),
             errors=chosen.errors,
@@ -119,15 +117,15 @@ def _check_at_hand(config: config_lib.Config) -> None:
     """
     if config.dataset == "custom":
         raise InputError("the run's images were given from Python")
-    datasets.check(config.dataset, config.tfds_dir)
+    dataset_names.check(config.dataset, config.tfds_dir)
     root = config.data_dir
     if root is not None and not pathlib.Path(root).expanduser().is_dir():
         raise InputError(
             f"{root}: no such folder; --data_dir says where the images are"
         )
-    if config.dataset in datasets.OWN:
+    if config.dataset in dataset_names.OWN:
         return
-    found = prepared.outline(
+    found = tfds_source.outline(
         config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
     )
     if found.train_images is None:

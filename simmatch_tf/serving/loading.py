@@ -12,10 +12,10 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier, preprocessing
-from simmatch_tf.training import assembly, checkpoints, initial, workdir
+from simmatch_tf.training import checkpoints, initial, state, workdir
 
 # Files of an export, in its assets.
 CLASS_NAMES = initial.CLASS_NAMES
@@ -63,7 +63,7 @@ def run(
     weights: str | None = None,
     neighbors: int = 5,
     input_dtype: str = "uint8",
-    custom: assembly.Custom | None = None,
+    custom: state.Custom | None = None,
 ) -> Run:
     """Loads the last checkpoint of a run.
 
@@ -79,7 +79,7 @@ def run(
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    restored, _, step = assembly.restore(path, custom or assembly.Custom())
+    restored, _, step = state.restore(path, custom or state.Custom())
     content = splits.read_content(folder.split)
     weights = weights or restored.weights_of_record
     labeled = _labeled(restored, content, config)

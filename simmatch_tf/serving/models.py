@@ -13,7 +13,7 @@ from absl import logging
 
 from simmatch_tf import availability, command_flags
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import (
     card,
     classifier,

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 Row = dict[str, Any]
 _COLUMNS = {

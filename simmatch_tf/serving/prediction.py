@@ -13,8 +13,8 @@ import tensorflow as tf
 import tqdm
 
 from simmatch_tf import command_flags, terminal, texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, selection
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, outputs, review
 
 

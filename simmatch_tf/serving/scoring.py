@@ -10,11 +10,12 @@ from absl import logging
 
 from simmatch_tf import command_flags, terminal, texts
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, splits
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.evaluation import evaluator as evaluator_lib
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier, loading
-from simmatch_tf.training import assembly, evaluation, inputs, workdir
+from simmatch_tf.training import inputs, state, workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,15 @@ def of_run(
         InputError: The run or its images cannot be loaded.
     """
     run = flags.moved(folder.read_config())
-    custom = assembly.Custom()
+    custom = state.Custom()
     custom.check(run)
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = assembly.restore(folder.path, custom)
+    algorithm, strategy, step = state.restore(folder.path, custom)
     terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     split = splits.read(folder.split, source)
     scored_on, images, places = inputs.scored_images(source, split.validation)
-    evaluator = evaluation.Evaluator(
+    evaluator = evaluator_lib.Evaluator(
         strategy,
         algorithm.networks(),
         flags.batch_size,

@@ -12,7 +12,6 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import (
     contents,
     cropping,
@@ -20,7 +19,8 @@ from simmatch_tf.data import (
     fingerprint,
     splits,
 )
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import loading
 
 FILE = "assets.extra/labeled_thumbnails.zip"

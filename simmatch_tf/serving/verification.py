@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import (
     cropping,
     examination,
@@ -18,7 +17,8 @@ from simmatch_tf.data import (
     records,
     selection,
 )
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 # Of an export: what it is, for programs.
 CARD = "model_card.json"

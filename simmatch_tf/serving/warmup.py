@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 FILE = "assets.extra/tf_serving_warmup_requests"
 # TensorFlow Serving takes no more.

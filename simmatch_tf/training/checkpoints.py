@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import reasons
 
 # Counted up when the state of a run changes: what one version saves, another

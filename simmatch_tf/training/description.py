@@ -11,8 +11,9 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import fixmatch, simmatch, supervised
+from simmatch_tf.distributed import strategies
 from simmatch_tf.networks import cost
-from simmatch_tf.training import assembly, inputs, strategies
+from simmatch_tf.training import inputs, state
 
 # Of --algorithm: what --memory says nothing of.
 _NO_FORMS = ("supervised", "custom")
@@ -126,9 +127,9 @@ def of_flags(config: config_lib.Config) -> Description:
     config = dataclasses.replace(
         config, steps=1, epochs=None, warmup_steps=0, warmup_epochs=None
     )
-    algorithm = assembly.make_algorithm(
+    algorithm = state.make_algorithm(
         config,
-        assembly.Custom(),
+        state.Custom(),
         strategies.one(),
         image_shape=outline.image_shape,
         slot_labels=np.arange(slots) % num_classes,

@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from simmatch_tf import availability, texts
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import splits
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network
-from simmatch_tf.training import assembly, workdir
+from simmatch_tf.training import state, workdir
 
 _TITLES = {
     "normalize": "normalisation",
@@ -63,7 +63,7 @@ class Found(NamedTuple):
 def initialise(
     algorithm: algorithm_lib.Algorithm,
     init_from: str,
-    custom: assembly.Custom,
+    custom: state.Custom,
     class_names: Sequence[str],
 ) -> str:
     """Starts student and teacher from other weights.
@@ -102,7 +102,7 @@ def fill(
     *,
     backbone: str,
     flag: str = "init_from",
-    custom: assembly.Custom | None = None,
+    custom: state.Custom | None = None,
     class_names: Sequence[str] = (),
 ) -> dict[str, str | None]:
     """Fills a network from other weights; see `initialise`.
@@ -128,7 +128,7 @@ def fill(
         if kind == "h5" and not _is_whole_model(found):
             taken, names = _from_h5(model, found), None
         else:
-            weights, names = _READERS[kind](found, custom or assembly.Custom())
+            weights, names = _READERS[kind](found, custom or state.Custom())
             taken = {
                 name: _find(weights, _of(part.variables))
                 for name, part in parts.items()
@@ -268,10 +268,10 @@ def _find(
     return None
 
 
-def _from_workdir(path: pathlib.Path, custom: assembly.Custom) -> Found:
+def _from_workdir(path: pathlib.Path, custom: state.Custom) -> Found:
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    model = assembly.load(
+    model = state.load(
         path,
         backbone=custom.backbone if config.backbone == "custom" else None,
         algorithm=custom.algorithm if config.algorithm == "custom" else None,
@@ -280,7 +280,7 @@ def _from_workdir(path: pathlib.Path, custom: assembly.Custom) -> Found:
     return Found(_of(model.variables), content["class_names"])
 
 
-def _from_keras(path: pathlib.Path, custom: assembly.Custom) -> Found:
+def _from_keras(path: pathlib.Path, custom: state.Custom) -> Found:
     del custom
     try:
         model = keras.models.load_model(path, compile=False)
@@ -289,7 +289,7 @@ def _from_keras(path: pathlib.Path, custom: assembly.Custom) -> Found:
     return Found(_of(model.variables))
 
 
-def _from_saved_model(path: pathlib.Path, custom: assembly.Custom) -> Found:
+def _from_saved_model(path: pathlib.Path, custom: state.Custom) -> Found:
     del custom
     try:
         loaded = tf.saved_model.load(str(path))

@@ -8,21 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import backbones, checks, datasets, texts
+from simmatch_tf import checks, texts
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import (
-    digits,
-    folder,
-    lists,
-    pipeline,
-    prepared,
-    service,
-    splits,
-    views,
-)
-from simmatch_tf.data import source as source_lib
-from simmatch_tf.training import strategies
+from simmatch_tf.data import lists, pipeline, service, splits, views
+from simmatch_tf.data.sources import dataset_names, digits, folder
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.distributed import strategies
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.networks import backbone_names
 from simmatch_tf.training import workdir as workdir_lib
 
 
@@ -49,7 +43,7 @@ def make_source(
             f"which is {height}"
         )
     for side in {height, width} if config.backbone != "custom" else ():
-        backbones.check_side(config.backbone, side)
+        backbone_names.check_side(config.backbone, side)
     return source
 
 
@@ -63,7 +57,7 @@ def _load(config: config_lib.Config) -> source_lib.Source:
             on_bad_image=config.on_bad_image,
             need_unlabeled=checks.needs_unlabeled_folder(config),
         )
-    return prepared.load(
+    return tfds_source.load(
         config.dataset, image_size=config.image_size, **_tfds_folders(config)
     )
 
@@ -74,7 +68,7 @@ def outline(config: config_lib.Config) -> source_lib.Outline:
     Raises:
         InputError: It cannot be had.
     """
-    if config.dataset in datasets.OWN:
+    if config.dataset in dataset_names.OWN:
         source = _load(config)
         return source_lib.Outline(
             source.class_names,
@@ -82,13 +76,13 @@ def outline(config: config_lib.Config) -> source_lib.Outline:
             len(source.train),
             source.statistics(),
         )
-    found = prepared.outline(
+    found = tfds_source.outline(
         config.dataset,
         tfds_dir=_tfds_folders(config)["tfds_dir"],
         image_size=config.image_size,
     )
     if found.train_images is None:
-        known = checks.SIZES.get(datasets.base(config.dataset), (0, None))
+        known = checks.SIZES.get(dataset_names.base(config.dataset), (0, None))
         found = dataclasses.replace(found, train_images=known[1])
     return found
 
@@ -107,7 +101,7 @@ def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
     Raises:
         InputError: It cannot be told.
     """
-    if config.dataset in datasets.OWN:
+    if config.dataset in dataset_names.OWN:
         source = _load(config)
         return len(_drawn(config, source).labeled)
     if config.split_file is not None:
@@ -191,7 +185,7 @@ def _listed(
     if name is None:
         return None
     if name in checks.SUBSETS:
-        names = prepared.listed(name, **_tfds_folders(config))
+        names = tfds_source.listed(name, **_tfds_folders(config))
         return lists.find(names, source, name)
     return lists.read(pathlib.Path(name).expanduser(), source)
 

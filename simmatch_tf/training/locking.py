@@ -8,7 +8,7 @@ import fcntl
 import os
 from typing import TextIO
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 
 def hold(lock: TextIO, folder: os.PathLike, who: str = "a live run") -> None:

@@ -11,29 +11,26 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import contents, fingerprint, splits
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.distributed import placement, strategies, workers
+from simmatch_tf.evaluation import evaluator
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
+from simmatch_tf.monitoring import monitor, profiler
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
-    assembly,
     checkpoints,
-    evaluation,
     initial,
     inputs,
-    interruption,
-    observer,
     outcome,
-    placement,
-    profiling,
     progress,
     results,
-    stepping,
-    strategies,
-    workers,
+    signals,
+    state,
 )
+from simmatch_tf.training import step as step_lib
 from simmatch_tf.training import workdir as workdir_lib
 
 
@@ -66,7 +63,7 @@ def fit(
         raise InputError("--describe: is for the command; fit trains")
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
-    custom = assembly.Custom(source, backbone, algorithm)
+    custom = state.Custom(source, backbone, algorithm)
     custom.check(config)
     with workdir_lib.claim(config) as folder:
         if folder.finished():
@@ -83,7 +80,7 @@ def fit(
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
-    custom: assembly.Custom,
+    custom: state.Custom,
 ) -> results.Result:
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
@@ -91,7 +88,7 @@ def fit_in(
     allocator.keep_memory()
     with (
         runtime.pinned(),
-        interruption.watch() as request,
+        signals.watch() as request,
         workers.lost(folder, config),
     ):
         return _Run(folder, config, custom).train(request)
@@ -109,7 +106,7 @@ class _Run:
         self,
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
-        custom: assembly.Custom,
+        custom: state.Custom,
     ) -> None:
         self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
@@ -125,7 +122,7 @@ class _Run:
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
-        self.algorithm = assembly.make_algorithm(
+        self.algorithm = state.make_algorithm(
             self.config,
             custom,
             self.strategy,
@@ -153,7 +150,7 @@ class _Run:
             splits.identity(self.source.class_names, self.split.labeled),
             self.config.keep,
         )
-        self.evaluator = evaluation.Evaluator(
+        self.evaluator = evaluator.Evaluator(
             self.strategy,
             self.algorithm.networks(),
             self.config.eval_batch_size,
@@ -175,7 +172,7 @@ class _Run:
         config = self.given
 
         def read() -> tuple[source_lib.Source, splits.Split]:
-            with interruption.at_once(f"the images of {config.dataset}"):
+            with signals.at_once(f"the images of {config.dataset}"):
                 source = inputs.make_source(config, given)
             return source, inputs.make_split(config, source, self.folder)
 
@@ -200,8 +197,8 @@ class _Run:
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
-    def _make_observer(self) -> observer.Observer:
-        return observer.Observer(
+    def _make_observer(self) -> monitor.Observer:
+        return monitor.Observer(
             self.folder.tensorboard,
             self.config,
             self.source,
@@ -210,7 +207,7 @@ class _Run:
             writes=self.config.summaries and self.workers.chief,
         )
 
-    def _make_stepper(self, start: int) -> stepping.Stepper:
+    def _make_stepper(self, start: int) -> step_lib.Stepper:
         """What takes the steps from `start` on, with its input."""
         config = self.config
         pipeline = inputs.make_pipeline(
@@ -220,7 +217,7 @@ class _Run:
             unlabeled=self.algorithm.needs_unlabeled,
         )
         finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
-        return stepping.Stepper(
+        return step_lib.Stepper(
             self.strategy,
             self.algorithm,
             inputs.make_batches(self.strategy, pipeline, start, config),
@@ -230,7 +227,7 @@ class _Run:
             watches=config.summaries,
         )
 
-    def train(self, request: interruption.Request) -> results.Result:
+    def train(self, request: signals.Request) -> results.Result:
         """Trains to the end, or until it is asked to stop."""
         config = self.config
         # ---------------------------------------------------------- resume --
@@ -240,7 +237,7 @@ class _Run:
         )
         self._say_what(bar, start)
         stepper = self._make_stepper(start)
-        profile = profiling.Profile(
+        profile = profiler.Profile(
             config.profile, self.folder.tensorboard, start
         )
         self.observer.begin(start)
@@ -258,10 +255,10 @@ class _Run:
 
     def _loop(
         self,
-        request: interruption.Request,
+        request: signals.Request,
         bar: progress.Progress,
-        stepper: stepping.Stepper,
-        profile: profiling.Profile,
+        stepper: step_lib.Stepper,
+        profile: profiler.Profile,
     ) -> None:
         """Takes the steps that are left, and does what is due between them."""
         config, step = self.config, bar.done
@@ -294,20 +291,20 @@ class _Run:
                 if itstime(config.checkpoint_every) or stop:
                     self._save(step)
             if stop and step < config.steps:
-                raise interruption.Interrupted(
+                raise signals.Interrupted(
                     f"{stop} after step {step} of {config.steps}; "
                     f"saved in {self.folder.path}: start it again to go on"
                 )
 
     @contextlib.contextmanager
     def _session(
-        self, bar: progress.Progress, profile: profiling.Profile
+        self, bar: progress.Progress, profile: profiler.Profile
     ) -> Iterator[None]:
         """Around the steps of a session: writes its time, however it ends."""
         start, began = bar.done, time.monotonic()
         try:
             yield
-        except (InputError, FloatingPointError, interruption.Interrupted):
+        except (InputError, FloatingPointError, signals.Interrupted):
             self._close(bar, profile)
             # It may be that nothing can be written.
             with contextlib.suppress(InputError):
@@ -325,9 +322,7 @@ class _Run:
             self.scored,
         )
 
-    def _close(
-        self, bar: progress.Progress, profile: profiling.Profile
-    ) -> None:
+    def _close(self, bar: progress.Progress, profile: profiler.Profile) -> None:
         """Ends what shows the run."""
         profile.close()
         bar.close()
@@ -382,7 +377,7 @@ class _Run:
         self,
         step: int,
         metrics: dict[str, tf.Tensor],
-        stepper: stepping.Stepper,
+        stepper: step_lib.Stepper,
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
@@ -421,10 +416,10 @@ class _Run:
         name_of_set, images, places = self.scored
         logits = self.evaluator.logits(images, places)
         labels = images.labels[places]
-        self.accuracy = chosen = evaluation.accuracy(logits, labels)
+        self.accuracy = chosen = evaluator.accuracy(logits, labels)
         if len(self.split.validation) and self.source.test is not None:
             train, aside = self.source.train, self.split.validation
-            chosen = evaluation.accuracy(
+            chosen = evaluator.accuracy(
                 self.evaluator.logits(train, aside), train.labels[aside]
             )
         values = {}

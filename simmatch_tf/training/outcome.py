@@ -7,8 +7,8 @@ import numpy as np
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import source as source_lib
 from simmatch_tf.data import splits
+from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.training import results
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import tqdm
 
 from simmatch_tf import terminal
-from simmatch_tf.training import patterns
+from simmatch_tf.monitoring import diagnosis
 
 _WIDTH = 80
 # Of the line below the bar: tag → what stands before its value, its form.
@@ -141,7 +141,7 @@ class Progress:
         if self._loud:
             tqdm.tqdm.write(text, file=sys.stderr)
 
-    def warn(self, findings: Sequence[patterns.Finding]) -> None:
+    def warn(self, findings: Sequence[diagnosis.Finding]) -> None:
         """Warns of patterns: what is seen, why, and what to turn."""
         for found in findings if self._warns else ():
             text = f"warning: {found.says} {found.why} {found.turn}"

@@ -9,8 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.training import assembly, inputs, stepping, strategies
+from simmatch_tf.distributed import strategies
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import inputs, state
+from simmatch_tf.training import step as step_lib
 
 # The first traces, the second meets caches that are cold.
 _WARM_UP = 2
@@ -112,15 +114,15 @@ def seconds_per_step(
         room = max(1, pixels // (views * height * width))
         config = dataclasses.replace(config, batch_size=min(whole, room))
     labels = np.arange(found.slots) % found.num_classes
-    algorithm = assembly.make_algorithm(
+    algorithm = state.make_algorithm(
         config,
-        assembly.Custom(),
+        state.Custom(),
         strategy,
         image_shape=found.image_shape,
         slot_labels=labels,
         num_classes=found.num_classes,
     )
-    stepper = stepping.Stepper(
+    stepper = step_lib.Stepper(
         strategy,
         algorithm,
         itertools.repeat(_batch(config, found, labels)),

@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 
 @dataclasses.dataclass(frozen=True)

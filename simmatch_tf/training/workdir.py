@@ -23,10 +23,11 @@ from typing import Any
 
 from absl import logging
 
-from simmatch_tf import availability, cluster
+from simmatch_tf import availability
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import fingerprint
+from simmatch_tf.distributed import cluster
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import locking
 
 FLAGFILE = config_lib.RUN_FLAGFILE

@@ -5,8 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, files, fingerprint, records, source
+from simmatch_tf.data import contents, files, fingerprint, records
+from simmatch_tf.data.sources import source
+from simmatch_tf.flags.commandline import InputError
 
 
 def digests(*sets):

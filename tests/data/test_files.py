@@ -13,8 +13,8 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import texts
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination, files
+from simmatch_tf.flags.commandline import InputError
 
 WIDTH, HEIGHT = 53, 37
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]

@@ -4,8 +4,9 @@ import shutil
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import fingerprint, listing
+from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import listing
+from simmatch_tf.flags.commandline import InputError
 
 NAMES = ("labeled/a/1.png", "labeled/b/2.png", "unlabeled/caf\u00e9 \\.png")
 

@@ -1,7 +1,8 @@
 import pytest
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, lists
+from simmatch_tf.data import lists
+from simmatch_tf.data.sources import digits
+from simmatch_tf.flags.commandline import InputError
 from tests.data.test_splits import NAMED, draw, named
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import decoding, digits, pipeline, splits, views
+from simmatch_tf.data import decoding, pipeline, splits, views
+from simmatch_tf.data.sources import digits
 
 
 def small(**of_the_views):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import records, shards
+from simmatch_tf.data import records
+from simmatch_tf.data.sources import shards
+from simmatch_tf.flags.commandline import InputError
 
 
 def example(number):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import selection
+from simmatch_tf.flags.commandline import InputError
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf import availability
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import pipeline, service
+from simmatch_tf.flags.commandline import InputError
 from tests import runs
 from tests.data import test_pipeline
 from tests.training import test_loop

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, source, splits
+from simmatch_tf.data import splits
+from simmatch_tf.data.sources import digits, source
+from simmatch_tf.flags.commandline import InputError
 
 DRAW = {
     "labels": 40,

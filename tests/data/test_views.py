@@ -7,15 +7,15 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf.data import (
-    batched,
     cropping,
     decoding,
     pipeline,
     randomness,
-    source,
     splits,
     views,
 )
+from simmatch_tf.data.augment import geometry
+from simmatch_tf.data.sources import source
 from simmatch_tf.training import inputs
 from tests import runs
 
@@ -162,7 +162,7 @@ def test_weak_views_have_the_geometry_alone():
     draws = FLIP_CROP.draws(seeds(40), strong=False)
     np.testing.assert_array_equal(
         FLIP_CROP.finish(x, draws, strong=False),
-        batched.flip_crop(x, draws, flip=True, pad=3),
+        geometry.flip_crop(x, draws, flip=True, pad=3),
     )
     draws = RESIZED.draws(seeds(40), strong=False)
     view = RESIZED.finish(x, draws, strong=False).numpy()
@@ -220,7 +220,7 @@ def test_the_flags_own_bounds(flags, tmp_path):
         weak = dataclasses.replace(recipe, strong="none")
         draws = recipe.draws(numbers, strong=True)
         plain = weak.finish(crops, draws, strong=True)
-        wanted = batched.cutout(plain, draws[:, 3:], side=recipe.cutout)
+        wanted = geometry.cutout(plain, draws[:, 3:], side=recipe.cutout)
         np.testing.assert_array_equal(found["host"], wanted)
 
 

@@ -12,8 +12,8 @@ import time
 import pytest
 
 from simmatch_tf import command_flags, experiment
-from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import costs, finished, grid, plan
+from simmatch_tf.flags.commandline import InputError
 from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ import types
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import fingerprint
 from simmatch_tf.experiments import finished, identity, plan, summary
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 

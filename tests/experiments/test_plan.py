@@ -2,8 +2,8 @@ import pathlib
 
 import pytest
 
-from simmatch_tf.commandline import InputError
 from simmatch_tf.experiments import plan
+from simmatch_tf.flags.commandline import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAN = """

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.distributed import placement
 from simmatch_tf.modules import memory, shard
-from simmatch_tf.training import placement
 
 L, D, N = 4, 6, 8
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import backbones
-from simmatch_tf.networks import network, zoo, zoo_presets
+from simmatch_tf.networks import backbone_names, network, zoo, zoo_presets
 
 POLICIES = ("float32", "mixed_bfloat16")
 # One of each class of KerasCV's → what makes it small.
@@ -149,7 +148,7 @@ def check(model, policy, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_keras_cv(name, small, policy, tmp_path):
-    side = backbones.smallest_side(f"keras_cv:{name}") or 8
+    side = backbone_names.smallest_side(f"keras_cv:{name}") or 8
     side *= 2 if name == "vitdet_base" else 1  # with more than one patch
     model = small(name, (side, side, 3))
     assert model.name == f"keras_cv_{name}"
@@ -199,7 +198,7 @@ def test_published_sizes(name, beside):
 
 MODULES = {
     getattr(keras.applications, name).__module__.rpartition(".")[2]
-    for name in backbones.KERAS_APPLICATIONS
+    for name in backbone_names.KERAS_APPLICATIONS
 }
 
 

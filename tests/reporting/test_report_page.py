@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 
 from simmatch_tf import command_flags, report
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import report_page, runs
 from simmatch_tf.serving import mistakes
-from simmatch_tf.training import patterns
 from tests.reporting import written
 
 CHROMIUM = next(
@@ -182,9 +182,9 @@ def test_findings(tmp_path, monkeypatch):
         if config.seed == 1:
             return []
         says = f"It says <{config.seed}>."
-        return [patterns.Finding("x", says, "Why.", "--threshold")]
+        return [diagnosis.Finding("x", says, "Why.", "--threshold")]
 
-    monkeypatch.setattr(patterns, "find", find)
+    monkeypatch.setattr(diagnosis, "find", find)
     words = [written.run(tmp_path / f"sim{s}", seed=s) for s in (0, 1)]
     words.append(written.run(tmp_path / "sim2", None, seed=2))
     text = report_page.page(groups(*words), NOTHING)
@@ -301,7 +301,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
             command(*words)
     code = (
         "import sys; from simmatch_tf import report\n"
-        "from simmatch_tf.commandline import InputError\n"
+        "from simmatch_tf.flags.commandline import InputError\n"
         "from simmatch_tf.command_flags import ReportConfig\n"
         f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
         "try: report.main(ReportConfig.from_argv(argv))\n"

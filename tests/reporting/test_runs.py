@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import runs
 from tests.reporting import written
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from simmatch_tf.commandline import InputError
-from simmatch_tf.protocols import scores
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.probes import scores
 from simmatch_tf.reporting import transfer_figure, transfer_table
 
 STRENGTH = {

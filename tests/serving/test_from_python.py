@@ -15,8 +15,8 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import command_flags, predict
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits
+from simmatch_tf.data.sources import digits
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import from_python, models
 
 TEST = digits.load(8).test

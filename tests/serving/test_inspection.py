@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf import command_flags, evaluate, report
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import digits, prepared
+from simmatch_tf.data.sources import digits
+from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import exporting, inspection, loading
 from simmatch_tf.training import results, workdir
 from tests import runs
@@ -111,7 +112,7 @@ def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
     def download(*_, **__):
         raise AssertionError("it would be downloaded")
 
-    monkeypatch.setattr(prepared.builders, "prepare", download)
+    monkeypatch.setattr(tfds_source.builders, "prepare", download)
     with pytest.raises(InputError, match="mnist is not prepared here"):
         of("--dataset=mnist", f"--tfds_dir={tmp_path}")
 

@@ -26,8 +26,9 @@ from simmatch_tf import (
     export,
     predict,
 )
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import cropping, digits, records, selection
+from simmatch_tf.data import cropping, records, selection
+from simmatch_tf.data.sources import digits
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import propagation, similarity
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import (
@@ -39,7 +40,7 @@ from simmatch_tf.serving import (
     verification,
     warmup,
 )
-from simmatch_tf.training import assembly
+from simmatch_tf.training import state
 from tests import runs
 
 SIGNATURES = {"serving_default", "classify_bytes", "embed", "explain"}
@@ -192,7 +193,7 @@ def test_an_empty_batch_with_onednn_s_kernels(exported):
 def test_explain_is_the_method_s(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
-    restored, _, _ = assembly.restore(workdir, assembly.Custom())
+    restored, _, _ = state.restore(workdir, state.Custom())
     images = tf.constant(TEST.images[:9])
     found = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)

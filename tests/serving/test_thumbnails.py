@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from simmatch_tf.data import digits, folder, splits
+from simmatch_tf.data import splits
+from simmatch_tf.data.sources import digits, folder
 from simmatch_tf.serving import preprocessing, thumbnails
 
 # Slot → its image and colour, as the run began.

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from simmatch_tf import cluster
+from simmatch_tf.distributed import cluster
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 

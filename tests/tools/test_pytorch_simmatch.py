@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.networks import torch_layout
+from simmatch_tf.distributed import strategies
 from simmatch_tf.ops import matching, schedules
-from simmatch_tf.training import assembly, strategies
+from simmatch_tf.pytorch import network_layout
+from simmatch_tf.training import state as state_lib
 from tests import runs
 
 torch = pytest.importorskip(
@@ -97,9 +98,9 @@ def both(rows, **changes):
         std=std,
         dtype=torch.float64,
     )
-    ours = assembly.make_algorithm(
+    ours = state_lib.make_algorithm(
         config,
-        assembly.Custom(),
+        state_lib.Custom(),
         strategies.one(),
         image_shape=(SIDE, SIDE, 3),
         slot_labels=LABELS,
@@ -112,7 +113,7 @@ def both(rows, **changes):
         (1, theirs.teacher, ours.teacher.model),
     ):
         pytorch_networks.randomize(module, seed)
-        torch_layout.load(model, arrays(module))
+        network_layout.load(model, arrays(module))
     z = np.random.default_rng(2).normal(size=[rows, config.projection_dim])
     ours.memory.update(np.arange(rows), z)
     theirs.memory.copy_(torch.from_numpy(ours.memory.features.numpy()))
@@ -155,10 +156,10 @@ def our_state(algorithm):
         variable.path: algorithm.optimizer.velocity(variable).numpy()
         for variable in algorithm.student.trainable_variables
     }
-    tensors = torch_layout.tensors(algorithm.student)
+    tensors = network_layout.tensors(algorithm.student)
     return {
-        "student": torch_layout.export(algorithm.student),
-        "EMA": torch_layout.export(algorithm.teacher.model),
+        "student": network_layout.export(algorithm.student),
+        "EMA": network_layout.export(algorithm.teacher.model),
         "velocities": {
             name: tensor.to_torch(velocities[tensor.variable.path])
             for name, tensor in tensors.items()

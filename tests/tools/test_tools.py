@@ -17,7 +17,7 @@ from absl import flags
 
 import simmatch_tf
 from simmatch_tf import train
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from tests import runs
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
@@ -71,7 +71,7 @@ def test_benchmark_step(tool, tmp_path, capsys):
 
 
 def test_tuning_source_holds_no_test_image(tool):
-    from simmatch_tf.data import digits
+    from simmatch_tf.data.sources import digits
 
     config = runs.config("none")
     source = tool("tune").source(config, 200)
@@ -324,7 +324,7 @@ def test_pillow_s_views_are_views(tool):
 
 
 def test_photo_folder_can_be_trained_on(tool, tmp_path, monkeypatch):
-    from simmatch_tf.data import folder
+    from simmatch_tf.data.sources import folder
 
     module = tool("make_photo_folder", str(tmp_path / "photos"))
     parts = {"labeled": 6, "unlabeled": 60, "test": 4}

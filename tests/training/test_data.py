@@ -17,8 +17,8 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import command_flags, evaluate
-from simmatch_tf.commandline import InputError
 from simmatch_tf.data import examination
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import inputs, workdir
 from tests import recording, runs
 
@@ -241,7 +241,7 @@ def test_a_split_of_other_images_than_the_checkpoint_s(finished_run, tmp_path):
 @pytest.mark.slow
 def test_labeled_images_from_a_list(tmp_path):
     path = tmp_path / "list.txt"
-    from simmatch_tf.data import digits
+    from simmatch_tf.data.sources import digits
 
     labels = digits.load(8).train.labels
     chosen = [int(np.flatnonzero(labels == label)[3]) for label in range(10)]
@@ -423,15 +423,15 @@ def test_a_folder_that_grew_before_the_first_checkpoint(photos, tmp_path):
 @pytest.mark.slow
 def test_a_test_image_that_goes_bad(photos, tmp_path, monkeypatch):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
-    from simmatch_tf.training import evaluation
+    from simmatch_tf.evaluation import evaluator
 
-    logits = evaluation.Evaluator.logits
+    logits = evaluator.Evaluator.logits
 
     def broken(self, images, indices):
         pathlib.Path(images.paths[0]).write_bytes(b"gone")
         return logits(self, images, indices)
 
-    monkeypatch.setattr(evaluation.Evaluator, "logits", broken)
+    monkeypatch.setattr(evaluator.Evaluator, "logits", broken)
     with pytest.raises(InputError, match="could not be read in evaluation"):
         runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
 
@@ -442,7 +442,7 @@ def test_a_labeled_image_that_goes_bad_before_it_is_shown(
 ):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
     from simmatch_tf.data import cropping
-    from simmatch_tf.training import summaries
+    from simmatch_tf.monitoring import tensorboard_writer
 
     def broken(images, indices, **how):
         for index in indices.numpy():
@@ -450,7 +450,7 @@ def test_a_labeled_image_that_goes_bad_before_it_is_shown(
         return cropping.whole(images, indices, **how)
 
     changed = types.SimpleNamespace(whole=broken)
-    monkeypatch.setattr(summaries, "cropping", changed)
+    monkeypatch.setattr(tensorboard_writer, "cropping", changed)
     with pytest.raises(InputError, match="could not be read for a picture"):
         runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import simmatch
 from simmatch_tf.reporting import description as text
-from simmatch_tf.training import assembly, description
+from simmatch_tf.training import description, state
 
 K, L, D = 20, 10, 16
 SHAPE = (8, 8, 1)
@@ -43,9 +43,9 @@ class OwnStep(simmatch.SimMatch):
 
 def make(custom=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    algorithm = assembly.make_algorithm(
+    algorithm = state.make_algorithm(
         config,
-        assembly.Custom(algorithm=custom),
+        state.Custom(algorithm=custom),
         tf.distribute.OneDeviceStrategy("/cpu:0"),
         image_shape=SHAPE,
         slot_labels=np.arange(K) % L,

@@ -14,10 +14,11 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import checkpoints, loop
 from tests import runs
-from tests.training import test_loop, test_strategies
+from tests.distributed import test_strategies
+from tests.training import test_loop
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 

@@ -11,9 +11,10 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import losses
-from simmatch_tf.training import loop, results, stepping
+from simmatch_tf.training import loop, results
+from simmatch_tf.training import step as step_lib
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
@@ -60,7 +61,7 @@ def test_results(finished_run):
 def test_result_is_the_last_checkpoint_s(finished_run):
     workdir, result = finished_run
     model = simmatch_tf.load(workdir)
-    from simmatch_tf.data import digits
+    from simmatch_tf.data.sources import digits
 
     test = digits.load(8).test
     logits = model.predict(test.images, verbose=0)["logits"]
@@ -175,13 +176,13 @@ def test_ways_to_run_the_same_steps(
     changes, tmp_path, finished_run, monkeypatch
 ):
     """Not a bit of the result hangs on them."""
-    counts, call = [], stepping.Stepper.__call__
+    counts, call = [], step_lib.Stepper.__call__
 
     def count_steps(self, first, count, *arguments, **words):
         counts.append(count)
         return call(self, first, count, *arguments, **words)
 
-    monkeypatch.setattr(stepping.Stepper, "__call__", count_steps)
+    monkeypatch.setattr(step_lib.Stepper, "__call__", count_steps)
     simmatch_tf.fit(runs.config(tmp_path, **changes))
     assert sum(counts) == 6
     assert (max(counts) > 1) == ("steps_per_loop" in changes)

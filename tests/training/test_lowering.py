@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.algorithms import watching
-from simmatch_tf.training import assembly, inputs, strategies
+from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.distributed import strategies
+from simmatch_tf.training import inputs, state
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
@@ -31,9 +32,9 @@ def make(**changes):
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir("nowhere"))
     config = config.with_durations(len(split.unlabeled))
-    algorithm = assembly.make_algorithm(
+    algorithm = state.make_algorithm(
         config,
-        assembly.Custom(),
+        state.Custom(),
         strategies.one(),
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
@@ -57,7 +58,7 @@ def lowered(algorithm, pipeline):
 
     # As a run does by default: some of its steps are watched.
     batch = next(iter(pipeline.dataset(0, 1)))
-    batch[watching.WATCH] = tf.constant(True)
+    batch[diagnostics.WATCH] = tf.constant(True)
     return step.experimental_get_compiler_ir(batch)(stage="stablehlo")
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import digits, pipeline, splits, views
+from simmatch_tf.data import pipeline, splits, views
+from simmatch_tf.data.sources import digits
+from simmatch_tf.distributed import strategies
 from simmatch_tf.modules import memory
-from simmatch_tf.training import strategies
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.7])

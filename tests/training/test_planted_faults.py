@@ -16,6 +16,8 @@ import tensorflow as tf
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import simmatch
+from simmatch_tf.distributed import strategies
+from simmatch_tf.evaluation import evaluator
 from simmatch_tf.modules import (
     alignment,
     guard,
@@ -27,10 +29,9 @@ from simmatch_tf.modules import (
 )
 from simmatch_tf.networks import batch_norm
 from simmatch_tf.ops import losses, slot_sums
-from simmatch_tf.training import evaluation, strategies
 from tests.algorithms import test_simmatch as small
+from tests.evaluation import test_evaluator as test_evaluation
 from tests.modules import test_replica
-from tests.training import test_evaluation
 
 # Slots of each step's labeled images. A slot may come twice, on two replicas.
 # The loss of a step with an image of class 3 is not finite, on its replica.
@@ -257,7 +258,7 @@ def test_statistics_of_its_own_are_noticed(two_replicas):
 
 
 def test_another_order_is_noticed_in_evaluation(two_replicas, monkeypatch):
-    monkeypatch.setattr(evaluation, "replica", faulty(all_gather=backwards))
+    monkeypatch.setattr(evaluator, "replica", faulty(all_gather=backwards))
     with pytest.raises(AssertionError):
         test_evaluation.test_two_replicas_keep_the_order(two_replicas)
 

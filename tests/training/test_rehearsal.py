@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import rehearsal
 from tests import runs
 

@@ -10,12 +10,8 @@ import threading
 import pytest
 
 from simmatch_tf import terminal
-from simmatch_tf.training import (
-    allocator,
-    interruption,
-    patterns,
-    progress,
-)
+from simmatch_tf.monitoring import diagnosis
+from simmatch_tf.training import allocator, progress, signals
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
@@ -92,7 +88,7 @@ def test_a_bar_on_a_terminal(capsys, monkeypatch):
     assert "7/10" in out and "loss 1.500" in out
 
 
-FOUND = patterns.Finding("x", "It is so. " * 12, "Why.", "Turn --alpha.")
+FOUND = diagnosis.Finding("x", "It is so. " * 12, "Why.", "Turn --alpha.")
 
 
 def test_live_lines_fit_a_terminal(capsys, monkeypatch):
@@ -141,7 +137,7 @@ def interrupts():
 
 
 def test_a_signal_is_noted_once(interrupts):
-    with interruption.watch() as request:
+    with signals.watch() as request:
         assert request.signal is None
         os.kill(os.getpid(), signal.SIGINT)
         assert request.signal == "SIGINT"
@@ -151,22 +147,22 @@ def test_a_signal_is_noted_once(interrupts):
 
 
 def test_a_watch_inside_another_is_the_same(interrupts):
-    with interruption.watch() as outer:
+    with signals.watch() as outer:
         os.kill(os.getpid(), signal.SIGINT)
-        with interruption.watch() as inner:
+        with signals.watch() as inner:
             assert inner is outer and inner.signal == "SIGINT"
     assert signal.getsignal(signal.SIGINT) is interrupts
 
 
 def test_a_signal_says_what_happens_next(interrupts, capfd, monkeypatch):
-    with interruption.watch():
+    with signals.watch():
         os.kill(os.getpid(), signal.SIGTERM)
     assert capfd.readouterr().err == (
         "SIGTERM: the run saves and stops as soon as it can; a second SIGTERM "
         "stops it now\n"
     )
     monkeypatch.setattr(terminal, "quiet", lambda: True)
-    with interruption.watch():
+    with signals.watch():
         os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err == ""
 
@@ -199,26 +195,26 @@ with interruption.watch() as request:
 
 
 def test_a_signal_breaks_off_what_may_be_broken_off(interrupts, capfd):
-    with interruption.watch() as request:
+    with signals.watch() as request:
         with pytest.raises(
-            interruption.Interrupted, match="^SIGINT while reading images; "
+            signals.Interrupted, match="^SIGINT while reading images; "
         ):
-            with interruption.at_once("images"):
+            with signals.at_once("images"):
                 os.kill(os.getpid(), signal.SIGINT)
                 pytest.fail("went on")
         # One that came before, or was lost in a destructor, counts, too.
-        with pytest.raises(interruption.Interrupted):
-            with interruption.at_once("images"):
+        with pytest.raises(signals.Interrupted):
+            with signals.at_once("images"):
                 pytest.fail("began")
         request.signal = None
-        with pytest.raises(interruption.Interrupted):
-            with interruption.at_once("images"):
+        with pytest.raises(signals.Interrupted):
+            with signals.at_once("images"):
                 request.signal = "SIGINT"
         request.signal = None
         os.kill(os.getpid(), signal.SIGTERM)  # outside it is noted
         assert request.signal == "SIGTERM"
     assert "SIGTERM: the run saves" in capfd.readouterr().err
-    with interruption.at_once("images"):  # nobody watches
+    with signals.at_once("images"):  # nobody watches
         pass
 
 
@@ -226,7 +222,7 @@ def test_no_handlers_outside_the_main_thread():
     found = []
 
     def work():
-        with interruption.watch() as request:
+        with signals.watch() as request:
             found.append(request.signal)
 
     thread = threading.Thread(target=work)

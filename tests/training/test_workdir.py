@@ -12,10 +12,12 @@ from absl import logging
 import simmatch_tf
 from simmatch_tf import command_flags, evaluate, train
 from simmatch_tf import config as config_lib
-from simmatch_tf.commandline import InputError
-from simmatch_tf.data import contents, fingerprint, listing, prepared
-from simmatch_tf.data import source as source_lib
+from simmatch_tf.data import contents, fingerprint
+from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import results, workdir
 from tests import runs
 
@@ -213,7 +215,7 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     config = runs.config(
         tmp_path / "run", dataset="cifar10", tfds_dir=str(tmp_path / "t")
     )
-    source = prepared.load("cifar10", tfds_dir=config.tfds_dir)
+    source = tfds_source.load("cifar10", tfds_dir=config.tfds_dir)
     finish(config, contents.fingerprint(source))
     train.main(config)
     assert logged == []

@@ -1,0 +1,263 @@
+"""Which devices a run trains on."""
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from simmatch_tf import checks, preflight
+from simmatch_tf import config as config_lib
+from simmatch_tf.distributed import cluster as cluster_lib
+from simmatch_tf.distributed import rendezvous
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import reasons, signals
+
+# Flags that each worker may have of its own.
+_OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
+# Seconds in which TensorFlow joins workers that have met.
+_JOINED_WITHIN = 60
+
+# Precision → words in /proc/cpuinfo of processors that compute in it.
+_COMPUTE = {
+    "mixed_bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "mixed_float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
+}
+
+_mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
+
+
+def one() -> tf.distribute.Strategy:
+    """The one device: the first GPU, or else the CPU."""
+    _check_backend()
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus:
+        _make_deterministic()
+    preflight.silence_onednn()
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+
+
+def make(config: config_lib.Config) -> tf.distribute.Strategy:
+    """The devices that a run's flags name.
+
+    Raises:
+        InputError: There are fewer of them, or the batch does not divide.
+    """
+    _check_backend()
+    if config.strategy == "tpu" or config.tpu is not None:
+        return _tpu(config)
+    strategy = _choose(config)
+    if not tf.config.list_physical_devices("GPU"):
+        _warn_of_precision(config.precision)
+    checks.check_compiles(config, strategy.num_replicas_in_sync)
+    preflight.silence_onednn()
+    return strategy
+
+
+def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
+    """GPUs, or the CPU, of this process or of all workers."""
+    cluster = cluster_lib.of(config)
+    if cluster is not None:
+        return _multi_worker(config, cluster)
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    count = config.devices
+    if count is None:
+        # A CPU is one device, unless told otherwise.
+        all_of_them = config.strategy == "mirrored" or kind == "GPU"
+        if config.strategy == "one" or not all_of_them:
+            return one()
+        count = len(tf.config.list_logical_devices(kind))
+    if count == 1:
+        return one()
+    names = _devices(kind, count)
+    checks.check_divides(config, count)
+    if kind == "GPU":
+        _make_deterministic()
+    logging.info("training on %s", ", ".join(names))
+    return mirrored(tuple(names))
+
+
+def _multi_worker(
+    config: config_lib.Config, cluster: cluster_lib.Cluster
+) -> tf.distribute.Strategy:
+    """All GPUs of all workers, or --devices of each; or their CPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    wanted = config.devices or len(gpus) or 1
+    if wanted > max(len(gpus), 1):
+        raise InputError(
+            f"--devices={wanted}: worker {cluster.index} has {len(gpus)} GPUs"
+            + ("" if gpus else ", and its CPU is one device")
+        )
+    if gpus:
+        tf.config.set_visible_devices(gpus[:wanted], "GPU")
+        _make_deterministic()
+    checks.check_divides(config, wanted * len(cluster.workers))
+    logging.info(
+        "worker %d of %d, %d devices each",
+        cluster.index,
+        len(cluster.workers),
+        wanted,
+    )
+    flags = config.to_flagfile(without=_OWN)
+    rendezvous.meet(cluster, config.worker_timeout, flags)
+    try:
+        with signals.held(_JOINED_WITHIN):
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    except (tf.errors.OpError, RuntimeError) as error:
+        raise InputError(
+            f"TF_CONFIG: the workers {', '.join(cluster.workers)} cannot be "
+            f"brought together ({reasons.reason(error)})"
+        ) from None
+
+
+def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
+    """All cores of a TPU."""
+    name = config.tpu or "local"
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
+        if name != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        strategy = tf.distribute.TPUStrategy(resolver)
+    # What is raised depends on how a TPU cannot be reached.
+    except Exception as error:
+        raise InputError(
+            f"--tpu={name}: cannot be reached ({reasons.reason(error)[:200]}); "
+            "it takes TensorFlow's build for TPUs"
+        ) from None
+    cores = strategy.num_replicas_in_sync
+    if config.devices not in (None, cores):
+        raise InputError(
+            f"--devices={config.devices}: the TPU has {cores} cores, and all "
+            "are used; leave it out"
+        )
+    checks.check_divides(config, cores)
+    return strategy
+
+
+def iterate(
+    strategy: tf.distribute.Strategy,
+    dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Iterator[Any]:
+    """Elements for all replicas of this process, each with its own share.
+
+    Args:
+        strategy: Whose replicas.
+        dataset: Makes the dataset of one input pipeline. The context says how
+            many pipelines there are and which of them this one is; the dataset
+            has one element for each of its replicas in turn.
+    """
+    devices = strategy.extended.worker_devices
+    if _are_copied_to(devices):
+        return iter(strategy.distribute_datasets_from_function(dataset))
+    # An iterator that copies to devices has a tuner whose thread sleeps for up
+    # to a minute, and the end of a run waits for it. Where there is nothing to
+    # copy, each replica reads a dataset of its own instead.
+    if len(devices) == 1:
+        return iter(dataset(_only_context(strategy)))
+    options = tf.distribute.InputOptions(
+        experimental_fetch_to_device=False,
+        experimental_replication_mode=(
+            tf.distribute.InputReplicationMode.PER_REPLICA
+        ),
+    )
+    return iter(strategy.distribute_datasets_from_function(dataset, options))
+
+
+def _are_copied_to(devices: tuple[str, ...]) -> bool:
+    """Whether what a process reads is copied to these devices."""
+    return any("CPU" not in device for device in devices)
+
+
+def _only_context(
+    strategy: tf.distribute.Strategy,
+) -> tf.distribute.InputContext:
+    """Which of all replicas is the only one of this process."""
+    number = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(context.replica_id_in_sync_group)
+    )
+    (number,) = strategy.experimental_local_results(number)
+    replicas = strategy.num_replicas_in_sync
+    return tf.distribute.InputContext(replicas, int(number), replicas)
+
+
+def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """A replica on each of the devices; one strategy for all runs of a process.
+
+    Two of them number their collective operations alike, and TensorFlow takes
+    the second's for the first's.
+
+    Raises:
+        InputError: The process has used others.
+    """
+    if devices not in _mirrored:
+        for others in _mirrored:
+            raise InputError(
+                f"--devices={len(devices)}: this process has trained on "
+                f"{len(others)}, and TensorFlow cannot change that; start "
+                "another process"
+            )
+        _mirrored[devices] = tf.distribute.MirroredStrategy(devices)
+    return _mirrored[devices]
+
+
+def _warn_of_precision(
+    precision: str, cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")
+) -> None:
+    """Says so if the CPU must imitate a precision."""
+    try:
+        words = set(cpuinfo.read_text("utf-8", "replace").split())
+    except OSError:
+        return  # not Linux
+    wanted = _COMPUTE.get(precision)
+    if wanted and not words.intersection(wanted):
+        logging.warning(
+            "--precision=%s: this processor has no instructions for it; a step "
+            "takes many times as long as in float32",
+            precision,
+        )
+
+
+def _check_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
+        )
+
+
+def _make_deterministic() -> None:
+    """Same flags, same weights: on the CPU that holds without."""
+    tf.config.experimental.enable_op_determinism()
+
+
+def _devices(kind: str, count: int) -> list[str]:
+    """Names of so many devices; a CPU is divided into as many.
+
+    Raises:
+        InputError: There are not so many.
+    """
+    there = tf.config.list_physical_devices(kind)
+    if kind == "CPU":
+        try:
+            if not tf.config.get_logical_device_configuration(there[0]):
+                tf.config.set_logical_device_configuration(
+                    there[0],
+                    [tf.config.LogicalDeviceConfiguration()] * count,
+                )
+        except RuntimeError:
+            # TensorFlow has begun with one; the check below says the rest.
+            pass
+        there = tf.config.list_logical_devices(kind)
+    if count > len(there):
+        hint = (
+            "TensorFlow has begun already; in Python call fit before anything "
+            "else, or configure logical CPUs yourself"
+            if kind == "CPU"
+            else "leave --devices out for all of them"
+        )
+        raise InputError(
+            f"--devices={count}: there are {len(there)} {kind}s here ({hint})"
+        )
+    return [f"{kind}:{number}" for number in range(count)]

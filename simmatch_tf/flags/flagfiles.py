@@ -1,0 +1,112 @@
+"""Flagfiles: found in the current folder or beside the package, and read."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from simmatch_tf import texts
+from simmatch_tf.flags.errors import InputError, nearest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
+    """Finds a flagfile in the current folder or beside the package.
+
+    Args:
+        name: Its path.
+        given: How to call it in a message; default: the flag.
+        folder: Where those lie that come with the package.
+
+    Raises:
+        InputError: It is in neither.
+    """
+    path = pathlib.Path(name).expanduser()
+    # A checkout has configs/ beside the package, a wheel inside it.
+    for candidate in (path, PACKAGE.parent / path, PACKAGE / path):
+        if candidate.is_file():
+            return candidate
+    shipped = [
+        f"{folder}/{p.name}"
+        for place in (PACKAGE.parent, PACKAGE)
+        for p in sorted((place / folder).glob("*.cfg"))
+    ]
+    given = given or f"--flagfile={name}"
+    raise InputError(f"{given}: no such file" + nearest(name, shipped))
+
+
+def expand(
+    argv: Sequence[str],
+    alternatives: Sequence[Sequence[str]] = (),
+    inside: tuple[pathlib.Path, ...] = (),
+) -> list[str]:
+    """Replaces every --flagfile=FILE by what stands in FILE.
+
+    absl's own reader knows the current folder only; this one also finds the
+    files that came with the package. As with absl's, what comes later wins,
+    also over its alternatives in the files before: --epochs replaces a
+    recipe's --steps.
+
+    Args:
+        argv: The words of a command line.
+        alternatives: Groups of flags of which one is given.
+        inside: Files that are being read.
+
+    Raises:
+        InputError: A file is missing, unreadable, or names itself.
+    """
+    result, files, rest = [], [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
+        if not match or "--" in result:
+            dropped = _alternatives(word, alternatives)
+            files = [w for w in files if _name(w) not in dropped]
+            result.append(word)
+            continue
+        name = match[1] if match[1] is not None else (rest or [""]).pop(0)
+        words, path = _read(name, inside)
+        words = expand(words, alternatives, (*inside, path))
+        # What stands before a file is as what stands in an earlier one.
+        files, result = files + result, []
+        for later in words:
+            dropped = _alternatives(later, alternatives)
+            files = [w for w in files if _name(w) not in dropped]
+        files += words
+    return files + result
+
+
+def _name(word: str) -> str:
+    match = re.match(r"--?(\w+)", word)
+    return match[1] if match else ""
+
+
+def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
+    """The flags that `word` stands in for."""
+    name = _name(word)
+    return {other for g in groups if name in g for other in g} - {name}
+
+
+def _read(
+    name: str, inside: tuple[pathlib.Path, ...]
+) -> tuple[list[str], pathlib.Path]:
+    """The flags in a file, and its path."""
+    path = find(name)
+    if path.resolve() in inside:
+        raise InputError(f"--flagfile={name}: the file includes itself")
+    lines = texts.read(path, f"--flagfile={name}").splitlines()
+    words = [line.strip() for line in lines]
+    words = [w for w in words if w and not w.startswith(("#", "//"))]
+    for line in words:
+        if not line.startswith("-"):
+            raise InputError(
+                f"--flagfile={name}: {line!r} is neither a flag nor a "
+                "comment (comments stand on lines of their own)"
+            )
+    return words, path.resolve()
+
+
+def last(argv: Sequence[str]) -> pathlib.Path | None:
+    """The last flagfile in `argv`."""
+    names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
+    return pathlib.Path(names[-1]) if names else None

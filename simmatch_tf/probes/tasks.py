@@ -1,0 +1,214 @@
+"""Datasets as transfer sees them: to learn, to choose and to score by."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+
+import numpy as np
+
+from simmatch_tf import transfer_flags
+from simmatch_tf.data import contents, records
+from simmatch_tf.data.sources import dataset_names, digits, folder
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.flags.commandline import InputError
+
+Set = source_lib.Images | source_lib.Encoded
+
+# Of which the mean accuracy of the classes is reported, as in SimCLR and BYOL.
+_BY_CLASS = (
+    "caltech101",
+    "fgvc_aircraft",
+    "oxford_flowers102",
+    "oxford_iiit_pet",
+)
+# Share of the training images to choose by, where there are no others.
+_HELD_OUT = 0.2
+# ... which are the same in every run.
+_SEED = 0
+# Side of the originals of the digits.
+_DIGITS_SIDE = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A dataset whose images all have a class.
+
+    Attributes:
+        name: As in --datasets.
+        class_names: L names.
+        train: Images to learn from, and to hold some out of.
+        validation: Images to choose by; None: some of `train` are.
+        test: Images to score by.
+        flip: Whether a mirrored image is still of its class.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Set
+    validation: Set | None
+    test: Set
+    flip: bool
+
+    def __post_init__(self) -> None:
+        """Checks that what is asked for can be learned.
+
+        Raises:
+            InputError: A class has no image to learn from.
+        """
+        known = np.unique(self.train.labels)
+        for title, images in (
+            ("test", self.test),
+            ("validation", self.validation),
+        ):
+            if images is None:
+                continue
+            missing = np.setdiff1d(images.labels, known)
+            if missing.size:
+                names = ", ".join(self.class_names[i] for i in missing[:5])
+                raise InputError(
+                    f"--datasets={self.name}: no training image is of "
+                    f"{missing.size} classes that {title} images have: "
+                    f"{names}{', …' if missing.size > 5 else ''}"
+                )
+        if known.size < 2:
+            raise InputError(
+                f"--datasets={self.name}: all training images are of one "
+                f"class, {self.class_names[known[0]]}"
+            )
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of its sets of images, by name."""
+        sets = {"train": self.train, "test": self.test}
+        if self.validation is not None:
+            sets["validation"] = self.validation
+        return {name: contents.digest(images) for name, images in sets.items()}
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A digest of all images and their classes, and of the metric."""
+        found = hashlib.sha256(repr((self.metric, self.digests)).encode())
+        for images in (self.train, self.validation, self.test):
+            if images is not None:
+                found.update(images.labels.astype("<i4").tobytes())
+        return found.hexdigest()
+
+    @property
+    def metric(self) -> str:
+        """What is reported: "top1" or "mean_per_class"."""
+        by_class = dataset_names.base(self.name) in _BY_CLASS
+        return "mean_per_class" if by_class else "top1"
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """Which training images are chosen by: bool [N]; none or a fifth.
+
+        A fifth of each class, always the same; of a class with one image none.
+        """
+        held = np.zeros(len(self.train), bool)
+        if self.validation is not None:
+            return held
+        random = np.random.default_rng(_SEED)
+        for label in np.unique(self.train.labels):
+            places = random.permutation(
+                np.flatnonzero(self.train.labels == label)
+            )
+            count = min(max(1, round(_HELD_OUT * len(places))), len(places) - 1)
+            held[places[:count]] = True
+        if not held.any():
+            raise InputError(
+                f"--datasets={self.name}: every class has but one training "
+                "image, so none can be held out to choose by"
+            )
+        return held
+
+
+def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
+    """Loads a dataset; prepares it first, where it is not.
+
+    Args:
+        name: One of `flags.dataset_names()`.
+        flags: Of the command.
+
+    Raises:
+        InputError: It cannot be had, or has no classes, no test images, or a
+            class without a training image.
+    """
+    if name == "digits":
+        source = digits.load(_DIGITS_SIDE)
+    elif name == "folder":
+        source = folder.load(
+            flags.data_dir, on_bad_image=flags.on_bad_image, unlabeled=False
+        )
+    else:
+        try:
+            source = tfds_source.load(
+                name,
+                tfds_dir=_expanded(flags.tfds_dir),
+                manual_dir=_expanded(flags.tfds_manual_dir),
+                validation=True,
+            )
+        except InputError as error:
+            # The message speaks of train's flag.
+            text = str(error).replace("--dataset=", "--datasets=")
+            raise InputError(text) from None
+    return of_source(source)
+
+
+def of_source(source: source_lib.Source) -> Task:
+    """A task from a dataset; images without a class are left out.
+
+    Raises:
+        InputError: See `load`.
+    """
+    labeled = np.flatnonzero(source.train.labels >= 0)
+    if not labeled.size:
+        raise InputError(
+            f"--datasets={source.name}: no training image has a class"
+        )
+    if source.test is None:
+        raise InputError(
+            f"--datasets={source.name}: has no test images of known classes to "
+            "score by"
+            + ("; place some in test/CLASS/" if source.name == "folder" else "")
+        )
+    train = source.train
+    if labeled.size < len(train):
+        train = train.take(labeled)
+    made = Task(
+        name=source.name,
+        class_names=tuple(map(str, source.class_names)),
+        train=train,
+        validation=source.validation,
+        test=source.test,
+        flip=source.flip,
+    )
+    return _without_empty_classes(made)
+
+
+def _without_empty_classes(task: Task) -> Task:
+    """The same without names that no image has, as EMNIST's letters have."""
+    known = np.unique(task.train.labels)
+    if known.size == len(task.class_names):
+        return task
+
+    def numbered(images: Set) -> Set:
+        labels = np.searchsorted(known, images.labels).astype(np.int32)
+        if isinstance(images, records.RecordImages):
+            index = dataclasses.replace(images.index, labels=labels)
+            return dataclasses.replace(images, index=index)
+        return dataclasses.replace(images, labels=labels)
+
+    return dataclasses.replace(
+        task,
+        class_names=tuple(task.class_names[label] for label in known),
+        train=numbered(task.train),
+        validation=task.validation and numbered(task.validation),
+        test=numbered(task.test),
+    )
+
+
+def _expanded(path: str | None) -> str | None:
+    return path and os.path.expanduser(path)

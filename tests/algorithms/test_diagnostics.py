@@ -1,0 +1,178 @@
+"""What is seen of a watched step, against NumPy; and it changes nothing."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simmatch_tf.algorithms import diagnostics, fixmatch
+from tests import reference
+from tests.algorithms import test_simmatch as small
+
+TRUTH = np.array([0, -1, 2, 3, 1, 1], np.int32)
+
+
+def watched(seed=0, watch=True):
+    return {
+        **small.batch(seed),
+        "unlabeled_labels": tf.constant(TRUTH),
+        diagnostics.WATCH: tf.constant(watch),
+    }
+
+
+def entropy(p):
+    p = np.maximum(np.float64(p), 1e-30)
+    return -np.sum(p * np.log(p), axis=1).mean()
+
+
+@pytest.mark.parametrize("memory", ["teacher", "ensemble"])
+def test_equals_the_equations(memory):
+    # The EMA's forward does not change with the batch's other images.
+    algorithm = small.make(memory=memory, weak_forward="joint", threshold=0.2)
+    small.fill(algorithm)
+    before = np.array(algorithm.memory.features)
+    inputs = watched()
+    seen = tf.function(algorithm.train_step)(inputs)[diagnostics.SEEN]
+    means, rows = algorithm.layout.unpack(seen)
+    # The rows are the definition of the rest: all six images are shown.
+    p_w, p_hat, q_agg = (np.float64(rows[n]) for n in ("p_w", "p_hat", "q_agg"))
+    np.testing.assert_allclose(
+        p_hat, reference.smooth(p_w, q_agg, algorithm.config.alpha), atol=1e-5
+    )
+    np.testing.assert_array_equal(rows["weak"], inputs["unlabeled_weak"])
+    np.testing.assert_array_equal(rows["strong"], inputs["unlabeled_strong"])
+    confidence, label = p_hat.max(axis=1), p_hat.argmax(axis=1)
+    known, right = TRUTH >= 0, label == TRUTH
+    kept, sure = confidence >= 0.2, confidence >= diagnostics.SURE
+    wanted = {
+        "confidence": confidence.mean(),
+        "p_w": entropy(p_w),
+        "p_hat": entropy(p_hat),
+        "known": known.mean(),
+        "right": (known & right).mean(),
+        "kept": (known & kept).mean(),
+        "kept_right": (known & kept & right).mean(),
+        "sure": (known & sure).mean(),
+        "sure_right": (known & sure & right).mean(),
+        "agreement": (p_w.argmax(axis=1) == q_agg.argmax(axis=1)).mean(),
+        "filled": 1.0,
+        "age": 1.0,  # filled before the first step
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(means[name], value, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(
+        means["classes"], np.bincount(label, minlength=small.L) / small.U
+    )
+    np.testing.assert_allclose(
+        means["confidences"],
+        np.histogram(confidence, diagnostics.BINS, (0, 1))[0] / small.U,
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        means["predicted"], algorithm.align.mean(), atol=1e-6
+    )
+    # The neighbors are the largest cosines, in order.
+    slots, cosines = rows["neighbors"], rows["cosines"]
+    assert slots.shape == (small.U, diagnostics.NEIGHBORS)
+    assert (np.diff(cosines, axis=1) <= 0).all()
+    # q_agg by these: nothing but the memory before the step gives them.
+    labels = small.LABELS
+    assert np.allclose(np.linalg.norm(before, axis=1), 1, atol=1e-5)
+    q = np.exp(cosines / algorithm.config.temperature)
+    for row in range(small.U):
+        nearest = labels[slots[row]]
+        best = np.bincount(nearest, q[row], small.L).argmax()
+        assert q_agg[row, best] >= np.sort(q_agg[row])[-2] - 1e-6
+
+
+def test_entropies_of_instances():
+    algorithm = small.make(memory="teacher")
+    small.fill(algorithm)
+    memory = np.array(algorithm.memory.features)
+    inputs = watched()
+    out = algorithm.teacher.model(inputs["unlabeled_weak"], training=False)
+    z_w = np.float64(out["embeddings"])
+    p_w = reference.softmax(np.float64(out["logits"]))
+    p_w = reference.align(p_w, p_w.mean(axis=0))
+    t = algorithm.config.temperature
+    q_w = reference.instance_similarity(z_w, memory, t)
+    q_hat = reference.scale(q_w, reference.unfold(p_w, small.LABELS))
+    seen = algorithm.train_step(inputs)[diagnostics.SEEN]
+    means = algorithm.layout.unpack(seen).means
+    np.testing.assert_allclose(means["q_w"], entropy(q_w), rtol=1e-5)
+    np.testing.assert_allclose(means["q_hat"], entropy(q_hat), rtol=1e-5)
+    assert abs(entropy(q_hat) - entropy(q_w)) > 2e-5
+
+
+def test_watching_changes_nothing():
+    plain, seen = small.make(), small.make()
+    small.fill(plain)
+    small.fill(seen)
+    step = tf.function(plain.train_step)
+    watch = tf.function(seen.train_step)
+    for number in range(3):
+        without = step(small.batch(number))
+        metrics = watch(watched(number, watch=number % 2 == 0))
+        found = seen.layout.unpack(metrics.pop(diagnostics.SEEN))
+        assert (found.means["confidence"] == 0) == (number % 2 == 1)
+        for name, value in without.items():
+            assert metrics[name].numpy() == value.numpy(), name
+    for a, b in zip(plain.variables, seen.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_not_watched_at_all():
+    algorithm = small.make()
+    assert diagnostics.SEEN not in algorithm.train_step(small.batch())
+
+
+def test_classes_that_are_not_known():
+    algorithm = small.make(fixmatch.FixMatch)
+    inputs = watched()
+    del inputs["unlabeled_labels"]
+    seen = algorithm.train_step(inputs)[diagnostics.SEEN]
+    means, rows = algorithm.layout.unpack(seen)
+    assert "known" not in means and "truth" not in rows
+    # FixMatch has no memory, and by default no alignment.
+    assert not {"filled", "q_w", "predicted"} & set(means)
+    assert set(rows) == {"weak", "strong", "p_w", "p_hat"}
+
+
+def test_compiled_by_xla():
+    algorithm = small.make()
+    small.fill(algorithm)
+    step = tf.function(algorithm.train_step, jit_compile=True)
+    metrics = step(watched())
+    means = algorithm.layout.unpack(metrics[diagnostics.SEEN]).means
+    assert means["confidence"] > 0.25
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_on_two_replicas(placement, two_replicas):
+    with two_replicas.scope():
+        algorithm = small.make(memory_placement=placement)
+    step = tf.function(
+        lambda parts: two_replicas.run(algorithm.train_step, args=(parts,)),
+        autograph=False,
+    )
+    parts = [
+        {
+            k: v if k == diagnostics.WATCH else v[half::2]
+            for k, v in watched().items()
+        }
+        for half in (0, 1)
+    ]
+    inputs = two_replicas.experimental_distribute_values_from_function(
+        lambda context: parts[context.replica_id_in_sync_group]
+    )
+    packed = step(inputs)[diagnostics.SEEN]
+    for replica in (0, 1):
+        own = tf.nest.map_structure(
+            lambda x, i=replica: two_replicas.experimental_local_results(x)[i],
+            packed,
+        )
+        means, rows = algorithm.layout.unpack(own)
+        np.testing.assert_array_equal(
+            rows["weak"], parts[replica]["unlabeled_weak"]
+        )
+        assert ("q_w" in means) == (placement == "replicated")
+        assert means["filled"] == 0

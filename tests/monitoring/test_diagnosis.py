@@ -1,0 +1,251 @@
+"""Each pattern shows where it is, on a real run, and on no healthy one."""
+
+import dataclasses
+import time
+
+import pytest
+
+from simmatch_tf.data import pipeline
+from simmatch_tf.monitoring import diagnosis
+from simmatch_tf.training import progress
+from tests import runs
+
+CONFIG = runs.config("unused", steps=100)
+
+
+def find(step=100, changes=None, **scalars):
+    config = dataclasses.replace(CONFIG, **(changes or {}))
+    found = {
+        tag.replace("__", "/"): dict(enumerate(values))
+        for tag, values in scalars.items()
+    }
+    found = diagnosis.find(config, found, step=step, steps=100)
+    return [finding.name for finding in found]
+
+
+def test_no_pseudo_labels():
+    low, high = [0.0] * diagnosis.RECENT, [0.02] * diagnosis.RECENT
+    assert find(pseudo_label__mask_rate=low) == ["no_pseudo_labels"]
+    assert find(pseudo_label__mask_rate=high) == []
+    # Only the last few count, and they must be enough.
+    assert find(pseudo_label__mask_rate=high + low) == ["no_pseudo_labels"]
+    assert find(pseudo_label__mask_rate=low[1:]) == []
+    # Nothing is said at the start of a run.
+    assert find(step=9, pseudo_label__mask_rate=low) == []
+    # A value that is not finite is no value.
+    assert find(pseudo_label__mask_rate=[float("nan"), *low[1:]]) == []
+
+
+def test_collapse():
+    assert find(pseudo_label__balance=[0.49] * diagnosis.RECENT) == ["collapse"]
+    assert find(pseudo_label__balance=[0.51] * diagnosis.RECENT) == []
+    # KL from uniform of log 2: as if half of the classes occurred.
+    assert find(alignment__divergence=[0.7] * diagnosis.RECENT) == ["collapse"]
+    assert find(alignment__divergence=[0.69] * diagnosis.RECENT) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "align"),
+    [
+        ({"algorithm": "fixmatch"}, True),
+        ({"algorithm": "fixmatch", "align": True}, False),
+        ({}, False),
+        ({"align": False}, True),
+    ],
+)
+def test_collapse_names_alignment_where_it_is_off(changes, align):
+    config = dataclasses.replace(CONFIG, **changes)
+    scalars = {
+        "pseudo_label/balance": dict(enumerate([0.1] * diagnosis.RECENT))
+    }
+    (found,) = diagnosis.find(config, scalars, step=100, steps=100)
+    assert ("--align" in found.turn) == align
+    assert "10%" in found.says
+
+
+def test_confident_but_wrong():
+    wrong = {"pseudo_label__sure": [0.5] * diagnosis.RECENT}
+    assert find(
+        **wrong, pseudo_label__sure_accuracy=[0.49] * diagnosis.RECENT
+    ) == ["confident_but_wrong"]  # fmt: skip
+    assert (
+        find(**wrong, pseudo_label__sure_accuracy=[0.51] * diagnosis.RECENT)
+        == []
+    )
+    few = {"pseudo_label__sure": [0.09] * diagnosis.RECENT}
+    assert (
+        find(**few, pseudo_label__sure_accuracy=[0.1] * diagnosis.RECENT) == []
+    )
+
+
+def test_confident_but_wrong_where_classes_are_not_known():
+    sure = {"pseudo_label__confidence": [0.9] * diagnosis.RECENT}
+    wrong = ["confident_but_wrong"]
+    assert find(**sure, test__ema_top1=[0.9, 0.4]) == wrong
+    assert find(**sure, test__ema_top1=[0.4, 0.6]) == []
+    # What it is scored on while it trains: those set aside, if there are any.
+    assert find(**sure, test__ema_top1=[0.4], validation__ema_top1=[0.8]) == []
+    teacher = {"changes": {"memory": "teacher"}}
+    assert find(**sure, **teacher, test__ema_top1=[0.4]) == []
+    assert find(**sure, **teacher, test__student_top1=[0.4]) == wrong
+    assert find(pseudo_label__confidence=[0.9] * diagnosis.RECENT) == []
+
+
+def test_memory_waits():
+    assert find(step=25, memory__filled=[0.5, 0.9]) == ["memory_waits"]
+    assert find(step=24, memory__filled=[0.5, 0.9]) == []
+    assert find(step=25, memory__filled=[0.5, 1.0]) == []
+    late = {"matching_start_steps": 60}
+    assert find(step=59, changes=late, memory__filled=[1.0]) == ["memory_waits"]
+    assert find(step=60, changes=late, memory__filled=[1.0]) == []
+
+
+def test_input_bound():
+    assert find(speed__input_wait=[0.31] * diagnosis.RECENT) == ["input_bound"]
+    assert find(speed__input_wait=[0.29] * diagnosis.RECENT) == []
+
+
+def test_ema_lags():
+    tops = {"test__student_top1": [0.1, 0.9], "test__ema_top1": [0.9, 0.7]}
+    assert find(**tops) == ["ema_lags"]
+    assert find(step=49, **tops) == []
+    assert find(**tops | {"test__ema_top1": [0.1, 0.85]}) == []
+
+
+def test_the_ema_lags_for_two_reasons():
+    tops = {"test/student_top1": {80: 0.9}, "test/ema_top1": {80: 0.7}}
+    for momentum, warmup, slow in (
+        (0.999, False, True), (0.9, False, False), (0.999, True, False),
+    ):  # fmt: skip
+        config = dataclasses.replace(
+            CONFIG, ema_momentum=momentum, ema_warmup=warmup
+        )
+        (found,) = diagnosis.find(config, tops, step=80, steps=100)
+        assert ("--ema_warmup" in found.turn) == slow
+        assert ("--learning_rate" in found.turn) != slow
+
+
+def test_an_old_evaluation_says_nothing_of_now():
+    seen = {"pseudo_label/accuracy_all": dict.fromkeys(range(50, 100, 5), 0.9)}
+    for step, names in ((60, []), (80, ["statistics_lag"])):
+        tops = {"test/student_top1": {step: 0.5}}
+        found = diagnosis.find(CONFIG, seen | tops, step=95, steps=100)
+        assert [finding.name for finding in found] == names
+
+
+def test_what_cannot_be_judged():
+    def missing(scalars, **changes):
+        config = dataclasses.replace(CONFIG, **changes)
+        return diagnosis.not_judged(config, scalars, step=100, steps=100)
+
+    assert missing({}) == list(diagnosis.PATTERNS)
+    # What a method has no part of is not missing.
+    assert missing({}, algorithm="supervised") == ["input_bound", "ema_lags"]
+    fixmatch = missing({}, algorithm="fixmatch", memory="teacher")
+    assert "memory_waits" not in fixmatch and "statistics_lag" not in fixmatch
+    enough = dict(enumerate([0.7] * diagnosis.RECENT))
+    tags = (
+        "pseudo_label/mask_rate", "pseudo_label/balance", "pseudo_label/sure",
+        "pseudo_label/sure_accuracy", "pseudo_label/accuracy_all",
+        "alignment/divergence", "memory/filled", "test/student_top1",
+        "test/ema_top1",
+    )  # fmt: skip
+    scalars = dict.fromkeys(tags, enough) | {"memory/filled": {9: 1.0}}
+    scalars["alignment/divergence"] = dict.fromkeys(range(5), 0.1)
+    assert missing(scalars) == ["input_bound"]
+    scalars["speed/input_wait"] = dict.fromkeys(range(5), 0.1)
+    assert missing(scalars) == []
+    assert diagnosis.find(CONFIG, scalars, step=100, steps=100) == []
+
+
+def test_statistics_lag():
+    seen = {"pseudo_label__accuracy_all": [0.9] * diagnosis.RECENT}
+    assert find(**seen, test__student_top1=[0.6]) == ["statistics_lag"]
+    assert find(**seen, test__student_top1=[0.7]) == []
+    teacher = {"memory": "teacher"}
+    assert find(**seen, changes=teacher, test__student_top1=[0.6]) == []
+
+
+def test_every_finding_has_a_reason_and_a_flag():
+    config = dataclasses.replace(CONFIG, matching_start_steps=90)
+    low, high = (dict(enumerate([x] * diagnosis.RECENT)) for x in (0.0, 0.9))
+    scalars = {
+        "pseudo_label/mask_rate": low,
+        "pseudo_label/balance": low,
+        "pseudo_label/sure": high,
+        "pseudo_label/sure_accuracy": low,
+        "pseudo_label/accuracy_all": high,
+        "memory/filled": {80: 1.0},
+        "speed/input_wait": high,
+        "test/student_top1": {80: 0.5},
+        "test/ema_top1": {80: 0.2},
+    }
+    found = diagnosis.find(config, scalars, step=80, steps=100)
+    assert [f.name for f in found] == list(diagnosis.PATTERNS)
+    for finding in found:
+        assert finding.why and "--" in finding.turn
+        named = {
+            word.strip(".,;:()").removeprefix("--").split("=")[0]
+            for text in (finding.why, finding.turn)
+            for word in text.split()
+            if word.strip("(").startswith("--")
+        }
+        assert all(hasattr(config, name) for name in named), named
+
+
+# A run each that shows it, and one that shows nothing.
+SHOWN = {
+    "": {"threshold": 0.0, "batch_size": 16},
+    "no_pseudo_labels": {"threshold": 1.0},
+    "collapse": {
+        "algorithm": "fixmatch",
+        "threshold": 0.0,
+        "lambda_u": 50.0,
+        "learning_rate": 0.1,
+        "steps": 60,
+    },
+    "confident_but_wrong": {
+        "algorithm": "fixmatch",
+        "threshold": 0.0,
+        "lambda_u": 5.0,
+        "labels": 10,
+        "learning_rate": 0.1,
+    },
+    "memory_waits": {"labels": 200, "batch_size": 4, "threshold": 0.0},
+    "input_bound": {"threshold": 0.0},
+    "ema_lags": {"ema_momentum": 0.9999, "ema_warmup": False},
+    "statistics_lag": {"batch_norm_momentum": 0.999, "batch_size": 16},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_run_warns(name, tmp_path, monkeypatch, capsys):
+    if name == "input_bound":
+        read = pipeline.read_next
+
+        def slow(batches, when):
+            time.sleep(0.05)
+            return read(batches, when)
+
+        monkeypatch.setattr(pipeline, "read_next", slow)
+    told = []
+    warn = progress.Progress.warn
+
+    def listen(self, findings):
+        told.extend(finding.name for finding in findings)
+        warn(self, findings)
+
+    monkeypatch.setattr(progress.Progress, "warn", listen)
+    changes = {
+        "steps": 40, "eval_every": 20, "checkpoint_every": 40,
+        **SHOWN[name],
+    }  # fmt: skip
+    runs.fit(tmp_path, **changes)
+    shown = capsys.readouterr().err
+    if not name:
+        assert not told and "warning" not in shown
+        return
+    assert told.count(name) == 1  # once a run
+    # The text, too, once for each that was told.
+    assert shown.count("warning: ") == len(told)
