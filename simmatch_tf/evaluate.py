@@ -8,11 +8,11 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf import availability, command_flags, preflight
+from simmatch_tf import availability, command_flags, io, preflight
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import tables
-from simmatch_tf.training import results, workdir
+from simmatch_tf.training import workdir
 
 
 def _changes(
@@ -74,7 +74,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
             for name, values in scores.logits.items()
         },
     }
-    results.write_json(output, report)
+    io.write_json(output, report)
     print(tables.evaluation(report))
     print(f"\nWritten to {output}.")
 

@@ -23,7 +23,7 @@ runpy.run_module(f"simmatch_tf.{module}", run_name="__main__")
 # A command of a few lines, called with the lines to run.
 _FAKE = """
 import atexit, dataclasses, sys, threading
-from simmatch_tf import commandline
+from simmatch_tf.flags import commandline
 
 @dataclasses.dataclass(frozen=True)
 class Flags(commandline.Flags):

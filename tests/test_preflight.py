@@ -142,7 +142,7 @@ sys.meta_path.insert(0, Blocked())
 from simmatch_tf import command_flags, evaluate, export, export_pytorch
 from simmatch_tf import predict, pytorch_flags, report, train, transfer
 from simmatch_tf import config, import_pytorch, experiment, transfer_flags
-from simmatch_tf.commandline import InputError
+from simmatch_tf.flags.commandline import InputError
 
 def answers(main, kind, part, *words):
     global where

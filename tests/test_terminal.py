@@ -140,7 +140,7 @@ from absl import flags, logging
 flags.FLAGS(["x"])
 from simmatch_tf import preflight
 preflight.start(loud=False)
-from simmatch_tf.training import strategies
+from simmatch_tf.distributed import strategies
 import tensorflow as tf
 strategies.one()
 turn = tf.function(lambda images: tf.transpose(images, [0, 3, 1, 2]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.data import files, records
 from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data.sources import source as source_lib
@@ -142,5 +142,5 @@ def _of_file(path: str) -> bytes:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise InputError(
-            f"{texts.printable(path)}: cannot be read ({error.strerror})"
+            f"{io.printable(path)}: cannot be read ({error.strerror})"
         ) from None

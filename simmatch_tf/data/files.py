@@ -22,8 +22,8 @@ import tensorflow as tf
 import tqdm
 from absl import logging
 
-from simmatch_tf import terminal, texts
-from simmatch_tf.data import examination, records
+from simmatch_tf import io, terminal
+from simmatch_tf.data import examination
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 
@@ -188,7 +188,7 @@ def usable(
     if not bad:
         return np.arange(len(paths))
     lines = [
-        f"{texts.printable(paths[i])}: {inspection.reasons[i]}"
+        f"{io.printable(paths[i])}: {inspection.reasons[i]}"
         for i in bad[:_SHOWN]
     ]
     count = f"{len(bad)} of {len(paths)} images cannot be used"
@@ -246,7 +246,7 @@ def cache_path(data_dir: str) -> pathlib.Path | None:
     real = os.fsencode(os.path.realpath(data_dir))
     name = f"folder-{hashlib.sha256(real).hexdigest()[:16]}.npz"
     try:
-        return records.cache_folder() / name
+        return io.cache_folder() / name
     except RuntimeError as error:  # a user without a home
         logging.warning("the inspection cannot be kept (%s)", error)
         return None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 
@@ -28,7 +28,7 @@ def read(
     Raises:
         InputError: It cannot be read, or a line is no labeled image's.
     """
-    lines = texts.read(path, f"--labeled_list={path}").splitlines()
+    lines = io.read_text(path, f"--labeled_list={path}").splitlines()
     return find(lines, source, f"--labeled_list={path}", in_order=in_order)
 
 
@@ -76,7 +76,7 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
     """From a name, and where it stands, to an index."""
     names = source.train.names or ()
     # As equal ones compare equal; messages show them as they are.
-    composed = [texts.nfc(name) for name in names]
+    composed = [io.nfc(name) for name in names]
     # By the last part of the path: lists often leave out folders, or have more
     # of them than the data.
     by_last: dict[str, list[int]] = {}
@@ -91,7 +91,7 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
         return one.endswith(other) or other.endswith(one)
 
     def look_up(name: str, place: str) -> int:
-        name = texts.nfc(name.replace("\\", "/"))
+        name = io.nfc(name.replace("\\", "/"))
         same = by_last.get(name.rpartition("/")[2], ())
         found = [i for i in same if fits(i, name)]
         if len(found) > 1:  # "a/x.jpg" may end others' paths, too

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from simmatch_tf import io
 from simmatch_tf.data.sources import shards
 from simmatch_tf.flags.commandline import InputError
 
@@ -245,12 +246,6 @@ def _scan_file(
     return np.cumsum(lengths) - lengths, labels, names
 
 
-def cache_folder() -> pathlib.Path:
-    """Where indices are kept: $XDG_CACHE_HOME or ~/.cache, simmatch_tf."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "simmatch_tf"
-
-
 def _kept(
     files: Sequence[str], cache_name: str, keys: tuple[str | None, ...]
 ) -> pathlib.Path | None:
@@ -268,7 +263,7 @@ def _kept(
     digest = hashlib.sha256("\n".join(state).encode()).hexdigest()[:16]
     safe = cache_name.replace("/", "-")
     try:
-        return cache_folder() / f"records-{safe}-{digest}.npz"
+        return io.cache_folder() / f"records-{safe}-{digest}.npz"
     except RuntimeError as error:  # a user without a home
         logging.warning("the index cannot be kept (%s)", error)
         return None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.data.sources import listing
 from simmatch_tf.flags.commandline import InputError
 
@@ -85,7 +85,7 @@ def _in_folder(root: str) -> Selection:
             if path.lower().endswith(ENDINGS):
                 names.append(os.path.relpath(path, root))
             elif dead := listing.dead_link(path):
-                raise InputError(f"{texts.printable(path)}: {dead}")
+                raise InputError(f"{io.printable(path)}: {dead}")
             else:
                 ending = os.path.splitext(path)[1].lower()
                 left_out[ending or "without ending"] += 1
@@ -93,14 +93,14 @@ def _in_folder(root: str) -> Selection:
     if systems:
         logging.warning(
             "--images=%s: %s",
-            texts.printable(root),
+            io.printable(root),
             listing.systems_left_out(systems),
         )
     if left_out:
         logging.warning(
             "--images=%s: %d files are left out, as their names do not end in "
             "%s: %s",
-            texts.printable(root),
+            io.printable(root),
             left_out.total(),
             " ".join(ENDINGS),
             ", ".join(f"{n} {ending}" for ending, n in left_out.most_common()),
@@ -158,7 +158,7 @@ def _folders(
 
 def _refuse(error: OSError) -> None:
     raise InputError(
-        f"{texts.printable(error.filename)}: cannot be read ({error.strerror})"
+        f"{io.printable(error.filename)}: cannot be read ({error.strerror})"
     )
 
 
@@ -174,7 +174,7 @@ def _listed(images: str, path: str) -> Selection:
         raise InputError(
             f"--images={images}: cannot be read ({error.strerror})"
         ) from None
-    encoding, mark = texts.encoding(content)
+    encoding, mark = io.encoding(content)
     try:
         # As the system has names: they need not be UTF-8, nor without odd
         # blanks.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags import commandline
 
@@ -269,17 +269,9 @@ def write_content(path: pathlib.Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    aside = path.with_suffix(".tmp")
-    try:
-        aside.write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
-        aside.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror})"
-        ) from None
+    io.write_text(
+        path, json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def _digest(images: source_lib.Images | source_lib.Encoded | None) -> str:
@@ -327,7 +319,7 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
         if not unknown and len(content["labels"]) != len(content["labeled"]):
             raise ValueError("labels and labeled are not of one length")
         content["class_names"] = [
-            texts.nfc(name) for name in content["class_names"]
+            io.nfc(name) for name in content["class_names"]
         ]
         content["image_shape"]
         content.setdefault(  # older files lack it
@@ -360,7 +352,7 @@ def read(
     images = len(source.train)
     wanted = {
         "train_images": images,
-        "class_names": [texts.nfc(name) for name in source.class_names],
+        "class_names": [io.nfc(name) for name in source.class_names],
     }
     if resumed:
         wanted["image_shape"] = list(source.image_shape)
@@ -445,7 +437,7 @@ def _check_labeled(
         return
     here = [names[i] for i in labeled]
     for old, new in zip(there, here, strict=True):
-        if texts.nfc(old) != texts.nfc(new):
+        if io.nfc(old) != io.nfc(new):
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: a "
                 f"labeled image is {old!r} there and {new!r} here"

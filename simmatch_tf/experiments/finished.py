@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from absl import logging
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import io
 from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.flags.commandline import InputError
@@ -201,7 +202,7 @@ class Store:
             data=identity.data(config, workdir / "data.json"),
             records=identity.records_of_run(config, workdir / "data.json"),
         )
-        results.write_json(
+        io.write_json(
             self.folder / identity.name(config), dataclasses.asdict(found)
         )
         return found

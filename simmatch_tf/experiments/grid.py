@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+from simmatch_tf import io
 from simmatch_tf.experiments import finished, identity, plan
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import locking, signals
+from simmatch_tf.training import signals
 
 _LOOK_EVERY_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -40,7 +41,7 @@ def claim(folder: pathlib.Path) -> Iterator[TextIO]:
             f"--workdir={folder}: cannot be written ({error.strerror})"
         ) from None
     with lock:
-        locking.hold(lock, folder, "a live experiment, or runs that it left")
+        io.claim(lock, folder, "a live experiment, or runs that it left")
         yield lock
 
 

@@ -26,7 +26,7 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, texts
+from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
 from simmatch_tf.experiments import identity
 from simmatch_tf.flags import commandline, flagfiles
@@ -149,7 +149,7 @@ def read(name: str) -> Plan:
     )
     parser.optionxform = str  # names are shown as they are written
     try:
-        parser.read_string(texts.read(path, name), name)
+        parser.read_string(io.read_text(path, name), name)
     except configparser.Error as error:
         text = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as a plan ({text})") from None

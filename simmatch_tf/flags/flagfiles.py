@@ -4,10 +4,10 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.flags.errors import InputError, nearest
 
-PACKAGE = pathlib.Path(__file__).resolve().parent
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
@@ -94,7 +94,7 @@ def _read(
     path = find(name)
     if path.resolve() in inside:
         raise InputError(f"--flagfile={name}: the file includes itself")
-    lines = texts.read(path, f"--flagfile={name}").splitlines()
+    lines = io.read_text(path, f"--flagfile={name}").splitlines()
     words = [line.strip() for line in lines]
     words = [w for w in words if w and not w.startswith(("#", "//"))]
     for line in words:

@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import auto
 
-from simmatch_tf.data import decoding, pipeline, records
+from simmatch_tf import io
+from simmatch_tf.data import decoding, pipeline
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import encoders, tasks
 
@@ -33,7 +34,7 @@ def default_folder() -> pathlib.Path:
         InputError: The user has no home.
     """
     try:
-        return records.cache_folder() / "features"
+        return io.cache_folder() / "features"
     except RuntimeError as error:
         raise InputError(
             f"--cache_dir=None: there is no default folder ({error}); name one"

@@ -15,7 +15,7 @@ import numpy as np
 import sklearn
 from tqdm import auto
 
-from simmatch_tf import transfer_flags
+from simmatch_tf import io, transfer_flags
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import (
     encoders,
@@ -26,7 +26,6 @@ from simmatch_tf.probes import (
     scores,
     tasks,
 )
-from simmatch_tf.training import results
 
 # Of what is measured here: another number, other results.
 _VERSION = 2
@@ -123,7 +122,7 @@ class Measurer:
             seconds=time.perf_counter() - start,
             details=details,
         )
-        results.write_json(path, dataclasses.asdict(found))
+        io.write_json(path, dataclasses.asdict(found))
         return found
 
     def _key(self, encoder: encoders.Encoder, task: tasks.Task) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simmatch_tf import checks, pytorch_flags
+from simmatch_tf import checks, io, pytorch_flags
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import lists, splits
@@ -16,7 +16,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.pytorch import layout, network_layout
-from simmatch_tf.training import checkpoints, inputs, results, state, workdir
+from simmatch_tf.training import checkpoints, inputs, state, workdir
 
 _IMAGENET = 1000  # classes
 _FEW = 64_000  # labels up to which ImageNet's are its 1 %
@@ -87,7 +87,7 @@ def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
             _fill(algorithm, found, step)
         folder.begin(config)
         splits.write_content(folder.split, split)
-        results.write_json(folder.imported, _origin(flags, found, step))
+        io.write_json(folder.imported, _origin(flags, found, step))
         checkpoints.Checkpoints(
             folder.checkpoints,
             algorithm,

@@ -13,7 +13,7 @@ import shutil
 import statistics
 from collections.abc import Sequence
 
-from simmatch_tf import texts
+from simmatch_tf import io as io_lib
 
 _CONFIDENCE = 0.95
 # Two differences that happen to be equal would have an interval of no width.
@@ -192,7 +192,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def escape(text: str) -> str:
     """A name as Markdown shows it: none of its characters means anything."""
-    text = re.sub(r"([\\`*|])", r"\\\1", texts.one_line(text))
+    text = re.sub(r"([\\`*|])", r"\\\1", io_lib.one_line(text))
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib import axes as axes_lib
 from matplotlib import figure as figure_lib
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.reporting import comparison
 
 _COLOUR, _OWN_COLOUR = "#5b6770", "#1f6fb4"
@@ -111,4 +111,4 @@ def _curve(
 
 def plain(name: str) -> str:
     """A name on one line, of which no part is taken for a formula."""
-    return texts.one_line(name).replace("$", r"\$")
+    return io.one_line(name).replace("$", r"\$")

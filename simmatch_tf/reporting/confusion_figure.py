@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib import figure as figure_lib
 
-from simmatch_tf import texts
+from simmatch_tf import io as io_lib
 from simmatch_tf.reporting import comparison_figure
 
 MOST = 20  # classes beyond which a matrix is not read any more
@@ -72,7 +72,7 @@ def _draw(
 
 
 def _short(name: str) -> str:
-    name = texts.one_line(name)
+    name = io_lib.one_line(name)
     if len(name) > _LONG:
         name = name[: _LONG - 1] + "…"
     return comparison_figure.plain(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import tables
 
@@ -41,7 +41,7 @@ def summary(review: Any, output: pathlib.Path, note: str = "") -> str:
         )
     text = tables.table(rows) + "\n"
     for name, reason in review.reasons:
-        text += f"\nunreadable: {texts.one_line(name)}: {reason}"
+        text += f"\nunreadable: {io.one_line(name)}: {reason}"
     if review.unreadable > len(review.reasons):
         text += f"\n… and {review.unreadable - len(review.reasons)} more"
     if review.unreadable:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 
@@ -17,7 +17,7 @@ _WIDE = 15  # classes beyond which a confusion matrix is not for a terminal
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Aligns columns: the first to the left, the others to the right."""
-    rows = [[*map(texts.one_line, row)] for row in rows]
+    rows = [[*map(io.one_line, row)] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

@@ -9,6 +9,7 @@ import pathlib
 from typing import Any
 
 import simmatch_tf
+from simmatch_tf import io
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import loading, versions
 from simmatch_tf.training import results, workdir
@@ -144,7 +145,7 @@ def write(folder: pathlib.Path, card: dict[str, Any]) -> None:
     Raises:
         InputError: They cannot be written.
     """
-    results.write_json(folder / JSON, card)
+    io.write_json(folder / JSON, card)
     path = folder / MARKDOWN
     try:
         path.write_text(markdown(card), encoding="utf-8")

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from simmatch_tf import command_flags, terminal, texts
+from simmatch_tf import command_flags, io, terminal
 from simmatch_tf.data import examination, selection
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, outputs, review
@@ -55,7 +55,7 @@ def predict(
         InputError: The output cannot be written, or nothing can be explained.
     """
     function = choose(model, flags.explain)
-    names = [texts.printable(name) for name in chosen.names]
+    names = [io.printable(name) for name in chosen.names]
     neighbors = model.neighbors if flags.explain else None
     terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import command_flags, terminal, texts
+from simmatch_tf import command_flags, io, terminal
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
@@ -87,7 +87,7 @@ def of_export(
     terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     here, there = (
-        [texts.nfc(str(name)) for name in names]
+        [io.nfc(str(name)) for name in names]
         for names in (source.class_names, export.class_names)
     )
     if here != there:

@@ -11,7 +11,7 @@ import PIL.Image
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import io as io_lib
 from simmatch_tf.data import (
     contents,
     cropping,
@@ -98,7 +98,7 @@ def _places(run: loading.Run, source: source_lib.Source) -> np.ndarray:
     """Where the image of each slot is in the dataset now [K]; -1: nowhere."""
     content, here = run.content, source.train.names
     then, changed = _changes(run, source)
-    names = list(map(texts.nfc, content.get("names") or ()))
+    names = list(map(io_lib.nfc, content.get("names") or ()))
     if not names or here is None:
         same = splits.is_of(content, source) and not changed
     else:
@@ -108,7 +108,7 @@ def _places(run: loading.Run, source: source_lib.Source) -> np.ndarray:
         return np.full(len(content["labels"]), -1)
     if not names or here is None:
         return splits.slots(content)
-    numbers = {texts.nfc(name): number for number, name in enumerate(here)}
+    numbers = {io_lib.nfc(name): number for number, name in enumerate(here)}
     for name in changed:
         numbers.pop(name, None)
     return np.array([numbers.get(name, -1) for name in names])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.data import (
     cropping,
     examination,
@@ -106,7 +106,7 @@ def readable(images: str, most: int) -> files.FileImages:
             try:
                 turn, _ = examination.examine(path)
             except ValueError as error:
-                reason = reason or f"{texts.printable(path)}: {error}"
+                reason = reason or f"{io.printable(path)}: {error}"
                 continue
             paths.append(path)
             orientations.append(turn)

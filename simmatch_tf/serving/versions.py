@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.flags.commandline import InputError
 
 # Of an export: what it is, for programs.
@@ -175,8 +175,8 @@ def _is_same(
         moved = flags.get("data_dir") != config.data_dir
         return (
             data["dataset"] == config.dataset
-            and list(map(texts.nfc, names))
-            == list(map(texts.nfc, data["class_names"]))
+            and list(map(io.nfc, names))
+            == list(map(io.nfc, data["class_names"]))
             and not (moved and data["train_sha256"] != train_sha256)
         )
     decides = [

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, texts
+from simmatch_tf import availability, io
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.flags.commandline import InputError
@@ -193,9 +193,7 @@ def _rows_by_name(
         Its values, new rows as they are, and a remark; None where there is no
         such classifier or none of the classes.
     """
-    there, here = (
-        [texts.nfc(str(n)) for n in names] for names in (there, here)
-    )
+    there, here = ([io.nfc(str(n)) for n in names] for names in (there, here))
     theirs = _find(
         weights,
         [

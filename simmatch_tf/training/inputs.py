@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks, texts
+from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import lists, pipeline, service, splits, views
 from simmatch_tf.data.sources import dataset_names, digits, folder
@@ -110,7 +110,7 @@ def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
     name = config.labeled_list or config.published_list()
     if name is not None and name not in checks.SUBSETS:
         path = pathlib.Path(name).expanduser()
-        text = texts.read(path, f"--labeled_list={name}")
+        text = io.read_text(path, f"--labeled_list={name}")
         count = sum(bool(line.strip()) for line in text.splitlines())
     elif name is not None:
         count = checks.SUBSETS[name]

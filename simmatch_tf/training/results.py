@@ -1,12 +1,12 @@
 """What a run came to, and its file. Nothing here imports TensorFlow."""
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 from typing import Any
 
+from simmatch_tf import io
 from simmatch_tf.flags.commandline import InputError
 
 
@@ -63,7 +63,7 @@ class Result:
 
     def write(self, path: pathlib.Path) -> None:
         """Writes results.json, whole or not at all."""
-        write_json(path, dataclasses.asdict(self))
+        io.write_json(path, dataclasses.asdict(self))
 
 
 def read(path: str | os.PathLike) -> Result:
@@ -104,25 +104,4 @@ def add_session(
             "views_per_second": round(images / max(seconds, 1e-9), 1),
         }
     )
-    write_json(path, sessions)
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        aside.write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror})"
-        ) from None
+    io.write_json(path, sessions)

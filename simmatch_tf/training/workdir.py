@@ -23,12 +23,11 @@ from typing import Any
 
 from absl import logging
 
-from simmatch_tf import availability
+from simmatch_tf import availability, io
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import locking
 
 FLAGFILE = config_lib.RUN_FLAGFILE
 EVALUATION = "evaluation.json"
@@ -274,7 +273,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             f"--workdir={folder.path}: cannot be written ({error.strerror})"
         ) from None
     with lock:
-        locking.hold(lock, folder.path)
+        io.claim(lock, folder.path, "a live run")
         if config.overwrite:
             folder.anew = True
         elif folder.started():
@@ -334,9 +333,7 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
     )
     # Without the workdir: it is where this file is, wherever that is moved.
     text += config.absolute().to_flagfile(without=_OF_THE_CALL)
-    aside = folder.flagfile.with_suffix(".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(folder.flagfile)
+    io.write_text(folder.flagfile, text)
 
 
 def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:

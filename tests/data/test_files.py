@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import io as io_lib
 from simmatch_tf.data import examination, files
 from simmatch_tf.flags.commandline import InputError
 
@@ -610,5 +610,5 @@ def test_parts_that_do_not_fit(changes, message):
 
 
 def test_printable():
-    assert texts.printable("/é.jpg") == "/é.jpg"
-    assert texts.printable(os.fsdecode(b"/\xe9.jpg")) == r"/\xe9.jpg"
+    assert io_lib.printable("/é.jpg") == "/é.jpg"
+    assert io_lib.printable(os.fsdecode(b"/\xe9.jpg")) == r"/\xe9.jpg"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simmatch_tf import io
 from simmatch_tf.data import records
 from simmatch_tf.data.sources import shards
 from simmatch_tf.flags.commandline import InputError
@@ -66,7 +67,7 @@ def test_without_labels_and_names(files):
 
 def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
     first = scan(files)
-    kept = list(records.cache_folder().glob("records-a-b-*.npz"))
+    kept = list(io.cache_folder().glob("records-a-b-*.npz"))
     real = records._scan_file
     monkeypatch.setattr(
         records, "_scan_file", lambda *_: pytest.fail("scanned again")
@@ -80,13 +81,13 @@ def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
     with tf.io.TFRecordWriter(files[0]) as writer:
         writer.write(example(7))
     assert len(scan(files)) == 301
-    now = list(records.cache_folder().glob("records-a-b-*.npz"))
+    now = list(io.cache_folder().glob("records-a-b-*.npz"))
     assert len(now) == len(kept) + 1
 
 
 def test_a_damaged_index_is_made_anew(files):
     scan(files)
-    for path in records.cache_folder().glob("*.npz"):
+    for path in io.cache_folder().glob("*.npz"):
         path.write_bytes(b"PK no archive")
     assert len(scan(files)) == 305
 

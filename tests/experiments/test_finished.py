@@ -5,6 +5,7 @@ import types
 import pytest
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import io
 from simmatch_tf.data import fingerprint
 from simmatch_tf.experiments import finished, identity, plan, summary
 from simmatch_tf.flags.commandline import InputError
@@ -133,7 +134,7 @@ def test_a_run_whose_times_cannot_be_read(tmp_path, times):
     workdir = tmp_path / "run"
     workdir.mkdir()
     result = {field.name: None for field in dataclasses.fields(results.Result)}
-    results.write_json(workdir / "results.json", result)
+    io.write_json(workdir / "results.json", result)
     if times is not None:
         (workdir / "timing.json").write_text(times)
     with pytest.raises(InputError, match="timing.json: .* it is run again"):
@@ -204,7 +205,7 @@ def tfds(tmp_path, monkeypatch):
     result = {field.name: None for field in dataclasses.fields(results.Result)}
     last = {"last": {"top1": 0.5, "top5": 1.0}}
     result |= {"top1": 0.5, "steps": 7, "student": last, "ema": last}
-    results.write_json(workdir / "results.json", result)
+    io.write_json(workdir / "results.json", result)
     (workdir / "timing.json").write_text('[{"seconds": 1.0}]')
     fingerprint.of_files(
         {f"mnist/3.0.1/{path.name}": str(path) for path in folder.iterdir()}

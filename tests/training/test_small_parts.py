@@ -171,13 +171,13 @@ def test_a_signal_amid_a_print_to_the_same_stream(interrupts):
     """A handler that prints there itself would fail."""
     lines = """
 import io, os, signal, sys
-from simmatch_tf.training import interruption
+from simmatch_tf.training import signals
 class Raw(io.FileIO):
     def write(self, data):
         if request.signal is None:
             os.kill(os.getpid(), signal.SIGINT)
         return super().write(data)
-with interruption.watch() as request:
+with signals.watch() as request:
     raw = Raw(2, "w", closefd=False)
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)
     print("printed", file=sys.stderr, flush=True)

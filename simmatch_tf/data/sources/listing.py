@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from absl import logging
 
-from simmatch_tf import texts
+from simmatch_tf import io
 from simmatch_tf.flags.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -84,7 +84,7 @@ class Listing:
                 + self._instead()
             )
         classes = self._classes("labeled")
-        self.class_names = [texts.printable(name) for name in classes]
+        self.class_names = [io.printable(name) for name in classes]
         if len(classes) < 2:
             raise InputError(
                 f"{self._given}: labeled/ has {len(classes)} class folders "
@@ -95,7 +95,7 @@ class Listing:
         tests = self._classes("test") if self.has_test else {}
         for name in sorted(set(tests) - set(classes)):
             raise InputError(
-                f"{self._given}: test/{texts.printable(name)} is a class that "
+                f"{self._given}: test/{io.printable(name)} is a class that "
                 "labeled/ does not have; the classes are "
                 + ", ".join(self.class_names[:20])
                 + (", …" if len(classes) > 20 else "")
@@ -113,7 +113,7 @@ class Listing:
 
     def warn(self) -> None:
         """Says what is left out, and what is not used."""
-        root = texts.printable(self.root)
+        root = io.printable(self.root)
         if self._left_out:
             logging.warning(
                 "%s: %d files are left out, as their names do not end in %s: "
@@ -203,7 +203,7 @@ class Listing:
         try:
             with os.scandir(self.root) as entries:
                 return sorted(
-                    texts.printable(entry.name) + "/" * _is_folder(entry)
+                    io.printable(entry.name) + "/" * _is_folder(entry)
                     for entry in entries
                     if not entry.name.startswith(".")
                     and entry.name not in PARTS
@@ -233,7 +233,7 @@ class Listing:
         found: dict[str, str] = {}
         for path, _ in folders:
             folder = os.path.basename(path)
-            if found.setdefault(texts.nfc(folder), folder) != folder:
+            if found.setdefault(io.nfc(folder), folder) != folder:
                 raise InputError(
                     f"{self._place(path)}: has the name of another folder "
                     f"in {part}/, in another form of Unicode (NFC and NFD); "
@@ -245,7 +245,7 @@ class Listing:
         """Adds the images of a part, or of one class in it, by name."""
         found = self._walk(f"{part}/{folder}" if folder else part)
         self.paths += found
-        self.names += [texts.nfc(texts.printable(path)) for path in found]
+        self.names += [io.nfc(io.printable(path)) for path in found]
         self.labels += [label] * len(found)
         self.parts += [part] * len(found)
 
@@ -272,7 +272,7 @@ class Listing:
             images += found
             for name, is_link in sorted(inside):
                 (links if is_link else folders).append(name)
-        return sorted(images, key=texts.nfc)
+        return sorted(images, key=io.nfc)
 
     def _list(self, path: str) -> tuple[list[tuple[str, bool]], list[str]]:
         """Folders in a folder, with whether they are links; and images."""
@@ -299,7 +299,7 @@ class Listing:
         return folders, sorted(images)
 
     def _leave_out(self, path: str) -> None:
-        parts = texts.printable(path).split("/")
+        parts = io.printable(path).split("/")
         # A class, where it is in one; else labeled, unlabeled or test.
         depth = 2 if parts[0] != "unlabeled" and len(parts) > 2 else 1
         ending = os.path.splitext(parts[-1])[1].lower()
@@ -320,7 +320,7 @@ class Listing:
 
     def _place(self, path: str) -> str:
         """A path in the folder, for a message."""
-        return texts.printable(f"{self.root}/{path}")
+        return io.printable(f"{self.root}/{path}")
 
 
 def dead_link(path: str) -> str:
@@ -333,7 +333,7 @@ def dead_link(path: str) -> str:
     try:
         os.stat(path)
     except OSError as error:
-        target = texts.printable(os.readlink(path))
+        target = io.printable(os.readlink(path))
         return (
             f"is a link to {target}, which cannot be found "
             f"({error.strerror or error}); mount or restore that, or remove "

@@ -236,7 +236,8 @@ def test_without_tfds(tmp_path, monkeypatch):
 def test_nothing_heavy_is_imported(name, tmp_path):
     loaded = python(
         "import sys\n"
-        "from simmatch_tf import commandline, datasets\n"
+        "from simmatch_tf.flags import commandline\n"
+        "from simmatch_tf.data.sources import dataset_names as datasets\n"
         "try:\n"
         "    datasets.check(*sys.argv[1:])\n"
         "    print('right')\n"
