@@ -1,0 +1,50 @@
+"""TensorFlow and Keras, imported when they are first used.
+
+A file that registers an algorithm, an image source or a backbone is imported
+before TensorFlow is, for its flags; so are the files that it imports. They take
+`tf` and `keras` from here and derive what holds variables from `Module`.
+Annotations that name `tf.Tensor` need `from __future__ import annotations`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import types
+from typing import Any
+
+
+class _LazyModule(types.ModuleType):
+    """Stands for a module, and imports it when an attribute is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+tf = _LazyModule("tensorflow")
+keras = _LazyModule("keras")
+
+
+class Module:
+    """Base of classes that hold variables; its instances are tf.Modules.
+
+    The class itself is plain Python, so that it can be defined before
+    TensorFlow is imported: an instance is of a subclass that also derives from
+    tf.Module, made when the first one is created.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Module:
+        """Creates an instance of the class joined with tf.Module."""
+        del args, kwargs
+        return object.__new__(_joined(cls))
+
+
+@functools.cache
+def _joined(cls: type) -> type:
+    """The class with tf.Module as its last base."""
+    if issubclass(cls, tf.Module):
+        return cls
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return types.new_class(
+        cls.__name__, (cls, tf.Module), exec_body=lambda ns: ns.update(names)
+    )

@@ -1,0 +1,134 @@
+"""The registries of algorithms, image sources and backbones.
+
+A name is added by a decorator in one file:
+
+    from simmatch_tf import registry
+
+    @registry.algorithms.register("comatch")
+    class CoMatch(algorithm.Algorithm): ...
+
+The files of the package's own folders are found by themselves, in alphabetical
+order, when a name is first looked up; a file elsewhere is named by --plugin, or
+imported by the program that uses it. None of them may import TensorFlow at its
+top (see `lazy`): flags are checked before TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from simmatch_tf.flags import errors
+
+_Registered = TypeVar("_Registered")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What was registered under one name.
+
+    Attributes:
+        pattern: The name, or a regular expression that matches whole names.
+        value: What was registered: a class or a function.
+        facts: The keyword arguments of `Registry.register`.
+    """
+
+    pattern: str
+    value: Any
+    facts: Mapping[str, Any]
+
+
+class Registry:
+    """Names that a flag takes, each registered in a file of its own.
+
+    Attributes:
+        flag: The flag, such as "algorithm".
+    """
+
+    def __init__(self, flag: str, package: str) -> None:
+        """Makes an empty registry.
+
+        Args:
+            flag: The flag that takes the names.
+            package: Package whose modules are imported on the first lookup.
+        """
+        self.flag = flag
+        self._package, self._imported = package, False
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self, pattern: str, **facts: Any
+    ) -> Callable[[_Registered], _Registered]:
+        """Registers the decorated class or function.
+
+        Args:
+            pattern: The name, or a regular expression that matches whole
+                names, such as r"wrn_(\\d+)_(\\d+)".
+            **facts: What must be known about it before TensorFlow is imported;
+                each registry's users say which they read.
+
+        Raises:
+            ValueError: Another class or function has the name.
+        """
+
+        def add(value: _Registered) -> _Registered:
+            other = self._entries.get(pattern)
+            # A module that is run again, as in a notebook, replaces its own.
+            if other and _origin(other.value) != _origin(value):
+                raise ValueError(
+                    f"--{self.flag}={pattern} is registered twice: by "
+                    f"{_origin(other.value)} and by {_origin(value)}"
+                )
+            self._entries[pattern] = Entry(pattern, value, facts)
+            return value
+
+        return add
+
+    def find(self, name: str) -> tuple[Entry, re.Match[str]]:
+        """Finds a name.
+
+        Returns:
+            Its entry, and the match of its pattern.
+
+        Raises:
+            InputError: Nothing is registered under the name.
+        """
+        for entry in self:
+            if match := re.fullmatch(entry.pattern, name):
+                return entry, match
+        raise errors.InputError(
+            f"--{self.flag}={name} is unknown"
+            + errors.nearest(name, self.names())
+        )
+
+    def names(self) -> list[str]:
+        """Returns names to list in help and to suggest.
+
+        Of a pattern, these are its `examples` fact.
+        """
+        return [
+            name
+            for entry in self
+            for name in entry.facts.get("examples", (entry.pattern,))
+        ]
+
+    def __iter__(self) -> Iterator[Entry]:
+        if not self._imported:
+            self._imported = True
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        return iter(list(self._entries.values()))
+
+
+def _origin(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+algorithms = Registry("algorithm", "simmatch_tf.algorithms")
+sources = Registry("dataset", "simmatch_tf.data.sources")
+networks = Registry("backbone", "simmatch_tf.networks")
