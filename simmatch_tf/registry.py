@@ -63,11 +63,11 @@ class Registry:
     def register(
         self, pattern: str, **facts: Any
     ) -> Callable[[_Registered], _Registered]:
-        """Registers the decorated class or function.
+        r"""Registers the decorated class or function.
 
         Args:
             pattern: The name, or a regular expression that matches whole
-                names, such as r"wrn_(\\d+)_(\\d+)".
+                names, such as r"wrn_(\d+)_(\d+)".
             **facts: What must be known about it before TensorFlow is imported;
                 each registry's users say which they read.
 
