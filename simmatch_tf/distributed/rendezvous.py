@@ -13,9 +13,9 @@ from collections.abc import Iterable
 
 from absl import logging
 
+from simmatch_tf import signals
 from simmatch_tf.distributed import cluster as cluster_lib
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import signals
 
 # The chief's answers: go on, or end with the error that follows.
 _GO, _NO = b"go\n", b"no "

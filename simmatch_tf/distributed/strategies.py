@@ -8,12 +8,12 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks, preflight
+from simmatch_tf import checks, preflight, signals
 from simmatch_tf import config as config_lib
 from simmatch_tf.distributed import cluster as cluster_lib
 from simmatch_tf.distributed import rendezvous
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import reasons, signals
 
 # Flags that each worker may have of its own.
 _OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
@@ -108,7 +108,7 @@ def _multi_worker(
     except (tf.errors.OpError, RuntimeError) as error:
         raise InputError(
             f"TF_CONFIG: the workers {', '.join(cluster.workers)} cannot be "
-            f"brought together ({reasons.reason(error)})"
+            f"brought together ({errors.reason(error)})"
         ) from None
 
 
@@ -124,7 +124,7 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
     # What is raised depends on how a TPU cannot be reached.
     except Exception as error:
         raise InputError(
-            f"--tpu={name}: cannot be reached ({reasons.reason(error)[:200]}); "
+            f"--tpu={name}: cannot be reached ({errors.reason(error)[:200]}); "
             "it takes TensorFlow's build for TPUs"
         ) from None
     cores = strategy.num_replicas_in_sync

@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import signals
 from simmatch_tf.distributed import cluster as cluster_lib
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import replica
-from simmatch_tf.training import reasons, signals
 from simmatch_tf.training import workdir as workdir_lib
 
 Value = TypeVar("Value")
@@ -226,6 +227,6 @@ def lost(
             raise
         raise signals.Interrupted(
             "another worker has gone or cannot be reached "
-            f"({reasons.reason(error)}); start all of them again to go on from "
+            f"({errors.reason(error)}); start all of them again to go on from "
             f"the last checkpoint in {folder.checkpoints}"
         ) from None

@@ -13,8 +13,8 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import reasons
 
 # Counted up when the state of a run changes: what one version saves, another
 # may not be able to take.
@@ -97,7 +97,7 @@ class Checkpoints:
             self._checkpoint.write(self._prefix(step))
             self._verify(step)
         except (OSError, tf.errors.OpError) as error:
-            text = reasons.reason(error)
+            text = errors.reason(error)
             with contextlib.suppress(OSError):
                 self._delete(step)
                 self.tidy()
@@ -138,7 +138,7 @@ class Checkpoints:
             InputError: There are some, and none can be read; or the newest
                 readable one does not hold what this run needs.
         """
-        errors = []
+        failures = []
         for step in reversed(self.steps() if at is None else [at]):
             try:
                 self._check_format(step)
@@ -147,9 +147,11 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:
-                text = reasons.reason(error)
-                errors.append(f"step {step}: {text}")
-                logging.warning("cannot read the checkpoint of %s", errors[-1])
+                text = errors.reason(error)
+                failures.append(f"step {step}: {text}")
+                logging.warning(
+                    "cannot read the checkpoint of %s", failures[-1]
+                )
                 continue
             try:
                 status.assert_consumed()
@@ -160,13 +162,13 @@ class Checkpoints:
                     f"{str(error).splitlines()[0]}"
                 ) from None
             self._check_data(step)
-            if errors:
+            if failures:
                 logging.warning("falling back to the one of step %d", step)
             return step
-        if errors:
+        if failures:
             raise InputError(
                 f"no checkpoint in {self._folder} can be read ("
-                + "; ".join(errors)
+                + "; ".join(failures)
                 + "). If flags or backbone are not the run's own, that is "
                 "why; --overwrite starts anew"
             )

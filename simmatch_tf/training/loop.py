@@ -9,12 +9,13 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime, terminal
+from simmatch_tf import runtime, signals, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import placement, strategies, workers
 from simmatch_tf.evaluation import evaluator
+from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor, profiler
@@ -27,7 +28,6 @@ from simmatch_tf.training import (
     outcome,
     progress,
     results,
-    signals,
     state,
 )
 from simmatch_tf.training import step as step_lib
@@ -416,10 +416,10 @@ class _Run:
         name_of_set, images, places = self.scored
         logits = self.evaluator.logits(images, places)
         labels = images.labels[places]
-        self.accuracy = chosen = evaluator.accuracy(logits, labels)
+        self.accuracy = chosen = metrics_lib.accuracy(logits, labels)
         if len(self.split.validation) and self.source.test is not None:
             train, aside = self.source.train, self.split.validation
-            chosen = evaluator.accuracy(
+            chosen = metrics_lib.accuracy(
                 self.evaluator.logits(train, aside), train.labels[aside]
             )
         values = {}

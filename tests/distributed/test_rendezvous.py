@@ -7,10 +7,10 @@ import time
 
 import pytest
 
+from simmatch_tf import signals
 from simmatch_tf.distributed import cluster as cluster_lib
 from simmatch_tf.distributed import rendezvous
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import signals
 
 FLAGS = "--steps=3\n--nooverwrite\n"
 
