@@ -10,11 +10,10 @@ import sys
 
 from tqdm import auto
 
-from simmatch_tf import command_flags, terminal
+from simmatch_tf import command_flags, signals, terminal
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import signals
 
 
 def main(flags: command_flags.ExperimentConfig) -> int | None:

@@ -3,12 +3,12 @@
 python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
-from simmatch_tf import availability, command_flags, preflight
+from simmatch_tf import availability, command_flags, preflight, signals
 from simmatch_tf.data import selection
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import versions
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.training import workdir
 
 
 def main(flags: command_flags.ExportConfig) -> None:

@@ -9,9 +9,14 @@ Then train with --data_service=grpc://HOST:5050. Runs until Ctrl-C or SIGTERM.
 import threading
 from typing import Any
 
-from simmatch_tf import availability, command_flags, preflight, terminal
+from simmatch_tf import (
+    availability,
+    command_flags,
+    preflight,
+    signals,
+    terminal,
+)
 from simmatch_tf.flags import commandline
-from simmatch_tf.training import signals
 
 
 def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:

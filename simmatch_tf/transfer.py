@@ -9,10 +9,9 @@ import os
 import pathlib
 import sys
 
-from simmatch_tf import preflight, terminal, transfer_flags
+from simmatch_tf import preflight, signals, terminal, transfer_flags
 from simmatch_tf.flags import commandline
 from simmatch_tf.reporting import transfer_table
-from simmatch_tf.training import signals
 
 
 def main(flags: transfer_flags.TransferConfig) -> int | None:
