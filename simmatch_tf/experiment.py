@@ -12,11 +12,10 @@ from typing import ClassVar
 
 from tqdm import auto
 
-from simmatch_tf import checks, terminal
+from simmatch_tf import checks, signals, terminal
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.training import signals
 
 
 @dataclasses.dataclass(frozen=True)
