@@ -82,7 +82,7 @@ def test_every_flag_it_names_exists():
             serve_data.ServeDataConfig,
             transfer.TransferConfig,
         )
-        for name in kind.__dataclass_fields__
+        for name in kind.declared()
     }
     fields |= {f"no{name}" for name in fields}
     assert names <= fields, names - fields

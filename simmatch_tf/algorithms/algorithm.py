@@ -9,6 +9,7 @@ from typing import ClassVar
 from simmatch_tf import config as config_lib
 from simmatch_tf import lazy
 from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.flags import commandline
 from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import (
     guard,
@@ -42,6 +43,7 @@ class Algorithm(lazy.Module):
     A subclass writes `train_step`, and adds its own state in `__init__`.
 
     Attributes:
+        hyper: Hyper-parameters, of the class HyperParameters.
         student: The network that is trained.
         teacher: Its EMA.
         optimizer: SGD with one velocity for each weight.
@@ -58,6 +60,7 @@ class Algorithm(lazy.Module):
         needs_embeddings: Whether the network needs its projection head.
     """
 
+    HyperParameters = commandline.HyperParameters
     needs_unlabeled: ClassVar[bool] = True
     needs_embeddings: ClassVar[bool] = True
     weights_of_record: str = "ema"
@@ -91,6 +94,7 @@ class Algorithm(lazy.Module):
                 f"be in [0, {num_classes})"
             )
         self.config, self.num_classes = config, num_classes
+        self.hyper = config.hyper
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
         self.student = make_network()
@@ -99,7 +103,7 @@ class Algorithm(lazy.Module):
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
-            eman=config.teacher_norm == "eman",
+            eman=getattr(config, "teacher_norm", "eman") == "eman",
             shuffles=config.batch_norm == "local",
         )
         self.generators = [

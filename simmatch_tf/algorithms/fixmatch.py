@@ -7,8 +7,11 @@ letters are those of `simmatch`.
 
 from __future__ import annotations
 
+import dataclasses
+
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, pseudo_labeling
+from simmatch_tf.flags.commandline import flag
 from simmatch_tf.lazy import tf
 from simmatch_tf.ops import losses
 
@@ -17,12 +20,27 @@ from simmatch_tf.ops import losses
 class FixMatch(pseudo_labeling.WeakStrong):
     """With hard pseudo-labels or soft ones, aligned or not.
 
-    With --memory=teacher the EMA teacher sees the weak views (FixMatch-EMAN);
-    else the student does, as published.
+    With --targets_from=teacher the EMA teacher sees the weak views
+    (FixMatch-EMAN); else the student does, as published.
     """
 
+    @dataclasses.dataclass(frozen=True)
+    class HyperParameters(pseudo_labeling.HyperParameters):
+        """As published, FixMatch does not align."""
+
+        prefix = ""
+
+        align: bool = flag(
+            False, "Whether to apply distribution alignment.", rare=True
+        )
+        pseudo_labels: str = flag(
+            "hard",
+            "Pseudo-labels: the most likely class, or all probabilities.",
+            choices=("hard", "soft"),
+            rare=True,
+        )
+
     needs_embeddings = False
-    published_align = False
 
     def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
         """One step: L_s + λ_u L_u."""

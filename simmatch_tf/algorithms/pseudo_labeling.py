@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm, diagnostics
+from simmatch_tf.flags import commandline, errors
+from simmatch_tf.flags.commandline import flag
 from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import alignment
 
@@ -25,6 +28,68 @@ class Targets(NamedTuple):
     z_l: tf.Tensor | None
 
 
+@dataclasses.dataclass(frozen=True)
+class HyperParameters(commandline.HyperParameters):
+    """Flags of every method with pseudo-labels from weak views."""
+
+    prefix = ""
+
+    threshold: float = flag(
+        0.95,
+        "Confidence threshold tau: smallest confidence of a pseudo-label.",
+        low=0,
+        high=1,
+    )
+    lambda_u: float = flag(
+        1.0, "Weight of the pseudo-label loss.", low=0, high=1e6
+    )
+    targets_from: str = flag(
+        "student",
+        "Network that sees the weak views: the student, or its EMA teacher. "
+        "SimMatch with student is the published form for small label sets "
+        "(temporal ensemble), with teacher that for large ones.",
+        choices=("teacher", "student"),
+    )
+    teacher_norm: str = flag(
+        "eman",
+        "BatchNorm of the teacher with --targets_from=teacher: running "
+        "averages (eman), or statistics of each batch, shuffled over the "
+        "devices.",
+        choices=("eman", "shuffle"),
+        rare=True,
+    )
+    weak_forward: str = flag(
+        "joint",
+        "Forward pass of the weak views with --targets_from=student: jointly "
+        "with the student's other images, or separately, which needs less "
+        "memory.",
+        choices=("joint", "separate"),
+        rare=True,
+    )
+    align: bool = flag(
+        True, "Whether to apply distribution alignment.", rare=True
+    )
+    da_window: int = flag(
+        32,
+        "Number of batches that distribution alignment averages over.",
+        low=1,
+        rare=True,
+    )
+
+    def check(self) -> None:
+        """Checks what depends on the network that sees the weak views."""
+        if self.teacher_norm == "shuffle" and self.targets_from != "teacher":
+            raise errors.InputError(
+                "--teacher_norm=shuffle: is for --targets_from=teacher; "
+                "elsewhere the teacher uses running averages only"
+            )
+        if self.weak_forward == "separate" and self.targets_from != "student":
+            raise errors.InputError(
+                "--weak_forward=separate: is for --targets_from=student; "
+                "elsewhere weak views have a forward pass of their own already"
+            )
+
+
 class WeakStrong(algorithm.Algorithm):
     """An algorithm that learns from pairs of weak and strong views.
 
@@ -34,12 +99,10 @@ class WeakStrong(algorithm.Algorithm):
     Attributes:
         from_teacher: Whether the EMA teacher sees the weak views, not the
             student.
-        aligns: Whether p^w is aligned.
         align: The distribution alignment's window.
-        published_align: Whether it is by default.
     """
 
-    published_align: ClassVar[bool] = True
+    HyperParameters = HyperParameters
 
     def __init__(
         self,
@@ -56,11 +119,8 @@ class WeakStrong(algorithm.Algorithm):
             num_classes=num_classes,
             slot_labels=slot_labels,
         )
-        self.from_teacher = config.memory == "teacher"
+        self.from_teacher = config.targets_from == "teacher"
         self.weights_of_record = "student" if self.from_teacher else "ema"
-        self.aligns = config.align
-        if self.aligns is None:
-            self.aligns = self.published_align
         self.align = alignment.DistributionAlignment(
             num_classes, config.da_window, self.dtype
         )
@@ -138,7 +198,7 @@ class WeakStrong(algorithm.Algorithm):
         mask: tf.Tensor,
     ) -> diagnostics.Seen:
         """Computes what is seen; see `watching`."""
-        align = self.align if self.aligns else None
+        align = self.align if self.config.align else None
         return diagnostics.pseudo_labels(batch, targets.p_w, p_hat, mask, align)
 
     def _targets(
@@ -153,7 +213,7 @@ class WeakStrong(algorithm.Algorithm):
         """
         skip = labeled if skip is None else skip
         p_w = tf.nn.softmax(out["logits"][skip:])
-        if self.aligns:
+        if self.config.align:
             p_w = self.align(p_w)
         if "embeddings" not in out:
             return Targets(p_w, None, None)

@@ -5,7 +5,7 @@ import pathlib
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks
+from simmatch_tf import config as config_lib
 
 
 class Profile:
@@ -24,7 +24,7 @@ class Profile:
         self._folder, self._running = str(folder), False
         self._start = self._stop = -1
         if flag is not None:
-            start, count = checks.profiled_steps(flag)
+            start, count = config_lib.profiled_steps(flag)
             self._start, self._stop = start, start + count
             if start < done:
                 logging.warning(

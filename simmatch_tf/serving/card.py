@@ -1,7 +1,6 @@
 """The model card: what an export is, for people and for programs."""
 
 import collections
-import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -56,9 +55,9 @@ def make(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "split_seed": config.split_seed,
         },
         "flags": {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if getattr(config, field.name) is not None
+            name: value
+            for name, value in config.values().items()
+            if value is not None
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "versions": {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, terminal
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import card as card_lib
@@ -116,7 +116,7 @@ def _examples(
     try:
         source = inputs.make_source(config)
     except InputError as error:
-        raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
+        raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
     images = source.test or source.train
     places = np.arange(len(images))
     return source, verification.examples(images, places, **size)

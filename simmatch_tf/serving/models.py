@@ -11,8 +11,8 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import (
     card,
@@ -74,7 +74,7 @@ def open_model(
     Raises:
         InputError: It cannot be loaded.
     """
-    kind, path = availability.kind_of_model("model", model)
+    kind, path = preflight.kind_of_model("model", model)
     if kind == "workdir":
         return _of_run(path, weights, neighbors, moved)
     if weights is not None:

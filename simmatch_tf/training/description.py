@@ -15,9 +15,6 @@ from simmatch_tf.distributed import strategies
 from simmatch_tf.networks import cost
 from simmatch_tf.training import inputs, state
 
-# Of --algorithm: what --memory says nothing of.
-_NO_FORMS = ("supervised", "custom")
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
@@ -40,7 +37,7 @@ class Description:
 
     Attributes:
         algorithm: As in --algorithm.
-        form: As in --memory; None where the algorithm has no two forms.
+        form: As in --targets_from; None where the algorithm lacks that flag.
         dataset: As in --dataset.
         backbone: As in --backbone.
         image_shape: (height, width, channels).
@@ -96,7 +93,7 @@ def describe(
     student_views, forward_views = _views(algorithm, config)
     return Description(
         algorithm=config.algorithm,
-        form=None if config.algorithm in _NO_FORMS else config.memory,
+        form=getattr(config, "targets_from", None),
         dataset=dataset,
         backbone=config.backbone,
         image_shape=image_shape,
@@ -162,7 +159,7 @@ def _views(
     if algorithm.from_teacher:
         # The student sees the strong views, the teacher the weak ones.
         return labeled + unlabeled, labeled + unlabeled
-    if config.weak_forward == "separate":
+    if getattr(config, "weak_forward", "joint") == "separate":
         return labeled + unlabeled, unlabeled
     return labeled + 2 * unlabeled, 0
 

@@ -20,10 +20,10 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import (
-    availability,
     evaluate,
     export,
     predict,
+    preflight,
 )
 from simmatch_tf.data import cropping, records, selection
 from simmatch_tf.data.sources import digits
@@ -332,7 +332,7 @@ def test_warmup_is_in_the_server_s_format(exported):
 def test_other_runtimes(finished_run, model, tmp_path, kind):
     from simmatch_tf.serving import conversion
 
-    for name in availability._NEEDED[kind]:
+    for name in preflight._NEEDED[kind]:
         pytest.importorskip(name, reason=f"pip install -e '.[{kind}]'")
     written = export.write(flags(finished_run[0], tmp_path, format=kind))
     path = written.path / conversion.FILES[kind]

@@ -117,9 +117,9 @@ def test_a_checkpoint_takes_what_is_said(simmatch_run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "form", "views"),
     [
-        ({"memory": "teacher"}, "teacher", (8 + 24, 8 + 24)),
-        ({"memory": "ensemble"}, "ensemble", (8 + 24 + 24, 0)),
-        ({"weak_forward": "separate"}, "ensemble", (8 + 24, 24)),
+        ({"targets_from": "teacher"}, "teacher", (8 + 24, 8 + 24)),
+        ({"targets_from": "student"}, "student", (8 + 24 + 24, 0)),
+        ({"weak_forward": "separate"}, "student", (8 + 24, 24)),
         ({"algorithm": "supervised"}, None, (8, 0)),
     ],
 )
