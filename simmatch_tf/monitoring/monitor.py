@@ -71,12 +71,13 @@ class Observer:
         Args:
             step: Steps done.
             metrics: Of the last.
-            stepper: It knows what was seen of it, and how long it waited.
+            stepper: It has the diagnostics of the step, and how long it waited.
 
         Returns:
             Tag → value.
         """
-        means = stepper.seen.means if stepper.seen else None
+        shown = stepper.diagnostics
+        means = shown.means if shown else None
         rate = self._algorithm.learning_rate(step - 1)
         values = self._figures.of_step(metrics, means)
         values["learning_rate"] = float(rate)
@@ -88,13 +89,12 @@ class Observer:
         return values
 
     def picture(self, step: int, stepper: step_lib.Stepper) -> None:
-        """Writes pictures and histograms of a watched step, and the memory."""
-        if stepper.seen is None:
+        """Writes pictures and histograms of a logged step, and the memory."""
+        shown = stepper.diagnostics
+        if shown is None:
             return
-        self._summaries.histograms(
-            step, stepper.seen.means, self._figures.classes
-        )
-        self._summaries.picture(step, stepper.seen)
+        self._summaries.histograms(step, shown.means, self._figures.classes)
+        self._summaries.picture(step, shown)
         store = getattr(self._algorithm, "memory", None)
         if store is not None:
             self._summaries.memory(store)

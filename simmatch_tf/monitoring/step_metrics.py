@@ -15,19 +15,6 @@ import numpy as np
 from simmatch_tf import config as config_lib
 from simmatch_tf.monitoring import diagnosis
 
-# Means of a watched step (`algorithms.watching`) → tag.
-_TAGS = {
-    "confidence": "pseudo_label/confidence",
-    "p_w": "sharpness/p_w",
-    "p_hat": "sharpness/p_hat",
-    "q_w": "sharpness/q_w",
-    "q_hat": "sharpness/q_hat",
-    "agreement": "matching/agreement",
-    "filled": "memory/filled",
-    "age": "memory/age",
-    "within": "memory/similarity_within",
-    "between": "memory/similarity_between",
-}
 # Tag → the quotient that it is of two shares.
 _QUOTIENTS = {
     "pseudo_label/accuracy": ("kept_right", "kept"),
@@ -72,7 +59,7 @@ class Figures:
 
         Args:
             metrics: What the step returned.
-            means: What was seen of it (`watching.Seen`), or None.
+            means: Those of its diagnostics, or None.
 
         Returns:
             Tag → value. What has no value at this step is left out: an
@@ -86,9 +73,9 @@ class Figures:
                 values[f"loss/weighted_{name}"] = weighted
         means = {name: np.asarray(x) for name, x in (means or {}).items()}
         values |= {
-            tag: float(means[name])
-            for name, tag in _TAGS.items()
-            if name in means
+            tag: float(mean)
+            for tag, mean in means.items()
+            if "/" in tag and not mean.ndim
         }
         for tag, (part, whole) in _QUOTIENTS.items():
             if means.get(whole, 0) > 0:

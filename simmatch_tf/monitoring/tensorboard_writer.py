@@ -109,11 +109,11 @@ class Summaries:
         means: Mapping[str, np.ndarray],
         classes: np.ndarray | None,
     ) -> None:
-        """Writes the distributions of a watched step.
+        """Writes the distributions of a logged step.
 
         Args:
             step: Its number.
-            means: See `watching.Seen`.
+            means: See `diagnostics.Diagnostics`.
             classes: Share of each class in the last pseudo-labels [L].
         """
         unlabeled = self._config.batch_size * self._config.unlabeled_ratio
@@ -155,10 +155,10 @@ class Summaries:
         with self._at(step):
             tf.summary.image("pictures/confusion", shown[None])
 
-    def picture(self, step: int, seen: diagnostics.Seen) -> None:
+    def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
-        rows = seen.rows
-        if not rows or not self.writes:
+        rows = shown.rows
+        if "p_hat" not in rows or not self.writes:
             return
         hat = rows["p_hat"]
         truth = rows.get("truth", np.full(len(hat), -1))
@@ -169,18 +169,18 @@ class Summaries:
                 strong=rows["strong"][i],
                 probabilities={name: rows[name][i] for name in names},
                 truth=int(truth[i]),
-                counts=hat[i].max() >= self._config.threshold,
+                counts=bool(rows["mask"][i]),
             )
             for i in range(len(hat))
         ]
-        shown = {"views": pictures.views(images, self._class_names)}
+        images_of = {"views": pictures.views(images, self._class_names)}
         if "neighbors" in rows:
             found = self._neighbors(rows["neighbors"], rows["cosines"])
-            shown["neighbors"] = pictures.neighbors(
+            images_of["neighbors"] = pictures.neighbors(
                 images, found, self._class_names
             )
         with self._at(step):
-            for name, pixels in shown.items():
+            for name, pixels in images_of.items():
                 tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(

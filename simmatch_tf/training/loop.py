@@ -129,6 +129,7 @@ class _Run:
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -214,9 +215,9 @@ class _Run:
             config,
             self.source,
             self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
+            self.algorithm,
         )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
             self.algorithm,
@@ -224,7 +225,7 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
-            watches=config.summaries,
+            logs=config.summaries,
         )
 
     def train(self, request: signals.Request) -> results.Result:
@@ -275,7 +276,7 @@ class _Run:
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
-                    step + 1, count, bool(request.signal), watch=logs or shows
+                    step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
             values = self._log(step, metrics, stepper) if logs else None
@@ -430,16 +431,17 @@ class _Run:
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
         self.observer.evaluated(step, values)
-        record = self.algorithm.weights_of_record
+        record = self.algorithm.evaluated_weights
         title = f"{len(places)} {name_of_set} images, {record}"
         self.observer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        images = self.config.batch_size
-        if self.algorithm.needs_unlabeled:
-            images *= 1 + 2 * self.config.unlabeled_ratio
+        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        views = len(algorithm.labeled_views)
+        views += ratio * len(algorithm.unlabeled_views)
+        images = views * self.config.batch_size
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,
