@@ -5,12 +5,11 @@ import os
 import pathlib
 from typing import ClassVar
 
-from simmatch_tf import availability
+from simmatch_tf import availability, registry
 from simmatch_tf.data.sources import dataset_names as dataset_names_lib
 from simmatch_tf.data.sources import listing
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.networks import backbone_names
 from simmatch_tf.training import workdir
 
 # How weights of a library's architecture are called that are no file.
@@ -218,7 +217,7 @@ class TransferConfig(commandline.Flags):
 
     def _check_model(self, named: Named) -> None:
         if named.library is not None:
-            backbone_names.check(named.what, "model")
+            registry.networks.find(named.what, flag="model")
             if self.weights in _OF_RUNS:
                 raise InputError(
                     f"--weights={self.weights}: is of runs; for {named.what} "
@@ -227,7 +226,9 @@ class TransferConfig(commandline.Flags):
             if self.weights not in (None, PUBLISHED, NEW):
                 availability.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
-                backbone_names.check_side(named.what, self.image_size, "model")
+                registry.networks.check_side(
+                    named.what, self.image_size, flag="model"
+                )
             return
         kind, path = availability.kind_of_model("model", named.what)
         if kind == "workdir":

@@ -45,7 +45,7 @@ def convert(
             f"conv1.weight is of {channels} channels, but 3 are wanted"
         )
     model = network.build(
-        network.backbone(name),
+        name,
         image_shape=(_SIDE, _SIDE, channels),
         num_classes=_rows(arrays, "fc.weight"),
         projection_dim=_rows(arrays, "head.2.weight"),

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import keras
 import tensorflow as tf
 from absl import logging
 
@@ -19,7 +20,6 @@ from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
-from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -38,7 +38,7 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: network.MakeBackbone | None = None,
+    backbone: Callable[..., keras.Model] | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.

@@ -166,7 +166,7 @@ def test_sizes_that_are_unknown():
 )
 def test_our_networks(backbone, shape, classes, counts):
     model = network.build(
-        network.backbone(backbone),
+        backbone,
         image_shape=shape,
         num_classes=classes,
         projection_dim=128,
