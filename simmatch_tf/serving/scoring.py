@@ -47,10 +47,8 @@ def of_run(
     Raises:
         InputError: The run or its images cannot be loaded.
     """
-    custom = state.Custom()
-    custom.check(run)
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = state.restore(folder.path, custom)
+    algorithm, strategy, step = state.restore(folder.path)
     terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     split = splits.read(folder.split, source)
