@@ -919,7 +919,7 @@ class Config(commandline.Flags):
         """
         all_labeled = all(getattr(self, name) is None for name in _SPLITS)
         entry, _ = registry.algorithms.find(self.algorithm)
-        return entry.value.needs_unlabeled and all_labeled
+        return bool(entry.value.unlabeled_views) and all_labeled
 
     def absolute(self) -> Self:
         """Returns the same flags with absolute paths, valid in any folder."""

@@ -41,7 +41,8 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
     keras.utils.set_random_seed(seed)
     config = dataclasses.replace(CONFIG, **changes)
 
-    def make_network():
+    def make_network(heads):
+        del heads  # none
         return network.build(
             small_backbone,
             image_shape=(8, 8, 1),
@@ -155,7 +156,7 @@ def written(algorithm, z_l, slots=(0, 3, 4, 7)):
 )
 @pytest.mark.parametrize("ready", [False, True])
 def test_losses_equal_the_equations(changes, ready):
-    inputs, form = batch(), changes["memory"]
+    inputs, form = batch(), changes["targets_from"]
     ours, theirs = make(**changes), make(**changes)
     if ready:
         fill(ours)
@@ -211,10 +212,10 @@ def test_ema_follows_the_student_after_the_optimizer():
         )
 
 
-def test_which_weights_are_of_record():
-    assert make(targets_from="teacher").weights_of_record == "student"
-    assert make(targets_from="student").weights_of_record == "ema"
-    assert make(supervised.Supervised).weights_of_record == "ema"
+def test_which_weights_are_evaluated():
+    assert make(targets_from="teacher").evaluated_weights == "student"
+    assert make(targets_from="student").evaluated_weights == "ema"
+    assert make(supervised.Supervised).evaluated_weights == "ema"
 
 
 def test_the_teacher_form_writes_without_momentum():
