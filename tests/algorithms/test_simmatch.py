@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import simmatch, supervised
 from simmatch_tf.networks import network
@@ -39,6 +40,9 @@ def small_backbone(shape):
 
 def make(kind=simmatch.SimMatch, seed=0, **changes):
     keras.utils.set_random_seed(seed)
+    names = [e.pattern for e in registry.algorithms if e.value is kind]
+    if names:
+        changes["algorithm"] = names[0]
     config = dataclasses.replace(CONFIG, **changes)
 
     def make_network(heads):
