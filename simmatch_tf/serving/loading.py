@@ -81,7 +81,7 @@ def run(
     config = folder.read_config()
     restored, _, step = state.restore(path, custom or state.Custom())
     content = splits.read_content(folder.split)
-    weights = weights or restored.weights_of_record
+    weights = weights or restored.evaluated_weights
     labeled = _labeled(restored, content, config)
     made = classifier.Classifier(
         restored.networks()[weights],
@@ -104,7 +104,7 @@ def run(
         step=step,
         checkpoint=checkpoints.digest(folder.checkpoints, step),
         weights=weights,
-        weights_of_record=restored.weights_of_record,
+        weights_of_record=restored.evaluated_weights,
         memory=memory,
     )
 
