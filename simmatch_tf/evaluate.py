@@ -1,4 +1,4 @@
-"""Evaluates a run or an export: accuracy, confusion, calibration.
+"""Evaluates a run or an export: accuracy, confusion matrix, calibration.
 
 python -m simmatch_tf.evaluate --workdir=runs/digits_40
 python -m simmatch_tf.evaluate --export=exports/digits_40
@@ -18,7 +18,7 @@ from simmatch_tf.training import workdir
 def _changes(
     folder: workdir.Workdir, config: command_flags.EvaluateConfig
 ) -> dict[str, str]:
-    """For the report: how the run's images have changed since it began."""
+    """Entries for the report if the images have changed since training."""
     if not folder.data.is_file():
         return {}
     changes = folder.data_changes(
@@ -48,7 +48,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
         folder = workdir.Workdir(config.workdir)
         run = availability.trained(folder)
         output = pathlib.Path(config.output or folder.evaluation)
-    output = output.expanduser()
+    output = io.expand(output)
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(
             f"--output={output}: must be a file in a folder that exists"
@@ -57,15 +57,20 @@ def main(config: command_flags.EvaluateConfig) -> None:
 
     availability.check_images(config.moved(run))
 
-    # A run's figures are by the kernels of training.
+    # A run is evaluated with the kernels of training, so that its figures are
+    # those of its results.
     preflight.start(fast=config.export is None)
     from simmatch_tf.evaluation import metrics
     from simmatch_tf.serving import scoring
 
     if config.export is not None:
-        scores = scoring.of_export(path, config)
+        scores = scoring.of_export(
+            path, config.moved(run), batch_size=config.batch_size
+        )
     else:
-        scores = scoring.of_run(folder, config)
+        scores = scoring.of_run(
+            folder, config.moved(run), batch_size=config.batch_size
+        )
     report = {
         **scores.about,
         **changes,

@@ -29,11 +29,21 @@ def main(flags: command_flags.ExportConfig) -> None:
         except InputError as error:
             raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
 
-    # TensorFlow is imported only now that all that is cheap is checked.
+    # TensorFlow is imported after all cheap checks.
     preflight.start(fast=False)
     from simmatch_tf.serving import exporting
 
-    written = exporting.write(flags)
+    written = exporting.write(
+        flags.workdir,
+        flags.output,
+        weights=flags.weights,
+        format=flags.format,
+        input_dtype=flags.input_dtype,
+        neighbors=flags.neighbors,
+        keep_thumbnails=flags.thumbnails,
+        images=flags.images,
+        moved=flags.moved,
+    )
     for note in written.notes:
         print(f"Note: {note}.")
     verified = written.card["verified"]
@@ -41,10 +51,10 @@ def main(flags: command_flags.ExportConfig) -> None:
     for name in written.card["interface"]:
         print(f"  {name}")
     print(
-        f"Written to {written.path}: loaded again, it gives what the "
+        f"Written to {written.path}: loaded again, it agrees with the "
         f"{written.card['model']['weights']} network of step "
-        f"{written.card['model']['step']} gives on {verified['images']} "
-        f"images (largest difference {largest:.1g})."
+        f"{written.card['model']['step']} on {verified['images']} images "
+        f"(largest difference {largest:.1g})."
     )
 
 

@@ -55,9 +55,14 @@ def _look(
                 continue
             if inspector is None:
                 preflight.start()  # by the kernels of training
-                from simmatch_tf.serving import inspection
+                from simmatch_tf.serving import scoring
 
-                inspector = inspection.Inspector(flags)
+                inspector = scoring.Inspector(
+                    images=flags.images,
+                    neighbors=flags.neighbors,
+                    batch_size=flags.batch_size,
+                    moved=flags.moved,
+                )
             try:
                 found[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst
