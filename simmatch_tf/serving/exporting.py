@@ -57,12 +57,13 @@ def write(
     output: str | os.PathLike,
     *,
     weights: str | None = None,
-    format: str = "saved_model",
+    kind: str = "saved_model",
     input_dtype: str = "uint8",
     neighbors: int = 5,
     keep_thumbnails: bool = True,
     images: str | None = None,
-    moved: Callable[[config_lib.Config], config_lib.Config] = lambda run: run,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
 ) -> Written:
     """Exports a run: writes a version, loads it again and compares it.
 
@@ -70,15 +71,15 @@ def write(
         folder: The run's folder.
         output: The folder of versions.
         weights: "student" or "ema"; default: the weights of record.
-        format: "saved_model", "litert" or "onnx".
+        kind: "saved_model", "litert" or "onnx".
         input_dtype: Data type of the images that it takes, "uint8" or
             "float32".
         neighbors: Number of labeled images that `explain` gives of each image.
         keep_thumbnails: Keep thumbnails of the labeled images in a SavedModel.
         images: Folder, pattern or list of images to compare on; default: those
             of the run's dataset.
-        moved: Maps the run's flags to flags with the present location of its
-            images.
+        data_dir: Present location of the run's --data_dir.
+        tfds_dir: Present location of the run's --tfds_dir.
 
     Raises:
         InputError: The run or the images cannot be loaded, the export cannot
@@ -93,32 +94,32 @@ def write(
         source = None
         examples = verification.of_files(images, run.classifier.preprocessing)
     else:
+        moved = run.config.moved(data_dir, tfds_dir)
         source, examples = _of_dataset(run, moved)
     terminal.say(f"writing a version in {output}, and comparing it")
     notes: list[str] = []
     with versions.new(output) as version:
         card = _card(run, workdir.Workdir(folder))
-        card["format"] = format
-        if format == "saved_model":
+        card["format"] = kind
+        if kind == "saved_model":
             card |= _saved_model(
                 version.path, run, examples, neighbors=neighbors, notes=notes
             )
             if keep_thumbnails and run.classifier.labeled is not None:
                 _thumbnails(version.path, run, source, notes)
         else:
-            card |= _converted(version.path, format, run.classifier, examples)
+            card |= _converted(version.path, kind, run.classifier, examples)
         versions.write_card(version.path, card)
     return Written(version.path, card, notes)
 
 
 def _of_dataset(
-    run: loading.Run,
-    moved: Callable[[config_lib.Config], config_lib.Config],
+    run: loading.Run, config: config_lib.Config
 ) -> tuple[source_lib.Source, verification.Examples]:
     """Returns the run's dataset, and images of it to compare on."""
-    terminal.say(f"reading the images of {run.config.dataset}")
+    terminal.say(f"reading the images of {config.dataset}")
     try:
-        source = inputs.make_source(moved(run.config))
+        source = inputs.make_source(config)
     except InputError as error:
         raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
     preprocess = run.classifier.preprocessing
@@ -370,7 +371,7 @@ def _thumbnails(
 
 def _converted(
     folder: pathlib.Path,
-    format: str,
+    kind: str,
     classifier: classifier_lib.Classifier,
     examples: verification.Examples,
 ) -> dict[str, Any]:
@@ -395,8 +396,8 @@ def _converted(
     function = tf.function(
         probabilities, input_signature=[spec], autograph=False
     )
-    path = folder / FILES[format]
-    path.write_bytes({"litert": _litert, "onnx": _onnx}[format](function))
+    path = folder / FILES[kind]
+    path.write_bytes({"litert": _litert, "onnx": _onnx}[kind](function))
     _write_assets(folder, _assets(classifier))
     expected = verification.reference(classifier, examples.pixels)
     expected = expected[classifier_lib.SERVED]["probabilities"]

@@ -234,7 +234,8 @@ def open_model(
     *,
     weights: str | None = None,
     neighbors: int | None = None,
-    moved: Callable[[config_lib.Config], config_lib.Config] = lambda run: run,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
 ) -> Model:
     """Opens a run or an export.
 
@@ -242,15 +243,15 @@ def open_model(
         model: Folder of a run or an export, as in --model.
         weights: "student" or "ema" of a run; default: the weights of record.
         neighbors: Number of neighbors that `explain` gives, of a run.
-        moved: Maps the run's flags to flags with the present location of its
-            images.
+        data_dir: Present location of a run's --data_dir.
+        tfds_dir: Present location of a run's --tfds_dir.
 
     Raises:
         InputError: It cannot be loaded, or an option does not apply to it.
     """
     kind, path = availability.kind_of_model("model", model)
     if kind == "workdir":
-        return _open_run(path, weights, neighbors, moved)
+        return _open_run(path, weights, neighbors, data_dir, tfds_dir)
     if weights is not None:
         raise InputError(
             f"weights={weights}: applies to a run; an export has the weights "
@@ -263,7 +264,8 @@ def _open_run(
     path: pathlib.Path,
     weights: str | None,
     neighbors: int | None,
-    moved: Callable[[config_lib.Config], config_lib.Config],
+    data_dir: str | None,
+    tfds_dir: str | None,
 ) -> Model:
     if weights not in (None, "student", "ema"):
         raise InputError(f"weights={weights!r}: must be student or ema")
@@ -277,7 +279,8 @@ def _open_run(
 
     def labeled_images(slots: Sequence[int]) -> dict[int, bytes]:
         try:
-            source = inputs.make_source(moved(opened.config))
+            moved = opened.config.moved(data_dir, tfds_dir)
+            source = inputs.make_source(moved)
         except InputError as error:
             logging.warning("no pictures of the labeled images: %s", error)
             return {}

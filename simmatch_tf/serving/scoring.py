@@ -6,7 +6,6 @@ wrong and those that are least certain.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ class Scores:
 
 
 def of_run(
-    folder: workdir.Workdir, config: config_lib.Config, *, batch_size: int
+    folder: workdir.Workdir, config: config_lib.Config, batch_size: int
 ) -> Scores:
     """Scores both networks of a run's last checkpoint.
 
@@ -90,7 +89,7 @@ def of_run(
 
 
 def of_export(
-    path: pathlib.Path, config: config_lib.Config, *, batch_size: int
+    path: pathlib.Path, config: config_lib.Config, batch_size: int
 ) -> Scores:
     """Scores an export on its run's test images.
 
@@ -246,12 +245,11 @@ class Inspector:
     def __init__(
         self,
         *,
-        images: int,
-        neighbors: int,
-        batch_size: int,
-        moved: Callable[[config_lib.Config], config_lib.Config] = lambda run: (
-            run
-        ),
+        images: int = 24,
+        neighbors: int = 5,
+        batch_size: int = 256,
+        data_dir: str | None = None,
+        tfds_dir: str | None = None,
     ) -> None:
         """Takes the options for all runs.
 
@@ -259,11 +257,11 @@ class Inspector:
             images: Number of wrong and of uncertain images to show.
             neighbors: Number of labeled images to show for each of them.
             batch_size: Images in a batch.
-            moved: Maps a run's flags to flags with the present location of its
-                images.
+            data_dir: Present location of the runs' --data_dir.
+            tfds_dir: Present location of the runs' --tfds_dir.
         """
         self._images, self._neighbors = images, neighbors
-        self._batch_size, self._moved = batch_size, moved
+        self._batch_size, self._folders = batch_size, (data_dir, tfds_dir)
         self._sources: dict[tuple, source_lib.Source] = {}
 
     def inspect(
@@ -291,7 +289,7 @@ class Inspector:
                 "file in the workdir is read instead"
             )
         terminal.say(f"scoring the test images of {folder.path}")
-        config = self._moved(folder.read_config())
+        config = folder.read_config().moved(*self._folders)
         _check_present(config)
         _check_unchanged(folder, config)
         source = self._source(config)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 
-from simmatch_tf import command_flags, predict
+from simmatch_tf import predict
 from simmatch_tf.data.sources import digits
 
 SIGNATURES = {"serving_default", "classify_bytes", "embed", "explain"}
@@ -38,7 +38,7 @@ def photograph(size=(30, 20), *, turned=True):
 
 def run_predict(model, images, output, **flags):
     """Runs the command."""
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(model),
         images=str(images),
         output=str(output),

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, command_flags, export
+from simmatch_tf import availability, export
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import exporting, loading, verification
@@ -151,7 +151,7 @@ def test_litert_and_onnx_agree_with_the_network(
 ):
     for name in availability._NEEDED[kind]:
         pytest.importorskip(name, reason=f"pip install -e '.[{kind}]'")
-    written = exporting.write(finished_run[0], tmp_path, format=kind)
+    written = exporting.write(finished_run[0], tmp_path, kind=kind)
     path = written.path / exporting.FILES[kind]
     images = digits.load(8).train.images[:1000]
     wanted = model(images, training=False)["logits"].numpy().argmax(1)
@@ -163,7 +163,7 @@ def test_format_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"simmatch_tf\[onnx\]"):
         export.main(
-            command_flags.ExportConfig(
+            export.ExportConfig(
                 workdir="x", output=str(tmp_path), format="onnx"
             )
         )
@@ -182,10 +182,10 @@ def test_wrong_flags(tmp_path):
         ),
     ):
         with pytest.raises(InputError, match=message):
-            command_flags.ExportConfig(**values)
+            export.ExportConfig(**values)
     with pytest.raises(InputError, match="no run here"):
         export.main(
-            command_flags.ExportConfig(
+            export.ExportConfig(
                 workdir=str(tmp_path), output=str(tmp_path / "out")
             )
         )

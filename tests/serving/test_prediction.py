@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import command_flags, predict
+from simmatch_tf import predict
 from simmatch_tf.data import selection
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import predictions
@@ -195,7 +195,7 @@ def test_unreadable_images_and_unwritable_pages(
     size = 2 + int.from_bytes(plain[place + 2 : place + 4], "big")
     (images / "cmyk.jpg").write_bytes(plain[:place] + plain[place + size :])
     # A page that cannot be written costs no prediction.
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(exported[1].path),
         images=str(images),
         output=str(output),
@@ -265,7 +265,7 @@ def test_photographs_to_a_network_trained_on_records(small_tfds, tmp_path):
     upright = photograph(turned=False)
     (tmp_path / "photos" / "upright.png").write_bytes(upright)
     predict.main(
-        command_flags.PredictConfig(
+        predict.PredictConfig(
             model=str(workdir),
             images=str(tmp_path / "photos"),
             output=str(tmp_path / "labels.jsonl"),
@@ -364,7 +364,7 @@ def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
     best = found.confidences[0]
     assert lines[0].startswith(f"00.png  {found.classes[0]} {best:.1%}, ")
     predict.main(
-        command_flags.PredictConfig(
+        predict.PredictConfig(
             model=str(finished_run[0]),
             images=str(folder),
             output=str(tmp_path / "a.jsonl"),
@@ -485,7 +485,7 @@ def test_orientation_outside_exif_is_ignored_with_a_warning(
         assert text.startswith("1 of 3 images are turned otherwise by viewers")
         assert f"{named}): only" in text
     caplog.clear()
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(run),
         images=str(tmp_path / "photos"),
         output=str(tmp_path / "labels.csv"),
@@ -556,6 +556,6 @@ def test_wrong_flags(tmp_path):
         ),
     ):
         with pytest.raises(InputError, match=message):
-            command_flags.PredictConfig(**values)
+            predict.PredictConfig(**values)
     with pytest.raises(InputError, match="must be a run's folder"):
         run_predict(tmp_path, "x", tmp_path / "a.csv")

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import command_flags, evaluate, report
+from simmatch_tf import evaluate, report
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import exporting, loading, scoring
@@ -33,7 +33,7 @@ def test_evaluating_an_export(exported, finished_run, tmp_path, capsys):
     written, _ = exported
     output = tmp_path / "e.json"
     evaluate.main(
-        command_flags.EvaluateConfig(
+        evaluate.EvaluateConfig(
             export=str(written.path.parent), output=str(output)
         )
     )
@@ -42,9 +42,9 @@ def test_evaluating_an_export(exported, finished_run, tmp_path, capsys):
     assert "student" not in report and "ema *" in capsys.readouterr().out
     assert "images_changed" not in report
     with pytest.raises(InputError, match="evaluate it by --workdir"):
-        evaluate.main(command_flags.EvaluateConfig(export=str(finished_run[0])))
+        evaluate.main(evaluate.EvaluateConfig(export=str(finished_run[0])))
     with pytest.raises(InputError, match="name the folder of a run, or an exp"):
-        command_flags.EvaluateConfig()
+        evaluate.EvaluateConfig()
 
 
 def test_evaluating_an_export_of_other_training_images(
@@ -55,7 +55,7 @@ def test_evaluating_an_export_of_other_training_images(
     card = json.loads((path / "model_card.json").read_text())
     card["data"]["train_sha256"] = "another"
     (path / "model_card.json").write_text(json.dumps(card))
-    config = command_flags.EvaluateConfig(
+    config = evaluate.EvaluateConfig(
         export=str(path), output=str(tmp_path / "e.json")
     )
     evaluate.main(config)
@@ -231,7 +231,7 @@ def test_inspection_of_validation_images_in_files(tmp_path):
     moved = str(tmp_path / "moved")
     inspect(
         tmp_path / "run",
-        moved=lambda run: dataclasses.replace(run, data_dir=moved),
+        data_dir=moved,
     )
 
 
@@ -244,7 +244,7 @@ def test_report_of_two_runs(finished_run, tmp_path, capsys):
     output = tmp_path / "r.html"
     argv = ["report", f"A={path}", str(other), f"--output={output}"]
     argv += ["--images=3", f"--figures={tmp_path}/figures"]
-    report.main(command_flags.ReportConfig.from_argv(argv))
+    report.main(report.ReportConfig.from_argv(argv))
     out = capsys.readouterr().out
     assert "other: no test images are shown: the run's images were" in out
     text = output.read_text()
@@ -280,7 +280,7 @@ def test_images_are_shown_of_a_group_s_worst_run(
     monkeypatch.setattr(scoring.Inspector, "inspect", noting)
     output = tmp_path / "r.html"
     argv = ["report", str(path), str(other), f"--output={output}"]
-    report.main(command_flags.ReportConfig.from_argv(argv))
+    report.main(report.ReportConfig.from_argv(argv))
     assert seen == {"run": False, "other": True}
     text = output.read_text()
     assert "All images of its 2 runs together." in text
@@ -317,9 +317,7 @@ def test_results_on_changed_images(tmp_path, capsys):
     with pytest.raises(InputError, match=r"3 are changed \(test/a/0.png, "):
         inspect(path)
     output = tmp_path / "r.html"
-    report.main(
-        command_flags.ReportConfig(runs=(str(path),), output=str(output))
-    )
+    report.main(report.ReportConfig(runs=(str(path),), output=str(output)))
     text = output.read_text("utf-8")
     assert "3 are changed (test/a/0.png" in text
     assert "calibration and confusion are not known" in text
@@ -328,7 +326,7 @@ def test_results_on_changed_images(tmp_path, capsys):
     later = tmp_path / "later"
     runs.fit(later, **folder, seed=1)
     both = (str(path), str(later))
-    report.main(command_flags.ReportConfig(runs=both, output=str(output)))
+    report.main(report.ReportConfig(runs=both, output=str(output)))
     text = output.read_text("utf-8")
     assert "(2)" not in text and "No lead is given" in text
     assert (
@@ -341,9 +339,9 @@ def test_results_on_changed_images(tmp_path, capsys):
     with pytest.raises(
         InputError, match="export the run and evaluate --export"
     ):
-        evaluate.main(command_flags.EvaluateConfig(workdir=str(path)))
+        evaluate.main(evaluate.EvaluateConfig(workdir=str(path)))
     written = exporting.write(path, tmp_path / "exports")
-    flags = command_flags.EvaluateConfig(export=str(written.path))
+    flags = evaluate.EvaluateConfig(export=str(written.path))
     evaluate.main(flags)
     found = json.loads((written.path / "evaluation.json").read_text("utf-8"))
     assert found["test_images"] == 7
