@@ -64,34 +64,34 @@ def test_explain_agrees_with_the_method(exported, finished_run):
     workdir, _ = finished_run
     restored, _, _ = state.restore(workdir, state.Custom())
     images = tf.constant(TEST.images[:9])
-    out = loaded.signatures["explain"](images=images)
+    explained = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)
     p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
     memory = restored.memory
     q = similarity.instance_similarity(z, memory.features, 0.1)
     aggregated = propagation.aggregate(q, memory.labels, 10)
-    np.testing.assert_allclose(out["aggregated"], aggregated, atol=1e-6)
+    np.testing.assert_allclose(explained["aggregated"], aggregated, atol=1e-6)
     np.testing.assert_allclose(
-        out["propagated"],
+        explained["propagated"],
         propagation.smooth(p, aggregated, restored.config.alpha),
         atol=1e-6,
     )
     cosines = (z @ tf.transpose(memory.features)).numpy()
-    slots = out["neighbor_slots"].numpy()
+    slots = explained["neighbor_slots"].numpy()
     np.testing.assert_allclose(
         np.take_along_axis(cosines, slots, 1), -np.sort(-cosines)[:, :5],
         atol=1e-6,
     )  # fmt: skip
     np.testing.assert_allclose(
-        np.take_along_axis(q.numpy(), slots, 1), out["weights"], atol=1e-6
+        np.take_along_axis(q.numpy(), slots, 1), explained["weights"], atol=1e-6
     )
     split = json.loads((workdir / "split.json").read_text())
     for number in range(9):
         for k in range(5):
             slot = slots[number, k]
-            name = out["neighbor_ids"].numpy()[number, k].decode()
+            name = explained["neighbor_ids"].numpy()[number, k].decode()
             assert name == str(split["labeled"][slot])
-            label = out["neighbor_classes"].numpy()[number, k].decode()
+            label = explained["neighbor_classes"].numpy()[number, k].decode()
             assert label == str(split["labels"][slot])
 
 
