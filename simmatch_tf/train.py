@@ -28,10 +28,9 @@ def _train(
 
 def _describe(config: config_lib.Config) -> None:
     preflight.start()
-    from simmatch_tf.reporting import description as text
-    from simmatch_tf.training import description
+    from simmatch_tf.reporting import description
 
-    print(text.table(description.of_flags(config)))
+    print(description.of_flags(config))
 
 
 def main(config: config_lib.Config) -> None:
