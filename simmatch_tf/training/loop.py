@@ -381,7 +381,9 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.monitor.log(step, metrics, stepper.diagnostics, stepper.waited)
+        return self.monitor.log(
+            step, metrics, stepper.diagnostics, stepper.waited
+        )
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
