@@ -620,15 +620,29 @@ class Config(commandline.Flags):
             ValueError: Two of them declare a flag of one name.
         """
         found = dict(super().declared())
+        defaults: dict[str, dict[Any, list[str]]] = {}
         for known, _ in _CHOSEN.values():
             for entry in known:
                 for name, each in _kind(entry).declared().items():
+                    of_value = defaults.setdefault(name, {})
+                    of_value.setdefault(each.default, []).extend(entry.names)
                     other = found.setdefault(name, each)
                     if other.owner is not each.owner:
                         raise ValueError(
                             f"--{name} is declared twice: by {other.owner} "
                             f"and by {each.owner}"
                         )
+        for name, of_value in defaults.items():
+            if len(of_value) > 1:
+                text = ", ".join(
+                    f"{commandline.shown(value)} for {' and '.join(names)}"
+                    for value, names in of_value.items()
+                )
+                found[name] = dataclasses.replace(
+                    found[name],
+                    default=None,
+                    help=f"{found[name].help} Default: {text}.",
+                )
         found["algorithm"] = dataclasses.replace(
             found["algorithm"], choices=tuple(registry.algorithms.names())
         )

@@ -138,6 +138,13 @@ class Flag:
                 )
 
 
+def shown(default: Any) -> str:
+    """Returns a default value as --help shows it, "" for none."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "" if default in (None, ()) else str(default)
+
+
 class Values:
     """Base of frozen dataclasses whose fields are flags.
 
