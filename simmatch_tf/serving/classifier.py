@@ -13,6 +13,8 @@ from simmatch_tf.serving import preprocessing
 SERVED = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 # Largest number of classes in the outputs `classes` and `scores`.
 LISTED = 5
+# Outputs of the network that `embed` gives, as far as the network has them.
+EMBED = ("features", "embeddings")
 # Name of a labeled image of which neither name nor index is known.
 UNKNOWN = "unknown"
 
@@ -170,7 +172,7 @@ class Classifier(tf.Module):
         out = self._run(images)
         return {
             name: tf.cast(out[name], tf.float32)
-            for name in ("features", "embeddings")
+            for name in EMBED
             if name in out
         }
 

@@ -18,7 +18,7 @@ import simmatch_tf
 from simmatch_tf import availability, terminal
 from simmatch_tf import config as config_lib
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails, verification, versions
 from simmatch_tf.training import inputs, workdir

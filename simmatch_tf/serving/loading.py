@@ -9,25 +9,38 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability, preflight
+from simmatch_tf import availability, preflight, runtime
 from simmatch_tf import config as config_lib
-from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.distributed import strategies
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing, thumbnails, versions
-from simmatch_tf.training import checkpoints, initial, inputs, state, workdir
+from simmatch_tf.training import (
+    checkpoints,
+    initial,
+    inputs,
+    results,
+    state,
+    workdir,
+)
 
 # Files in the assets of an export.
 CLASS_NAMES = initial.CLASS_NAMES
 LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
+_MODEL = "model.keras"
 # Calibration errors below this are not worth a note.
 _CALIBRATED = 0.05
+# Network → the attributes of an algorithm that lead to it.
+_PLACES = {"student": ("student",), "ema": ("teacher", "model")}
 _NO_MEMORY = (
     "the run has no memory of labeled images, as --algorithm=simmatch has: "
     "nothing can be explained by them"
@@ -86,12 +99,23 @@ def run(
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    algorithm, _, step = state.restore(path, state.Custom())
     content = splits.read_content(folder.split)
-    weights = weights or algorithm.weights_of_record
-    labeled = _labeled(algorithm, content, config)
+    trained = read_networks(folder, weights)
+    weights = weights or trained.weights_of_record
+    labeled = None
+    if trained.memory is not None:
+        names = thumbnails.slot_names(content)
+        slots = np.flatnonzero(trained.memory["written"] >= 0)
+        labeled = classifier_lib.Labeled(
+            features=trained.memory["features"][slots],
+            slots=slots,
+            labels=trained.memory["labels"][slots],
+            ids=[names[slot] for slot in slots],
+            temperature=config.temperature,
+            alpha=config.alpha,
+        )
     classifier = classifier_lib.Classifier(
-        algorithm.networks()[weights],
+        trained.networks[weights],
         content["class_names"],
         preprocessing.Preprocessing(
             tuple(content["image_shape"]), config.eval_resize
@@ -110,32 +134,119 @@ def run(
         config=config,
         content=content,
         data=folder.data,
-        step=step,
-        checkpoint=checkpoints.digest(folder.checkpoints, step),
+        step=trained.step,
+        checkpoint=checkpoints.digest(folder.checkpoints, trained.step),
         weights=weights,
-        weights_of_record=algorithm.weights_of_record,
+        weights_of_record=trained.weights_of_record,
         why_no_neighbors=why_no_neighbors,
     )
 
 
-def _labeled(
-    algorithm: algorithm_lib.Algorithm,
-    content: dict[str, Any],
-    config: config_lib.Config,
-) -> classifier_lib.Labeled | None:
-    """Returns the memory slots that were written; None without a memory."""
-    memory = getattr(algorithm, "memory", None)
-    if memory is None:
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Networks of a run, and its memory bank.
+
+    Attributes:
+        networks: "student" or "ema" → network.
+        weights_of_record: "student" or "ema": those of the run's result.
+        step: Training steps done.
+        memory: `features` [K, D], `labels` [K] and `written` [K] of the memory
+            bank, see `memory.MemoryBuffer`; None without one.
+    """
+
+    networks: dict[str, keras.Model]
+    weights_of_record: str
+    step: int
+    memory: dict[str, np.ndarray] | None
+
+
+@runtime.pinned()
+def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
+    """Reads trained networks of a run.
+
+    Those of a finished run come from its model.keras and, for other weights,
+    from its last checkpoint. Otherwise all state is restored from the last
+    checkpoint that can be read.
+
+    Args:
+        folder: The run's folder.
+        *names: "student" or "ema"; None: the weights of record.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or they do not belong
+            together.
+    """
+    try:
+        if trained := _read_finished(folder, names):
+            return trained
+    # A damaged file makes TensorFlow and Keras raise errors of many types.
+    except Exception as error:
+        logging.warning(
+            "%s: cannot be read (%s); its last checkpoint is restored",
+            folder.path / _MODEL,
+            errors.reason(error),
+        )
+    return _read_checkpoint(folder)
+
+
+def _read_finished(
+    folder: workdir.Workdir, names: Sequence[str | None]
+) -> Trained | None:
+    """Reads networks without their optimizer; None of an unfinished run."""
+    if not ((folder.path / _MODEL).is_file() and folder.results.is_file()):
         return None
-    slots = np.flatnonzero(memory.filled.numpy())
-    return classifier_lib.Labeled(
-        features=memory.features.numpy()[slots],
-        slots=slots,
-        labels=memory.labels.numpy()[slots],
-        ids=np.array(thumbnails.slot_names(content), object)[slots].tolist(),
-        temperature=config.temperature,
-        alpha=config.alpha,
+    result = results.read(folder.results)
+    index = folder.checkpoints / f"step_{result.steps:08d}.index"
+    if index != max(folder.checkpoints.glob("step_*.index"), default=None):
+        return None  # the run was continued
+    prefix = str(index.with_suffix(""))
+    networks = {}
+    with runtime.seeded(0), strategies.one().scope():
+        for name in names:
+            name = name or result.weights_of_record
+            networks[name] = network.load(folder.path / _MODEL)
+            if name != result.weights_of_record:
+                _read_weights(networks[name], _PLACES[name], prefix)
+    reader = tf.train.load_checkpoint(prefix)
+    saved = reader.get_variable_to_shape_map()
+    keys = {
+        name: f"algorithm/memory/{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        for name in ("features", "labels", "written")
+    }
+    memory = None
+    if all(key in saved for key in keys.values()):
+        memory = {name: reader.get_tensor(key) for name, key in keys.items()}
+    return Trained(networks, result.weights_of_record, result.steps, memory)
+
+
+def _read_checkpoint(folder: workdir.Workdir) -> Trained:
+    """Restores all state of a run from its last checkpoint."""
+    algorithm, _, step = state.restore(folder.path, state.Custom())
+    memory = getattr(algorithm, "memory", None)
+    if memory is not None:
+        memory = {
+            name: getattr(memory, name).numpy()
+            for name in ("features", "labels", "written")
+        }
+    return Trained(
+        algorithm.networks(), algorithm.weights_of_record, step, memory
     )
+
+
+def _read_weights(
+    model: keras.Model, place: Sequence[str], prefix: str
+) -> None:
+    """Reads the weights of a network from a checkpoint.
+
+    Args:
+        model: A network of the same architecture; overwritten.
+        place: Attributes that lead from the saved algorithm to the network.
+        prefix: The checkpoint.
+    """
+    node = model
+    for attribute in ("algorithm", *place)[::-1]:
+        node = tf.train.Checkpoint(**{attribute: node})
+    node.read(prefix).expect_partial().assert_existing_objects_matched()
 
 
 @dataclasses.dataclass(frozen=True)

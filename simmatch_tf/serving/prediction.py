@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from simmatch_tf import io, terminal
 from simmatch_tf.data import examination, selection
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.

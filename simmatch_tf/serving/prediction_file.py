@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from simmatch_tf import io
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Row = dict[str, Any]
 _COLUMNS = {

@@ -21,10 +21,10 @@ from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.evaluation import metrics
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails
-from simmatch_tf.training import inputs, results, state, workdir
+from simmatch_tf.training import inputs, results, workdir
 
 # With more test images than this, inspecting a run would take too long.
 MOST = 20_000
@@ -63,14 +63,14 @@ def of_run(
         InputError: The run or its images cannot be loaded.
     """
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = state.restore(folder.path, state.Custom())
+    trained = loading.read_networks(folder, "student", "ema")
     terminal.say(f"reading the images of {config.dataset}")
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
     scored_on, images, indices = inputs.scored_images(source, split.validation)
     evaluator = evaluator_lib.Evaluator(
-        strategy,
-        algorithm.networks(),
+        strategies.one(),
+        trained.networks,
         batch_size,
         side=source.image_shape[0],
         resize=config.eval_resize,
@@ -78,8 +78,8 @@ def of_run(
     )
     terminal.say(f"scoring {len(indices)} {scored_on} images")
     about = {
-        "step": step,
-        "weights_of_record": algorithm.weights_of_record,
+        "step": trained.step,
+        "weights_of_record": trained.weights_of_record,
         "class_names": list(source.class_names),
         "scored_on": scored_on,
         "test_images": len(indices),

@@ -21,7 +21,7 @@ from simmatch_tf.data import (
     splits,
 )
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, preprocessing
 
 # Archive of an export's thumbnails, in its folder.
