@@ -19,7 +19,7 @@ from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
-from simmatch_tf.monitoring import monitor, profiler
+from simmatch_tf.monitoring import monitor as monitor_lib
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -158,7 +158,14 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        self.observer = self._make_observer()
+        self.monitor = monitor_lib.Monitor(
+            folder.tensorboard,
+            self.config,
+            self.source,
+            self.split,
+            self.algorithm,
+            writes=self.config.summaries and self.workers.chief,
+        )
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def _say(self, text: str) -> None:
@@ -197,16 +204,6 @@ class _Run:
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
-    def _make_observer(self) -> monitor.Observer:
-        return monitor.Observer(
-            self.folder.tensorboard,
-            self.config,
-            self.source,
-            self.split,
-            self.algorithm,
-            writes=self.config.summaries and self.workers.chief,
-        )
-
     def _make_stepper(self, start: int) -> step_lib.Stepper:
         """What takes the steps from `start` on, with its input."""
         config = self.config
@@ -237,10 +234,10 @@ class _Run:
         )
         self._say_what(bar, start)
         stepper = self._make_stepper(start)
-        profile = profiler.Profile(
+        profile = monitor_lib.Profile(
             config.profile, self.folder.tensorboard, start
         )
-        self.observer.begin(start)
+        self.monitor.begin(start)
         with self._session(bar, profile):
             self._loop(request, bar, stepper, profile)
         # ---------------------------------------------------------- result --
@@ -258,7 +255,7 @@ class _Run:
         request: signals.Request,
         bar: progress.Progress,
         stepper: step_lib.Stepper,
-        profile: profiler.Profile,
+        profile: monitor_lib.Profile,
     ) -> None:
         """Takes the steps that are left, and does what is due between them."""
         config, step = self.config, bar.done
@@ -280,13 +277,13 @@ class _Run:
             step += count
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
-            with self.observer.paused():
+            with self.monitor.paused():
                 if shows:
-                    self.observer.picture(step, stepper)
+                    self.monitor.picture(step, stepper.seen)
                 if itstime(config.eval_every):
                     self._evaluate(step, bar)
                 if logs:
-                    bar.warn(self.observer.findings(step))
+                    bar.warn(self.monitor.scalars.findings(step))
                 stop = self.workers.stop(request, asked_before)
                 if itstime(config.checkpoint_every) or stop:
                     self._save(step)
@@ -298,7 +295,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _session(
-        self, bar: progress.Progress, profile: profiler.Profile
+        self, bar: progress.Progress, profile: monitor_lib.Profile
     ) -> Iterator[None]:
         """Around the steps of a session: writes its time, however it ends."""
         start, began = bar.done, time.monotonic()
@@ -322,11 +319,13 @@ class _Run:
             self.scored,
         )
 
-    def _close(self, bar: progress.Progress, profile: profiler.Profile) -> None:
+    def _close(
+        self, bar: progress.Progress, profile: monitor_lib.Profile
+    ) -> None:
         """Ends what shows the run."""
         profile.close()
         bar.close()
-        self.observer.close()
+        self.monitor.writer.close()
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
@@ -381,7 +380,7 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.observer.log(step, metrics, stepper)
+        return self.monitor.log(step, metrics, stepper.seen, stepper.waited)
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -429,10 +428,10 @@ class _Run:
             values[f"{name_of_set}/{name}_top1"] = top1
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
-        self.observer.evaluated(step, values)
+        self.monitor.keep(step, values)
         record = self.algorithm.weights_of_record
         title = f"{len(places)} {name_of_set} images, {record}"
-        self.observer.confusion(step, logits[record], labels, title)
+        self.monitor.writer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
