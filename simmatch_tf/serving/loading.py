@@ -229,7 +229,7 @@ def _read_checkpoint(folder: workdir.Workdir) -> Trained:
             for name in ("features", "labels", "written")
         }
     return Trained(
-        algorithm.networks(), algorithm.weights_of_record, step, memory
+        algorithm.networks(), algorithm.evaluated_weights, step, memory
     )
 
 

@@ -129,6 +129,7 @@ class _Run:
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -211,9 +212,9 @@ class _Run:
             config,
             self.source,
             self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
+            self.algorithm,
         )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
             self.algorithm,
@@ -221,7 +222,7 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
-            watches=config.summaries,
+            logs=config.summaries,
         )
 
     def train(self, request: signals.Request) -> results.Result:
@@ -272,14 +273,14 @@ class _Run:
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
-                    step + 1, count, bool(request.signal), watch=logs or shows
+                    step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
             with self.monitor.paused():
                 if shows:
-                    self.monitor.picture(step, stepper.seen)
+                    self.monitor.picture(step, stepper.diagnostics)
                 if itstime(config.eval_every):
                     self._evaluate(step, bar)
                 if logs:
@@ -380,7 +381,9 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.monitor.log(step, metrics, stepper.seen, stepper.waited)
+        return self.monitor.log(
+            step, metrics, stepper.diagnostics, stepper.waited
+        )
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -429,16 +432,17 @@ class _Run:
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
         self.monitor.keep(step, values)
-        record = self.algorithm.weights_of_record
+        record = self.algorithm.evaluated_weights
         title = f"{len(places)} {name_of_set} images, {record}"
         self.monitor.writer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        images = self.config.batch_size
-        if self.algorithm.needs_unlabeled:
-            images *= 1 + 2 * self.config.unlabeled_ratio
+        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        views = len(algorithm.labeled_views)
+        views += ratio * len(algorithm.unlabeled_views)
+        images = views * self.config.batch_size
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,
