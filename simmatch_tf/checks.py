@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing
 
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import registry
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import backbone_names
@@ -297,7 +297,7 @@ def _check_labels(config: config_lib.Config) -> None:
             f"--validation_fraction={config.validation_fraction}: "
             "--split_file brings its own validation images"
         )
-    name = dataset_names.base(config.dataset)
+    name = registry.base_name(config.dataset)
     if config.labeled_list in SUBSETS and name != "imagenet2012":
         raise InputError(
             f"--labeled_list={config.labeled_list}: is for "

@@ -5,8 +5,7 @@ import os
 import pathlib
 from typing import ClassVar, Self
 
-from simmatch_tf import availability, checks, operation_flags
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import availability, checks, operation_flags, registry
 from simmatch_tf.flags.commandline import InputError, flag
 
 # A run's flags, in its workdir.
@@ -352,7 +351,7 @@ class Config(operation_flags.OperationFlags):
     def published_list(self) -> str | None:
         """The list that a share of ImageNet's labels means by default."""
         shares = {0.01: "1pct", 0.1: "10pct"}
-        if dataset_names.base(self.dataset) != "imagenet2012":
+        if registry.base_name(self.dataset) != "imagenet2012":
             return None
         if self.label_fraction not in shares:
             return None

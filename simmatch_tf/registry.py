@@ -97,7 +97,8 @@ class Registry:
         Raises:
             InputError: Nothing is registered under the name.
         """
-        for entry in self:
+        # A name of its own comes before patterns that match it, too.
+        for entry in sorted(self, key=lambda entry: entry.pattern != name):
             if match := re.fullmatch(entry.pattern, name):
                 return entry, match
         raise errors.InputError(
@@ -123,6 +124,11 @@ class Registry:
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
         return iter(list(self._entries.values()))
+
+
+def base_name(dataset: str) -> str:
+    """Returns NAME of a dataset called NAME/CONFIG:VERSION."""
+    return dataset.partition("/")[0].partition(":")[0]
 
 
 def _origin(value: Any) -> str:

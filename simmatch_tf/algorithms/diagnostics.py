@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import branches
+from simmatch_tf.data import decoding
 from simmatch_tf.modules import alignment, memory
 from simmatch_tf.ops import propagation, similarity, summaries
 
@@ -79,7 +79,7 @@ class Layout:
         """
         if WATCH not in batch:
             return {}
-        packed = branches.seldom(lambda: self._pack(look()))
+        packed = decoding.seldom(lambda: self._pack(look()))
         specs = packed.get_concrete_function().structured_outputs
 
         def nothing() -> Packed:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from simmatch_tf.data import cropping, decoding, randomness
+from simmatch_tf.data import decoding, randomness
 from simmatch_tf.data.augment import geometry as geometry_lib
 from simmatch_tf.data.augment import moco, randaugment
 from simmatch_tf.data.sources import source
@@ -73,10 +73,10 @@ class Recipe:
             uint8 [n, H, W, C] for each view.
         """
         if self.weak == "flip_crop":
-            crop = cropping.whole(images, indices, side=self.side)
+            crop = decoding.centre_crops(images, indices, side=self.side)
             return [crop] * len(seeds)
         draws = [_draw(s, "resized_crop", decoding.BOX_DRAWS) for s in seeds]
-        return cropping.resized(
+        return decoding.random_crops(
             images,
             indices,
             tf.stack(draws, axis=1),

@@ -17,7 +17,7 @@ from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import diagnostics
-from simmatch_tf.data import cropping, pipeline, splits
+from simmatch_tf.data import decoding, pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import memory as memory_lib
@@ -210,7 +210,7 @@ class Summaries:
             InputError: One cannot be read.
         """
         try:
-            return cropping.whole(
+            return decoding.centre_crops(
                 self._source.train,
                 tf.constant(self._split.labeled[slots], tf.int64),
                 side=self._source.image_shape[0],

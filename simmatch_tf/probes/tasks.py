@@ -3,15 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-import os
 
 import numpy as np
 
-from simmatch_tf import transfer_flags
-from simmatch_tf.data import contents, records
-from simmatch_tf.data.sources import dataset_names, digits, folder
+from simmatch_tf import config as config_lib
+from simmatch_tf import registry, transfer_flags
+from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
 
 Set = source_lib.Images | source_lib.Encoded
@@ -27,8 +25,6 @@ _BY_CLASS = (
 _HELD_OUT = 0.2
 # ... which are the same in every run.
 _SEED = 0
-# Side of the originals of the digits.
-_DIGITS_SIDE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +80,9 @@ class Task:
         sets = {"train": self.train, "test": self.test}
         if self.validation is not None:
             sets["validation"] = self.validation
-        return {name: contents.digest(images) for name, images in sets.items()}
+        return {
+            name: source_lib.digest(images) for name, images in sets.items()
+        }
 
     @functools.cached_property
     def identity(self) -> str:
@@ -98,7 +96,7 @@ class Task:
     @property
     def metric(self) -> str:
         """What is reported: "top1" or "mean_per_class"."""
-        by_class = dataset_names.base(self.name) in _BY_CLASS
+        by_class = registry.base_name(self.name) in _BY_CLASS
         return "mean_per_class" if by_class else "top1"
 
     @functools.cached_property
@@ -136,24 +134,24 @@ def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
         InputError: It cannot be had, or has no classes, no test images, or a
             class without a training image.
     """
-    if name == "digits":
-        source = digits.load(_DIGITS_SIDE)
-    elif name == "folder":
-        source = folder.load(
-            flags.data_dir, on_bad_image=flags.on_bad_image, unlabeled=False
-        )
-    else:
-        try:
-            source = tfds_source.load(
-                name,
-                tfds_dir=_expanded(flags.tfds_dir),
-                manual_dir=_expanded(flags.tfds_manual_dir),
-                validation=True,
-            )
-        except InputError as error:
-            # The message speaks of train's flag.
-            text = str(error).replace("--dataset=", "--datasets=")
-            raise InputError(text) from None
+    # Any config that all training images of the dataset belong to.
+    config = config_lib.Config(
+        dataset=name,
+        label_fraction=1.0,
+        steps=1,
+        data_dir=flags.data_dir if name == "folder" else None,
+        tfds_dir=flags.tfds_dir,
+        tfds_manual_dir=flags.tfds_manual_dir,
+        on_bad_image=flags.on_bad_image if name == "folder" else "error",
+    )
+    entry, _ = registry.sources.find(name)
+    load_source = entry.facts.get("load_for_transfer", entry.value)
+    try:
+        source = load_source(config)
+    except InputError as error:
+        # The message speaks of train's flag.
+        text = str(error).replace("--dataset=", "--datasets=")
+        raise InputError(text) from None
     return of_source(source)
 
 
@@ -208,7 +206,3 @@ def _without_empty_classes(task: Task) -> Task:
         validation=task.validation and numbered(task.validation),
         test=numbered(task.test),
     )
-
-
-def _expanded(path: str | None) -> str | None:
-    return path and os.path.expanduser(path)

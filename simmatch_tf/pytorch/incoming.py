@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from simmatch_tf import checks, io, pytorch_flags
+from simmatch_tf import checks, io, pytorch_flags, registry
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import lists, splits
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -40,7 +39,7 @@ def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
     sizes = _Sizes.of(found)
     if flags.dataset is None:
         flags = flags.below(_published_recipe(sizes))
-    known = checks.SIZES.get(dataset_names.base(flags.dataset))
+    known = checks.SIZES.get(registry.base_name(flags.dataset))
     if known is not None:
         _check_classes(flags.dataset, known[0], sizes)
     config = flags.run(
@@ -233,7 +232,7 @@ def _split(
             "unlabeled_excludes": [],
         }
     path = pathlib.Path(config.labeled_list).expanduser()
-    listed = lists.read(path, source, in_order=True)
+    listed = splits.read_list(path, source, in_order=True)
     if len(listed) != len(labels):
         raise InputError(
             f"--labeled_list={path}: names {len(listed)} images, but the "

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from simmatch_tf.data import examination, selection
+from simmatch_tf.data import files, selection
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, prediction
 
@@ -99,7 +99,7 @@ def predict(
     probabilities = np.full(
         [len(names), len(loaded.class_names)], np.nan, np.float32
     )
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for part, safe, marked, pixels in prediction.decoded(
             loaded,
             places,
@@ -118,7 +118,7 @@ def predict(
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
         if len(missing):
             raise InputError(_unreadable(names, paths, missing))
-    examination.warn(names, remarks)
+    files.warn(names, remarks)
     return Predictions(
         names, list(loaded.class_names), probabilities, loaded.note
     )
@@ -147,7 +147,7 @@ def _images(
 ) -> tuple[Sequence[str] | None, list[str], list[bytes] | None, np.ndarray]:
     """Paths and names of files; or names and PNG bytes of arrays.
 
-    With remarks [N], see `examination.warn`.
+    With remarks [N], see `files.warn`.
 
     Raises:
         InputError: They are neither, or none.
@@ -221,14 +221,14 @@ def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
             'are wanted, such as of mode "L" or "RGB"'
         )
     try:
-        seen, otherwise = examination.turned(image)
+        seen, otherwise = files.turned(image)
         seen = np.asarray(seen.convert("L" if seen.mode == "L" else "RGB"))
     except Exception as error:  # Pillow's decoders may raise anything
         raise InputError(
             f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
             "closed already"
         ) from None
-    return seen, examination.TURNED * otherwise
+    return seen, files.TURNED * otherwise
 
 
 def _png(name: str, image: Any) -> bytes:

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags, terminal
+from simmatch_tf import command_flags, registry, terminal
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import cropping, splits
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.data import decoding, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.flags.commandline import InputError
@@ -115,20 +113,17 @@ def _check_at_hand(config: config_lib.Config) -> None:
     Raises:
         InputError: It cannot.
     """
-    if config.dataset == "custom":
+    facts = registry.sources.find(config.dataset)[0].facts
+    if facts.get("from_python"):
         raise InputError("the run's images were given from Python")
-    dataset_names.check(config.dataset, config.tfds_dir)
+    if "is_prepared" in facts:
+        facts["check"](config)
     root = config.data_dir
     if root is not None and not pathlib.Path(root).expanduser().is_dir():
         raise InputError(
             f"{root}: no such folder; --data_dir says where the images are"
         )
-    if config.dataset in dataset_names.OWN:
-        return
-    found = tfds_source.outline(
-        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
-    )
-    if found.train_images is None:
+    if "is_prepared" in facts and not facts["is_prepared"](config):
         raise InputError(
             f"{config.dataset} is not prepared here; --tfds_dir says where it "
             "is"
@@ -168,7 +163,7 @@ def _show(
     found = {}
     for start in range(0, len(which), _AT_ONCE):
         part = which[start : start + _AT_ONCE]
-        pixels = cropping.whole(
+        pixels = decoding.centre_crops(
             images,
             tf.constant(places[part], tf.int64),
             side=how.image_shape[0],

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tqdm
 
 from simmatch_tf import command_flags, io, terminal
-from simmatch_tf.data import examination, selection
+from simmatch_tf.data import files, selection
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, outputs, review
 
@@ -68,7 +68,7 @@ def predict(
     with (
         outputs.Rows(output, about, overwrite=flags.overwrite) as rows,
         _bar(len(names), rows.done) as bar,
-        examination.silent_pillow(),
+        files.silent_pillow(),
     ):
         place = rows.done
         remarks = np.zeros(len(names), np.uint8)
@@ -102,7 +102,7 @@ def predict(
             add(made, int(places[-1]) + 1)
             place = int(places[-1]) + 1
         add({}, len(names))
-        examination.warn(names, remarks)
+        files.warn(names, remarks)
         found = review.make(
             outputs.read(rows.partial, skip=1),
             model.class_names,
@@ -166,7 +166,7 @@ def decoded(
     def decode(place: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
         pixels = model.preprocessing.decode(encoded)
-        return place, _is_safe(encoded), examination.is_marked(encoded), pixels
+        return place, _is_safe(encoded), files.is_marked(encoded), pixels
 
     dataset = dataset.map(
         tf.autograph.experimental.do_not_convert(decode),
@@ -221,7 +221,7 @@ def as_shown(
     good = safe.copy()
     for number in np.flatnonzero(~safe):
         try:
-            examination.examine(paths[places[number]])
+            files.examine(paths[places[number]])
             good[number] = True
         except ValueError:
             pass
@@ -233,13 +233,13 @@ def note_remarks(
 ) -> None:
     """Enters the remarks on the images at `places` into `remarks` [N]."""
     for place in places:
-        remarks[place] = examination.remarks(paths[place])
+        remarks[place] = files.remarks(paths[place])
 
 
 def why(path: str) -> str:
     """Why a file could not be used."""
     try:
-        examination.examine(path)
+        files.examine(path)
     except ValueError as error:
         return str(error)
     return "could not be decoded"

@@ -12,13 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import io as io_lib
-from simmatch_tf.data import (
-    contents,
-    cropping,
-    examination,
-    fingerprint,
-    splits,
-)
+from simmatch_tf.data import decoding, files, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import loading
@@ -83,7 +77,7 @@ def of_slots(
     found = {}
     for start in range(0, len(slots), _AT_ONCE):
         part = list(slots[start : start + _AT_ONCE])
-        images = cropping.whole(
+        images = decoding.centre_crops(
             source.train,
             tf.constant([labeled[slot] for slot in part], tf.int64),
             side=how.image_shape[0],
@@ -122,7 +116,7 @@ def _changes(
         then = fingerprint.read(run.data)
     except (OSError, ValueError):
         return set(), set()  # an imported run, or an older one
-    changes = fingerprint.compare(then, contents.fingerprint(source))
+    changes = fingerprint.compare(then, source.fingerprint())
     return set(then.files), set(changes.changed)
 
 
@@ -133,11 +127,11 @@ def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
         paths: Any number → path.
     """
     found = {}
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for number, path in paths.items():
             # Whatever Pillow cannot show is shown as an empty place.
             with contextlib.suppress(Exception):
-                found[number] = encode(examination.small(path, 2 * SIDE))
+                found[number] = encode(files.small(path, 2 * SIDE))
     return found
 
 

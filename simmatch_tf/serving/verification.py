@@ -9,14 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import io
-from simmatch_tf.data import (
-    cropping,
-    examination,
-    files,
-    orientation,
-    records,
-    selection,
-)
+from simmatch_tf.data import decoding, files, records, selection
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier as classifier_lib
@@ -52,7 +45,7 @@ def examples(
     Args:
         images: The set.
         places: Which of them may be taken [n], n at least 1.
-        side: See `cropping.whole`.
+        side: See `decoding.centre_crops`.
         resize: Likewise.
     """
     count = min(IMAGES, len(places))
@@ -60,7 +53,7 @@ def examples(
     chosen = tf.constant(places, tf.int64)
     if isinstance(images, records.RecordImages):
         images = _AsSeen(images)
-    pixels = cropping.whole(images, chosen, side=side, resize=resize)
+    pixels = decoding.centre_crops(images, chosen, side=side, resize=resize)
     if images.encoded:
         encoded = [images.read(place)[0].numpy() for place in chosen]
     else:
@@ -86,7 +79,7 @@ class _AsSeen:
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, _ = self._images.read(index)
-        return encoded, orientation.orientation(encoded)
+        return encoded, decoding.exif_orientation(encoded)
 
 
 def readable(images: str, most: int) -> files.FileImages:
@@ -101,10 +94,10 @@ def readable(images: str, most: int) -> files.FileImages:
     """
     found = selection.find(images)
     paths, orientations, reason = [], [], ""
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for path in found.paths:
             try:
-                turn, _ = examination.examine(path)
+                turn = files.examine(path).orientation
             except ValueError as error:
                 reason = reason or f"{io.printable(path)}: {error}"
                 continue
@@ -119,8 +112,6 @@ def readable(images: str, most: int) -> files.FileImages:
         labels=np.zeros(len(paths), np.int32),
         names=paths,
         orientations=np.array(orientations, np.uint8),
-        channel_mean=[0.0] * 3,
-        channel_std=[1.0] * 3,
     )
 
 

@@ -26,7 +26,7 @@ from simmatch_tf import (
     export,
     predict,
 )
-from simmatch_tf.data import cropping, records, selection
+from simmatch_tf.data import decoding, records, selection
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import propagation, similarity
@@ -747,7 +747,7 @@ def test_records_are_compared_as_their_bytes_are_served():
     how = preprocessing.Preprocessing((8, 8, 3), 10)
     served = how.decode_batch(tf.constant(shown.encoded))
     np.testing.assert_array_equal(shown.pixels, served)
-    stored = cropping.whole(images, tf.range(1), side=8, resize=10)
+    stored = decoding.centre_crops(images, tf.range(1), side=8, resize=10)
     assert (stored != served).numpy().any()
 
 
