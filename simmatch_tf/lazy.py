@@ -2,8 +2,7 @@
 
 A file that registers an algorithm, an image source or a backbone is imported
 before TensorFlow is, for its flags; so are the files that it imports. They take
-`tf` and `keras` from here (and `np`, as --help is to be quick) and derive what
-holds variables from `Module`.
+`tf`, `keras` and `np` from here and derive what holds variables from `Module`.
 Annotations that name `tf.Tensor` need `from __future__ import annotations`.
 """
 

@@ -736,7 +736,7 @@ def random_crops(
     draws: tf.Tensor,
     *,
     side: int,
-    area: float,
+    area: tuple[float, float],
 ) -> list[tf.Tensor]:
     """Returns random crops, resized: one or more of each image.
 
@@ -745,7 +745,7 @@ def random_crops(
         indices: Which of them, int64 [n].
         draws: Random numbers in [0, 1), float32 [n, crops, BOX_DRAWS].
         side: Side of the crops.
-        area: Smallest share of the image's area in a crop.
+        area: Smallest and largest share of the image's area in a crop.
 
     Returns:
         A list of uint8 [n, side, side, C], as long as each image has crops.
@@ -756,11 +756,11 @@ def random_crops(
         if images.encoded:
             encoded, orientation = images.read(index)
             size = image_size(encoded, orientation)
-            boxes = crop_box(numbers, size, scale=(area, 1.0))
+            boxes = crop_box(numbers, size, scale=area)
             parts = resized_crops(encoded, orientation, boxes, side, size=size)
         else:
             pixels = images.fetch(index)
-            boxes = crop_box(numbers, tf.shape(pixels)[:2], scale=(area, 1.0))
+            boxes = crop_box(numbers, tf.shape(pixels)[:2], scale=area)
             parts = [
                 resized_crop(pixels, box, side) for box in tf.unstack(boxes)
             ]

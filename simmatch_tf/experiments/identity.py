@@ -46,7 +46,7 @@ def name(config: config_lib.Config) -> str:
     at_default = usual()
     given = [word for word in flags(config) if word not in at_default]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
-    dataset = registry.base_name(config.dataset)
+    dataset = config_lib.base_name(config.dataset)
     return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
 
 

@@ -1,7 +1,8 @@
 """User-facing errors, and what may have been meant by an unknown name."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -22,8 +23,23 @@ def close(
     return difflib.get_close_matches(value, names, count, cutoff)
 
 
-def nearest(value: str, names: Sequence[str]) -> str:
-    """Returns the end of a message on an unknown name: what may be meant."""
+def nearest(value: str, names: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: similar names.
+
+    Args:
+        value: The unknown name.
+        names: The known names.
+    """
+    names = list(names)
     if names_like := close(value, names, count=3, cutoff=0.5):
         return f"; did you mean {' or '.join(names_like)}?"
     return f"; known: {', '.join(names)}"
+
+
+def reason(error: Exception) -> str:
+    """Returns one line of TensorFlow's message, without names of operations."""
+    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # What aborted a collective operation stands behind where it happened.
+    causes = [line for line in lines if "aborted by" in line]
+    return (causes or lines or [repr(error)])[0]

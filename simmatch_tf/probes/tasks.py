@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import registry, transfer_flags
+from simmatch_tf import registry
 from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
@@ -96,7 +96,7 @@ class Task:
     @property
     def metric(self) -> str:
         """What is reported: "top1" or "mean_per_class"."""
-        by_class = registry.base_name(self.name) in _BY_CLASS
+        by_class = config_lib.base_name(self.name) in _BY_CLASS
         return "mean_per_class" if by_class else "top1"
 
     @functools.cached_property
@@ -123,28 +123,39 @@ class Task:
         return held
 
 
-def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
+    tfds_manual_dir: str | None = None,
+    on_bad_image: str = "error",
+) -> Task:
     """Loads a dataset; prepares it first, where it is not.
 
     Args:
-        name: One of `flags.dataset_names()`.
-        flags: Of the command.
+        name: One of --datasets.
+        data_dir: The images of "folder".
+        tfds_dir: Prepared datasets of TFDS; None: TFDS's default.
+        tfds_manual_dir: Archives that TFDS cannot download itself.
+        on_bad_image: "error" or "skip", for "folder".
 
     Raises:
         InputError: It cannot be had, or has no classes, no test images, or a
             class without a training image.
     """
-    # Any config that all training images of the dataset belong to.
+    entry, _ = registry.sources.find(name)
+    folder = entry.facts.get("needs_data_dir")
+    # A run whose training images are all labeled.
     config = config_lib.Config(
         dataset=name,
         label_fraction=1.0,
         steps=1,
-        data_dir=flags.data_dir if name == "folder" else None,
-        tfds_dir=flags.tfds_dir,
-        tfds_manual_dir=flags.tfds_manual_dir,
-        on_bad_image=flags.on_bad_image if name == "folder" else "error",
+        data_dir=data_dir if folder else None,
+        on_bad_image=on_bad_image if folder else "error",
+        tfds_dir=tfds_dir,
+        tfds_manual_dir=tfds_manual_dir,
     )
-    entry, _ = registry.sources.find(name)
     load_source = entry.facts.get("load_for_transfer", entry.value)
     try:
         source = load_source(config)

@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime
+from simmatch_tf import registry, runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -22,11 +21,6 @@ from simmatch_tf.networks import heads, network
 from simmatch_tf.training import checkpoints
 from simmatch_tf.training import workdir as workdir_lib
 
-ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
-    "simmatch": simmatch.SimMatch,
-    "fixmatch": fixmatch.FixMatch,
-    "supervised": supervised.Supervised,
-}
 _BUILDING = threading.Lock()
 
 
@@ -41,7 +35,7 @@ class Custom:
     """
 
     source: source_lib.Source | None = None
-    backbone: network.MakeBackbone | None = None
+    backbone: Callable[..., keras.Model] | None = None
     algorithm: type[algorithm_lib.Algorithm] | None = None
 
     def check(
@@ -79,6 +73,7 @@ def make_algorithm(
     image_shape: tuple[int, int, int],
     slot_labels: np.ndarray,
     num_classes: int,
+    unlabeled_images: int = 0,
     statistics: tuple[list[float], list[float]] | None = None,
 ) -> algorithm_lib.Algorithm:
     """Builds networks and state, initialised from the run's seed.
@@ -90,28 +85,25 @@ def make_algorithm(
         image_shape: (height, width, channels).
         slot_labels: Class of each labeled image [K], in slot order.
         num_classes: L.
+        unlabeled_images: Size of the unlabeled set.
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
-    kind = custom.algorithm or ALGORITHMS[config.algorithm]
+    kind = custom.algorithm
+    if kind is None:
+        kind = registry.algorithms.find(config.algorithm)[0].value
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 
-    norm = {
-        "batch_norm_momentum": config.batch_norm_momentum,
-        "synchronized": strategy.num_replicas_in_sync > 1
-        and config.batch_norm == "synchronized",
-    }
-    if custom.backbone:
-        backbone = network.own(custom.backbone, **norm)
-    else:
-        backbone = network.backbone(
-            config.backbone, stem_stride=config.stem_stride, **norm
-        )
+    options = {}
+    if not custom.backbone:
+        entry, _ = registry.networks.find(config.backbone)
+        names = entry.facts.get("options", ())
+        options = {name: getattr(config, name) for name in names}
 
-    def make_network() -> keras.Model:
+    def make_network(heads: Mapping[str, Callable]) -> keras.Model:
         return network.build(
-            backbone,
+            custom.backbone or config.backbone,
             image_shape=image_shape,
             num_classes=num_classes,
             projection_dim=(
@@ -119,6 +111,11 @@ def make_algorithm(
             ),
             mean=mean,
             std=std,
+            batch_norm_momentum=config.batch_norm_momentum,
+            synchronized=strategy.num_replicas_in_sync > 1
+            and config.batch_norm == "synchronized",
+            options=options,
+            heads=heads,
         )
 
     with building(config.seed, config.precision), strategy.scope():
@@ -127,6 +124,7 @@ def make_algorithm(
             make_network,
             num_classes=num_classes,
             slot_labels=slot_labels,
+            unlabeled_images=unlabeled_images,
         )
 
 
@@ -171,6 +169,7 @@ def restore(
         image_shape=tuple(content["image_shape"]),
         slot_labels=slot_labels,
         num_classes=len(content["class_names"]),
+        unlabeled_images=content["unlabeled_images"],
     )
     with strategy.scope():
         saved = checkpoints.Checkpoints(
@@ -188,7 +187,7 @@ def load(
     workdir: str | os.PathLike | None,
     *,
     weights: str | None = None,
-    backbone: network.MakeBackbone | None = None,
+    backbone: Callable[..., keras.Model] | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> keras.Model:
     """Loads the trained network of a run.
@@ -212,7 +211,7 @@ def load(
     custom = Custom(backbone=backbone, algorithm=algorithm)
     restored, _, _ = restore(workdir, custom)
     networks = restored.networks()
-    name = weights or restored.weights_of_record
+    name = weights or restored.evaluated_weights
     if name not in networks:
         raise InputError(f"weights={weights!r}: must be student or ema")
     model = networks[name]

@@ -11,12 +11,12 @@ import functools
 import importlib.util
 import os
 import re
-import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import logging
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, registry
 from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data import records
@@ -24,9 +24,6 @@ from simmatch_tf.data.sources import source
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.lazy import np, tf
-
-if typing.TYPE_CHECKING:
-    from simmatch_tf import config as config_lib
 
 # NAME → (classes, training images); with those of unlabeled splits left out.
 _SIZES = {
@@ -78,7 +75,12 @@ def data_dir(tfds_dir: str | os.PathLike | None) -> str:
     return str(io.expand(tfds_dir)) if tfds_dir.startswith("~") else tfds_dir
 
 
-def check_name(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
+def check_name(
+    name: str,
+    tfds_dir: str | os.PathLike | None = None,
+    *,
+    flag: str = "dataset",
+) -> None:
     """Checks the form of a dataset's name, and what can be known at once.
 
     Whether TFDS has a dataset of the name is left to TFDS, as are its configs,
@@ -88,6 +90,7 @@ def check_name(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
         name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, perhaps
             behind NAMESPACE:, one of TFDS's communities.
         tfds_dir: See `data_dir`.
+        flag: The flag that gave the name, for messages.
 
     Raises:
         InputError: There can be no such dataset, or TFDS is not installed.
@@ -95,22 +98,22 @@ def check_name(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
     match = _FORM.fullmatch(name)
     if match is None:
         raise InputError(
-            f"--dataset={name!r}: must have the form NAME, NAME/CONFIG, "
+            f"--{flag}={name!r}: must have the form NAME, NAME/CONFIG, "
             "NAME:VERSION or NAME/CONFIG:VERSION, as emnist/letters:3.1.0"
         )
     dataset, namespace = match["dataset"], match["namespace"]
     others = {e.pattern for e in registry.sources if e.pattern != _PATTERN}
     if dataset in others and not namespace:
         raise InputError(
-            f"--dataset={name}: {dataset} has no configs and no versions; "
-            f"write --dataset={dataset}"
+            f"--{flag}={name}: {dataset} has no configs and no versions; "
+            f"write --{flag}={dataset}"
         )
     package = importlib.util.find_spec("tensorflow_datasets")
     # Seen from the home folder, ~/tensorflow_datasets (the data) would do as
     # a package without __init__.py.
     if package is None or package.origin is None:
         raise InputError(
-            f"--dataset={name} is read by TensorFlow Datasets, which is not "
+            f"--{flag}={name} is read by TensorFlow Datasets, which is not "
             "installed: pip install tensorflow-datasets"
         )
     if namespace:
@@ -120,14 +123,14 @@ def check_name(name: str, tfds_dir: str | os.PathLike | None = None) -> None:
         known = re.findall(r"^\[([\w-]+)\]", text, re.MULTILINE)
         if namespace not in known:
             raise InputError(
-                f"--dataset={name}: {namespace} is not a namespace of TFDS, "
+                f"--{flag}={name}: {namespace} is not a namespace of TFDS, "
                 "and a version has the form NAME:1.0.0"
                 + errors.nearest(namespace, known)
             )
     elif _NAME.fullmatch(dataset) is None:
         names = [*registry.sources.names(), *prepared_names(tfds_dir)]
         raise InputError(
-            f"--dataset={name} is unknown (names are in lower case)"
+            f"--{flag}={name} is unknown (names are in lower case)"
             + errors.nearest(dataset.lower(), names)
         )
 
@@ -320,7 +323,7 @@ def outline(
     if image_size or None in (height, width):
         channels = channels if height else 3
         height = width = image_size or height or _SIDE
-    _, train_images = _SIZES.get(registry.base_name(name), (0, None))
+    _, train_images = _SIZES.get(config_lib.base_name(name), (0, None))
     if builder.data_path.exists():
         splits = builder.info.splits
         names = ["train", *(s for s in _UNLABELED if s in splits)]
@@ -377,7 +380,7 @@ def _make(name: str, tfds_dir: str | None) -> Any:
             {*known, *tfds.list_builders(with_community_datasets=False)}
         )
         meant = errors.close(
-            registry.base_name(name), known, count=3, cutoff=0.5
+            config_lib.base_name(name), known, count=3, cutoff=0.5
         )
         raise InputError(
             f"--dataset={name} is unknown: TFDS has no such dataset, and it is "
@@ -390,7 +393,7 @@ def _make(name: str, tfds_dir: str | None) -> Any:
     ) as error:
         text = str(error).strip().splitlines()[0].rpartition("}: ")[2]
         try:
-            builder = tfds.builder_cls(registry.base_name(name))
+            builder = tfds.builder_cls(config_lib.base_name(name))
         except (tfds.core.DatasetNotFoundError, ValueError):
             builder = None
         configs = getattr(builder, "BUILDER_CONFIGS", None) or []

@@ -1,0 +1,112 @@
+"""Scalars from what a step gives, by hand; the speed; the profiler."""
+
+import numpy as np
+import pytest
+
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.monitoring import monitor
+from tests import runs
+
+CONFIG = runs.config("unused", lambda_u=2.0, lambda_in=3.0)
+
+
+def test_weighted_losses():
+    made = monitor.Scalars(CONFIG, 16)
+    values = made.of_step({"loss/s": 1.0, "loss/u": 0.5, "loss/in": 0.25}, None)
+    assert values == {
+        "loss/s": 1.0,
+        "loss/u": 0.5,
+        "loss/in": 0.25,
+        "loss/weighted_u": 1.0,
+        "loss/weighted_in": 0.75,
+    }
+    assert made.of_step({"loss/s": 1.0}, None) == {"loss/s": 1.0}
+
+
+def test_accuracies_are_of_known_images():
+    made = monitor.Scalars(CONFIG, 16)
+    means = {
+        "known": 0.8, "right": 0.6, "kept": 0.4, "kept_right": 0.1,
+        "sure": 0.0, "sure_right": 0.0,
+    }  # fmt: skip
+    values = made.of_step({}, means)
+    assert values == pytest.approx(
+        {
+            "pseudo_label/accuracy": 0.25,
+            "pseudo_label/accuracy_all": 0.75,
+            "pseudo_label/sure": 0.0,
+        }
+    )
+    # None is sure: what share of none is right has no value.
+    assert "pseudo_label/sure_accuracy" not in values
+
+
+def test_balance_waits_for_enough_labels():
+    made = monitor.Scalars(CONFIG, 13)
+    # Ten of each of two classes are two steps of 13.
+    one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    assert "pseudo_label/balance" not in made.of_step({}, {"classes": one})
+    values = made.of_step({}, {"classes": other})
+    assert values["pseudo_label/balance"] == pytest.approx(1.0)
+    values = made.of_step({}, {"classes": other})
+    assert values["pseudo_label/balance"] == pytest.approx(0.5)
+    np.testing.assert_array_equal(made.classes, other)
+
+
+def test_divergence():
+    assert monitor.divergence(np.full(7, 1 / 7)) == pytest.approx(0)
+    assert monitor.divergence([1.0, 0, 0, 0]) == pytest.approx(np.log(4))
+    assert monitor.divergence([0.5, 0.5, 0, 0]) == pytest.approx(np.log(2))
+
+
+def test_a_finding_is_told_once():
+    made = monitor.Scalars(CONFIG, 16)
+    for step in range(1, 11):
+        made.keep(step, {"pseudo_label/mask_rate": 0.0})
+    assert [f.name for f in made.findings(6)] == ["no_pseudo_labels"]
+    assert made.findings(6) == []
+
+
+def test_speed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    speed = monitor.Speed(images=50)
+    assert speed.measure(1, 3.0) == {}  # start-up
+    now[0] += 10
+    with speed.paused():
+        now[0] += 5
+    assert speed.measure(11, 5.0) == {
+        "speed/images_per_second": 50.0,
+        "speed/input_wait": 0.2,
+    }
+    now[0] += 1
+    assert speed.measure(12, None) == {"speed/images_per_second": 50.0}
+
+
+def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
+    profile = monitor.Profile("2:3", tmp_path, done=4)
+    assert "4 steps are done already" in caplog.text
+    assert profile.until_next(4) > 2**31
+    profile.at(4)
+    profile.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["5", "5:", ":5", "a:b", "5:0", "-1:5"])
+def test_a_profile_flag_that_is_wrong(value):
+    with pytest.raises(InputError, match="must be START:COUNT"):
+        runs.config("unused", profile=value)
+
+
+def test_a_profile_beyond_the_end():
+    with pytest.raises(InputError, match="ends after --steps=6"):
+        runs.config("unused", profile="5:2")
+
+
+@pytest.mark.slow
+def test_profile(tmp_path):
+    runs.fit(tmp_path / "run", profile="2:3", algorithm="supervised")
+    (found,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
+        "*.xplane.pb"
+    )
+    assert found.stat().st_size > 1000
