@@ -75,8 +75,8 @@ def check_images(config: config_lib.Config) -> None:
     """
     check_data_dir(config)
     entry, _ = registry.sources.find(config.dataset)
-    if "check" in entry.facts:
-        entry.facts["check"](config)
+    if "check_images" in entry.facts:
+        entry.facts["check_images"](config)
 
 
 def check_data_dir(config: config_lib.Config) -> None:

@@ -384,7 +384,7 @@ def _load_for_transfer(config: config_lib.Config) -> source.Source:
     needs_data_dir=True,
     has_labels=True,
     skips_bad_images=True,
-    check=check,
+    check_images=check,
     fingerprint=fingerprint,
     load_for_transfer=_load_for_transfer,
 )

@@ -21,8 +21,8 @@ optional:
     from_python       True: the images are an argument of `simmatch_tf.fit`.
     is_prepared       Config → whether its record files are in --tfds_dir, where
                       it has such. Otherwise loading may download them.
-    check             Config → None. Raises InputError where the flags name
-                      something that does not exist.
+    check_images      Config → None. Raises InputError where the flags name
+                      images that do not exist.
     fingerprint       (Config, fingerprint.Fingerprint that the run began with)
                       → Fingerprint of the files now, or None where it is not
                       known before the images are loaded. By default, a run

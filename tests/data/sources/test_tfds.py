@@ -481,7 +481,7 @@ def test_nothing_heavy_is_imported(name, tmp_path):
         "    config = config.Config(dataset=sys.argv[1],\n"
         "        tfds_dir=sys.argv[2], labels=100, steps=1)\n"
         "    entry, _ = registry.sources.find(config.dataset)\n"
-        "    entry.facts.get('check', id)(config)\n"
+        "    entry.facts.get('check_images', id)(config)\n"
         "    print('right')\n"
         "except errors.InputError:\n"
         "    print('wrong')\n"
