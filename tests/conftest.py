@@ -1,5 +1,8 @@
 """Fixtures that tests share. TensorFlow is imported by the tests alone."""
 
+import functools
+import importlib.abc
+import importlib.util
 import os
 import sys
 
@@ -12,26 +15,33 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", os.environ["SIMMATCH_TF_ONEDNN"])
 import pytest
 
 
-def pytest_collection_finish():
-    """Divides the CPU in two before a test makes TensorFlow use it."""
-    if "tensorflow" in sys.modules:
-        divide_cpu()
+class _DividedCpu(importlib.abc.MetaPathFinder):
+    """Gives TensorFlow two logical CPUs, for two replicas, once imported."""
 
-
-def divide_cpu():
-    """Gives TensorFlow two logical CPUs, so that it can have two replicas."""
-    import tensorflow as tf
-
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    if tf.config.get_logical_device_configuration(cpu) is None:
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        spec.loader.exec_module = functools.partial(
+            _import_and_divide, spec.loader.exec_module
         )
+        return spec
+
+
+def _import_and_divide(execute, module):
+    execute(module)
+    cpu = module.config.list_physical_devices("CPU")[0]
+    module.config.set_logical_device_configuration(
+        cpu, [module.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+sys.meta_path.insert(0, _DividedCpu())
 
 
 @pytest.fixture(scope="session")
 def two_replicas():
-    divide_cpu()
     from simmatch_tf.distributed import strategies
 
     return strategies.mirrored(("CPU:0", "CPU:1"))
@@ -40,7 +50,6 @@ def two_replicas():
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A workdir of a finished small run, not to be written to."""
-    divide_cpu()
     from tests import runs
 
     workdir = tmp_path_factory.mktemp("finished") / "run"
