@@ -9,8 +9,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import experiment, predict, report
-from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import folder as folder_source
 from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import workdir
@@ -578,8 +577,8 @@ def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
         data_dir=str(tmp_path / "photos"),
     )
     with workdir.claim(config) as folder:
-        found = listing.Listing(config.data_dir)
-        folder.begin(config, lambda: fingerprint.of_listing(found))
+        found = folder_source.Listing(config.data_dir)
+        folder.begin(config, found.fingerprint)
         folder.results.write_text("{}")
     (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
     says("1 is new (labeled/b/2.png)")

@@ -13,11 +13,9 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, terminal
-from simmatch_tf.data import cropping, splits
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import io, registry, terminal
+from simmatch_tf.data import decoding, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.evaluation import metrics
@@ -356,21 +354,16 @@ def _check_present(config: config_lib.Config) -> None:
     Raises:
         InputError: It cannot.
     """
-    if config.dataset == "custom":
+    facts = registry.sources.find(config.dataset)[0].facts
+    if facts.get("from_python"):
         raise InputError("the run's images were given from Python")
-    dataset_names.check(config.dataset, config.tfds_dir)
     root = config.data_dir
     if root is not None and not io.expand(root).is_dir():
         raise InputError(
             f"{root}: no such folder; give the place of the images by "
             "--data_dir"
         )
-    if config.dataset in dataset_names.OWN:
-        return
-    outline = tfds_source.outline(
-        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
-    )
-    if outline.train_images is None:
+    if "is_prepared" in facts and not facts["is_prepared"](config):
         raise InputError(
             f"{config.dataset} is not prepared here; give its place by "
             "--tfds_dir"
@@ -409,7 +402,7 @@ def _show(
     shown = {}
     for start in range(0, len(chosen), _BATCH_SIZE):
         part = chosen[start : start + _BATCH_SIZE]
-        batch = cropping.whole(
+        batch = decoding.centre_crops(
             images,
             tf.constant(indices[part], tf.int64),
             side=classifier.preprocessing.image_shape[0],

@@ -9,14 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import io
-from simmatch_tf.data import (
-    cropping,
-    examination,
-    files,
-    orientation,
-    records,
-    selection,
-)
+from simmatch_tf.data import decoding, files, records, selection
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
@@ -53,15 +46,15 @@ def of_source(
 
     Args:
         images: The set.
-        side: See `cropping.whole`.
-        resize: See `cropping.whole`.
+        side: See `decoding.centre_crops`.
+        resize: See `decoding.centre_crops`.
     """
     count = min(IMAGES, len(images))
     indices = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     indices = tf.constant(indices)
     if isinstance(images, records.RecordImages):
         images = _UprightRecords(images)
-    pixels = cropping.whole(images, indices, side=side, resize=resize)
+    pixels = decoding.centre_crops(images, indices, side=side, resize=resize)
     if images.encoded:
         encoded = [images.read(index)[0].numpy() for index in indices]
     else:
@@ -87,7 +80,7 @@ class _UprightRecords:
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, _ = self._images.read(index)
-        return encoded, orientation.orientation(encoded)
+        return encoded, decoding.exif_orientation(encoded)
 
 
 def of_files(images: str, preprocess: preprocessing.Preprocessing) -> Examples:
@@ -120,10 +113,10 @@ def _readable(images: str) -> files.FileImages:
         InputError: None can be read.
     """
     paths, orientations, reason = [], [], ""
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for path in selection.find(images).paths:
             try:
-                orientation_tag, _ = examination.examine(path)
+                orientation_tag, _ = files.examine(path)
             except ValueError as error:
                 reason = reason or f"{io.printable(path)}: {error}"
                 continue
