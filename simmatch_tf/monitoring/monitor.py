@@ -20,19 +20,6 @@ from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.monitoring import diagnosis, tensorboard_writer
 
-# Means of a watched step (`algorithms.diagnostics`) → TensorBoard tag.
-_TAGS = {
-    "confidence": "pseudo_label/confidence",
-    "p_w": "sharpness/p_w",
-    "p_hat": "sharpness/p_hat",
-    "q_w": "sharpness/q_w",
-    "q_hat": "sharpness/q_hat",
-    "agreement": "matching/agreement",
-    "filled": "memory/filled",
-    "age": "memory/age",
-    "within": "memory/similarity_within",
-    "between": "memory/similarity_between",
-}
 # TensorBoard tag → the two shares whose quotient it is.
 _QUOTIENTS = {
     "pseudo_label/accuracy": ("kept_right", "kept"),
@@ -99,7 +86,7 @@ class Monitor:
         self,
         step: int,
         metrics: Mapping[str, tf.Tensor],
-        seen: diagnostics.Seen | None,
+        shown: diagnostics.Diagnostics | None,
         waited: float,
     ) -> dict[str, float]:
         """Keeps and writes the scalars of a step.
@@ -107,14 +94,14 @@ class Monitor:
         Args:
             step: Steps done.
             metrics: What the last of them returned.
-            seen: What its diagnostics were, if it was watched.
+            shown: Diagnostics of the last step, if it was logged with them.
             waited: Seconds spent waiting for batches since the session began.
 
         Returns:
             TensorBoard tag → value.
         """
         rate = self._algorithm.learning_rate(step - 1)
-        values = self.scalars.of_step(metrics, seen.means if seen else None)
+        values = self.scalars.of_step(metrics, shown.means if shown else None)
         values["learning_rate"] = float(rate)
         looped = self._config.steps_per_loop > 1
         values |= self._speed.measure(step, None if looped else waited)
@@ -126,12 +113,12 @@ class Monitor:
         self.scalars.keep(step, values)
         self.writer.scalars(step, values)
 
-    def picture(self, step: int, seen: diagnostics.Seen | None) -> None:
-        """Writes pictures and histograms of a watched step, and the memory."""
-        if seen is None:
+    def picture(self, step: int, shown: diagnostics.Diagnostics | None) -> None:
+        """Writes pictures and histograms of a logged step, and the memory."""
+        if shown is None:
             return
-        self.writer.histograms(step, seen.means, self.scalars.classes)
-        self.writer.picture(step, seen)
+        self.writer.histograms(step, shown.means, self.scalars.classes)
+        self.writer.picture(step, shown)
         memory = getattr(self._algorithm, "memory", None)
         if memory is not None:
             self.writer.memory(memory)
@@ -170,7 +157,7 @@ class Scalars:
 
         Args:
             metrics: What the step returned.
-            means: Means of its diagnostics, if it was watched.
+            means: Means of its diagnostics, if it has any.
 
         Returns:
             TensorBoard tag → value. What has no value at this step, such as
@@ -184,9 +171,9 @@ class Scalars:
                 values[f"loss/weighted_{name}"] = weight * values[tag]
         means = {name: np.asarray(x) for name, x in (means or {}).items()}
         values |= {
-            tag: float(means[name])
-            for name, tag in _TAGS.items()
-            if name in means
+            tag: float(mean)
+            for tag, mean in means.items()
+            if "/" in tag and not mean.ndim
         }
         for tag, (part, whole) in _QUOTIENTS.items():
             if means.get(whole, 0) > 0:

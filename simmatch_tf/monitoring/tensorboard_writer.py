@@ -124,7 +124,7 @@ class TensorBoardWriter:
         means: Mapping[str, np.ndarray],
         classes: np.ndarray | None,
     ) -> None:
-        """Writes the distributions of a watched step.
+        """Writes the distributions of a logged step.
 
         Args:
             step: Steps done.
@@ -170,9 +170,9 @@ class TensorBoardWriter:
         with self._at(step):
             tf.summary.image("pictures/confusion", shown[None])
 
-    def picture(self, step: int, seen: diagnostics.Seen) -> None:
+    def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
-        rows = seen.rows
+        rows = shown.rows
         if not self.writes or not {"weak", "strong", "p_hat"} <= rows.keys():
             return
         hat = rows["p_hat"]
@@ -184,19 +184,19 @@ class TensorBoardWriter:
                 strong=rows["strong"][i],
                 probabilities={name: rows[name][i] for name in names},
                 truth=int(truth[i]),
-                counts=hat[i].max() >= getattr(self._config, "threshold", 0.0),
+                counts=bool(rows["mask"][i]),
             )
             for i in range(len(hat))
         ]
-        shown = {"views": pictures.views(images, self._class_names)}
+        images_of = {"views": pictures.views(images, self._class_names)}
         if "neighbors" in rows:
-            shown["neighbors"] = pictures.neighbors(
+            images_of["neighbors"] = pictures.neighbors(
                 images,
                 self._neighbors(rows["neighbors"], rows["cosines"]),
                 self._class_names,
             )
         with self._at(step):
-            for name, pixels in shown.items():
+            for name, pixels in images_of.items():
                 tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(

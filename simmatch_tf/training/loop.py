@@ -3,15 +3,13 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import keras
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, signals, terminal
-from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
@@ -40,17 +38,12 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: Callable[..., keras.Model] | None = None,
-    algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.
 
     Args:
         config: The run.
-        source: Images, for `dataset="custom"`.
-        backbone: From an image shape to a Keras model that ends in a global
-            pool, for `backbone="custom"`.
-        algorithm: A subclass of Algorithm, for `algorithm="custom"`.
+        source: The images, for `dataset="custom"`, and only for it.
 
     Returns:
         The result. A finished run's is read, not computed again.
@@ -65,8 +58,12 @@ def fit(
         raise InputError("--describe: is for the command; fit trains")
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
-    custom = state.Custom(source, backbone, algorithm)
-    custom.check(config)
+    if (config.dataset == "custom") != (source is not None):
+        raise InputError(
+            f"--dataset={config.dataset}, and source is "
+            f"{'not ' if source is None else ''}given: "
+            'with dataset="custom", and only then, pass source= from Python'
+        )
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
@@ -76,13 +73,13 @@ def fit(
                 "trained; overwrite=True trains anew",
                 folder.path,
             )
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
 
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
-    custom: state.Custom,
+    source: source_lib.Source | None = None,
 ) -> results.Result:
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
@@ -93,7 +90,7 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        return _Run(folder, config, custom).train(request)
+        return _Run(folder, config, source).train(request)
 
 
 def _itstime(step: int, last: int, every: int) -> bool:
@@ -108,7 +105,7 @@ class _Run:
         self,
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
-        custom: state.Custom,
+        source: source_lib.Source | None,
     ) -> None:
         self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
@@ -119,18 +116,18 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self._read(custom.source, resumed)
+        self.source, self.split = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = state.make_algorithm(
             self.config,
-            custom,
             self.strategy,
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -140,7 +137,6 @@ class _Run:
             self.initial = initial.initialise(
                 self.algorithm,
                 config.init_from,
-                custom,
                 self.source.class_names,
             )
         # --------------------------------------------------------- workdir --
@@ -213,9 +209,9 @@ class _Run:
             config,
             self.source,
             self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
+            self.algorithm,
         )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
             self.algorithm,
@@ -223,7 +219,7 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
-            watches=config.summaries,
+            logs=config.summaries,
         )
 
     def train(self, request: signals.Request) -> results.Result:
@@ -296,14 +292,14 @@ class _Run:
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
-                    step + 1, count, bool(request.signal), watch=logs or shows
+                    step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
             with self.monitor.paused():
                 if shows:
-                    self.monitor.picture(step, stepper.seen)
+                    self.monitor.picture(step, stepper.diagnostics)
                 if itstime(config.eval_every):
                     self._evaluate(step, bar)
                 if logs:
@@ -404,7 +400,9 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.monitor.log(step, metrics, stepper.seen, stepper.waited)
+        return self.monitor.log(
+            step, metrics, stepper.diagnostics, stepper.waited
+        )
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -453,16 +451,17 @@ class _Run:
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
         self.monitor.keep(step, values)
-        record = self.algorithm.weights_of_record
+        record = self.algorithm.evaluated_weights
         title = f"{len(places)} {name_of_set} images, {record}"
         self.monitor.writer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        images = self.config.batch_size
-        if self.algorithm.needs_unlabeled:
-            images *= 1 + 2 * self.config.unlabeled_ratio
+        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        views = len(algorithm.labeled_views)
+        views += ratio * len(algorithm.unlabeled_views)
+        images = views * self.config.batch_size
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,

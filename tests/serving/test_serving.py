@@ -189,7 +189,7 @@ def test_an_empty_batch_with_onednn_s_kernels(exported):
 def test_explain_is_the_method_s(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
-    restored, _, _ = state.restore(workdir, state.Custom())
+    restored, _, _ = state.restore(workdir)
     images = tf.constant(TEST.images[:9])
     found = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)
