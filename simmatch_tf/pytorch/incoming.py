@@ -80,7 +80,6 @@ def run(
         strategy = strategies.one()
         algorithm = state.make_algorithm(
             plan,
-            state.Custom(),
             strategy,
             image_shape=outline.image_shape,
             slot_labels=np.asarray(split["labels"], np.int32),

@@ -221,7 +221,7 @@ def _read_finished(
 
 def _read_checkpoint(folder: workdir.Workdir) -> Trained:
     """Restores all state of a run from its last checkpoint."""
-    algorithm, _, step = state.restore(folder.path, state.Custom())
+    algorithm, _, step = state.restore(folder.path)
     memory = getattr(algorithm, "memory", None)
     if memory is not None:
         memory = {

@@ -42,7 +42,7 @@ def make_source(
             f"--eval_resize={resize}: must be at least the side of the images, "
             f"which is {height}"
         )
-    for side in {height, width} if config.backbone != "custom" else ():
+    for side in {height, width}:
         registry.networks.check_side(config.backbone, side)
     return source
 

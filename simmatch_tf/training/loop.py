@@ -3,23 +3,23 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import keras
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, signals, terminal
-from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
 from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
+from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -38,17 +38,12 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: Callable[..., keras.Model] | None = None,
-    algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.
 
     Args:
         config: The run.
-        source: Images, for `dataset="custom"`.
-        backbone: From an image shape to a Keras model that ends in a global
-            pool, for `backbone="custom"`.
-        algorithm: A subclass of Algorithm, for `algorithm="custom"`.
+        source: The images, for `dataset="custom"`, and only for it.
 
     Returns:
         The result. A finished run's is read, not computed again.
@@ -63,8 +58,12 @@ def fit(
         raise InputError("--describe: is for the command; fit trains")
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
-    custom = state.Custom(source, backbone, algorithm)
-    custom.check(config)
+    if (config.dataset == "custom") != (source is not None):
+        raise InputError(
+            f"--dataset={config.dataset}, and source is "
+            f"{'not ' if source is None else ''}given: "
+            'with dataset="custom", and only then, pass source= from Python'
+        )
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
@@ -74,13 +73,13 @@ def fit(
                 "trained; overwrite=True trains anew",
                 folder.path,
             )
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
 
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
-    custom: state.Custom,
+    source: source_lib.Source | None = None,
 ) -> results.Result:
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
@@ -91,7 +90,7 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        return _Run(folder, config, custom).train(request)
+        return _Run(folder, config, source).train(request)
 
 
 def _itstime(step: int, last: int, every: int) -> bool:
@@ -106,7 +105,7 @@ class _Run:
         self,
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
-        custom: state.Custom,
+        source: source_lib.Source | None,
     ) -> None:
         self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
@@ -117,14 +116,13 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self._read(custom.source, resumed)
+        self.source, self.split = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = state.make_algorithm(
             self.config,
-            custom,
             self.strategy,
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
@@ -139,7 +137,6 @@ class _Run:
             self.initial = initial.initialise(
                 self.algorithm,
                 config.init_from,
-                custom,
                 self.source.class_names,
             )
         # --------------------------------------------------------- workdir --
@@ -246,10 +243,32 @@ class _Run:
             self._evaluate(config.steps, bar)
         self._close(bar, profile)
         result = self._result()
-        if self.workers.chief:
-            result.write(self.folder.results)
-        self.workers.wait()
+        self.workers.by_chief(lambda: self._write(result))
         return result
+
+    def _write(self, result: results.Result) -> None:
+        """Writes model.keras, then results.json, which ends the run."""
+        path = self.folder.model
+        model = self.algorithm.networks()[result.weights_of_record]
+        try:
+            network.save(model, path, result.class_names)
+        except OSError as error:
+            reason = error.strerror or errors.reason(error)
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room and start "
+                "the run again: it goes on from its last checkpoint"
+            ) from None
+        # Keras lets through whatever a layer's get_config raises.
+        except Exception as error:
+            logging.warning(
+                "%s: cannot be written (%s); evaluate, predict and export use "
+                "the last checkpoint instead. Layers of an own backbone must "
+                "be registered with keras.saving",
+                path,
+                errors.reason(error),
+            )
+            path.unlink(missing_ok=True)
+        result.write(self.folder.results)
 
     def _loop(
         self,

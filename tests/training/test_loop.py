@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
+from simmatch_tf import registry
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import losses
 from simmatch_tf.training import loop, results
@@ -58,7 +59,7 @@ def test_results(finished_run):
     assert content["loss"] == float(np.float32(content["loss"]))
 
 
-def test_result_is_the_last_checkpoint_s(finished_run):
+def test_result_is_the_last_checkpoint_s(finished_run, tmp_path):
     workdir, result = finished_run
     model = simmatch_tf.load(workdir)
     from simmatch_tf.data.sources import digits
@@ -72,6 +73,13 @@ def test_result_is_the_last_checkpoint_s(finished_run):
         np.mean(logits.argmax(1) == test.labels)
         == (result.student["last"]["top1"])
     )
+    # The saved network and the one in the checkpoint are the same.
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").unlink()
+    restored = simmatch_tf.load(tmp_path / "run")
+    for own, other in zip(model.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+    assert model.class_names == restored.class_names == result.class_names
     with pytest.raises(InputError, match="weights='best': must be"):
         simmatch_tf.load(workdir, weights="best")
 
@@ -85,6 +93,7 @@ def test_what_stands_in_the_workdir(finished_run):
         "data.json",
         "checkpoints",
         "tensorboard",
+        "model.keras",
         "results.json",
         "timing.json",
         "lock",
@@ -128,6 +137,7 @@ def test_tensorboard_scalars(finished_run):
     )
 
 
+@registry.networks.register("with_dropout")
 def with_dropout(shape):
     images = keras.Input(shape)
     x = keras.layers.Conv2D(8, 3, strides=2)(images)
@@ -142,11 +152,11 @@ def test_interrupted_and_resumed_is_the_same_run(
     memory, tmp_path, monkeypatch, finished_run
 ):
     """With a network that draws random numbers of its own, too."""
-    changes, parts, whole = {"memory": memory}, {}, finished_run[0]
+    changes, whole = {"memory": memory}, finished_run[0]
     if memory == "teacher":
-        changes["backbone"], parts = "custom", {"backbone": with_dropout}
+        changes["backbone"] = "with_dropout"
         whole = tmp_path / "whole"
-        simmatch_tf.fit(runs.config(whole, **changes), **parts)
+        runs.fit(whole, **changes)
     # Dies after step 3: the checkpoint of step 2 is the last.
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
@@ -159,11 +169,11 @@ def test_interrupted_and_resumed_is_the_same_run(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)
         with pytest.raises(RuntimeError, match="killed"):
-            simmatch_tf.fit(runs.config(broken, **changes), **parts)
+            runs.fit(broken, **changes)
     assert not (broken / "results.json").exists()
     # Operational flags may differ.
     changes |= {"log_every": 1, "parallel_calls": 1}
-    simmatch_tf.fit(runs.config(broken, **changes), **parts)
+    runs.fit(broken, **changes)
     assert runs.began_after(broken) == 2
     assert_same_run(whole, broken, 6)
 
@@ -242,9 +252,24 @@ def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
+    (workdir / "model.keras").write_bytes(b"torn")
     runs.fit(workdir)
     assert runs.began_after(workdir) == 6
     assert_same_run(finished_run[0], workdir, 6)
+    models = [simmatch_tf.load(path) for path in (finished_run[0], workdir)]
+    for own, other in zip(*(model.weights for model in models), strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+
+
+def test_a_saved_network_that_cannot_be_read(finished_run, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "model.keras").write_bytes(b"torn")
+    model = simmatch_tf.load(workdir)
+    assert "the last checkpoint is read instead" in caplog.text
+    saved = simmatch_tf.load(finished_run[0])
+    for own, other in zip(model.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
@@ -349,9 +374,11 @@ def test_runs_in_threads_do_not_disturb_each_other(tmp_path):
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
-@pytest.mark.parametrize("name", ["split.json", "tensorboard", "results.json"])
+@pytest.mark.parametrize(
+    "name", ["split.json", "tensorboard", "model.keras", "results.json"]
+)
 def test_a_file_that_cannot_be_written(name, tmp_path):
-    if name.endswith(".json"):  # a folder stands where the file would
+    if name != "tensorboard":  # a folder stands where the file would
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_text("")
@@ -454,9 +481,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     assert np.isfinite(loss)
 
 
+@registry.algorithms.register("quiet")
 class Quiet(simmatch_tf.Algorithm):
-    needs_unlabeled = False
-    needs_embeddings = False
+    unlabeled_views = ()
 
     def train_step(self, batch):
         with tf.GradientTape() as tape:
@@ -466,6 +493,7 @@ class Quiet(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
+@registry.networks.register("tiny")
 def tiny(shape):
     images = keras.Input(shape)
     x = keras.layers.Conv2D(4, 3)(images)
@@ -485,24 +513,21 @@ def test_own_source_backbone_and_algorithm(tmp_path):
     config = runs.config(
         tmp_path,
         dataset="custom",
-        backbone="custom",
-        algorithm="custom",
+        backbone="tiny",
+        algorithm="quiet",
         labels=6,
         image_size=None,
     )
-    result = simmatch_tf.fit(
-        config, source=source, backbone=tiny, algorithm=Quiet
-    )
+    result = simmatch_tf.fit(config, source=source)
     assert result.dataset == "mine" and result.test_images == 9
     assert result.class_names == ["a", "b", "c"]
-    model = simmatch_tf.load(tmp_path, backbone=tiny, algorithm=Quiet)
+    model = simmatch_tf.load(tmp_path)
     assert model(np.zeros([1, 10, 12, 3], np.uint8))["logits"].shape == (1, 3)
-    with pytest.raises(InputError, match="only then, pass backbone= from Py"):
-        simmatch_tf.load(tmp_path, algorithm=Quiet)
-    with pytest.raises(
-        InputError, match="--backbone=wrn_10_1, and backbone is g"
-    ):
-        simmatch_tf.fit(runs.config(tmp_path / "x"), backbone=tiny)
+    with pytest.raises(InputError, match="--dataset=digits, and source is g"):
+        simmatch_tf.fit(runs.config(tmp_path / "x"), source=source)
+    own = runs.config(tmp_path / "x", dataset="custom", image_size=None)
+    with pytest.raises(InputError, match="only then, pass source= from Py"):
+        simmatch_tf.fit(own)
 
 
 def test_load_without_a_run(tmp_path):
@@ -523,4 +548,4 @@ def test_a_checkpoint_of_another_network(finished_run, tmp_path):
     flags = (workdir / "flags.cfg").read_text()
     (workdir / "flags.cfg").write_text(flags.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(InputError):
-        simmatch_tf.load(workdir)
+        simmatch_tf.load(workdir, weights="student")

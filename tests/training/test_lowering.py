@@ -34,7 +34,6 @@ def make(**changes):
     config = config.with_durations(len(split.unlabeled))
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategies.one(),
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
