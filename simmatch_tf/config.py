@@ -612,34 +612,29 @@ class Config(commandline.Flags):
         Raises:
             ValueError: Two of them declare a flag of one name.
         """
-        found = dict(super().declared())
-        defaults: dict[str, dict[Any, list[str]]] = {}
+        own, found = super().declared(), {}
         for known, _ in _CHOSEN.values():
+            defaults: dict[str, dict[Any, list[str]]] = {}
             for entry in known:
                 for name, each in _kind(entry).declared().items():
                     of_value = defaults.setdefault(name, {})
                     of_value.setdefault(each.default, []).extend(entry.names)
-                    other = found.setdefault(name, each)
+                    other = own.get(name, found.setdefault(name, each))
                     if other.owner is not each.owner:
                         raise ValueError(
                             f"--{name} is declared twice: by {other.owner} "
                             f"and by {each.owner}"
                         )
-        for name, of_value in defaults.items():
-            if len(of_value) > 1:
-                text = ", ".join(
-                    f"{commandline.shown(value)} for {' and '.join(names)}"
-                    for value, names in of_value.items()
-                )
-                found[name] = dataclasses.replace(
-                    found[name],
-                    default=None,
-                    help=f"{found[name].help} Default: {text}.",
-                )
-        found["algorithm"] = dataclasses.replace(
-            found["algorithm"], choices=tuple(registry.algorithms.names())
-        )
-        return found
+            for name, of_value in defaults.items():
+                if len(of_value) > 1:
+                    found[name] = found[name].with_defaults(of_value)
+        names = tuple(registry.algorithms.names())
+        chooser = dataclasses.replace(own["algorithm"], choices=names)
+        # In --help they follow the flags of every method.
+        before = {n: own[n] for n in [*own][: [*own].index("batch_size")]}
+        return {**before, "algorithm": chooser, **found, **own} | {
+            "algorithm": chooser
+        }
 
     def fields(self) -> Mapping[str, commandline.Flag]:
         """Returns the flags that this run has, by name."""
