@@ -557,7 +557,7 @@ class Config(commandline.Flags):
         self.__post_init__()
 
     def __getattr__(self, name: str) -> Any:
-        """Returns a flag of the algorithm or the backbone."""
+        """Returns a flag of the algorithm, the backbone or the dataset."""
         for part in _CHOSEN if not name.startswith("_") else ():
             values = self.__dict__.get(part)
             declared = {} if values is None else values.declared()
@@ -754,12 +754,12 @@ class Config(commandline.Flags):
         if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
             raise InputError(
                 f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
-                "--dataset=folder, and only that, needs --data_dir"
+                f"{_owners('needs_data_dir')}, and only that, needs --data_dir"
             )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(
-                "--on_bad_image=skip: is for --dataset=folder; the records of "
-                f"--dataset={self.dataset} have checksums"
+                "--on_bad_image=skip: is for "
+                f"{_owners('skips_bad_images')}, not {self.dataset}"
             )
         if facts.get("from_python") and self.image_size is not None:
             raise InputError(
@@ -1033,6 +1033,17 @@ def base_name(dataset: str) -> str:
     return re.split("[/:]", dataset)[0]
 
 
+def _owners(fact: str) -> str:
+    """Returns the datasets that have a fact, for a message."""
+    names = [
+        name
+        for entry in registry.sources
+        if entry.facts.get(fact)
+        for name in entry.names
+    ]
+    return "--dataset=" + " or ".join(names)
+
+
 def known_size(dataset: str) -> tuple[int, int] | None:
     """Returns the number of classes and training images of a dataset.
 
@@ -1043,7 +1054,7 @@ def known_size(dataset: str) -> tuple[int, int] | None:
 
 
 def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
-    """The class that declares the flags of an algorithm or a backbone."""
+    """The class that declares the flags of a registered name."""
     return (entry and entry.flags) or commandline.HyperParameters
 
 
@@ -1058,7 +1069,7 @@ def _build(
     before: commandline.HyperParameters | None,
     values: dict[str, Any],
 ) -> commandline.HyperParameters:
-    """Makes the flags of an algorithm or a backbone.
+    """Makes the flags of an algorithm, a backbone or a dataset.
 
     Args:
         kind: Their class.

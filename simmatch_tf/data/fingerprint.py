@@ -14,17 +14,14 @@ import hashlib
 import json
 import os
 import pathlib
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
 from absl import logging
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry
 from simmatch_tf.flags.errors import InputError
-
-if typing.TYPE_CHECKING:
-    from simmatch_tf import config as config_lib
 
 _SHOWN = 3  # names in a message
 _DIGEST_BYTES = 16
