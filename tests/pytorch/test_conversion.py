@@ -380,7 +380,9 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="more than tensors and plain values"):
         import_pytorch.main(flags(path, "--workdir=x"))
     torch.save({"weights": 3}, path)
-    with pytest.raises(InputError, match="has no state_dict, a dict of names and tensors"):
+    with pytest.raises(
+        InputError, match="has no state_dict, a dict of names and tensors"
+    ):
         import_pytorch.main(flags(path, "--workdir=x"))
 
 
