@@ -118,16 +118,9 @@ def trained(folder: workdir_lib.Workdir) -> config_lib.Config:
         folder: Of the run.
 
     Raises:
-        InputError: There is no run or no checkpoint, or it has parts that
-            only Python can bring.
+        InputError: There is no run or no checkpoint.
     """
     config = folder.read_config()
-    for name in ("backbone", "algorithm"):
-        if getattr(config, name) == "custom":
-            raise InputError(
-                f"{folder.path}: is a run of --{name}=custom, which only "
-                f"simmatch_tf.load(…, {name}=…) can load, from Python"
-            )
     _check_checkpoint(folder.checkpoints)
     return config
 

@@ -83,6 +83,7 @@ def check_together(config: config_lib.Config) -> None:
 
 def _check_method(config: config_lib.Config) -> None:
     """Checks that no flag of a method is given that the method lacks."""
+    registry.algorithms.find(config.algorithm)
     form = None if config.algorithm == "supervised" else config.memory
     if config.teacher_norm == "shuffle" and form != "teacher":
         raise InputError(
@@ -96,7 +97,7 @@ def _check_method(config: config_lib.Config) -> None:
         )
     for name, default, methods in _OF_METHODS:
         value = getattr(config, name)
-        if value == default or config.algorithm in (*methods, "custom"):
+        if value == default or config.algorithm in methods:
             continue
         given = f"--{name}={value}"
         if isinstance(value, bool):
@@ -329,8 +330,6 @@ def needs_unlabeled_folder(config: config_lib.Config) -> bool:
 
 
 def _check_backbone(config: config_lib.Config) -> None:
-    if config.backbone == "custom":
-        return
     entry, _ = registry.networks.find(config.backbone)
     takes_stride = "stem_stride" in entry.facts.get("options", ())
     if config.stem_stride != 1 and not takes_stride:

@@ -209,7 +209,6 @@ class Config(operation_flags.OperationFlags):
     algorithm: str = flag(
         "simmatch",
         "what is trained.",
-        choices=("simmatch", "fixmatch", "supervised", "custom"),
     )
     memory: str = flag(
         "ensemble",

@@ -166,11 +166,6 @@ def test_folders_and_files_are_checked_before_tensorflow(tmp_path):
     (gone / "flags.cfg").write_text(
         f"--dataset=folder\n--data_dir={none}\n--steps=6\n"
     )
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "flags.cfg").write_text(
-        "--backbone=custom\n--labels=20\n--steps=6\n"
-    )
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "saved_model.pb").write_text("")
@@ -194,7 +189,6 @@ answers(train.main, C, "no checkpoint yet", "--labels=20",
         "--init_from={empty}", *run)
 answers(evaluate.main, E, "no run here", "--workdir={none}")
 answers(evaluate.main, E, "no checkpoint yet", "--workdir={empty}")
-answers(evaluate.main, E, "--backbone=custom", "--workdir={own}")
 answers(evaluate.main, E, "{none}: no such folder", "--workdir={gone}")
 answers(evaluate.main, E, "no such file or folder", "--export={none}")
 answers(evaluate.main, E, "is no export", "--export={bad}")

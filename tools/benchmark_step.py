@@ -63,14 +63,13 @@ def put_together(config: config_lib.Config, folder: str) -> tuple:
     strategy = strategies.make(config)
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategy,
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
         num_classes=source.num_classes,
         statistics=source.statistics(),
     )
-    pipeline = inputs.make_pipeline(config, source, split, unlabeled=True)
+    pipeline = inputs.make_pipeline(config, source, split, algorithm)
     return algorithm, pipeline, strategy, config
 
 

@@ -230,8 +230,6 @@ def _where(row: str, column: str) -> str:
 
 def _check_own(config: config_lib.Config) -> None:
     """Checks what a flagfile may have brought in."""
-    if config.algorithm == "custom":
-        raise InputError("--algorithm=custom: is for `fit`, not for a plan")
     for name in ("overwrite", "describe"):
         if getattr(config, name):
             raise InputError(f"--{name}: is the experiment's own")

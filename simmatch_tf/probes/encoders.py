@@ -117,7 +117,6 @@ def find(
 def _of_run(named, path, weights, image_size) -> Encoder:
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    _check_own(named, config)
     model = state.load(path, weights=weights)
     return _encoder(
         named,
@@ -137,7 +136,6 @@ def _of_export(named, path, weights, image_size) -> Encoder:
         raise InputError(
             f"--model={named.what}: was exported by another version ({error})"
         ) from None
-    _check_own(named, config)
     shape = export.preprocessing.image_shape
     made = _build(config.backbone, shape, config.stem_stride)
     taken = initial.fill(
@@ -169,15 +167,6 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
     if weights != settings.NEW:
         return found
     return dataclasses.replace(found, name=_new(named.name), epochs="0")
-
-
-def _check_own(named, config: config_lib.Config) -> None:
-    for name in ("backbone", "algorithm"):
-        if getattr(config, name) == "custom":
-            raise InputError(
-                f"--model={named.what}: its {name} was given from Python, so "
-                "it cannot be built here"
-            )
 
 
 def _side(

@@ -226,7 +226,7 @@ class Grid:
         )
         with workdir.claim(config) as run:
             if not run.finished():
-                loop.fit_in(run, config, state.Custom(source=source))
+                loop.fit_in(run, config, source)
         return self._score(config, source)
 
     def _score(

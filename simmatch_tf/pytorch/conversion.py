@@ -91,7 +91,6 @@ def import_run(
         strategy = strategies.one()
         algorithm = state.make_algorithm(
             plan,
-            state.Custom(),
             strategy,
             image_shape=outline.image_shape,
             slot_labels=np.asarray(split["labels"], np.int32),
@@ -476,17 +475,12 @@ def export_run(path: pathlib.Path) -> dict[str, Any]:
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    if config.algorithm == "custom" or config.backbone == "custom":
-        raise InputError(
-            f"--workdir={path}: a run with its own backbone or algorithm has "
-            "no form in PyTorch that is known here"
-        )
     if config.algorithm != "simmatch":
         raise InputError(
             f"--workdir={path}: a run of --algorithm={config.algorithm} has no "
             "memory and no projection head, so it is no SimMatch checkpoint"
         )
-    algorithm, _, step = state.restore(folder.path, state.Custom())
+    algorithm, _, step = state.restore(folder.path)
     origin = _imported_from(folder, algorithm.student, step)
     networks = dict(
         zip(

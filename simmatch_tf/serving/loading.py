@@ -63,7 +63,6 @@ def run(
     weights: str | None = None,
     neighbors: int = 5,
     input_dtype: str = "uint8",
-    custom: state.Custom | None = None,
 ) -> Run:
     """Loads the last checkpoint of a run.
 
@@ -72,16 +71,15 @@ def run(
         weights: "student" or "ema"; default: the weights of record.
         neighbors: See `classifier.Classifier`.
         input_dtype: Likewise.
-        custom: The caller's own parts, of a run that has such.
 
     Raises:
         InputError: There is no run or no checkpoint, or it does not fit.
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    restored, _, step = state.restore(path, custom or state.Custom())
+    restored, _, step = state.restore(path)
     content = splits.read_content(folder.split)
-    weights = weights or restored.weights_of_record
+    weights = weights or restored.evaluated_weights
     labeled = _labeled(restored, content, config)
     made = classifier.Classifier(
         restored.networks()[weights],
@@ -104,7 +102,7 @@ def run(
         step=step,
         checkpoint=checkpoints.digest(folder.checkpoints, step),
         weights=weights,
-        weights_of_record=restored.weights_of_record,
+        weights_of_record=restored.evaluated_weights,
         memory=memory,
     )
 

@@ -47,10 +47,8 @@ def of_run(
     Raises:
         InputError: The run or its images cannot be loaded.
     """
-    custom = state.Custom()
-    custom.check(run)
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = state.restore(folder.path, custom)
+    algorithm, strategy, step = state.restore(folder.path)
     terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     split = splits.read(folder.split, source)
@@ -66,7 +64,7 @@ def of_run(
     terminal.say(f"scoring {len(places)} {scored_on} images")
     about = {
         "step": step,
-        "weights_of_record": algorithm.weights_of_record,
+        "weights_of_record": algorithm.evaluated_weights,
         "class_names": list(source.class_names),
         "scored_on": scored_on,
         "test_images": len(places),

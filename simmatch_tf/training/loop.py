@@ -3,15 +3,13 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import keras
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import runtime, signals, terminal
-from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
@@ -19,7 +17,7 @@ from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
-from simmatch_tf.monitoring import monitor, profiler
+from simmatch_tf.monitoring import monitor as monitor_lib
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -38,17 +36,12 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: Callable[..., keras.Model] | None = None,
-    algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.
 
     Args:
         config: The run.
-        source: Images, for `dataset="custom"`.
-        backbone: From an image shape to a Keras model that ends in a global
-            pool, for `backbone="custom"`.
-        algorithm: A subclass of Algorithm, for `algorithm="custom"`.
+        source: The images, for `dataset="custom"`, and only for it.
 
     Returns:
         The result. A finished run's is read, not computed again.
@@ -63,8 +56,12 @@ def fit(
         raise InputError("--describe: is for the command; fit trains")
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
-    custom = state.Custom(source, backbone, algorithm)
-    custom.check(config)
+    if (config.dataset == "custom") != (source is not None):
+        raise InputError(
+            f"--dataset={config.dataset}, and source is "
+            f"{'not ' if source is None else ''}given: "
+            'with dataset="custom", and only then, pass source= from Python'
+        )
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
@@ -74,13 +71,13 @@ def fit(
                 "trained; overwrite=True trains anew",
                 folder.path,
             )
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
 
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
-    custom: state.Custom,
+    source: source_lib.Source | None = None,
 ) -> results.Result:
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
@@ -91,7 +88,7 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        return _Run(folder, config, custom).train(request)
+        return _Run(folder, config, source).train(request)
 
 
 def _itstime(step: int, last: int, every: int) -> bool:
@@ -106,7 +103,7 @@ class _Run:
         self,
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
-        custom: state.Custom,
+        source: source_lib.Source | None,
     ) -> None:
         self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
@@ -117,18 +114,18 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self._read(custom.source, resumed)
+        self.source, self.split = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = state.make_algorithm(
             self.config,
-            custom,
             self.strategy,
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -138,7 +135,6 @@ class _Run:
             self.initial = initial.initialise(
                 self.algorithm,
                 config.init_from,
-                custom,
                 self.source.class_names,
             )
         # --------------------------------------------------------- workdir --
@@ -158,7 +154,14 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        self.observer = self._make_observer()
+        self.monitor = monitor_lib.Monitor(
+            folder.tensorboard,
+            self.config,
+            self.source,
+            self.split,
+            self.algorithm,
+            writes=self.config.summaries and self.workers.chief,
+        )
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def _say(self, text: str) -> None:
@@ -197,16 +200,6 @@ class _Run:
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
-    def _make_observer(self) -> monitor.Observer:
-        return monitor.Observer(
-            self.folder.tensorboard,
-            self.config,
-            self.source,
-            self.split,
-            self.algorithm,
-            writes=self.config.summaries and self.workers.chief,
-        )
-
     def _make_stepper(self, start: int) -> step_lib.Stepper:
         """What takes the steps from `start` on, with its input."""
         config = self.config
@@ -214,9 +207,9 @@ class _Run:
             config,
             self.source,
             self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
+            self.algorithm,
         )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
             self.algorithm,
@@ -224,7 +217,7 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
-            watches=config.summaries,
+            logs=config.summaries,
         )
 
     def train(self, request: signals.Request) -> results.Result:
@@ -237,10 +230,10 @@ class _Run:
         )
         self._say_what(bar, start)
         stepper = self._make_stepper(start)
-        profile = profiler.Profile(
+        profile = monitor_lib.Profile(
             config.profile, self.folder.tensorboard, start
         )
-        self.observer.begin(start)
+        self.monitor.begin(start)
         with self._session(bar, profile):
             self._loop(request, bar, stepper, profile)
         # ---------------------------------------------------------- result --
@@ -258,7 +251,7 @@ class _Run:
         request: signals.Request,
         bar: progress.Progress,
         stepper: step_lib.Stepper,
-        profile: profiler.Profile,
+        profile: monitor_lib.Profile,
     ) -> None:
         """Takes the steps that are left, and does what is due between them."""
         config, step = self.config, bar.done
@@ -266,27 +259,31 @@ class _Run:
         every += (config.checkpoint_every, config.steps_per_loop)
         # Without summaries there are no pictures to wait for.
         every += (config.picture_every or config.steps,)
+        between = self.algorithm.between_steps_every or config.steps
+        every += (between,)
         while step < config.steps:
             profile.at(step)
             count = min(config.steps - step, *(n - step % n for n in every))
             count = min(count, profile.until_next(step))
             itstime = functools.partial(_itstime, step + count, config.steps)
-            logs, shows = (itstime(n) for n in (config.log_every, every[-1]))
+            logs, shows = (itstime(n) for n in (config.log_every, every[-2]))
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
-                    step + 1, count, bool(request.signal), watch=logs or shows
+                    step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
+            if self.algorithm.between_steps_every and itstime(between):
+                self.algorithm.between_steps(step)
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
-            with self.observer.paused():
+            with self.monitor.paused():
                 if shows:
-                    self.observer.picture(step, stepper)
+                    self.monitor.picture(step, stepper.diagnostics)
                 if itstime(config.eval_every):
                     self._evaluate(step, bar)
                 if logs:
-                    bar.warn(self.observer.findings(step))
+                    bar.warn(self.monitor.scalars.findings(step))
                 stop = self.workers.stop(request, asked_before)
                 if itstime(config.checkpoint_every) or stop:
                     self._save(step)
@@ -298,7 +295,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _session(
-        self, bar: progress.Progress, profile: profiler.Profile
+        self, bar: progress.Progress, profile: monitor_lib.Profile
     ) -> Iterator[None]:
         """Around the steps of a session: writes its time, however it ends."""
         start, began = bar.done, time.monotonic()
@@ -322,11 +319,13 @@ class _Run:
             self.scored,
         )
 
-    def _close(self, bar: progress.Progress, profile: profiler.Profile) -> None:
+    def _close(
+        self, bar: progress.Progress, profile: monitor_lib.Profile
+    ) -> None:
         """Ends what shows the run."""
         profile.close()
         bar.close()
-        self.observer.close()
+        self.monitor.writer.close()
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
@@ -381,7 +380,9 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.observer.log(step, metrics, stepper)
+        return self.monitor.log(
+            step, metrics, stepper.diagnostics, stepper.waited
+        )
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -429,17 +430,18 @@ class _Run:
             values[f"{name_of_set}/{name}_top1"] = top1
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
-        self.observer.evaluated(step, values)
-        record = self.algorithm.weights_of_record
+        self.monitor.keep(step, values)
+        record = self.algorithm.evaluated_weights
         title = f"{len(places)} {name_of_set} images, {record}"
-        self.observer.confusion(step, logits[record], labels, title)
+        self.monitor.writer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        images = self.config.batch_size
-        if self.algorithm.needs_unlabeled:
-            images *= 1 + 2 * self.config.unlabeled_ratio
+        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        views = len(algorithm.labeled_views)
+        views += ratio * len(algorithm.unlabeled_views)
+        images = views * self.config.batch_size
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,

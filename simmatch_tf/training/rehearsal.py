@@ -116,7 +116,6 @@ def seconds_per_step(
     labels = np.arange(found.slots) % found.num_classes
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategy,
         image_shape=found.image_shape,
         slot_labels=labels,

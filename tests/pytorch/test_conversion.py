@@ -476,15 +476,12 @@ def test_encoders_become_first_weights(file, tmp_path):
     )
     made = state_lib.make_algorithm(
         config.with_durations(1000),
-        state_lib.Custom(),
         strategies.one(),
         image_shape=(32, 32, 3),
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,
     )
-    initial.initialise(
-        made, str(output), state_lib.Custom(), list("0123456789")
-    )
+    initial.initialise(made, str(output), list("0123456789"))
     for trained in made.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(

@@ -28,7 +28,7 @@ from simmatch_tf import (
 from simmatch_tf.data import cropping, records, selection
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.ops import propagation
 from simmatch_tf.reporting import predictions
 from simmatch_tf.serving import (
     classifier,
@@ -189,13 +189,13 @@ def test_an_empty_batch_with_onednn_s_kernels(exported):
 def test_explain_is_the_method_s(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
-    restored, _, _ = state.restore(workdir, state.Custom())
+    restored, _, _ = state.restore(workdir)
     images = tf.constant(TEST.images[:9])
     found = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)
     p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
     memory = restored.memory
-    q = similarity.instance_similarity(z, memory.features, 0.1)
+    q = propagation.instance_similarity(z, memory.features, 0.1)
     aggregated = propagation.aggregate(q, memory.labels, 10)
     np.testing.assert_allclose(found["aggregated"], aggregated, atol=1e-6)
     np.testing.assert_allclose(

@@ -100,7 +100,6 @@ def both(rows, **changes):
     )
     ours = state_lib.make_algorithm(
         config,
-        state_lib.Custom(),
         strategies.one(),
         image_shape=(SIDE, SIDE, 3),
         slot_labels=LABELS,
