@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -370,6 +373,19 @@ def test_a_saved_network_comes_back(backbone, tmp_path):
         for layer in batch_norm.layers(again)
     } == {(0.25, True)}
     assert keras.saving.load_model(path).class_names == names
+
+
+@pytest.mark.parametrize(
+    "imports", ["import keras, simmatch_tf", "import simmatch_tf, keras"]
+)
+def test_keras_loads_a_saved_network(imports, tmp_path):
+    path = str(tmp_path / "model.keras")
+    network.save(build(), path, ["a", "b", "c", "d", "e"])
+    code = f"{imports}; print(keras.saving.load_model({path!r}).class_names)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['a', 'b', 'c', 'd', 'e']\n"
 
 
 def test_files_that_are_no_networks(tmp_path):
