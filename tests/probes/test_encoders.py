@@ -140,7 +140,7 @@ def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fail)
-    message = "cannot be had .no route to host.; give --weights=FILE, or --wei"
+    message = "cannot be loaded .no route to host.; give --weights=FILE, or --wei"
     with pytest.raises(InputError, match=message):
         # Built before, by its real class.
         monkeypatch.setattr(encoders, "_build", lambda *args: None)
@@ -153,5 +153,5 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
     with pytest.raises(InputError, match="multiple of 32, not 240"):
         find("keras_cv:mit_b0", image_size=240)
     (run,) = find(finished_run[0])
-    with pytest.raises(InputError, match="takes images of 8×9, but square one"):
+    with pytest.raises(InputError, match="takes images of 8×9, but they must"):
         encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)

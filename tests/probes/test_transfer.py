@@ -188,7 +188,7 @@ def test_neighbors_need_nothing_held_out(measure):
     task = tasks.Task("own", tuple("0123456789"), single, None, x, False)
     found = measure(task, protocol="knn", neighbors=1)
     assert (found.validation, found.validation_images) == ("none", 0)
-    with pytest.raises(InputError, match="every class has but one training"):
+    with pytest.raises(InputError, match="every class has only one training"):
         measure(task)
 
 
