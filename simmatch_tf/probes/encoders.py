@@ -13,7 +13,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import library, network
+from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.probes import settings
 from simmatch_tf.serving import loading
 from simmatch_tf.training import initial, state, workdir
@@ -159,7 +159,7 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
     model = _build(named.what, shape, 1, seed)
     if weights in (None, settings.PUBLISHED):
         try:
-            values = library.published(*named.what.split(":"), shape)
+            values = library_backbone.published(*named.what.split(":"), shape)
             network.parts(model)["backbone"].set_weights(values)
         except ValueError as error:
             raise InputError(
