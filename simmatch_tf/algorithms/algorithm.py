@@ -95,7 +95,11 @@ class Algorithm(lazy.Module):
       `modules.replica.variable`) as attributes.
     * `evaluated_weights`, "student" or "ema": whose results are the run's. A
       property, where that depends on the run's flags.
-    * Work on the host between steps, such as clustering: `between_steps`.
+    * `eman`: whether the EMA averages BatchNorm's statistics as it averages
+      the weights; if not, it has statistics of its own (see
+      `modules.teacher`).
+    * Work on the host between steps, such as clustering: `between_steps`, and
+      how often, `between_steps_every`.
 
     A step computes targets, runs the student under a tape, and calls
     `minimize`, which updates weights, EMA and the count of steps. `call` runs a
@@ -126,6 +130,7 @@ class Algorithm(lazy.Module):
     needs_index: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
     evaluated_weights: str = "ema"
+    eman: bool = True
     # Steps between two calls of `between_steps`; None: never called.
     between_steps_every: int | None = None
 
@@ -171,7 +176,7 @@ class Algorithm(lazy.Module):
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
-            eman=getattr(config, "teacher_norm", "eman") == "eman",
+            eman=self.eman,
             shuffles=config.batch_norm == "local",
         )
         self.generators = [

@@ -284,18 +284,22 @@ class _Run:
         every += (config.checkpoint_every, config.steps_per_loop)
         # Without summaries there are no pictures to wait for.
         every += (config.picture_every or config.steps,)
+        between = self.algorithm.between_steps_every or config.steps
+        every += (between,)
         while step < config.steps:
             profile.at(step)
             count = min(config.steps - step, *(n - step % n for n in every))
             count = min(count, profile.until_next(step))
             itstime = functools.partial(_itstime, step + count, config.steps)
-            logs, shows = (itstime(n) for n in (config.log_every, every[-1]))
+            logs, shows = (itstime(n) for n in (config.log_every, every[-2]))
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
                     step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
+            if self.algorithm.between_steps_every and itstime(between):
+                self.algorithm.between_steps(step)
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
             with self.monitor.paused():

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.probes import scores
+from simmatch_tf.probes import measuring
 from simmatch_tf.reporting import transfer_figure, transfer_table
 
 STRENGTH = {
@@ -19,7 +19,7 @@ STRENGTH = {
 
 
 def outcome(model="mine", dataset="cifar10", score=0.9371, **values):
-    return scores.Outcome(
+    return measuring.Outcome(
         **{
             "model": model,
             "epochs": "400",
