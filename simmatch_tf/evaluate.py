@@ -11,7 +11,7 @@ from absl import logging
 from simmatch_tf import availability, command_flags, io, preflight
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import tables
+from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import workdir
 
 
@@ -75,7 +75,7 @@ def main(config: command_flags.EvaluateConfig) -> None:
         },
     }
     io.write_json(output, report)
-    print(tables.evaluation(report))
+    print(printed_tables.evaluation(report))
     print(f"\nWritten to {output}.")
 
 

@@ -10,11 +10,11 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, command_flags, preflight, terminal
+from simmatch_tf import availability, command_flags, io, preflight, terminal
 from simmatch_tf.data import selection
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import predictions
+from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import outputs
 from simmatch_tf.training import signals, workdir
 
@@ -91,7 +91,7 @@ def _predict(
             for _, row in found.least
             for neighbor in row.get("neighbors", ())
         }
-        text = predictions.page(
+        text = pages.predictions(
             found,
             flags.model,
             thumbnails.of_files(
@@ -100,10 +100,11 @@ def _predict(
             model.thumbnails(sorted(slots)),
             model.note,
         )
-        predictions.write(pathlib.Path(flags.html).expanduser(), text)
+        io.write_text(io.expand(flags.html), text)
 
     found = prediction.predict(model, chosen, flags, show)
-    print(predictions.summary(found, pathlib.Path(flags.output), model.note))
+    output = pathlib.Path(flags.output)
+    print(printed_tables.predictions(found, output, model.note))
     if flags.html is not None:
         print(f"The least certain images are shown in {flags.html}.")
     if found.unreadable == found.images:

@@ -31,8 +31,7 @@ import numpy as np
 import tool_flags
 from absl import flags
 
-from simmatch_tf import preflight
-from simmatch_tf.reporting import tables
+from simmatch_tf import preflight, tables
 
 # K, and who takes part.
 EVERYBODY = ("match", "tensorflow", "pytorch", "pytorch_as_it_comes")
@@ -327,7 +326,7 @@ def main() -> None:
                     f"{figures['of_the_machine_s_rate']:.0%}",
                 ]
             )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if PLOT.value:
         report["curves"] = curves()
     if OUTPUT.value:

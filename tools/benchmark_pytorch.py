@@ -349,7 +349,7 @@ def main() -> None:
     config, words = parse()
     if SERVE.value:
         return serve(SERVE.value, config)
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     data = find_data(config)
     threads = THREADS.value or len(os.sched_getaffinity(0))
@@ -370,7 +370,7 @@ def main() -> None:
                 f"{figures['peak_bytes'] / 2**20:.0f}",
             ]
         )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         content = {
             "flags": words,

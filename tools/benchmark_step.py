@@ -274,7 +274,7 @@ def say_loop(found: dict[str, float], every: int) -> None:
 def main() -> None:
     """Prints the table, and what the loop costs."""
     config = parse()
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
     from simmatch_tf.training import allocator
 
     if ALLOCATOR.value:
@@ -305,7 +305,7 @@ def main() -> None:
             f"{100 * method / step:.1f} %",
         ]
     )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     with tempfile.TemporaryDirectory() as folder:
         found = loop(config, folder)
     say_loop(found, config.checkpoint_every)

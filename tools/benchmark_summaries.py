@@ -142,7 +142,7 @@ def main() -> None:
         first = list(KINDS)[number % 2]
         found.append(pair(config, first))
         print(f"round {number + 1} of {ROUNDS.value}", file=sys.stderr)
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     rows = [["round", *(f"{k}, s" for k in KINDS), "ratio", "of the steps"]]
     ratios = []
@@ -154,7 +154,7 @@ def main() -> None:
         rows.append([str(number), *shown])
     medians = [statistics.median(x) for x in zip(*ratios, strict=True)]
     rows.append(["median", "", "", *(f"{x:.3f}" for x in medians)])
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         report = {
             "seconds": found,

@@ -141,7 +141,7 @@ def main() -> None:
             for name, workdir in workdirs.items()
             if workdir != one
         }
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     parts = [*PARTS, "any tensor"]
     rows = [["", *parts, "masks equal", "labels equal"]]
@@ -149,7 +149,7 @@ def main() -> None:
         figures = [f"{found[part]:.1e}" for part in parts]
         equal = [str(found["masks"]), str(found["labels"])]
         rows.append([name, *figures, *equal])
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
 

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simmatch_tf.reporting import tables
+from simmatch_tf import tables
 
 if TYPE_CHECKING:  # it imports TensorFlow
     from simmatch_tf.networks import cost
@@ -85,7 +85,7 @@ def _layers(run: "description.Description") -> str:
                 f"{row.flops / 1e6:,.1f}" + _more([row]),
             ]
         )
-    text = tables.table(lines) + "\n\n"
+    text = tables.plain(lines) + "\n\n"
     text += _fill(
         "MFLOPs: of one image, forward. Convolutions and matrix products "
         "only; a multiply-add counts as two."
@@ -123,7 +123,7 @@ def _parts(run: "description.Description") -> str:
                 flops + _more(rows),
             ]
         )
-    return tables.table(lines)
+    return tables.plain(lines)
 
 
 def _step(run: "description.Description") -> str:
@@ -163,7 +163,7 @@ def _memory(run: "description.Description") -> str:
         ["sum, as in a checkpoint on disk", _mebibytes(total)],
         [f"the {run.keep} checkpoints kept", _mebibytes(run.keep * total)],
     ]
-    return tables.table(lines)
+    return tables.plain(lines)
 
 
 def _mebibytes(count: int) -> str:
