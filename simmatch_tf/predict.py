@@ -4,16 +4,18 @@ python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
     --output=labels.csv --explain --html=report.html
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, command_flags, io, preflight, terminal
+from simmatch_tf import availability, io, preflight, terminal
+from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import outputs
 from simmatch_tf.training import signals, workdir
@@ -22,7 +24,82 @@ if TYPE_CHECKING:
     from simmatch_tf.serving import from_python
 
 
-def _check(flags: command_flags.PredictConfig) -> selection.Selection:
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.predict`."""
+
+    model: str | None = flag(
+        None,
+        "Folder of a run or an export. For an export: the folder of one "
+        "version, or of several, of which the newest is used.",
+    )
+    images: str | None = flag(
+        None,
+        "Images to classify: a folder (read with its subfolders), a pattern "
+        "such as 'photos/**/*.jpg', one image, or a text file with one path a "
+        "line, relative to that file.",
+    )
+    output: str | None = flag(
+        None, "File to write; must end in .csv, .jsonl or .parquet."
+    )
+    explain: bool = flag(
+        False, "Also write the labeled images that support each prediction."
+    )
+    html: str | None = flag(
+        None,
+        "HTML page to write, with the images by class and the least certain "
+        "first.",
+    )
+    html_images: int | None = flag(
+        None,
+        "Largest number of images on the page. Default: 200.",
+        low=1,
+        high=10000,
+    )
+    neighbors: int | None = flag(
+        None,
+        "Number of labeled images that --explain lists for each image; for "
+        "runs only, an export has its own number. Default: 5.",
+        low=1,
+        high=1000,
+    )
+    weights: str | None = flag(
+        None,
+        "Weights of a run to predict with. Default: those that its result "
+        "was measured with.",
+        choices=("student", "ema"),
+    )
+    batch_size: int = flag(64, "Batch size, in images.", low=1)
+    parallel_calls: int | None = flag(
+        None,
+        "Number of images decoded at once. Default: twice the number of cores.",
+        low=1,
+    )
+    overwrite: bool = flag(False, "Replace an existing output file.")
+
+    def check(self) -> None:
+        """Model, images and output are needed."""
+        for name, wanted in (
+            ("model", "the folder of a run, or an export"),
+            ("images", "a folder, a pattern or a list"),
+            ("output", "a .csv, .jsonl or .parquet file"),
+        ):
+            value = getattr(self, name)
+            if not (value or "").strip():
+                raise InputError(f"--{name}={value}: name {wanted}")
+        commandline.check_output_file(
+            "output", self.output, (".csv", ".jsonl", ".parquet")
+        )
+        for name, needed in (("html_images", "html"), ("neighbors", "explain")):
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: needs --{needed}"
+                )
+        if self.html is not None:
+            commandline.check_output_file("html", self.html, (".html", ".htm"))
+
+
+def _check(flags: PredictConfig) -> selection.Selection:
     """Checks all that needs no TensorFlow; finds the images."""
     kind, path = availability.kind_of_model("model", flags.model)
     if kind == "workdir":
@@ -49,7 +126,7 @@ def _check(flags: command_flags.PredictConfig) -> selection.Selection:
     return chosen
 
 
-def main(flags: command_flags.PredictConfig) -> int:
+def main(flags: PredictConfig) -> int:
     """Labels the images and writes file, page and table.
 
     Returns:
@@ -73,15 +150,18 @@ def main(flags: command_flags.PredictConfig) -> int:
         return signals.RESUME_ME
 
 
-def _predict(
-    flags: command_flags.PredictConfig, chosen: selection.Selection
-) -> int:
+def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
     from simmatch_tf.serving import models, prediction, review, thumbnails
 
     terminal.say(f"loading {flags.model}")
-    model = models.load(flags)
+    model = models.open_model(
+        flags.model,
+        weights=flags.weights,
+        neighbors=flags.neighbors,
+        moved=lambda run: run.moved(flags.data_dir, flags.tfds_dir),
+    )
 
     def show(found: review.Review) -> None:
         if flags.html is None:
@@ -102,7 +182,17 @@ def _predict(
         )
         io.write_text(io.expand(flags.html), text)
 
-    found = prediction.predict(model, chosen, flags, show)
+    found = prediction.predict(
+        model,
+        chosen,
+        pathlib.Path(flags.output).expanduser(),
+        explain=flags.explain,
+        overwrite=flags.overwrite,
+        page_images=(flags.html_images or 200) if flags.html else 0,
+        batch_size=flags.batch_size,
+        parallel_calls=flags.parallel_calls,
+        show=show,
+    )
     output = pathlib.Path(flags.output)
     print(printed_tables.predictions(found, output, model.note))
     if flags.html is not None:
@@ -149,7 +239,6 @@ class _Callable(types.ModuleType):
             InputError: The model cannot be loaded; there are no images, or one
                 cannot be read, or is no array of bytes from 0 to 255.
         """
-        preflight.check(exact=False)
         preflight.load_tensorflow(fast=False)
         from simmatch_tf.serving import from_python
 
@@ -159,6 +248,6 @@ class _Callable(types.ModuleType):
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.PredictConfig)
+    command.run(main, PredictConfig)
 else:
     sys.modules[__name__].__class__ = _Callable

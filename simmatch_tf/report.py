@@ -5,16 +5,72 @@ python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
     --output=report.html --figures=figures
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from simmatch_tf import command_flags, io, preflight, tables
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.errors import InputError
+from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight, tables
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import runs as runs_lib
 
+if TYPE_CHECKING:
+    from simmatch_tf.serving import inspection
 
-def main(flags: command_flags.ReportConfig) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.report`."""
+
+    positional: ClassVar[tuple[str, ...]] = ("runs",)
+
+    runs: tuple[str, ...] = flag(
+        (),
+        "Folder of a run, or NAME=FOLDER to give it a name; repeatable. May "
+        "be given without --runs=.",
+    )
+    output: str | None = flag(None, "HTML page to write.")
+    figures: str | None = flag(
+        None,
+        "Folder to write the figures to as PNG files. Default: none are "
+        "written.",
+    )
+    images: int = flag(
+        24,
+        "Number of wrong and of least certain test images to show. 0 reads no "
+        "images.",
+        low=0,
+        high=1000,
+    )
+    neighbors: int = flag(
+        5,
+        "Largest number of labeled images shown next to each.",
+        low=1,
+        high=100,
+    )
+    batch_size: int = flag(
+        256, "Batch size for evaluation, in images.", low=1, rare=True
+    )
+
+    def check(self) -> None:
+        """Runs and a page are needed."""
+        if not self.runs:
+            raise InputError("no run is named: report WORKDIR … --output=…")
+        if not (self.output or "").strip():
+            raise InputError(f"--output={self.output}: name an .html file")
+        commandline.check_output_file("output", self.output, (".html", ".htm"))
+        commandline.check_output_folder("figures", self.figures)
+        if self.figures is None:
+            return
+        path = io.expand(self.figures)
+        if not path.is_dir() and not path.absolute().parent.is_dir():
+            raise InputError(
+                f"--figures={self.figures}: must be in a folder that exists"
+            )
+
+
+def main(flags: ReportConfig) -> None:
     """Reads the runs, predicts their test images, and writes the page."""
     places = runs_lib.find(flags.runs)
     # matplotlib takes a second to import: only after the cheap checks.
@@ -37,8 +93,21 @@ def main(flags: command_flags.ReportConfig) -> None:
         print(f"In {folder}: {', '.join(names) or 'no figure'}.")
 
 
+def make_inspector(flags: ReportConfig) -> "inspection.Inspector":
+    """Returns the inspector of test images that the flags describe."""
+    from simmatch_tf.serving import inspection
+
+    return inspection.Inspector(
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+        neighbors=flags.neighbors,
+        batch_size=flags.batch_size,
+        images=flags.images,
+    )
+
+
 def _inspect(
-    groups: Sequence[runs_lib.Group], flags: command_flags.ReportConfig
+    groups: Sequence[runs_lib.Group], flags: ReportConfig
 ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """Predicts the test images of finished runs.
 
@@ -56,9 +125,7 @@ def _inspect(
                 continue
             if inspector is None:
                 preflight.start()  # with the kernels of training
-                from simmatch_tf.serving import inspection
-
-                inspector = inspection.Inspector(flags)
+                inspector = make_inspector(flags)
             try:
                 found[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst
@@ -71,4 +138,4 @@ def _inspect(
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ReportConfig)
+    command.run(main, ReportConfig)

@@ -10,7 +10,7 @@ import sys
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight
 from simmatch_tf.distributed import cluster
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import results, signals, workdir
 
@@ -64,4 +64,4 @@ def main(config: config_lib.Config) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, config_lib.Config)
+    command.run(main, config_lib.Config)

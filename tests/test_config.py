@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from simmatch_tf import command_flags
 from simmatch_tf import config as config_lib
+from simmatch_tf import experiment, predict, report
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import listing
 from simmatch_tf.flags import flagfiles
@@ -606,7 +606,7 @@ def test_public_names_resolve():
 
 
 def test_the_last_of_the_words_without_a_name_may_be_many():
-    kind = command_flags.ReportConfig
+    kind = report.ReportConfig
     page = "--output=/tmp/x.html"
     found = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
     assert sorted(found.runs) == ["a", "b", "c", "d"]
@@ -614,6 +614,6 @@ def test_the_last_of_the_words_without_a_name_may_be_many():
     again = kind.from_argv(["report", *found.to_flagfile().split()])
     assert again == found
     with pytest.raises(InputError, match="'b' is not a flag"):
-        command_flags.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
+        experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
     with pytest.raises(InputError, match="'a' is not a flag"):
-        command_flags.PredictConfig.from_argv(["predict", "a"])
+        predict.PredictConfig.from_argv(["predict", "a"])

@@ -11,8 +11,18 @@ import pytest
 import readme_command
 
 import simmatch_tf
-from simmatch_tf import command_flags, pytorch_flags, transfer_flags
 from simmatch_tf import config as config_lib
+from simmatch_tf import (
+    evaluate,
+    experiment,
+    export,
+    export_pytorch,
+    import_pytorch,
+    predict,
+    report,
+    serve_data,
+    transfer,
+)
 from simmatch_tf.experiments import finished, plan, summary
 from simmatch_tf.reporting import comparison
 
@@ -62,15 +72,15 @@ def test_every_flag_it_names_exists():
         name
         for kind in (
             config_lib.Config,
-            command_flags.EvaluateConfig,
-            command_flags.ExperimentConfig,
-            command_flags.ExportConfig,
-            pytorch_flags.ExportPytorchConfig,
-            pytorch_flags.ImportPytorchConfig,
-            command_flags.PredictConfig,
-            command_flags.ReportConfig,
-            command_flags.ServeDataConfig,
-            transfer_flags.TransferConfig,
+            evaluate.EvaluateConfig,
+            experiment.ExperimentConfig,
+            export.ExportConfig,
+            export_pytorch.ExportPytorchConfig,
+            import_pytorch.ImportPytorchConfig,
+            predict.PredictConfig,
+            report.ReportConfig,
+            serve_data.ServeDataConfig,
+            transfer.TransferConfig,
         )
         for name in kind.__dataclass_fields__
     }
@@ -85,7 +95,7 @@ def test_its_tables_are_the_tool_s(name):
     store = finished.Store(ROOT / "tools" / "results")
     found = summary.compare(what, what.cells(), store)
     assert found.scores
-    start, end = comparison.place(TEXT, name)
+    start, end = summary.place(TEXT, name)
     assert TEXT[start:end].strip() == comparison.markdown(found)
 
 

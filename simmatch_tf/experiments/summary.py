@@ -2,14 +2,16 @@
 
 import collections
 import pathlib
+import shutil
 
 from absl import logging
 
+from simmatch_tf import tables
 from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.experiments import costs as costs_lib
 from simmatch_tf.experiments import finished, plan
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import comparison, tables
+from simmatch_tf.reporting import comparison
 
 
 def title(cell: plan.Cell) -> str:
@@ -105,9 +107,9 @@ def write(
             (folder / name).write_text(content, encoding="utf-8")
         where = f"{len(found.scores)} of {len(cells)} runs"
         if found.scores:
-            from simmatch_tf.reporting import comparison_figure
+            from simmatch_tf.reporting import figures
 
-            comparison_figure.save(found, folder / "table.png")
+            figures.save_comparison(found, folder / "table.png")
             written.append("table.png")
     except OSError as error:
         raise InputError(
@@ -115,7 +117,7 @@ def write(
         ) from None
     if page is not None:
         try:
-            comparison.put_between(pathlib.Path(page), what.name, text)
+            put_between(pathlib.Path(page), what.name, text)
         except OSError as error:
             raise InputError(
                 f"--page={page}: cannot be written ({error.strerror})"
@@ -140,7 +142,7 @@ def check_page(page: str | None, name: str) -> None:
         raise InputError(f"--page={page}: no such file")
     try:
         # It is written back as UTF-8, which it must be.
-        comparison.place(path.read_text(encoding="utf-8"), name)
+        place(path.read_text(encoding="utf-8"), name)
     except UnicodeDecodeError:
         raise InputError(
             f"--page={page}: is no text in UTF-8; save it as such"
@@ -175,9 +177,50 @@ def costs(
     left = sum(each.left for each in found)
     hours = sum(each.left * each.seconds for each in found) / 3600
     return (
-        f"{what.title}\n\n{tables.table(rows)}\n\n{left} runs left, "
+        f"{what.title}\n\n{tables.plain(rows)}\n\n{left} runs left, "
         f"{hours:,.1f} hours, one after the other on this machine. From runs: "
         "the mean of finished ones, as many at once as they were. From a step: "
         "a few steps on random images, one device, times their number; "
         "evaluation and input are not in it."
     )
+
+
+def place(page: str, name: str) -> tuple[int, int]:
+    """Where a page has room for a table: from <!-- NAME --> to <!-- /NAME -->.
+
+    Args:
+        page: Its text.
+        name: Of the table.
+
+    Raises:
+        ValueError: The marks are not there, once each and in order.
+    """
+    marks = [f"<!-- {name} -->", f"<!-- /{name} -->"]
+    places = [page.find(mark) for mark in marks]
+    once = all(page.count(mark) == 1 for mark in marks)
+    if not once or places[0] > places[1]:
+        raise ValueError(
+            f"must have the lines {marks[0]} and {marks[1]}, once each"
+        )
+    return places[0] + len(marks[0]), places[1]
+
+
+def put_between(path: pathlib.Path, name: str, text: str) -> None:
+    """Puts a table into a page, whole or not at all; see `place`."""
+    path = path.resolve()
+    with path.open(encoding="utf-8", newline="") as file:
+        page = file.read()
+    line_end = "\r\n" if "\r\n" in page else "\n"
+    start, end = place(page, name)
+    new = f"\n{text}\n".replace("\n", line_end)
+    new = f"{page[:start]}{new}{page[end:]}"
+    if new == page:
+        return
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        aside.write_text(new, encoding="utf-8", newline="")
+        shutil.copymode(path, aside)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise

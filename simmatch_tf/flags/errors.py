@@ -1,15 +1,21 @@
-"""What the user can put right, and how it is said."""
+"""User-facing errors."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something the user can put right; commands print it bare."""
+    """An error that the user can correct; commands print its message alone."""
 
 
-def nearest(value: str, names: Sequence[str]) -> str:
-    """The end of a message on an unknown name: what may have been meant."""
+def nearest(value: str, names: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: similar names.
+
+    Args:
+        value: The unknown name.
+        names: The known names.
+    """
+    names = list(names)
     close = difflib.get_close_matches(value, names, 3, 0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"

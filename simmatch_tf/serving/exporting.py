@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, command_flags, terminal
+from simmatch_tf import availability, terminal
+from simmatch_tf import config as config_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import card as card_lib
@@ -45,31 +46,57 @@ class Written:
     notes: list[str]
 
 
-def write(flags: command_flags.ExportConfig) -> Written:
+def write(
+    folder: str,
+    output: str,
+    *,
+    weights: str | None = None,
+    kind: str = "saved_model",
+    input_dtype: str = "uint8",
+    neighbors: int = 5,
+    keep_thumbnails: bool = True,
+    images: str | None = None,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
+) -> Written:
     """Exports a run: writes, loads again, compares, gives it its number.
+
+    Args:
+        folder: Of the run.
+        output: Folder of the model's versions.
+        weights: "student" or "ema"; None: the weights of record.
+        kind: "saved_model", "litert" or "onnx".
+        input_dtype: "uint8" or "float32", of the pixel values 0 to 255.
+        neighbors: Labeled images that `explain` gives.
+        keep_thumbnails: Whether pictures of the labeled images are kept.
+        images: Images to compare by, as in --images; None: the dataset's.
+        data_dir: Where the run's --data_dir is now; None: as it was.
+        tfds_dir: Likewise its --tfds_dir.
 
     Raises:
         InputError: The run or images cannot be loaded, the export cannot be
             written, or it differs from the training network. Nothing is left
             behind.
     """
-    terminal.say(f"loading {flags.workdir}")
+    terminal.say(f"loading {folder}")
     run = loading.run(
-        flags.workdir,
-        weights=flags.weights,
-        neighbors=flags.neighbors,
-        input_dtype=flags.input_dtype,
+        folder,
+        weights=weights,
+        neighbors=neighbors,
+        input_dtype=input_dtype,
     )
-    source, shown = _examples(flags, run)
-    terminal.say(f"writing a version in {flags.output}, and comparing it")
-    with versions.new(flags.output) as aside:
-        card = card_lib.make(run, workdir.Workdir(flags.workdir))
-        card["format"] = flags.format
-        if flags.format == "saved_model":
-            found, notes = _saved_model(aside.path, flags, run, shown)
-            notes += _thumbnails(aside.path, flags, run, source)
+    moved = run.config.moved(data_dir, tfds_dir)
+    source, shown = _examples(images, run, moved)
+    terminal.say(f"writing a version in {output}, and comparing it")
+    with versions.new(output) as aside:
+        card = card_lib.make(run, workdir.Workdir(folder))
+        card["format"] = kind
+        if kind == "saved_model":
+            found, notes = _saved_model(aside.path, neighbors, run, shown)
+            if keep_thumbnails:
+                notes += _thumbnails(aside.path, run, source)
         else:
-            found = conversion.write(aside.path, flags.format, run, shown)
+            found = conversion.write(aside.path, kind, run, shown)
             notes = []
         card |= found
         card_lib.write(aside.path, card)
@@ -77,17 +104,17 @@ def write(flags: command_flags.ExportConfig) -> Written:
 
 
 def _examples(
-    flags: command_flags.ExportConfig, run: loading.Run
+    paths: str | None, run: loading.Run, config: config_lib.Config
 ) -> tuple[source_lib.Source | None, verification.Examples]:
     """The run's dataset, and images to compare by."""
     how = run.classifier.preprocessing
     size = {"side": how.image_shape[0], "resize": how.resize}
-    if flags.images is not None:
-        images = verification.readable(flags.images, verification.IMAGES)
+    if paths is not None:
+        images = verification.readable(paths, verification.IMAGES)
         return None, verification.of_files(images, how)
-    terminal.say(f"reading the images of {run.config.dataset}")
+    terminal.say(f"reading the images of {config.dataset}")
     try:
-        source = inputs.make_source(flags.moved(run.config))
+        source = inputs.make_source(config)
     except InputError as error:
         raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
     images = source.test or source.train
@@ -97,7 +124,7 @@ def _examples(
 
 def _saved_model(
     folder: pathlib.Path,
-    flags: command_flags.ExportConfig,
+    neighbors: int,
     run: loading.Run,
     shown: verification.Examples,
 ) -> tuple[dict[str, Any], list[str]]:
@@ -114,9 +141,9 @@ def _saved_model(
     }
     if made.labeled is not None:
         texts[loading.LABELED] = loading.labeled_images(made)
-        if flags.neighbors > made.neighbors:
+        if neighbors > made.neighbors:
             notes.append(
-                f"--neighbors={flags.neighbors}: explain gives all "
+                f"--neighbors={neighbors}: explain gives all "
                 f"{made.neighbors} labeled images of the memory"
             )
     else:
@@ -193,13 +220,12 @@ def _interface(signatures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _thumbnails(
     folder: pathlib.Path,
-    flags: command_flags.ExportConfig,
     run: loading.Run,
     source: source_lib.Source | None,
 ) -> list[str]:
     """Keeps small pictures of the labeled images, for `predict --html`."""
     labeled = run.classifier.labeled
-    if not flags.thumbnails or labeled is None:
+    if labeled is None:
         return []
     if source is None:
         return ["no thumbnails of the labeled images: --images was given"]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import terminal
 from simmatch_tf.data import cropping, splits
 from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.data.sources import source as source_lib
@@ -26,9 +26,27 @@ _AT_ONCE = 64
 class Inspector:
     """Looks at runs one after the other; runs of one dataset load it once."""
 
-    def __init__(self, flags: command_flags.ReportConfig) -> None:
-        """Takes the flags of the command."""
-        self._flags = flags
+    def __init__(
+        self,
+        *,
+        data_dir: str | None = None,
+        tfds_dir: str | None = None,
+        neighbors: int = 5,
+        batch_size: int = 256,
+        images: int = 24,
+    ) -> None:
+        """Takes what holds for all runs.
+
+        Args:
+            data_dir: Where the runs' --data_dir is now; None: as it was.
+            tfds_dir: Likewise their --tfds_dir.
+            neighbors: Labeled images shown beside each image, at most.
+            batch_size: Images at once.
+            images: Test images to show of each kind.
+        """
+        self._folders = data_dir, tfds_dir
+        self._neighbors, self._images = neighbors, images
+        self._batch_size = batch_size
         self._sources: dict[tuple, source_lib.Source] = {}
 
     def inspect(
@@ -56,7 +74,7 @@ class Inspector:
                 "into the workdir is taken instead"
             )
         terminal.say(f"looking at the test images of {folder.path}")
-        config = self._flags.moved(folder.read_config())
+        config = folder.read_config().moved(*self._folders)
         _check_at_hand(config)
         _check_unchanged(folder, config)
         source = self._source(config)
@@ -64,7 +82,7 @@ class Inspector:
         scored_on, images, places = inputs.scored_images(
             source, split.validation
         )
-        run = loading.run(folder.path, neighbors=self._flags.neighbors)
+        run = loading.run(folder.path, neighbors=self._neighbors)
         if run.step != result.steps:
             raise InputError(
                 f"{folder.checkpoints}: the last checkpoint is of step "
@@ -74,14 +92,14 @@ class Inspector:
         evaluator = evaluator_lib.Evaluator(
             strategies.one(),
             {"record": run.classifier.network},
-            self._flags.batch_size,
+            self._batch_size,
             side=how.image_shape[0],
             resize=how.resize,
             parallel_calls=config.parallel_calls,
         )
         logits = evaluator.logits(images, places)["record"]
         labels = images.labels[places]
-        most = self._flags.images if pictures else 0
+        most = self._images if pictures else 0
         chosen = mistakes.choose(logits, labels, most)
         shown = _show(run, images, places, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability, command_flags
+from simmatch_tf import availability
 from simmatch_tf import config as config_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import (
@@ -54,20 +54,6 @@ class Model:
     identity: dict[str, Any]
     thumbnails: Callable[[Sequence[int]], dict[int, bytes]]
     note: str = ""
-
-
-def load(flags: command_flags.PredictConfig) -> Model:
-    """Loads what --model names.
-
-    Raises:
-        InputError: It cannot be loaded.
-    """
-    return open_model(
-        flags.model,
-        weights=flags.weights,
-        neighbors=flags.neighbors,
-        moved=flags.moved,
-    )
 
 
 def open_model(

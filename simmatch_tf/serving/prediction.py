@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from simmatch_tf import command_flags, io, terminal
+from simmatch_tf import io, terminal
 from simmatch_tf.data import examination, selection
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import models, outputs, review
@@ -36,15 +36,26 @@ def choose(
 def predict(
     model: models.Model,
     chosen: selection.Selection,
-    flags: command_flags.PredictConfig,
+    output: pathlib.Path,
+    *,
+    explain: bool = False,
+    overwrite: bool = False,
+    page_images: int = 0,
+    batch_size: int = 64,
+    parallel_calls: int | None = None,
     show: Callable[[review.Review], None] = lambda found: None,
 ) -> review.Review:
     """Writes the class of each image, and what it rests on, if wanted.
 
     Args:
-        model: See `models.load`.
+        model: See `models.open_model`.
         chosen: The images.
-        flags: For the rest.
+        output: The file to write: .csv, .jsonl or .parquet.
+        explain: Whether the labeled neighbors are written, too.
+        overwrite: Whether an output that was begun is started anew.
+        page_images: Number of the least certain images to review.
+        batch_size: Images that the network takes at once.
+        parallel_calls: Images decoded at once; None: twice the cores.
         show: Called with what came of it before the output is complete: where
             it fails, the rows are kept, and the same command calls it again.
 
@@ -54,9 +65,9 @@ def predict(
     Raises:
         InputError: The output cannot be written, or nothing can be explained.
     """
-    function = choose(model, flags.explain)
+    function = choose(model, explain)
     names = [io.printable(name) for name in chosen.names]
-    neighbors = model.neighbors if flags.explain else None
+    neighbors = model.neighbors if explain else None
     terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]
     about = {
@@ -64,9 +75,8 @@ def predict(
         "images": _digest(names, stats),
         "neighbors": neighbors,
     }
-    output = pathlib.Path(flags.output).expanduser()
     with (
-        outputs.Rows(output, about, overwrite=flags.overwrite) as rows,
+        outputs.Rows(output, about, overwrite=overwrite) as rows,
         _bar(len(names), rows.done) as bar,
         examination.silent_pillow(),
     ):
@@ -86,8 +96,15 @@ def predict(
             bar.update(stop - place)
 
         regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
-        for places, safe, marked, images in _batches(
-            model, chosen.paths, np.flatnonzero(regular[place:]) + place, flags
+        readable = np.flatnonzero(regular[place:]) + place
+        for places, safe, marked, images in decoded(
+            model,
+            readable,
+            # As bytes: a path need not be valid UTF-8.
+            [os.fsencode(chosen.paths[i]) for i in readable],
+            tf.io.read_file,
+            batch_size=batch_size,
+            parallel_calls=parallel_calls,
         ):
             good = as_shown(chosen.paths, places, safe)
             note_remarks(remarks, chosen.paths, places[good & marked])
@@ -106,36 +123,11 @@ def predict(
         found = review.make(
             outputs.read(rows.partial, skip=1),
             model.class_names,
-            (flags.html_images or 200) if flags.html else 0,
+            page_images,
         )
         show(found)
         rows.finish()
     return found
-
-
-def _batches(
-    model: models.Model,
-    paths: Sequence[str],
-    places: np.ndarray,
-    flags: command_flags.PredictConfig,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Decoded images: places, whether they are safe and marked [n], pixels.
-
-    Args:
-        model: What they are decoded for.
-        paths: All paths.
-        places: Those to read: a named pipe, say, would wait for ever.
-        flags: The command's.
-    """
-    yield from decoded(
-        model,
-        places,
-        # As bytes: a path need not be valid UTF-8.
-        [os.fsencode(paths[i]) for i in places],
-        tf.io.read_file,
-        batch_size=flags.batch_size,
-        parallel_calls=flags.parallel_calls,
-    )
 
 
 def decoded(

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import command_flags, io, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, terminal
 from simmatch_tf.data import pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.evaluation import evaluator as evaluator_lib
@@ -35,14 +35,18 @@ class Scores:
 
 
 def of_run(
-    folder: workdir.Workdir, flags: command_flags.EvaluateConfig
+    folder: workdir.Workdir, run: config_lib.Config, batch_size: int
 ) -> Scores:
     """Scores of a run's last checkpoint.
+
+    Args:
+        folder: Of the run.
+        run: Its flags, with the present folders of its images.
+        batch_size: Images at once.
 
     Raises:
         InputError: The run or its images cannot be loaded.
     """
-    run = flags.moved(folder.read_config())
     custom = state.Custom()
     custom.check(run)
     terminal.say(f"loading {folder.path}")
@@ -54,7 +58,7 @@ def of_run(
     evaluator = evaluator_lib.Evaluator(
         strategy,
         algorithm.networks(),
-        flags.batch_size,
+        batch_size,
         side=source.image_shape[0],
         resize=run.eval_resize,
         parallel_calls=run.parallel_calls,
@@ -73,9 +77,14 @@ def of_run(
 
 
 def of_export(
-    path: pathlib.Path, flags: command_flags.EvaluateConfig
+    path: pathlib.Path, run: config_lib.Config, batch_size: int
 ) -> Scores:
     """Scores of an export on its run's test images.
+
+    Args:
+        path: The version's folder.
+        run: The flags of its run, with the present folders of its images.
+        batch_size: Images at once.
 
     Raises:
         InputError: The export or the images cannot be loaded, or these have
@@ -83,7 +92,6 @@ def of_export(
     """
     terminal.say(f"loading {path}")
     export = loading.export(path)
-    run = flags.moved(config_lib.Config(**export.card["flags"]))
     terminal.say(f"reading the images of {run.dataset}")
     source = inputs.make_source(run)
     here, there = (
@@ -106,7 +114,7 @@ def of_export(
     batches = pipeline.evaluation_dataset(
         source.test,
         places,
-        min(flags.batch_size, len(places)),
+        min(batch_size, len(places)),
         side=export.preprocessing.image_shape[0],
         resize=export.preprocessing.resize,
         parallel_calls=run.parallel_calls,

@@ -11,9 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime
+from simmatch_tf import registry, runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -22,11 +21,6 @@ from simmatch_tf.networks import heads, network
 from simmatch_tf.training import checkpoints
 from simmatch_tf.training import workdir as workdir_lib
 
-ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
-    "simmatch": simmatch.SimMatch,
-    "fixmatch": fixmatch.FixMatch,
-    "supervised": supervised.Supervised,
-}
 _BUILDING = threading.Lock()
 
 
@@ -93,7 +87,9 @@ def make_algorithm(
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
-    kind = custom.algorithm or ALGORITHMS[config.algorithm]
+    kind = custom.algorithm
+    if kind is None:
+        kind = registry.algorithms.find(config.algorithm)[0].value
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 

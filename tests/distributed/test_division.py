@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import command_flags
 from simmatch_tf.data import pipeline
 from simmatch_tf.distributed import strategies
 from simmatch_tf.serving import scoring
@@ -198,7 +197,8 @@ def assert_as_alone(alone, workdir, records):
     result = results.read(workdir / "results.json")
     scores = scoring.of_run(
         workdir_lib.Workdir(workdir),
-        command_flags.EvaluateConfig(workdir=str(workdir)),
+        workdir_lib.Workdir(workdir).read_config(),
+        256,
     )
     for name, logits in scores.logits.items():
         top1 = np.mean(logits.argmax(1) == scores.labels)

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from simmatch_tf import export, transfer_flags
-from simmatch_tf.command_flags import ExportConfig
+from simmatch_tf import export, transfer
 from simmatch_tf.data.sources import digits
+from simmatch_tf.export import ExportConfig
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network, zoo
-from simmatch_tf.probes import encoders
+from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
 from tests import runs
 
@@ -18,10 +18,10 @@ MOBILE = "keras_applications:MobileNetV2"
 
 
 def find(*models, **values):
-    flags = transfer_flags.TransferConfig(
+    flags = transfer.TransferConfig(
         model=tuple(map(str, models)), datasets="digits", **values
     )
-    return encoders.find(flags)
+    return transfer.load_models(flags)
 
 
 def features(encoder, images=TEST):
@@ -155,13 +155,7 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
         find("keras_cv:mit_b0", image_size=240)
     (run,) = find(finished_run[0])
     with pytest.raises(InputError, match="takes images of 8×9, but square one"):
-        encoders._side(
-            transfer_flags.Named("x", "x", None),
-            (8, 9, 1),
-            transfer_flags.TransferConfig(
-                model=(MOBILE,), datasets="digits", weights="random"
-            ),
-        )
+        encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)
 
 
 def test_parts_that_came_from_python_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import xml.etree.ElementTree
 import PIL.Image
 import pytest
 
-from simmatch_tf import command_flags, report
+from simmatch_tf import report
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import report_page
@@ -264,7 +264,7 @@ def test_figures(tmp_path):
 
 
 def command(*words):
-    flags = command_flags.ReportConfig.from_argv(["report", *map(str, words)])
+    flags = report.ReportConfig.from_argv(["report", *map(str, words)])
     report.main(flags)
 
 
@@ -302,7 +302,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
     code = (
         "import sys; from simmatch_tf import report\n"
         "from simmatch_tf.flags.commandline import InputError\n"
-        "from simmatch_tf.command_flags import ReportConfig\n"
+        "from simmatch_tf.report import ReportConfig\n"
         f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
         "try: report.main(ReportConfig.from_argv(argv))\n"
         "except InputError: pass\n"

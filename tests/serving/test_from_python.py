@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import command_flags, predict
+from simmatch_tf import predict
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import from_python, models
@@ -105,7 +105,7 @@ def test_its_table(finished_run, folder, tmp_path, once):
     best = found.confidences[0]
     assert lines[0].startswith(f"00.png  {found.classes[0]} {best:.1%}, ")
     predict.main(
-        command_flags.PredictConfig(
+        predict.PredictConfig(
             model=str(finished_run[0]),
             images=str(folder),
             output=str(tmp_path / "a.jsonl"),
@@ -225,7 +225,7 @@ def test_orientations_that_stand_elsewhere(
         assert text.startswith("1 of 3 images are turned otherwise by viewers")
         assert f"{named}): only" in text
     caplog.clear()
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(run),
         images=str(tmp_path / "photos"),
         output=str(tmp_path / "labels.csv"),
@@ -313,7 +313,7 @@ def test_a_large_calibration_error_is_told(
     assert str(found).endswith(found.note)
     assert not simmatch_tf.predict(workdir, PIXELS, weights="student").note
     predict.main(
-        command_flags.PredictConfig(
+        predict.PredictConfig(
             model=str(workdir),
             images=str(folder),
             output=str(tmp_path / "a.csv"),
@@ -329,16 +329,15 @@ def test_a_large_calibration_error_is_told(
 
 @pytest.mark.slow
 def test_an_export_keeps_its_calibration_error(finished_run, tmp_path):
-    from simmatch_tf.serving import exporting
 
     workdir, result = tmp_path / "run", finished_run[1]
     shutil.copytree(finished_run[0], workdir)
 
     def export(name):
-        flags = command_flags.ExportConfig(
+        flags = export.ExportConfig(
             workdir=str(workdir), output=str(tmp_path / name)
         )
-        return exporting.write(flags)
+        return export.write(flags)
 
     before = export("before")
     assert "calibration_error" not in before.card["accuracy"]

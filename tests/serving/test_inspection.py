@@ -8,11 +8,11 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import command_flags, evaluate, report
+from simmatch_tf import evaluate, export, report
 from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import exporting, inspection, loading
+from simmatch_tf.serving import inspection, loading
 from simmatch_tf.training import results, workdir
 from tests import runs
 
@@ -20,12 +20,12 @@ TEST = digits.load(8).test
 
 
 def inspect(folder, result=None, **flags):
-    flags = command_flags.ReportConfig(
+    flags = report.ReportConfig(
         runs=("x",), output="/tmp/r.html", **{"images": 6, **flags}
     )
     folder = workdir.Workdir(folder)
     result = result or results.read(folder.results)
-    return inspection.Inspector(flags).inspect(folder, result)
+    return report.make_inspector(flags).inspect(folder, result)
 
 
 def custom(folder):
@@ -141,8 +141,8 @@ def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
         "make_source",
         lambda config: loads.append(1) or real(config),
     )
-    flags = command_flags.ReportConfig(runs=("x",), output="/tmp/r.html")
-    inspector = inspection.Inspector(flags)
+    flags = report.ReportConfig(runs=("x",), output="/tmp/r.html")
+    inspector = report.make_inspector(flags)
     for pictures in (True, False):
         found = inspector.inspect(
             workdir.Workdir(finished_run[0]), finished_run[1], pictures=pictures
@@ -196,7 +196,7 @@ def test_the_command(finished_run, tmp_path, capsys):
     output = tmp_path / "r.html"
     argv = ["report", f"A={path}", str(other), f"--output={output}"]
     argv += ["--images=3", f"--figures={tmp_path}/figures"]
-    report.main(command_flags.ReportConfig.from_argv(argv))
+    report.main(report.ReportConfig.from_argv(argv))
     out = capsys.readouterr().out
     assert "other: no test images are shown: the run's images were" in out
     text = output.read_text()
@@ -232,7 +232,7 @@ def test_images_are_shown_of_a_group_s_worst_run(
     monkeypatch.setattr(inspection.Inspector, "inspect", noting)
     output = tmp_path / "r.html"
     argv = ["report", str(path), str(other), f"--output={output}"]
-    report.main(command_flags.ReportConfig.from_argv(argv))
+    report.main(report.ReportConfig.from_argv(argv))
     assert seen == {"run": False, "other": True}
     text = output.read_text()
     assert "All images of its 2 runs together." in text
@@ -269,9 +269,7 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
     with pytest.raises(InputError, match=r"3 are changed \(test/a/0.png, "):
         inspect(path)
     output = tmp_path / "r.html"
-    report.main(
-        command_flags.ReportConfig(runs=(str(path),), output=str(output))
-    )
+    report.main(report.ReportConfig(runs=(str(path),), output=str(output)))
     text = output.read_text("utf-8")
     assert "3 are changed (test/a/0.png" in text
     assert "calibration and confusion are not known" in text
@@ -280,7 +278,7 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
     later = tmp_path / "later"
     runs.fit(later, **folder, seed=1)
     both = (str(path), str(later))
-    report.main(command_flags.ReportConfig(runs=both, output=str(output)))
+    report.main(report.ReportConfig(runs=both, output=str(output)))
     text = output.read_text("utf-8")
     assert "(2)" not in text and "No lead is given" in text
     assert (
@@ -293,13 +291,11 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
     with pytest.raises(
         InputError, match="export the run and evaluate --export"
     ):
-        evaluate.main(command_flags.EvaluateConfig(workdir=str(path)))
-    written = exporting.write(
-        command_flags.ExportConfig(
-            workdir=str(path), output=str(tmp_path / "exports")
-        )
+        evaluate.main(evaluate.EvaluateConfig(workdir=str(path)))
+    written = export.write(
+        export.ExportConfig(workdir=str(path), output=str(tmp_path / "exports"))
     )
-    flags = command_flags.EvaluateConfig(export=str(written.path))
+    flags = evaluate.EvaluateConfig(export=str(written.path))
     evaluate.main(flags)
     found = json.loads((written.path / "evaluation.json").read_text("utf-8"))
     assert found["test_images"] == 7

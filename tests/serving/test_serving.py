@@ -21,7 +21,6 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import (
     availability,
-    command_flags,
     evaluate,
     export,
     predict,
@@ -33,7 +32,6 @@ from simmatch_tf.ops import propagation, similarity
 from simmatch_tf.reporting import pages
 from simmatch_tf.serving import (
     classifier,
-    exporting,
     loading,
     prediction,
     preprocessing,
@@ -48,9 +46,7 @@ TEST = digits.load(8).test
 
 
 def flags(workdir, output, **more):
-    return command_flags.ExportConfig(
-        workdir=str(workdir), output=str(output), **more
-    )
+    return export.ExportConfig(workdir=str(workdir), output=str(output), **more)
 
 
 def png(pixels):
@@ -65,7 +61,7 @@ def png(pixels):
 def exported(finished_run, tmp_path_factory):
     """The finished run's export, written and loaded."""
     output = tmp_path_factory.mktemp("exports") / "digits"
-    written = exporting.write(flags(finished_run[0], output))
+    written = export.write(flags(finished_run[0], output))
     return written, loading.export(written.path)
 
 
@@ -272,7 +268,7 @@ def test_versions_count_up_and_a_difference_leaves_nothing(
     monkeypatch.setattr(verification, "_gap", lambda *_: 2e-5)
     monkeypatch.setattr(warmup, "available", lambda: False)
     with pytest.raises(InputError, match="differs from the training network"):
-        exporting.write(flags(finished_run[0], output))
+        export.write(flags(finished_run[0], output))
     assert sorted(p.name for p in output.iterdir()) == ["7", "notes"]
     monkeypatch.undo()
     # Of a killed export, and of one that is at work.
@@ -281,7 +277,7 @@ def test_versions_count_up_and_a_difference_leaves_nothing(
     alive.mkdir()
     lock = os.open(alive, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    written = exporting.write(
+    written = export.write(
         flags(
             finished_run[0],
             output,
@@ -338,7 +334,7 @@ def test_other_runtimes(finished_run, model, tmp_path, kind):
 
     for name in availability._NEEDED[kind]:
         pytest.importorskip(name, reason=f"pip install -e '.[{kind}]'")
-    written = exporting.write(flags(finished_run[0], tmp_path, format=kind))
+    written = export.write(flags(finished_run[0], tmp_path, format=kind))
     path = written.path / conversion.FILES[kind]
     images = digits.load(8).train.images[:1000]
     wanted = model(images, training=False)["logits"].numpy().argmax(1)
@@ -356,7 +352,7 @@ def test_evaluate_takes_an_export(exported, finished_run, tmp_path, capsys):
     written, _ = exported
     output = tmp_path / "e.json"
     evaluate.main(
-        command_flags.EvaluateConfig(
+        evaluate.EvaluateConfig(
             export=str(written.path.parent), output=str(output)
         )
     )
@@ -365,9 +361,9 @@ def test_evaluate_takes_an_export(exported, finished_run, tmp_path, capsys):
     assert "student" not in report and "ema *" in capsys.readouterr().out
     assert "images_changed" not in report
     with pytest.raises(InputError, match="evaluate it by --workdir"):
-        evaluate.main(command_flags.EvaluateConfig(export=str(finished_run[0])))
+        evaluate.main(evaluate.EvaluateConfig(export=str(finished_run[0])))
     with pytest.raises(InputError, match="name the folder of a run, or an exp"):
-        command_flags.EvaluateConfig()
+        evaluate.EvaluateConfig()
 
 
 def test_an_export_of_other_training_images(exported, tmp_path, caplog):
@@ -376,7 +372,7 @@ def test_an_export_of_other_training_images(exported, tmp_path, caplog):
     card = json.loads((path / "model_card.json").read_text())
     card["data"]["train_sha256"] = "another"
     (path / "model_card.json").write_text(json.dumps(card))
-    config = command_flags.EvaluateConfig(
+    config = evaluate.EvaluateConfig(
         export=str(path), output=str(tmp_path / "e.json")
     )
     evaluate.main(config)
@@ -386,7 +382,7 @@ def test_an_export_of_other_training_images(exported, tmp_path, caplog):
 
 
 def predicted(model, photos, output, **more):
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(model),
         images=str(photos),
         output=str(output),
@@ -563,7 +559,7 @@ def test_what_cannot_be_read_or_written(
     size = 2 + int.from_bytes(plain[place + 2 : place + 4], "big")
     (images / "cmyk.jpg").write_bytes(plain[:place] + plain[place + size :])
     # A page that cannot be written costs no prediction.
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(exported[1].path),
         images=str(images),
         output=str(output),
@@ -628,7 +624,7 @@ def test_what_cannot_be_explained(tmp_path, photos):
     with pytest.raises(InputError, match="--explain: the run has no memory"):
         predicted(workdir, photos, tmp_path / "a.csv", explain=True)
     assert not list(tmp_path.glob("a.csv*"))
-    written = exporting.write(flags(workdir, tmp_path / "out"))
+    written = export.write(flags(workdir, tmp_path / "out"))
     assert set(loading.export(written.path).signatures) == SIGNATURES - {
         "explain"
     }
@@ -641,31 +637,31 @@ def test_wrong_flags_are_answered_at_once(tmp_path, finished_run):
     file = tmp_path / "a"
     file.touch()
     for kind, values, message in (
-        (command_flags.ExportConfig, {}, "--workdir=None"),
-        (command_flags.ExportConfig, {"workdir": "x"}, "--output=None"),
+        (export.ExportConfig, {}, "--workdir=None"),
+        (export.ExportConfig, {"workdir": "x"}, "--output=None"),
         (
-            command_flags.ExportConfig,
+            export.ExportConfig,
             {"workdir": "x", "output": str(file)},
             "is a file",
         ),
         (
-            command_flags.ExportConfig,
+            export.ExportConfig,
             {"workdir": "x", "output": "y", "format": "onnx", "neighbors": 9},
             "--neighbors=9: is for --format=saved_model",
         ),
         (
-            command_flags.PredictConfig,
+            predict.PredictConfig,
             {"model": "x", "images": "y", "output": "z.csv", "neighbors": 3},
             "--neighbors=3: needs --explain",
         ),
-        (command_flags.PredictConfig, {}, "--model=None"),
+        (predict.PredictConfig, {}, "--model=None"),
         (
-            command_flags.PredictConfig,
+            predict.PredictConfig,
             {"model": "x", "images": "y", "output": "z.txt"},
             "must end in .csv or .jsonl or .parquet",
         ),
         (
-            command_flags.PredictConfig,
+            predict.PredictConfig,
             {"model": "x", "images": "y", "output": "/no/z.csv"},
             "in a folder that exists",
         ),
@@ -674,13 +670,13 @@ def test_wrong_flags_are_answered_at_once(tmp_path, finished_run):
             kind(**values)
     with pytest.raises(InputError, match="no run here"):
         export.main(flags(tmp_path, tmp_path / "out"))
-    config = command_flags.PredictConfig(
+    config = predict.PredictConfig(
         model=str(tmp_path), images="x", output=str(tmp_path / "a.csv")
     )
     with pytest.raises(InputError, match="must be a run's folder"):
         predict.main(config)
     code = (
-        "import sys; from simmatch_tf import export, predict, command_flags;"
+        "import sys; from simmatch_tf import export, predict;"
         "assert 'tensorflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -763,7 +759,7 @@ def test_photographs_to_a_network_of_a_tfds_dataset(small_tfds, tmp_path):
     upright = photograph(turned=False)
     (tmp_path / "photos" / "upright.png").write_bytes(upright)
     predict.main(
-        command_flags.PredictConfig(
+        predict.PredictConfig(
             model=str(workdir),
             images=str(tmp_path / "photos"),
             output=str(tmp_path / "labels.jsonl"),
@@ -774,7 +770,7 @@ def test_photographs_to_a_network_of_a_tfds_dataset(small_tfds, tmp_path):
         for line in (tmp_path / "labels.jsonl").read_text().splitlines()
     )
     assert one.pop("file") != other.pop("file") and one == other
-    written = exporting.write(flags(workdir, tmp_path / "out"))
+    written = export.write(flags(workdir, tmp_path / "out"))
     found = (
         loading.export(written.path)
         .signatures["classify_bytes"](

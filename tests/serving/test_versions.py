@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from simmatch_tf import command_flags, export
+from simmatch_tf import export
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import versions
@@ -132,10 +132,10 @@ def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
     write(tmp_path / "exports", 1, runs.config(tmp_path / "runs" / "first"))
     flags = {"workdir": str(workdir), "output": str(tmp_path / "exports")}
     with pytest.raises(InputError, match="holds another model"):
-        export.main(command_flags.ExportConfig(**flags))
+        export.main(export.ExportConfig(**flags))
     # With the flag it goes on, to what this workdir lacks.
     with pytest.raises(InputError, match="split"):
-        export.main(command_flags.ExportConfig(**flags, replace_model=True))
+        export.main(export.ExportConfig(**flags, replace_model=True))
 
 
 def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):

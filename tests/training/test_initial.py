@@ -8,12 +8,11 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, command_flags
+from simmatch_tf import availability, export
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network
-from simmatch_tf.serving import exporting
 from simmatch_tf.training import initial, state
 from tests import runs
 
@@ -113,10 +112,10 @@ def rows(model):
 @pytest.fixture(scope="module")
 def export_of_ours(finished_run, tmp_path_factory):
     output = tmp_path_factory.mktemp("exports") / "digits"
-    flags = command_flags.ExportConfig(
+    flags = export.ExportConfig(
         workdir=str(finished_run[0]), output=str(output)
     )
-    return exporting.write(flags).path.parent
+    return export.write(flags).path.parent
 
 
 @pytest.mark.parametrize(
