@@ -27,7 +27,7 @@ _PUBLIC = {
     "Config": "simmatch_tf.config",
     "Images": "simmatch_tf.data.sources.source",
     "InputError": "simmatch_tf.flags.commandline",
-    "Interrupted": "simmatch_tf.training.signals",
+    "Interrupted": "simmatch_tf.signals",
     "Result": "simmatch_tf.training.results",
     "Source": "simmatch_tf.data.sources.source",
     "fit": "simmatch_tf.training.loop",

@@ -90,7 +90,7 @@ def main(config: EvaluateConfig) -> None:
 
     # A run's figures are by the kernels of training.
     preflight.start(fast=config.export is None)
-    from simmatch_tf.evaluation import evaluator
+    from simmatch_tf.evaluation import metrics
     from simmatch_tf.serving import scoring
 
     if config.export is not None:
@@ -101,7 +101,7 @@ def main(config: EvaluateConfig) -> None:
         **scores.about,
         **changes,
         **{
-            name: evaluator.describe(values, scores.labels, bins=config.bins)
+            name: metrics.describe(values, scores.labels, bins=config.bins)
             for name, values in scores.logits.items()
         },
     }

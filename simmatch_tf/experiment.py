@@ -9,14 +9,11 @@ import dataclasses
 import sys
 from typing import ClassVar
 
-from tqdm import auto
-
-from simmatch_tf import checks, io, tables, terminal
+from simmatch_tf import checks, io, signals, tables, terminal
 from simmatch_tf.experiments import plan, runner, summary
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.training import signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +113,8 @@ def main(flags: ExperimentConfig) -> int | None:
                 f"{len(left)} runs, {flags.jobs} at once; their output is in "
                 f"{folder / 'runs'}"
             )
-        # None hides the bar only where there is no terminal.
-        hidden = None if left and flags.progress else True
-        bar = auto.tqdm(total=len(left), unit="run", disable=hidden)
+        shown = bool(left) and flags.progress
+        bar = terminal.progress(len(left), "run", shown=shown)
 
         def done(cell: plan.Cell, finished: store_lib.Finished) -> None:
             top1 = tables.percent(finished.top1)

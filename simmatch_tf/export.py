@@ -7,13 +7,13 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING
 
-from simmatch_tf import availability, preflight
+from simmatch_tf import availability, preflight, signals
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.serving import versions
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.training import workdir
 
 if TYPE_CHECKING:
     from simmatch_tf.serving import exporting

@@ -11,14 +11,14 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, io, preflight, terminal
+from simmatch_tf import availability, io, preflight, signals, terminal
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import outputs
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.training import workdir
 
 if TYPE_CHECKING:
     from simmatch_tf.serving import from_python

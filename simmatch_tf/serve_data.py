@@ -10,10 +10,9 @@ import dataclasses
 import threading
 from typing import Any
 
-from simmatch_tf import availability, checks, preflight, terminal
+from simmatch_tf import availability, checks, preflight, signals, terminal
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.training import signals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,14 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from simmatch_tf import availability, preflight, terminal
+from simmatch_tf import availability, preflight, registry, signals, terminal
 from simmatch_tf.data.sources import dataset_names as dataset_names_lib
 from simmatch_tf.data.sources import listing
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.networks import backbone_names
 from simmatch_tf.probes import settings
 from simmatch_tf.reporting import transfer_table
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.training import workdir
 
 if TYPE_CHECKING:
     from simmatch_tf.probes import encoders, tasks
@@ -220,7 +219,7 @@ class TransferConfig(commandline.Flags):
 
     def _check_model(self, named: settings.Named) -> None:
         if named.library is not None:
-            backbone_names.check(named.what, "model")
+            registry.networks.find(named.what, flag="model")
             if self.weights in _OF_RUNS:
                 raise InputError(
                     f"--weights={self.weights}: is of runs; for {named.what} "
@@ -229,7 +228,9 @@ class TransferConfig(commandline.Flags):
             if self.weights not in (None, settings.PUBLISHED, settings.NEW):
                 availability.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
-                backbone_names.check_side(named.what, self.image_size, "model")
+                registry.networks.check_side(
+                    named.what, self.image_size, flag="model"
+                )
             return
         kind, path = availability.kind_of_model("model", named.what)
         if kind == "workdir":

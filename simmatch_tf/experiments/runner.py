@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from simmatch_tf import io
+from simmatch_tf import io, signals
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.training import signals
 
 _POLL_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl

@@ -195,7 +195,7 @@ def left(
     """
     places: dict[tuple[str, str], list[plan.Cell]] = {}
     times: dict[tuple, list[float]] = collections.defaultdict(list)
-    names, missing = set(), set()
+    seen, missing = set(), set()
     for cell in cells:
         places.setdefault((cell.row, cell.column), []).append(cell)
         finished, name = store.find(cell.config), identity.name(cell.config)
@@ -203,9 +203,9 @@ def left(
             missing.add(name)
         else:
             times[cell.row, cell.column].append(finished.seconds)
-            if name not in names:  # a run of two places counts once
+            if name not in seen:  # a run of two places counts once
                 times[cell.config.algorithm,].append(finished.seconds)
-        names.add(name)
+        seen.add(name)
     rows = [["", "runs", "left", "s a run", "hours left", "mean of"]]
     total, hours, unknown = 0, 0.0, 0
     for key, members in places.items():

@@ -1,6 +1,7 @@
 """User-facing errors."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -20,3 +21,12 @@ def nearest(value: str, names: Iterable[str]) -> str:
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; known: {', '.join(names)}"
+
+
+def reason(error: Exception) -> str:
+    """Returns one line of TensorFlow's message, without names of operations."""
+    text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # What aborted a collective operation stands behind where it happened.
+    causes = [line for line in lines if "aborted by" in line]
+    return (causes or lines or [repr(error)])[0]

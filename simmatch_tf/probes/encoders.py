@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from simmatch_tf import availability
+from simmatch_tf import availability, registry
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import backbone_names, network, zoo
+from simmatch_tf.networks import library, network
 from simmatch_tf.probes import settings
 from simmatch_tf.serving import loading
 from simmatch_tf.training import initial, state, workdir
@@ -151,12 +151,12 @@ def _of_export(named, path, weights, image_size) -> Encoder:
 
 def _of_library(named, weights, image_size, seed) -> Encoder:
     side = image_size or _SIDE
-    backbone_names.check_side(named.what, side, "model")
+    registry.networks.check_side(named.what, side, flag="model")
     shape = (side, side, 3)
     made = _build(named.what, shape, 1, seed)
     if weights in (None, settings.PUBLISHED):
         try:
-            values = zoo.published(*named.what.split(":"), shape)
+            values = library.published(*named.what.split(":"), shape)
             network.parts(made)["backbone"].set_weights(values)
         except ValueError as error:
             raise InputError(
@@ -206,7 +206,7 @@ def _encoder(
     weights: Weights,
     unlabeled_images: int | None,
 ) -> Encoder:
-    backbone_names.check_side(config.backbone, shape[0], "model")
+    registry.networks.check_side(config.backbone, shape[0], flag="model")
     epochs = config.epochs
     if epochs is None and unlabeled_images:
         batch = config.batch_size * config.unlabeled_ratio
@@ -244,15 +244,17 @@ def _build(
     seed: int = 0,
 ) -> keras.Model:
     channels = shape[-1]
+    options = {"stem_stride": stem_stride} if stem_stride != 1 else {}
     mean, std = source.IMAGENET
     with state.building(seed, "float32"):
         return network.build(
-            network.backbone(name, stem_stride=stem_stride),
+            name,
             image_shape=shape,
             num_classes=None,
             projection_dim=None,
             mean=mean[:channels],
             std=std[:channels],
+            options=options,
         )
 
 

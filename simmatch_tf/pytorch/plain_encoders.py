@@ -42,7 +42,7 @@ def convert(content: Any, output: pathlib.Path) -> list[str]:
             f"conv1.weight is of {channels} channels, but 3 are wanted"
         )
     model = network.build(
-        network.backbone(name),
+        name,
         image_shape=(_SIDE, _SIDE, channels),
         num_classes=_rows(arrays, "fc.weight"),
         projection_dim=_rows(arrays, "head.2.weight"),

@@ -14,6 +14,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier, loading, mistakes, thumbnails
 from simmatch_tf.training import inputs, results, workdir
@@ -104,7 +105,7 @@ class Inspector:
         shown = _show(run, images, places, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return mistakes.Found(
-            report=evaluator_lib.describe(logits, labels),
+            report=metrics.describe(logits, labels),
             scored_on=scored_on,
             images=len(places),
             errors=chosen.errors,

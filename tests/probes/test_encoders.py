@@ -8,7 +8,7 @@ from simmatch_tf import export, transfer
 from simmatch_tf.data.sources import digits
 from simmatch_tf.export import ExportConfig
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import network, zoo
+from simmatch_tf.networks import library, network
 from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
 from tests import runs
@@ -105,9 +105,9 @@ def test_published_weights_are_the_library_s(monkeypatch):
         return made
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
-    values = zoo.published("keras_applications", "MobileNetV2", (64, 64, 3))
+    values = library.published("keras_applications", "MobileNetV2", (64, 64, 3))
     monkeypatch.undo()
-    monkeypatch.setattr(zoo, "published", lambda *args: values)
+    monkeypatch.setattr(library, "published", lambda *args: values)
     (found,) = find(MOBILE, image_size=64)
     images = np.random.default_rng(0).integers(0, 256, [2, 64, 64, 3])
     wanted = made(
@@ -122,7 +122,7 @@ def test_published_weights_of_keras_cv(monkeypatch):
     import keras_cv
 
     kind = keras_cv.models.ResNetBackbone
-    core, _ = zoo._keras_cv("resnet18", (32, 32, 3))
+    core, _ = library._keras_cv("resnet18", (32, 32, 3))
 
     def fetch(name):
         assert name == "resnet18_imagenet"

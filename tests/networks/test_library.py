@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.networks import backbone_names, network, zoo, zoo_presets
+from simmatch_tf import registry
+from simmatch_tf.networks import batch_norm, keras_cv_presets, library, network
+from simmatch_tf.networks.backbones import libraries
 
 POLICIES = ("float32", "mixed_bfloat16")
 # One of each class of KerasCV's → what makes it small.
@@ -85,12 +87,14 @@ def no_network(monkeypatch):
 def small(monkeypatch):
     """Makes a small one of KerasCV's."""
     for name, changes in SMALLER.items():
-        class_name, arguments = zoo_presets.PRESETS[name]
+        class_name, arguments = keras_cv_presets.PRESETS[name]
         arguments = {**arguments, **changes}
-        monkeypatch.setitem(zoo_presets.PRESETS, name, (class_name, arguments))
+        monkeypatch.setitem(
+            keras_cv_presets.PRESETS, name, (class_name, arguments)
+        )
 
-    def make(name, shape=(16, 16, 3), **options):
-        return zoo.make("keras_cv", name, shape, **options)
+    def make(name, shape=(16, 16, 3)):
+        return library.make("keras_cv", name, shape)
 
     return make
 
@@ -148,7 +152,8 @@ def check(model, policy, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_keras_cv(name, small, policy, tmp_path):
-    side = backbone_names.smallest_side(f"keras_cv:{name}") or 8
+    facts = registry.networks.find(f"keras_cv:{name}")[0].facts
+    side = facts.get("min_side", 8)
     side *= 2 if name == "vitdet_base" else 1  # with more than one patch
     model = small(name, (side, side, 3))
     assert model.name == f"keras_cv_{name}"
@@ -161,14 +166,16 @@ def test_keras_cv(name, small, policy, tmp_path):
 
 
 def test_keras_applications(policy, tmp_path):
-    model = zoo.make("keras_applications", "MobileNet", (32, 32, 3))
+    model = library.make("keras_applications", "MobileNet", (32, 32, 3))
     assert model.name == "keras_applications_MobileNet"
     check(model, policy, tmp_path)
 
 
 def test_every_class_of_keras_cv_is_among_them():
-    classes = {class_name for class_name, _ in zoo_presets.PRESETS.values()}
-    assert {zoo_presets.PRESETS[name][0] for name in SMALLER} == classes
+    classes = {
+        class_name for class_name, _ in keras_cv_presets.PRESETS.values()
+    }
+    assert {keras_cv_presets.PRESETS[name][0] for name in SMALLER} == classes
 
 
 @pytest.mark.parametrize(
@@ -190,15 +197,15 @@ def test_every_class_of_keras_cv_is_among_them():
     ],
 )
 def test_published_sizes(name, beside):
-    class_name, _ = zoo_presets.PRESETS[name]
+    class_name, _ = keras_cv_presets.PRESETS[name]
     presets = getattr(keras_cv.models, class_name).presets
-    model = zoo.make("keras_cv", name, (64, 64, 3))
+    model = library.make("keras_cv", name, (64, 64, 3))
     assert model.count_params() == presets[name]["metadata"]["params"] - beside
 
 
 MODULES = {
     getattr(keras.applications, name).__module__.rpartition(".")[2]
-    for name in backbone_names.KERAS_APPLICATIONS
+    for name in libraries.keras_applications_names()
 }
 
 
@@ -206,7 +213,7 @@ MODULES = {
 def test_preprocessing_is_the_modules_own(module, policy):
     x = np.random.default_rng(0).uniform(0, 255, [2, 5, 4, 3])
     x = x.astype(np.float32)
-    found = zoo.Preprocess(module)(x)
+    found = library.Preprocess(module)(x)
     preprocess = getattr(keras.applications, module).preprocess_input
     np.testing.assert_allclose(
         found, preprocess(x.copy()), rtol=1e-6, atol=1e-5
@@ -227,10 +234,10 @@ def test_preprocessing_by_hand():
             (0 - 0.406) / 0.225,
         ],
     }.items():
-        found = zoo.Preprocess(module)(x)[0, 0, 0]
+        found = library.Preprocess(module)(x)[0, 0, 0]
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    config = zoo.Preprocess("resnet").get_config()
-    assert zoo.Preprocess.from_config(config).module == "resnet"
+    config = library.Preprocess("resnet").get_config()
+    assert library.Preprocess.from_config(config).module == "resnet"
 
 
 def test_grey_images(small):
@@ -245,33 +252,33 @@ def test_grey_images(small):
 
 def test_weights_of_the_library_fit(tmp_path):
     """The same images give the same features."""
-    model = zoo.make("keras_applications", "MobileNet", (32, 32, 3))
-    library = keras.applications.MobileNet(
+    model = library.make("keras_applications", "MobileNet", (32, 32, 3))
+    original = keras.applications.MobileNet(
         include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3)
     )
-    library.save_weights(tmp_path / "x.weights.h5")
+    original.save_weights(tmp_path / "x.weights.h5")
     model.load_weights(tmp_path / "x.weights.h5")
     x = pixels(32)
     np.testing.assert_allclose(
-        model(x), library(np.float32(x / 127.5 - 1)), rtol=1e-5, atol=1e-6
+        model(x), original(np.float32(x / 127.5 - 1)), rtol=1e-5, atol=1e-6
     )
 
 
 def test_weights_of_keras_cv_fit(small, tmp_path):
     model = small("csp_darknet_tiny")
-    class_name, arguments = zoo_presets.PRESETS["csp_darknet_tiny"]
-    library = keras_cv.models.CSPDarkNetBackbone(
+    class_name, arguments = keras_cv_presets.PRESETS["csp_darknet_tiny"]
+    original = keras_cv.models.CSPDarkNetBackbone(
         include_rescaling=True, input_shape=(16, 16, 3), **arguments
     )
-    library.save_weights(tmp_path / "x.weights.h5")
+    original.save_weights(tmp_path / "x.weights.h5")
     model.load_weights(tmp_path / "x.weights.h5")
     x = pixels(16)
-    wanted = np.mean(library(np.float32(x)), axis=(1, 2))
+    wanted = np.mean(original(np.float32(x)), axis=(1, 2))
     np.testing.assert_allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_of_efficientnet_are_read_when_it_runs():
-    model = zoo.make("keras_applications", "EfficientNetB0", (32, 32, 3))
+    model = library.make("keras_applications", "EfficientNetB0", (32, 32, 3))
     (layer,) = (
         x for x in model.layers if isinstance(x, keras.layers.Normalization)
     )
@@ -291,7 +298,8 @@ def test_statistics_of_efficientnet_are_read_when_it_runs():
 def test_momentum_of_every_batch_norm(name, small):
     """With 0, the statistics afterwards are those of the batch."""
     x = pixels(16)
-    model = small(name, batch_norm_momentum=0.0)
+    model = small(name)
+    batch_norm.adjust(model, momentum=0.0, synchronized=False)
     before = model(x)
     wanted = model(x, training=True)
     np.testing.assert_allclose(model(x), wanted, rtol=1e-3, atol=1e-4)
@@ -299,13 +307,14 @@ def test_momentum_of_every_batch_norm(name, small):
 
 
 def test_batch_norm_comes_back(small):
-    config = small("resnet18", batch_norm_momentum=0.25, synchronized=True)
-    model = zoo.LibraryBackbone.from_config(config.get_config())
+    adjusted = small("resnet18")
+    batch_norm.adjust(adjusted, momentum=0.25, synchronized=True)
+    model = library.LibraryBackbone.from_config(adjusted.get_config())
     layer = model.get_layer("conv1_bn")
     assert (layer.momentum, layer.synchronized) == (0.25, True)
     assert small("resnet18").get_layer("conv1_bn").momentum == 0.99
     assert (
-        zoo.make("keras_cv", "mobilenet_v3_small", (32, 32, 3))
+        library.make("keras_cv", "mobilenet_v3_small", (32, 32, 3))
         .get_layer("Conv_BatchNorm")
         .momentum
         == 0.999
@@ -315,7 +324,8 @@ def test_batch_norm_comes_back(small):
 def test_synchronized_batch_norm(small, two_replicas):
     x = pixels(16)
     with two_replicas.scope():
-        model = small("csp_darknet_tiny", synchronized=True)
+        model = small("csp_darknet_tiny")
+        batch_norm.adjust(model, momentum=None, synchronized=True)
 
     def halves(context):
         first = 2 * context.replica_id_in_sync_group
@@ -335,7 +345,7 @@ def test_synchronized_batch_norm(small, two_replicas):
 
 def test_as_the_backbone_of_a_network():
     model = network.build(
-        network.backbone("keras_cv:yolo_v8_xs_backbone"),
+        "keras_cv:yolo_v8_xs_backbone",
         image_shape=(32, 32, 3),
         num_classes=5,
         projection_dim=4,
@@ -344,26 +354,24 @@ def test_as_the_backbone_of_a_network():
     )
     out = model(pixels(32))
     assert out["features"].shape == (4, 256) and out["logits"].shape == (4, 5)
-    assert network.parts(model)["backbone"].name == (
-        "keras_cv_yolo_v8_xs_backbone"
-    )
+    parts = network.parts(model)
+    assert parts["backbone"].name == "keras_cv_yolo_v8_xs_backbone"
+    assert "normalize" not in parts  # the library's has its own
 
 
 @pytest.mark.parametrize(
-    ("library", "name", "shape", "words"),
+    ("source", "name", "shape", "words"),
     [
-        ("torchvision", "x", (32, 32, 3), "must be one of"),
         ("keras_cv", "resnet5", (32, 32, 3), "KerasCV has no 'resnet5'"),
         ("keras_applications", "resnet", (32, 32, 3), "has no 'resnet'"),
         ("keras_cv", "resnet18", (32, 32, 4), "1 or 3 channels"),
-        ("keras_cv", "resnet18", (0, 32, 3), "must be .height, width"),
         ("keras_cv", "mit_b0", (64, 96, 3), "equal and a multiple of 32"),
         ("keras_cv", "vitdet_base", (32, 64, 3), "must be square"),
         ("keras_applications", "VGG16", (31, 64, 3), "at least 32x32"),
     ],
 )
-def test_bad_arguments(library, name, shape, words):
+def test_bad_arguments(source, name, shape, words):
     with pytest.raises(ValueError, match=words) as info:
-        zoo.make(library, name, shape)
-    begin = f"backbone {library}:{name}, image_shape={shape}: "
+        library.make(source, name, shape)
+    begin = f"backbone {source}:{name}, image_shape={shape}: "
     assert str(info.value).startswith(begin)

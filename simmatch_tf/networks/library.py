@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.networks import batch_norm, zoo_presets
+from simmatch_tf.networks import batch_norm, keras_cv_presets
 
 
 @keras.saving.register_keras_serializable("simmatch_tf")
@@ -65,8 +65,8 @@ class Normalization(keras.layers.Normalization):
 class LibraryBackbone(keras.Model):
     """An architecture of a library: images → features.
 
-    It is saved as its arguments and made anew: some layers of KerasCV do not
-    survive their own `get_config`.
+    A file keeps its arguments, from which it is built anew: some layers of
+    KerasCV do not survive their own `get_config`.
     """
 
     def __init__(
@@ -74,39 +74,23 @@ class LibraryBackbone(keras.Model):
         library: str,
         architecture: str,
         image_shape: tuple[int, int, int],
-        *,
-        batch_norm_momentum: float | None = None,
-        synchronized: bool = False,
         **kwargs,
     ) -> None:
         """Builds it; the arguments are those of `make`."""
-        if library not in _LIBRARIES:
-            raise ValueError(
-                f"library={library!r}: must be one of {list(_LIBRARIES)}"
-            )
-        if (
-            len(image_shape) != 3
-            or min(image_shape) < 1
-            or image_shape[2] not in (1, 3)
-        ):
+        if len(image_shape) != 3 or image_shape[2] not in (1, 3):
             raise ValueError("must be (height, width, 1 or 3 channels)")
         core, module = _LIBRARIES[library](architecture, (*image_shape[:2], 3))
-        batch_norm.adjust(
-            core, momentum=batch_norm_momentum, synchronized=synchronized
-        )
         _rescale_in_float32(core)
         images = keras.Input(image_shape, name="images")
         x = Preprocess(module, name="preprocess")(images)
-        # `call`, not `core(x)`: layers of our own model, not of one inside it,
-        # so that files of the architecture's weights fit.
+        # `call`, not `core(x)`: the layers become this model's own instead of
+        # a nested model's, so that files of the architecture's weights fit.
         x = core.call(x)
         if len(x.shape) == 4:
             x = keras.layers.GlobalAveragePooling2D(name="features")(x)
         name = f"{library}_{architecture}"
         super().__init__(images, x, **{"name": name, **kwargs})
         self.library, self.architecture = library, architecture
-        self.batch_norm_momentum = batch_norm_momentum
-        self.synchronized = synchronized
         self.policy_name = keras.config.dtype_policy().name
         # TensorFlow's checkpoints do not see what Keras keeps in lists: layers
         # inside KerasCV's, and the states of Dropout.
@@ -114,26 +98,28 @@ class LibraryBackbone(keras.Model):
         self.state.values = [v.value for v in self.variables]
 
     def get_config(self) -> dict:
-        """The arguments, and the global policy under which it was made."""
+        """Returns the arguments, the dtype policy and each BatchNorm's form."""
         return {
             "library": self.library,
             "architecture": self.architecture,
             "image_shape": list(self.input_shape[1:]),
-            "batch_norm_momentum": self.batch_norm_momentum,
-            "synchronized": self.synchronized,
             "name": self.name,
             "trainable": self.trainable,
             "policy_name": self.policy_name,
+            "batch_norms": [
+                [layer.momentum, layer.synchronized]
+                for layer in batch_norm.layers(self)
+            ],
         }
 
     @classmethod
     def from_config(
         cls, config: dict, custom_objects: dict | None = None
     ) -> Self:
-        """Builds it under the policy under which it was made."""
+        """Builds it under the dtype policy under which it was made."""
         del custom_objects
         config = {**config, "image_shape": tuple(config["image_shape"])}
-        trainable = config.pop("trainable")
+        trainable, forms = config.pop("trainable"), config.pop("batch_norms")
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(config.pop("policy_name"))
         try:
@@ -141,43 +127,32 @@ class LibraryBackbone(keras.Model):
         finally:
             keras.config.set_dtype_policy(before)
         model.trainable = trainable
+        for layer, form in zip(batch_norm.layers(model), forms, strict=True):
+            layer.momentum, layer.synchronized = form
         return model
 
 
 def make(
-    library: str,
-    name: str,
-    image_shape: tuple[int, int, int],
-    *,
-    batch_norm_momentum: float | None = None,
-    synchronized: bool = False,
+    library: str, name: str, image_shape: tuple[int, int, int]
 ) -> keras.Model:
     """Builds an architecture of a library, with new weights.
 
     Args:
         library: "keras_applications" or "keras_cv".
-        name: "ResNet50"; for KerasCV that of a preset, "resnet50".
+        name: Name of the architecture, such as "ResNet50", or of KerasCV's
+            preset, such as "resnet50".
         image_shape: (height, width, channels), 1 or 3 channels; grey images
-            are repeated to three. Least sides: `backbones.smallest_side`.
-        batch_norm_momentum: Weight of the old statistics, of every BatchNorm;
-            default: the architecture's own.
-        synchronized: BatchNorm over all replicas.
+            are repeated to three.
 
     Returns:
         A Keras model, [N, H, W, C], uint8 or float from 0 to 255 → [N, width].
 
     Raises:
-        ValueError: There is no such architecture, or it cannot take such
-            images.
+        ValueError: The library has no such architecture, or it cannot take
+            such images.
     """
     try:
-        return LibraryBackbone(
-            library,
-            name,
-            tuple(image_shape),
-            batch_norm_momentum=batch_norm_momentum,
-            synchronized=synchronized,
-        )
+        return LibraryBackbone(library, name, tuple(image_shape))
     except (ArithmeticError, TypeError, ValueError, tf.errors.OpError) as error:
         # Keras writes several lines, some of them in bold.
         text = " ".join(re.sub(r"\x1b\[\d*m", "", str(error)).split())
@@ -205,9 +180,9 @@ def _keras_cv(
     """The architecture, which rescales its images itself."""
     import keras_cv  # slow to import, needed here only
 
-    if name not in zoo_presets.PRESETS:
+    if name not in keras_cv_presets.PRESETS:
         raise ValueError(f"KerasCV has no {name!r}")
-    class_name, arguments = zoo_presets.PRESETS[name]
+    class_name, arguments = keras_cv_presets.PRESETS[name]
     height, width, _ = shape
     if class_name == "MiTBackbone" and (height != width or height % 32):
         # Some others would give feature maps of wrong shapes, silently.
@@ -246,7 +221,7 @@ def published(
         else:
             import keras_cv  # slow to import, needed here only
 
-            class_name, _ = zoo_presets.PRESETS[name]
+            class_name, _ = keras_cv_presets.PRESETS[name]
             kind = getattr(keras_cv.models, class_name)
             model = kind.from_preset(f"{name}_imagenet")
     except Exception as error:  # whatever goes wrong with files and nets
