@@ -11,12 +11,12 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, preflight, signals, terminal
+from simmatch_tf import availability, io, preflight, signals, terminal
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.reporting import predictions
+from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import outputs
 from simmatch_tf.training import workdir
 
@@ -171,7 +171,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
             for _, row in found.least
             for neighbor in row.get("neighbors", ())
         }
-        text = predictions.page(
+        text = pages.predictions(
             found,
             flags.model,
             thumbnails.of_files(
@@ -180,7 +180,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
             model.thumbnails(sorted(slots)),
             model.note,
         )
-        predictions.write(pathlib.Path(flags.html).expanduser(), text)
+        io.write_text(io.expand(flags.html), text)
 
     found = prediction.predict(
         model,
@@ -193,7 +193,8 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
         parallel_calls=flags.parallel_calls,
         show=show,
     )
-    print(predictions.summary(found, pathlib.Path(flags.output), model.note))
+    output = pathlib.Path(flags.output)
+    print(printed_tables.predictions(found, output, model.note))
     if flags.html is not None:
         print(f"The least certain images are shown in {flags.html}.")
     if found.unreadable == found.images:

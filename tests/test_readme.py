@@ -23,7 +23,8 @@ from simmatch_tf import (
     serve_data,
     transfer,
 )
-from simmatch_tf.experiments import finished, plan, summary
+from simmatch_tf.experiments import plan, summary
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.reporting import comparison
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -92,10 +93,10 @@ def test_every_flag_it_names_exists():
 def test_its_tables_are_the_tool_s(name):
     """Written from the finished runs in tools/results/, not by hand."""
     what = plan.read(f"configs/plans/{name}.cfg")
-    store = finished.Store(ROOT / "tools" / "results")
+    store = store_lib.Store(ROOT / "tools" / "results")
     found = summary.compare(what, what.cells(), store)
     assert found.scores
-    start, end = comparison.place(TEXT, name)
+    start, end = summary.place(TEXT, name)
     assert TEXT[start:end].strip() == comparison.markdown(found)
 
 

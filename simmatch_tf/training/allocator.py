@@ -15,7 +15,8 @@ def keep_memory() -> bool:
     A training step on the CPU allocates and frees the same large buffers again
     and again. By default each is mapped and unmapped, and the kernel clears
     its pages every time: up to a quarter of the step, by machine
-    (tools/benchmark_step.py --noallocator). The process keeps its peak.
+    (tools/benchmarks/benchmark_step.py --noallocator). The process keeps its
+    peak.
 
     Returns:
         Whether there was something to tell: False where the C library is not

@@ -29,7 +29,7 @@ from simmatch_tf.data import cropping, records, selection
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import propagation, similarity
-from simmatch_tf.reporting import predictions
+from simmatch_tf.reporting import pages
 from simmatch_tf.serving import (
     classifier,
     loading,
@@ -567,11 +567,11 @@ def test_what_cannot_be_read_or_written(
         html=str(tmp_path / "a.html"),
     )
 
-    def full(path, text):
-        raise InputError(f"--html={path}: cannot be written")
+    def full(*_):
+        raise InputError("a.html: cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(predictions, "write", full)
+        patch.setattr(pages, "predictions", full)
         with pytest.raises(InputError, match="cannot be written"):
             predict.main(config)
     assert (tmp_path / "a.csv.partial").exists()
