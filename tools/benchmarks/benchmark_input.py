@@ -292,9 +292,9 @@ def main() -> None:
     flags.FLAGS(sys.argv)
     import tensorflow as tf
 
-    from simmatch_tf.training import allocator
+    from simmatch_tf import runtime
 
-    allocator.keep_memory()
+    runtime.keep_memory()
     if cores := len(os.sched_getaffinity(0)) - 1:
         print(f"{cores + 1} cores: 'taskset -c 0' gives figures for one")
     tf.config.threading.set_inter_op_parallelism_threads(1)

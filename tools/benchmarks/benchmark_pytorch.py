@@ -11,7 +11,7 @@ is `pytorch_simmatch.py`, which a test holds equal to ours.
 Each competitor is a process of its own that takes a step when it is told to.
 They take turns, so that all see the same machine. All of them are in memory at
 the same time and, but for pytorch_as_it_comes, keep the memory that they free
-(training/allocator.py). If that is too much, lower --batch_size or name fewer
+(simmatch_tf/runtime.py). If that is too much, lower --batch_size or name fewer
 --competitors. Prints median and least seconds of a step, the median over the
 rounds of the ratio to PyTorch in float32 in the faster of its two layouts, and
 the peak memory of each process. For Linux, and a quiet machine: PyTorch's
@@ -298,9 +298,9 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 def serve(name: str, config: config_lib.Config) -> None:
     """Builds the step at the first task, and takes one at each later task."""
     if name != "pytorch_as_it_comes":
-        from simmatch_tf.training import allocator
+        from simmatch_tf import runtime
 
-        allocator.keep_memory()
+        runtime.keep_memory()
     steps: list[Step] = []
 
     def answer(_: Any) -> list[float]:
