@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.algorithms import simmatch
 from simmatch_tf.data import pipeline
 from simmatch_tf.distributed import strategies
 from simmatch_tf.serving import scoring
@@ -63,7 +64,7 @@ def batches(tmp_path_factory):
     config = runs.config(folder, batch_size=12, steps=4)
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
-    return inputs.make_pipeline(config, source, split, unlabeled=True)
+    return inputs.make_pipeline(config, source, split, simmatch.SimMatch)
 
 
 def shares(strategy, elements):
@@ -195,11 +196,8 @@ def assert_as_alone(alone, workdir, records):
     # ----------------------------------------------------- what is kept --
     test_strategies.assert_near(one, workdir, step=50)
     result = results.read(workdir / "results.json")
-    scores = scoring.of_run(
-        workdir_lib.Workdir(workdir),
-        workdir_lib.Workdir(workdir).read_config(),
-        256,
-    )
+    folder = workdir_lib.Workdir(workdir)
+    scores = scoring.of_run(folder, folder.read_config(), batch_size=256)
     for name, logits in scores.logits.items():
         top1 = np.mean(logits.argmax(1) == scores.labels)
         assert getattr(result, name)["last"]["top1"] == pytest.approx(top1)
