@@ -16,7 +16,7 @@ from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import runs as runs_lib
 
 if TYPE_CHECKING:
-    from simmatch_tf.serving import inspection
+    from simmatch_tf.serving import scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +93,11 @@ def main(flags: ReportConfig) -> None:
         print(f"In {folder}: {', '.join(names) or 'no figure'}.")
 
 
-def make_inspector(flags: ReportConfig) -> "inspection.Inspector":
+def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
     """Returns the inspector of test images that the flags describe."""
-    from simmatch_tf.serving import inspection
+    from simmatch_tf.serving import scoring
 
-    return inspection.Inspector(
+    return scoring.Inspector(
         data_dir=flags.data_dir,
         tfds_dir=flags.tfds_dir,
         neighbors=flags.neighbors,

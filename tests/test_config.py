@@ -617,3 +617,33 @@ def test_the_last_of_the_words_without_a_name_may_be_many():
         experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
     with pytest.raises(InputError, match="'a' is not a flag"):
         predict.PredictConfig.from_argv(["predict", "a"])
+
+
+def test_more_flags_behind_a_flagfile(tmp_path):
+    config = Config.from_flagfile(
+        "configs/folder.cfg", data_dir=tmp_path, epochs=3, ema_warmup=False
+    )
+    assert config.data_dir == str(tmp_path) and config.ema_warmup is False
+    # What excludes it in the file is replaced, as on a command line.
+    assert (config.steps, config.epochs) == (None, 3.0)
+    expected = Config.from_argv(
+        [
+            "x",
+            "--flagfile=configs/folder.cfg",
+            f"--data_dir={tmp_path}",
+            "--epochs=3",
+            "--noema_warmup",
+        ]
+    )
+    assert (
+        config == expected and config.workdir == f"runs/folder-{tmp_path.name}"
+    )
+    for values, message in (
+        ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
+        ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
+        ({"data_dir": "x", "steps": 1.5}, "steps"),
+        ({"data_dir": None}, "--data_dir=None: leave it out"),
+        ({}, "needs --data_dir"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Config.from_flagfile("configs/folder.cfg", **values)

@@ -41,7 +41,7 @@ def predictions(
     """Returns the page of `predict`: the least certain images by class.
 
     Args:
-        review: A `serving.review.Review`.
+        review: A `serving.prediction_file.Summary`.
         model: What predicted, as a line of text.
         pictures: Index of an image → its JPEG.
         neighbors: Slot of the memory bank → the labeled image's JPEG.

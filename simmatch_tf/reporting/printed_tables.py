@@ -121,7 +121,7 @@ def predictions(review: Any, output: pathlib.Path, note: str = "") -> str:
     """Returns the table of `predict`: how many images each class has.
 
     Args:
-        review: A `serving.review.Review`.
+        review: A `serving.prediction_file.Summary`.
         output: The file that was written.
         note: What is known of the confidences beyond their values.
     """

@@ -30,7 +30,7 @@ class Inspections:
     """What runs predict for their test images.
 
     Attributes:
-        found: Run → its predictions, a `serving.mistakes.Found`.
+        found: Run → its predictions, a `serving.scoring.Inspection`.
         shown: The runs whose images the page shows.
         why_not: Run → why it is not in `found`.
     """

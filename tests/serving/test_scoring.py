@@ -1,3 +1,5 @@
+"""Figures of runs and exports, and the images that `report` shows."""
+
 import dataclasses
 import io
 import json
@@ -8,24 +10,67 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import evaluate, export, report
-from simmatch_tf.data.sources import digits
+from simmatch_tf import evaluate, report
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import inspection, loading
+from simmatch_tf.serving import exporting, loading, scoring
 from simmatch_tf.training import results, workdir
 from tests import runs
+from tests.serving.helpers import TEST
 
-TEST = digits.load(8).test
+# Confidences 0.9, 0.6, 0.8, 0.5, 0.7; the second, third and fifth are wrong.
+P = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.5, 0.5], [0.3, 0.7]])
+LABELS = np.array([0, 0, 1, 0, 0])
+
+
+def test_ranking_of_wrong_and_uncertain_images():
+    wrong, uncertain = scoring.rank(np.log(P) + 7, LABELS)
+    assert wrong.tolist() == [2, 4, 1]  # 0.8, 0.7, 0.6
+    assert uncertain.tolist() == [3, 1, 4, 2, 0]  # 0.5, 0.6, 0.7, 0.8, 0.9
+
+
+def test_evaluating_an_export(exported, finished_run, tmp_path, capsys):
+    written, _ = exported
+    output = tmp_path / "e.json"
+    evaluate.main(
+        evaluate.EvaluateConfig(
+            export=str(written.path.parent), output=str(output)
+        )
+    )
+    report = json.loads(output.read_text())
+    assert report["ema"]["top1"] == finished_run[1].top1
+    assert "student" not in report and "ema *" in capsys.readouterr().out
+    assert "images_changed" not in report
+    with pytest.raises(InputError, match="evaluate it by --workdir"):
+        evaluate.main(evaluate.EvaluateConfig(export=str(finished_run[0])))
+    with pytest.raises(InputError, match="name the folder of a run, or an exp"):
+        evaluate.EvaluateConfig()
+
+
+def test_evaluating_an_export_of_other_training_images(
+    exported, tmp_path, caplog
+):
+    """Images that were moved to test/ may have been trained on."""
+    path = shutil.copytree(exported[0].path, tmp_path / "1")
+    card = json.loads((path / "model_card.json").read_text())
+    card["data"]["train_sha256"] = "another"
+    (path / "model_card.json").write_text(json.dumps(card))
+    config = evaluate.EvaluateConfig(
+        export=str(path), output=str(tmp_path / "e.json")
+    )
+    evaluate.main(config)
+    report = json.loads((tmp_path / "e.json").read_text())
+    assert "training images' names or classes" in report["images_changed"]
+    assert any("result too good" in text for text in caplog.messages)
 
 
 def inspect(folder, result=None, **flags):
-    flags = report.ReportConfig(
-        runs=("x",), output="/tmp/r.html", **{"images": 6, **flags}
+    inspector = scoring.Inspector(
+        **{"images": 6, "neighbors": 5, "batch_size": 256, **flags}
     )
     folder = workdir.Workdir(folder)
     result = result or results.read(folder.results)
-    return report.make_inspector(flags).inspect(folder, result)
+    return inspector.inspect(folder, result)
 
 
 def custom(folder):
@@ -35,7 +80,7 @@ def custom(folder):
     path.write_text(text.replace("--image_size=8\n", ""))
 
 
-def test_what_is_found(finished_run):
+def test_inspection_of_a_run(finished_run):
     path, result = finished_run
     found = inspect(path, neighbors=3)
     assert found.report["top1"] == result.top1
@@ -72,24 +117,26 @@ def test_what_is_found(finished_run):
     )
 
 
-def test_a_run_that_was_trained_elsewhere(finished_run, tmp_path):
-    """Workers and data service are not needed to look at it."""
+def test_inspection_of_a_run_trained_elsewhere(finished_run, tmp_path):
+    """It needs neither workers nor the data service."""
     run = shutil.copytree(finished_run[0], tmp_path / "run")
     with open(run / "flags.cfg", "a") as file:
         file.write("--strategy=multi_worker\n--data_service=grpc://no:1\n")
     assert inspect(run, images=1).report["top1"] == finished_run[1].top1
 
 
-def test_a_run_without_memory(tmp_path):
+def test_inspection_of_a_run_without_memory(tmp_path):
     runs.fit(tmp_path / "run", algorithm="supervised", steps=1)
     found = inspect(tmp_path / "run", images=2)
     assert "has no memory" in found.why_not and found.neighbors == {}
     assert all(item.neighbors == [] for item in found.uncertain)
 
 
-def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
+def test_inspection_refuses_what_is_missing(
+    finished_run, tmp_path, monkeypatch
+):
     path, result = finished_run
-    many = dataclasses.replace(result, test_images=inspection.MOST + 1)
+    many = dataclasses.replace(result, test_images=scoring.MOST + 1)
     with pytest.raises(InputError, match="20,001 test images are more"):
         inspect(path, many)
     later = dataclasses.replace(result, steps=9)
@@ -117,9 +164,7 @@ def test_what_is_not_at_hand(finished_run, tmp_path, monkeypatch):
         of("--dataset=mnist", f"--tfds_dir={tmp_path}")
 
 
-def test_images_that_have_changed_are_not_shown_as_the_run_s(
-    finished_run, tmp_path
-):
+def test_changed_images_are_not_inspected(finished_run, tmp_path):
     path, result = finished_run
     run = shutil.copytree(path, tmp_path / "run")
     content = json.loads((run / "data.json").read_text())
@@ -135,14 +180,13 @@ def test_images_that_have_changed_are_not_shown_as_the_run_s(
 
 def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
     loads = []
-    real = inspection.inputs.make_source
+    real = scoring.inputs.make_source
     monkeypatch.setattr(
-        inspection.inputs,
+        scoring.inputs,
         "make_source",
         lambda config: loads.append(1) or real(config),
     )
-    flags = report.ReportConfig(runs=("x",), output="/tmp/r.html")
-    inspector = report.make_inspector(flags)
+    inspector = scoring.Inspector(images=24, neighbors=5, batch_size=256)
     for pictures in (True, False):
         found = inspector.inspect(
             workdir.Workdir(finished_run[0]), finished_run[1], pictures=pictures
@@ -152,8 +196,8 @@ def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_images_in_files_and_validation(tmp_path):
-    """Without test images those set aside are looked at, by their names."""
+def test_inspection_of_validation_images_in_files(tmp_path):
+    """Without test images, validation images are shown with their names."""
     rng = np.random.default_rng(0)
     for name in ("a$x$", "<b>"):
         folder = tmp_path / "data" / "labeled" / name
@@ -184,11 +228,15 @@ def test_images_in_files_and_validation(tmp_path):
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(InputError, match="data: no such folder"):
         inspect(tmp_path / "run")
-    inspect(tmp_path / "run", data_dir=str(tmp_path / "moved"))
+    moved = str(tmp_path / "moved")
+    inspect(
+        tmp_path / "run",
+        data_dir=moved,
+    )
 
 
 @pytest.mark.slow
-def test_the_command(finished_run, tmp_path, capsys):
+def test_report_of_two_runs(finished_run, tmp_path, capsys):
     path, result = finished_run
     other = shutil.copytree(path, tmp_path / "other")
     custom(other)
@@ -202,20 +250,20 @@ def test_the_command(finished_run, tmp_path, capsys):
     text = output.read_text()
     assert f"{100 * result.top1:.1f} (1)" in text
     assert "of 397 test images are wrong" in text
-    # Three wrong and three that are uncertain, of the first run alone.
+    # Three wrong and three uncertain images, of the first run only.
     assert text.count('<img src="data:image/jpeg;base64,') == 6
     assert "Confusion matrix of A" in text
     assert "Confusion matrix of other" not in text
     names = {p.name for p in (tmp_path / "figures").iterdir()}
     assert {"accuracy.png", "losses.png", "confusion_A.png"} <= names
-    # The runs are left as they were.
+    # The runs are not changed.
     assert before == {p: p.stat().st_mtime_ns for p in other.rglob("*")}
 
 
 def test_images_are_shown_of_a_group_s_worst_run(
     finished_run, tmp_path, monkeypatch
 ):
-    """Once; the other seed counts in the confusion matrix alone."""
+    """Other seeds only count in the confusion matrix."""
     path, result = finished_run
     other = shutil.copytree(path, tmp_path / "other")
     with open(other / "flags.cfg", "a") as file:
@@ -223,13 +271,13 @@ def test_images_are_shown_of_a_group_s_worst_run(
     worse = dataclasses.replace(result, top1=result.top1 / 2)
     worse.write(other / "results.json")
     seen = {}
-    real = inspection.Inspector.inspect
+    real = scoring.Inspector.inspect
 
     def noting(self, folder, result, *, pictures):
         seen[folder.path.name] = pictures
         return real(self, folder, result, pictures=pictures)
 
-    monkeypatch.setattr(inspection.Inspector, "inspect", noting)
+    monkeypatch.setattr(scoring.Inspector, "inspect", noting)
     output = tmp_path / "r.html"
     argv = ["report", str(path), str(other), f"--output={output}"]
     report.main(report.ReportConfig.from_argv(argv))
@@ -239,7 +287,7 @@ def test_images_are_shown_of_a_group_s_worst_run(
     assert "other: " in text and "<summary>run: " not in text
 
 
-def test_no_tensor_is_left_in_what_is_found(finished_run):
+def test_an_inspection_holds_no_tensors(finished_run):
     found = inspect(finished_run[0], images=1)
     for value in dataclasses.asdict(found.wrong[0]).values():
         assert not isinstance(value, tf.Tensor | np.ndarray)
@@ -254,8 +302,8 @@ def write_images(folder, numbers, seed):
 
 
 @pytest.mark.slow
-def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
-    """What the message advises gives one, and the run stays as it is."""
+def test_results_on_changed_images(tmp_path, capsys):
+    """Following the message gives a result and leaves the run unchanged."""
     data, path = tmp_path / "data", tmp_path / "run"
     for seed, name in enumerate(("a", "b")):
         write_images(data / "labeled" / name, range(4), seed)
@@ -292,9 +340,7 @@ def test_a_result_on_the_images_as_they_are(tmp_path, capsys):
         InputError, match="export the run and evaluate --export"
     ):
         evaluate.main(evaluate.EvaluateConfig(workdir=str(path)))
-    written = export.write(
-        export.ExportConfig(workdir=str(path), output=str(tmp_path / "exports"))
-    )
+    written = exporting.write(path, tmp_path / "exports")
     flags = evaluate.EvaluateConfig(export=str(written.path))
     evaluate.main(flags)
     found = json.loads((written.path / "evaluation.json").read_text("utf-8"))
