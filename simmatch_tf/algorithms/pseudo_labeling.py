@@ -51,6 +51,11 @@ class PseudoLabeling(algorithm.Algorithm):
         return "student" if self.from_teacher else "ema"
 
     @property
+    def eman(self) -> bool:
+        """Whether the teacher runs on averaged BatchNorm statistics."""
+        return self.config.teacher_norm == "eman"
+
+    @property
     def aligns(self) -> bool:
         """Whether p^w is aligned."""
         align = self.config.align

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simmatch_tf import lazy
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
-from simmatch_tf.ops import alignment, shapes
+from simmatch_tf.ops import targets, tensors
 
 
 class DistributionAlignment(lazy.Module):
@@ -68,6 +68,6 @@ class DistributionAlignment(lazy.Module):
             ValueError: `p` has not the shape [N, L].
         """
         p = tf.cast(tf.convert_to_tensor(p), self.window.dtype)
-        shapes.check(p=(p, ("N", self.window.shape[1])))
+        tensors.check(p=(p, ("N", self.window.shape[1])))
         self.record(p)
-        return alignment.align(p, self.mean())
+        return targets.align(p, self.mean())

@@ -8,7 +8,7 @@ from typing import Any
 from simmatch_tf import lazy
 from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica, shard
-from simmatch_tf.ops import matching, shapes, slot_sums
+from simmatch_tf.ops import matching, tensors
 
 
 class MemoryBuffer(lazy.Module):
@@ -144,7 +144,7 @@ class MemoryBuffer(lazy.Module):
         z_s: tf.Tensor,
         p_w: tf.Tensor,
         options: dict[str, Any],
-    ) -> slot_sums.Partials:
+    ) -> matching.Partials:
         """Sums over all slots, from those of each replica over its own.
 
         Each matches the images of the whole batch, and takes its own images
@@ -162,11 +162,11 @@ class MemoryBuffer(lazy.Module):
             **options,
         )
         if options["temperature"] < matching.FIXED_SHIFT_FROM:
-            sums = slot_sums.rebase(sums, replica.largest(sums.shifts))
+            sums = matching.rebase(sums, replica.largest(sums.shifts))
         *added, shifts = sums
-        sums = slot_sums.Partials(*map(replica.sum, added), shifts)
+        sums = matching.Partials(*map(replica.sum, added), shifts)
         count = z_w.shape[0]
-        return slot_sums.images(sums, replica.number() * count, count)
+        return matching.images(sums, replica.number() * count, count)
 
     def update(
         self, indices: tf.Tensor, z: tf.Tensor, step: tf.Tensor | int = 0
@@ -192,7 +192,7 @@ class MemoryBuffer(lazy.Module):
         """
         indices = tf.convert_to_tensor(indices)
         z = tf.cast(tf.convert_to_tensor(z), self.dtype)
-        shapes.check(indices=(indices, "B"), z=(z, ("B", self.dim)))
+        tensors.check(indices=(indices, "B"), z=(z, ("B", self.dim)))
         indices = replica.all_gather(indices)  # [B], global from here
         z = replica.all_gather(tf.math.l2_normalize(z, axis=1))  # [B, D]
         same = indices[:, None] == indices[None, :]  # [B, B]

@@ -233,12 +233,12 @@ class _Run:
                     step, metrics_of_step, stepper.diagnostics, stepper.waited
                 )
             self.bar.advance(step, values)
+            # ----------------------------------------------- between steps --
+            if algorithm.between_steps_every and step % between_every == 0:
+                algorithm.between_steps(step)
             with self.monitor.paused():
                 if shows:
                     self.monitor.picture(step, stepper.diagnostics)
-                # --------------------------------------------- between steps --
-                if algorithm.between_steps_every and step % between_every == 0:
-                    algorithm.between_steps(step)
                 # ------------------------------------------------- evaluate --
                 if due(config.eval_every):
                     self._evaluate(step)
