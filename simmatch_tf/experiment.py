@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from typing import ClassVar
 
-from simmatch_tf import checks, io, signals, tables, terminal
+from simmatch_tf import io, preflight, signals, tables, terminal
 from simmatch_tf.experiments import plan, runner, summary
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags import command, commandline
@@ -78,12 +78,18 @@ class ExperimentConfig(commandline.Flags):
     def chosen_seeds(self) -> tuple[int, ...]:
         """Returns the numbers of --seeds."""
         return (
-            () if self.seeds is None else checks.numbers("--seeds", self.seeds)
+            ()
+            if self.seeds is None
+            else commandline.numbers("--seeds", self.seeds)
         )
 
     def chosen_gpus(self) -> tuple[int, ...]:
         """Returns the numbers of --gpus."""
-        return () if self.gpus is None else checks.numbers("--gpus", self.gpus)
+        return (
+            ()
+            if self.gpus is None
+            else commandline.numbers("--gpus", self.gpus)
+        )
 
 
 def main(flags: ExperimentConfig) -> int | None:
@@ -102,7 +108,7 @@ def main(flags: ExperimentConfig) -> int | None:
         return None
     for cell in store.missing(chosen):
         try:
-            cell.config.check_available()
+            preflight.check_available(cell.config)
         except InputError as error:
             raise InputError(f"{cell.title()}: {error}") from None
     with runner.claim(folder) as lock:

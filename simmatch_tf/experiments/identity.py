@@ -3,7 +3,6 @@
 Nothing here imports TensorFlow.
 """
 
-import dataclasses
 import functools
 import glob
 import hashlib
@@ -25,9 +24,7 @@ _READ = 256 * 2**20
 def flags(config: config_lib.Config) -> list[str]:
     """Returns the flags that decide what is trained; paths are absolute."""
     operational = {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.metadata["operational"]
+        name for name, each in config.fields().items() if each.operational
     }
     if config.dataset == "folder":
         operational.remove("data_dir")
@@ -35,10 +32,18 @@ def flags(config: config_lib.Config) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def default_flags() -> set[str]:
-    """Returns all deciding flags at their defaults."""
-    config = config_lib.Config(labels=10, steps=1)
-    return set(flags(config)) - {"--labels=10", "--steps=1"}
+def default_flags(config: config_lib.Config) -> set[str]:
+    """Returns all flags of a run's algorithm at their defaults.
+
+    --algorithm is among them at its own default.
+    """
+    defaults = config_lib.Config(
+        labels=10, steps=1, algorithm=config.algorithm, plugin=config.plugin
+    )
+    words = set(flags(defaults)) - {"--labels=10", "--steps=1"}
+    algorithm = config_lib.Config.declared()["algorithm"].default
+    words.discard(f"--algorithm={config.algorithm}")
+    return words | {f"--algorithm={algorithm}"}
 
 
 def name(config: config_lib.Config) -> str:
@@ -47,7 +52,7 @@ def name(config: config_lib.Config) -> str:
     Flags at their default have no part in it, so that a new flag does not
     rename the runs that were trained without it.
     """
-    defaults = default_flags()
+    defaults = default_flags(config)
     given = [word for word in flags(config) if word not in defaults]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
     dataset = dataset_names.base(config.dataset)

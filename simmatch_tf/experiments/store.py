@@ -141,7 +141,7 @@ class Store:
             ) from None
         now, then = _by_flag(identity.flags(config)), _by_flag(finished.flags)
         # A flag that did not exist then may be at its default now.
-        defaults = identity.default_flags()
+        defaults = identity.default_flags(config)
         now = {k: w for k, w in now.items() if k in then or w not in defaults}
         changed = sorted(set(now.values()) ^ set(then.values()))
         if changed:
@@ -262,7 +262,7 @@ def _warn_once(text: str) -> None:
 
 def _by_flag(words: list[str]) -> dict[str, str]:
     """Returns flag → word: --x, --nox and --x=1 are all of the flag x."""
-    names = {field.name for field in dataclasses.fields(config_lib.Config)}
+    names = config_lib.Config.declared()
     by_flag = {}
     for word in words:
         name = word.removeprefix("--").split("=")[0]

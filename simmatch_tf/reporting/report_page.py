@@ -172,14 +172,15 @@ def _labels(run: runs_lib.Run) -> str:
         unlabeled = run.split.get("unlabeled_images")
         aside = len(run.split.get("validation", ()))
     text = f"{labels:,}" if labels else _UNKNOWN
-    if unlabeled and run.config.algorithm != "supervised":
+    if unlabeled and run.algorithm.unlabeled_views:
         text += f" of {unlabeled:,}"
     return text + (f", {aside:,} set aside" if aside else "")
 
 
 def _algorithm(config: Any) -> str:
     if config.algorithm == "simmatch":
-        return f"simmatch, {config.memory}"
+        forms = {"student": "ensemble", "teacher": "teacher"}
+        return f"simmatch, {forms[config.targets_from]}"
     return config.algorithm
 
 

@@ -18,7 +18,8 @@ from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
 from tensorboard.util import tensor_util
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io
+from simmatch_tf import io, registry
+from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results, workdir
@@ -79,14 +80,20 @@ class Run(Place):
     steps: int | None
 
     @property
+    def algorithm(self) -> type[algorithm_lib.Algorithm]:
+        """The class of its algorithm."""
+        return registry.algorithms.find(self.config.algorithm)[0].value
+
+    @property
     def record(self) -> str:
         """The network whose accuracy is the result: "student" or "ema"."""
         if self.result is not None:
             return self.result.weights_of_record
-        # As the algorithms have it, which cannot be asked without TensorFlow.
-        config = self.config
-        known = config.algorithm in ("simmatch", "fixmatch")
-        return "student" if known and config.memory == "teacher" else "ema"
+        if isinstance(self.algorithm.evaluated_weights, str):
+            return self.algorithm.evaluated_weights
+        # A property, which in SimMatch and FixMatch depends on this flag.
+        teacher = getattr(self.config, "targets_from", None) == "teacher"
+        return "student" if teacher else "ema"
 
     @property
     def record_tag(self) -> str:
@@ -490,15 +497,16 @@ def _belongs(run: Run, members: Sequence[Run]) -> bool:
 def _deciding(config: config_lib.Config) -> dict[str, Any]:
     """Returns the flags that decide what is trained, but for the seeds."""
     config = config.absolute()
+    fields = config.fields()
     return {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
+        name: value
+        for name, value in config.values().items()
         if (
-            not field.metadata["operational"]
+            not fields[name].operational
             # Only the folder says which images these are.
-            or (field.name == "data_dir" and config.dataset == "folder")
+            or (name == "data_dir" and config.dataset == "folder")
         )
-        and field.name not in _SEEDS
+        and name not in _SEEDS
     }
 
 

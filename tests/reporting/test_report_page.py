@@ -87,7 +87,11 @@ def test_one_run(tmp_path):
     assert text.count('<img src="data:image/svg+xml;base64,') == 6
     assert text.count('<img src="data:image/jpeg;base64,') == 2
     assert text.count(".run0slot3 {") == 1
-    assert not re.search(r"https?:|<script|@import|src=\"(?!data:)", text)
+    # It loads nothing, and links to the paper alone.
+    assert re.findall(r"https?:[^\"]*", text) == [
+        "https://arxiv.org/abs/2203.06915"
+    ]
+    assert not re.search(r"<script|@import|src=\"(?!data:)", text)
     for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text):
         xml.etree.ElementTree.fromstring(base64.b64decode(picture))
     assert (
