@@ -51,6 +51,8 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "docs": ["mkdocs>=1.6,<2"],
+        "examples": ["ipykernel>=6", "nbclient>=0.10"],
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],

@@ -5,10 +5,10 @@ Nothing here imports TensorFlow: a wrong flag is answered at once.
 
 from __future__ import annotations
 
+import re
 import typing
 
 from simmatch_tf import registry
-from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags.commandline import InputError
 
@@ -298,7 +298,7 @@ def _check_labels(config: config_lib.Config) -> None:
             f"--validation_fraction={config.validation_fraction}: "
             "--split_file brings its own validation images"
         )
-    name = dataset_names.base(config.dataset)
+    name = re.split("[/:]", config.dataset)[0]
     if config.labeled_list in SUBSETS and name != "imagenet2012":
         raise InputError(
             f"--labeled_list={config.labeled_list}: is for "

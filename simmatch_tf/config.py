@@ -3,10 +3,10 @@
 import dataclasses
 import os
 import pathlib
+import re
 from typing import ClassVar, Self
 
 from simmatch_tf import availability, checks, operation_flags
-from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError, flag
 
@@ -382,7 +382,7 @@ class Config(operation_flags.OperationFlags):
     def published_list(self) -> str | None:
         """The list that a share of ImageNet's labels means by default."""
         shares = {0.01: "1pct", 0.1: "10pct"}
-        if dataset_names.base(self.dataset) != "imagenet2012":
+        if base_name(self.dataset) != "imagenet2012":
             return None
         if self.label_fraction not in shares:
             return None
@@ -430,3 +430,8 @@ class Config(operation_flags.OperationFlags):
             warmup_epochs=None,
             picture_every=picture_every if self.summaries else None,
         )
+
+
+def base_name(dataset: str) -> str:
+    """Returns NAME of a dataset called NAME/CONFIG:VERSION."""
+    return re.split("[/:]", dataset)[0]

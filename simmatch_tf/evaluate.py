@@ -1,4 +1,4 @@
-"""Evaluates a run or an export: accuracy, confusion, calibration.
+"""Evaluates a run or an export: accuracy, confusion matrix, calibration.
 
 python -m simmatch_tf.evaluate --workdir=runs/digits_40
 python -m simmatch_tf.evaluate --export=exports/digits_40
@@ -47,7 +47,7 @@ class EvaluateConfig(config_lib.ImageFolders):
 
 
 def _changes(folder: workdir.Workdir, config: EvaluateConfig) -> dict[str, str]:
-    """For the report: how the run's images have changed since it began."""
+    """Entries for the report if the images have changed since training."""
     if not folder.data.is_file():
         return {}
     changes = folder.data_changes(
@@ -78,7 +78,7 @@ def main(config: EvaluateConfig) -> None:
         folder = workdir.Workdir(config.workdir)
         run = availability.trained(folder)
         output = pathlib.Path(config.output or folder.evaluation)
-    output = output.expanduser()
+    output = io.expand(output)
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(
             f"--output={output}: must be a file in a folder that exists"
@@ -88,7 +88,7 @@ def main(config: EvaluateConfig) -> None:
     run = run.moved(config.data_dir, config.tfds_dir)
     availability.check_images(run)
 
-    # A run's figures are by the kernels of training.
+    # With the kernels of training, a run's figures are those of its results.
     preflight.start(fast=config.export is None)
     from simmatch_tf.evaluation import metrics
     from simmatch_tf.serving import scoring

@@ -92,8 +92,8 @@ class ExportConfig(config_lib.ImageFolders):
 
 
 def write(flags: ExportConfig) -> "exporting.Written":
-    """Exports what the flags say; see `serving.exporting.write`."""
-    # TensorFlow is imported only now that all that is cheap is checked.
+    """Exports as the flags say; see `serving.exporting.write`."""
+    # TensorFlow is imported after all cheap checks.
     preflight.start(fast=False)
     from simmatch_tf.serving import exporting
 
@@ -137,10 +137,10 @@ def main(flags: ExportConfig) -> None:
     for name in written.card["interface"]:
         print(f"  {name}")
     print(
-        f"Written to {written.path}: loaded again, it gives what the "
+        f"Written to {written.path}: loaded again, it agrees with the "
         f"{written.card['model']['weights']} network of step "
-        f"{written.card['model']['step']} gives on {verified['images']} "
-        f"images (largest difference {largest:.1g})."
+        f"{written.card['model']['step']} on {verified['images']} images "
+        f"(largest difference {largest:.1g})."
     )
 
 

@@ -18,7 +18,7 @@ from simmatch_tf.reporting import runs as runs_lib
 from simmatch_tf.reporting import tables
 
 if TYPE_CHECKING:
-    from simmatch_tf.serving import inspection
+    from simmatch_tf.serving import scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +95,11 @@ def main(flags: ReportConfig) -> None:
         print(f"In {folder}: {', '.join(written) or 'no figure'}.")
 
 
-def make_inspector(flags: ReportConfig) -> "inspection.Inspector":
+def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
     """Returns what looks at test images as the flags say."""
-    from simmatch_tf.serving import inspection
+    from simmatch_tf.serving import scoring
 
-    return inspection.Inspector(
+    return scoring.Inspector(
         data_dir=flags.data_dir,
         tfds_dir=flags.tfds_dir,
         neighbors=flags.neighbors,

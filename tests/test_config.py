@@ -9,8 +9,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import experiment, predict, report
-from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import folder as folder_source
 from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import workdir
@@ -578,8 +577,8 @@ def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
         data_dir=str(tmp_path / "photos"),
     )
     with workdir.claim(config) as folder:
-        found = listing.Listing(config.data_dir)
-        folder.begin(config, lambda: fingerprint.of_listing(found))
+        found = folder_source.Listing(config.data_dir)
+        folder.begin(config, found.fingerprint)
         folder.results.write_text("{}")
     (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
     says("1 is new (labeled/b/2.png)")
@@ -617,3 +616,33 @@ def test_the_last_of_the_words_without_a_name_may_be_many():
         experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
     with pytest.raises(InputError, match="'a' is not a flag"):
         predict.PredictConfig.from_argv(["predict", "a"])
+
+
+def test_more_flags_behind_a_flagfile(tmp_path):
+    config = Config.from_flagfile(
+        "configs/folder.cfg", data_dir=tmp_path, epochs=3, ema_warmup=False
+    )
+    assert config.data_dir == str(tmp_path) and config.ema_warmup is False
+    # What excludes it in the file is replaced, as on a command line.
+    assert (config.steps, config.epochs) == (None, 3.0)
+    expected = Config.from_argv(
+        [
+            "x",
+            "--flagfile=configs/folder.cfg",
+            f"--data_dir={tmp_path}",
+            "--epochs=3",
+            "--noema_warmup",
+        ]
+    )
+    assert (
+        config == expected and config.workdir == f"runs/folder-{tmp_path.name}"
+    )
+    for values, message in (
+        ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
+        ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
+        ({"data_dir": "x", "steps": 1.5}, "steps"),
+        ({"data_dir": None}, "--data_dir=None: leave it out"),
+        ({}, "needs --data_dir"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Config.from_flagfile("configs/folder.cfg", **values)

@@ -23,9 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import export
 from simmatch_tf.data import selection
-from simmatch_tf.serving import loading, models, prediction
+from simmatch_tf.serving import exporting, loading, prediction
 
 
 def compare(
@@ -144,7 +143,7 @@ def predicting(
 ) -> None:
     """Times `predict` on files."""
     shape = network.input_shape[1:]
-    model = models.open_model(workdir)
+    model = loading.open_model(workdir)
     chosen = selection.find(str(images))
     forward = tf.function(
         lambda x: tf.nn.softmax(network(x, training=False)["logits"]),
@@ -164,7 +163,9 @@ def predicting(
     highest = []
 
     def ours() -> None:
-        prediction.predict(model, chosen, folder / "labels.csv", overwrite=True)
+        prediction.predict_to_file(
+            model, chosen, folder / "labels.csv", overwrite=True
+        )
         # In KiB, of the process so far.
         highest.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -194,11 +195,7 @@ def main() -> None:
     network = loading.run(arguments.workdir).classifier.network
     print(f"{'ms':34} {'reference':>10} {'ours':>10} {'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        written = export.write(
-            export.ExportConfig(
-                workdir=arguments.workdir, output=f"{folder}/export"
-            )
-        )
+        written = exporting.write(arguments.workdir, f"{folder}/export")
         serving(loading.export(written.path), network, arguments.rounds)
         folder = pathlib.Path(folder)
         if arguments.images:

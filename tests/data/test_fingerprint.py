@@ -5,7 +5,8 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import digits as digits_lib
+from simmatch_tf.data.sources import folder
 from simmatch_tf.flags.commandline import InputError
 
 NAMES = ("labeled/a/1.png", "labeled/b/2.png", "unlabeled/caf\u00e9 \\.png")
@@ -21,10 +22,10 @@ def root(tmp_path):
 
 def of(root, *, contents=True):
     """The files in a folder; `contents`: with their digests."""
-    found = listing.Listing(str(root))
+    found = folder.Listing(str(root))
     paths = [f"{found.root}/{path}" for path in found.paths]
     known = dict(zip(found.names, fingerprint.digests(paths), strict=True))
-    return fingerprint.of_listing(found, known if contents else None)
+    return found.fingerprint(known if contents else None)
 
 
 def later(path):
@@ -41,7 +42,7 @@ def test_written_and_read_back(root, tmp_path):
     assert fingerprint.compare(again, of(root)).text() == ""
     assert again.digest() == found.digest()
     assert len((tmp_path / "data.json").read_text().splitlines()) == 5
-    assert list(tmp_path.glob("*.tmp")) == []
+    assert list(tmp_path.glob(".tmp*")) == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_what_the_flags_name(root, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="/gone: there is no such folder"):
         now(dataset="folder", data_dir=str(root / "gone"))
     digits = now(dataset="digits", labels=10)
-    assert fingerprint.compare(digits, fingerprint.of_digits()).text() == ""
+    assert fingerprint.compare(digits, digits_lib.fingerprint()).text() == ""
     ((size, _, digest),) = digits.files.values()
     assert size > 10_000 and len(digest) == 32
     assert now(dataset="custom", labels=10) is None

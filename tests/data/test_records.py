@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from simmatch_tf import io
 from simmatch_tf.data import records
-from simmatch_tf.data.sources import shards
 from simmatch_tf.flags.commandline import InputError
 
 
@@ -136,15 +135,15 @@ def _size(path, count):
 
 
 def test_counted_without_tensorflow(files, tmp_path):
-    assert [shards.count(path) for path in files] == [5, 0, 300]
-    shards.check(files, [5, 0, 300])
-    shards.check(["gs://bucket/part0"], [5])  # not looked into
+    assert [records.count(path) for path in files] == [5, 0, 300]
+    records.check(files, [5, 0, 300])
+    records.check(["gs://bucket/part0"], [5])  # not looked into
     content = pathlib.Path(files[2]).read_bytes()
     path = tmp_path / "cut"
     ends = [_size(files[2], n) for n in (1, 2, 3)]
     for size in range(ends[2]):
         path.write_bytes(content[:size])
-        assert shards.count(str(path)) == sum(end <= size for end in ends)
+        assert records.count(str(path)) == sum(end <= size for end in ends)
 
 
 def test_features_that_are_not_there(files):
@@ -153,25 +152,17 @@ def test_features_that_are_not_there(files):
 
 
 @pytest.mark.parametrize("name", ["name", None])
-def test_taken_and_joined(files, name):
-    """Of (records 0 … 4) and (none, then 5 … 304): both have several files."""
-    ones = records.RecordImages(scan(files[:1], name=name))
-    others = records.RecordImages(scan(files[1:], name=name))
+def test_taken(files, name):
+    """From several files, one of them empty; also a selection of those."""
+    images = records.RecordImages(scan(files, name=name))
     places = [304, 0, 5, 4, 0]
-    taken = [ones.join(others).take(np.array(places))]
-    taken.append(
-        others.take(np.array([299, 0]))
-        .join(ones.take(np.array([4, 0])))
-        .take(np.array([0, 3, 1, 2, 3]))
-    )
-    for found in taken:
-        assert found.labels.tolist() == [place % 3 for place in places]
-        read = [found.read(tf.constant(n))[0].numpy() for n in range(5)]
+    some = images.take(np.array([4, 0, 304, 5]))
+    for taken in (
+        images.take(np.array(places)),
+        some.take(np.array([2, 1, 3, 0, 1])),
+    ):
+        assert taken.labels.tolist() == [place % 3 for place in places]
+        read = [taken.read(tf.constant(n))[0].numpy() for n in range(5)]
         assert read == [b"x" * (place + 1) for place in places]
-        assert found.names == (name and [f"n{place}" for place in places])
-
-
-def test_joined_with_images_without_names(files):
-    named = records.RecordImages(scan(files[:1]))
-    unnamed = records.RecordImages(scan(files[2:], name=None))
-    assert named.join(unnamed).names is unnamed.join(named).names is None
+        assert taken.names == (name and [f"n{place}" for place in places])
+    assert images.files() == [files[0], files[2]]

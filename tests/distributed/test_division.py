@@ -196,11 +196,8 @@ def assert_as_alone(alone, workdir, records):
     # ----------------------------------------------------- what is kept --
     test_strategies.assert_near(one, workdir, step=50)
     result = results.read(workdir / "results.json")
-    scores = scoring.of_run(
-        workdir_lib.Workdir(workdir),
-        workdir_lib.Workdir(workdir).read_config(),
-        256,
-    )
+    folder = workdir_lib.Workdir(workdir)
+    scores = scoring.of_run(folder, folder.read_config(), batch_size=256)
     for name, logits in scores.logits.items():
         top1 = np.mean(logits.argmax(1) == scores.labels)
         assert getattr(result, name)["last"]["top1"] == pytest.approx(top1)

@@ -8,11 +8,12 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, export
+from simmatch_tf import availability
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network
+from simmatch_tf.serving import exporting
 from simmatch_tf.training import initial, state
 from tests import runs
 
@@ -111,10 +112,7 @@ def rows(model):
 @pytest.fixture(scope="module")
 def export_of_ours(finished_run, tmp_path_factory):
     output = tmp_path_factory.mktemp("exports") / "digits"
-    flags = export.ExportConfig(
-        workdir=str(finished_run[0]), output=str(output)
-    )
-    return export.write(flags).path.parent
+    return exporting.write(finished_run[0], output).path.parent
 
 
 @pytest.mark.parametrize(

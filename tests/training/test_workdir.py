@@ -12,8 +12,8 @@ from absl import logging
 import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, train
-from simmatch_tf.data import contents, fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import finished, identity, plan
@@ -83,12 +83,10 @@ def config_of(root, **changes):
 
 
 def of_folder(root):
-    found = listing.Listing(str(root))
+    found = folder_lib.Listing(str(root))
     paths = [f"{found.root}/{path}" for path in found.paths]
     digests = fingerprint.digests(paths)
-    return fingerprint.of_listing(
-        found, dict(zip(found.names, digests, strict=True))
-    )
+    return found.fingerprint(dict(zip(found.names, digests, strict=True)))
 
 
 def finish(config, data):
@@ -216,7 +214,7 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
         tmp_path / "run", dataset="cifar10", tfds_dir=str(tmp_path / "t")
     )
     source = tfds_source.load("cifar10", tfds_dir=config.tfds_dir)
-    finish(config, contents.fingerprint(source))
+    finish(config, source.fingerprint())
     train.main(config)
     assert logged == []
     data = workdir.Workdir(config.workdir).data
@@ -242,11 +240,11 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     path.write_bytes(content)
     with workdir.claim(moved) as claimed:
         assert claimed.resumed()
-        claimed.begin(moved, lambda: contents.fingerprint(source))
+        claimed.begin(moved, source.fingerprint)
         claimed.compared = False
         path.write_bytes(b"other")
         with pytest.raises(InputError, match="1 is changed"):
-            claimed.begin(moved, lambda: contents.fingerprint(source))
+            claimed.begin(moved, source.fingerprint)
 
 
 def test_images_from_python(tmp_path):
@@ -259,7 +257,7 @@ def test_images_from_python(tmp_path):
     config = runs.config(
         tmp_path / "run", dataset="custom", image_size=None, labels=2
     )
-    finish(config, contents.fingerprint(make(3)))
+    finish(config, make(3).fingerprint())
     assert simmatch_tf.fit(config, source=make(3)) == RESULT
     for other in (make(4), make(3, (1, 0))):
         with pytest.raises(InputError, match="2 are changed .test, train"):
