@@ -11,7 +11,7 @@ from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
-from simmatch_tf.data import contents, fingerprint, splits
+from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
 from simmatch_tf.evaluation import evaluator, metrics
@@ -66,7 +66,7 @@ def fit(
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
-                folder.check_data(config, contents.fingerprint(source))
+                folder.check_data(config, source.fingerprint())
             logging.warning(
                 "%s holds a finished run: its result is read, nothing is "
                 "trained; overwrite=True trains anew",
@@ -273,7 +273,7 @@ class _Run:
 
         def known() -> dict[str, str]:
             parts = splits.parts(split, source)
-            parts["the images"] = contents.identity(source)
+            parts["the images"] = source.identity()
             if not resumed:
                 named = fingerprint.of_flags(config).files
                 _, _, digest = named.get("--init_from", (0, 0, None))
@@ -288,7 +288,7 @@ class _Run:
     def _begin(self) -> None:
         """Writes the files that a new run begins with."""
         resumed = self.folder.resumed()
-        self.folder.begin(self.given, lambda: contents.fingerprint(self.source))
+        self.folder.begin(self.given, self.source.fingerprint)
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 

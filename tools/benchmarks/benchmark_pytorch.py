@@ -198,8 +198,6 @@ def without_matching() -> type:
     class Network(simmatch.SimMatch):
         """Computes L_s and L_u alone."""
 
-        aligns = False
-
         def train_step(self, batch):
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
             targets = self.label(x_l, x_w)
@@ -235,7 +233,7 @@ def tensorflow_step(
     strategy = strategies.one()
     if algorithm is not None:
         registry.algorithms.register("benchmark")(algorithm)
-        config = dataclasses.replace(config, algorithm="benchmark")
+        config = dataclasses.replace(config, algorithm="benchmark", align=False)
     method = state.make_algorithm(
         config,
         strategy,
