@@ -85,7 +85,7 @@ class Parts:
         self.batches = iter(self.pipeline.dataset(0, 10**6).repeat())
         self.batch = batch = next(self.batches)
         self.b, self.u = len(batch["labels"]), len(batch["unlabeled_weak"])
-        self.has_teacher = config.memory == "teacher"
+        self.has_teacher = config.targets_from == "teacher"
         self.apart = config.weak_forward == "separate"
         names = ["labeled_weak", "unlabeled_strong"]
         if not (self.has_teacher or self.apart):

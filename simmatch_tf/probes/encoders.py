@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from simmatch_tf import availability, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, registry
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.errors import InputError
@@ -108,7 +108,7 @@ def find(
         if named.library is not None:
             encoder = _of_library(named, weights, image_size, seed)
         else:
-            kind, path = availability.kind_of_model("model", named.what)
+            kind, path = preflight.kind_of_model("model", named.what)
             encoder = {"workdir": _of_run, "saved_model": _of_export}[kind](
                 named, path, weights, image_size
             )
@@ -134,7 +134,7 @@ def _of_export(named, path, weights, image_size) -> Encoder:
     del weights  # an export has those of one network only
     export = loading.export(path)
     try:
-        config = config_lib.Config(**export.card["flags"])
+        config = config_lib.Config.from_recorded(export.card["flags"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"--model={named.what}: was exported by another version ({error})"

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
@@ -62,13 +62,14 @@ def import_run(
         projection_dim=sizes.dim,
         da_window=sizes.window,
     )
-    known = checks.SIZES.get(config_lib.base_name(config.dataset))
+    known = config_lib.known_size(config.dataset)
     if known is not None:
         _check_classes(config.dataset, known[0], sizes)
     _check_statistics(checkpoint, sizes)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
-    config.check_available(resumed=True)  # its split is the memory's
+    # Its split is that of the memory.
+    preflight.check_available(config, resumed=True)
     outline, source = _data(config, checkpoint.statistics)
     _check_classes(config.dataset, len(outline.class_names), sizes)
     if outline.image_shape[-1] != sizes.channels:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -14,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability, preflight, runtime
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, runtime
 from simmatch_tf.data import splits
+from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
@@ -36,7 +36,6 @@ from simmatch_tf.training import (
 CLASS_NAMES = initial.CLASS_NAMES
 LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
-_MODEL = "model.keras"
 # Calibration errors below this are not worth a note.
 _CALIBRATED = 0.05
 # Network → the attributes of an algorithm that lead to it.
@@ -48,98 +47,6 @@ _NO_MEMORY = (
 _EMPTY_MEMORY = (
     "the run's memory was not written yet: nothing can be explained by it"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The classifier of a run.
-
-    Attributes:
-        classifier: See `classifier.Classifier`.
-        config: The run's flags.
-        content: The content of its split file.
-        data: The file that lists the images it was begun with.
-        step: Training steps done.
-        checkpoint: Digest of the checkpoint of that step.
-        weights: "student" or "ema": those of the classifier.
-        weights_of_record: "student" or "ema": those of the run's result.
-        why_no_neighbors: Why nothing can be explained by labeled images, or
-            "".
-    """
-
-    classifier: classifier_lib.Classifier
-    config: config_lib.Config
-    content: dict[str, Any]
-    data: pathlib.Path
-    step: int
-    checkpoint: str
-    weights: str
-    weights_of_record: str
-    why_no_neighbors: str
-
-
-def run(
-    path: str | os.PathLike,
-    *,
-    weights: str | None = None,
-    neighbors: int = 5,
-    input_dtype: str = "uint8",
-) -> Run:
-    """Loads the classifier of a run from its last checkpoint.
-
-    Args:
-        path: The run's folder.
-        weights: "student" or "ema"; default: the weights of record.
-        neighbors: See `classifier.Classifier`.
-        input_dtype: See `classifier.Classifier`.
-
-    Raises:
-        InputError: There is no run or no checkpoint, or they do not belong
-            together.
-    """
-    folder = workdir.Workdir(path)
-    config = folder.read_config()
-    content = splits.read_content(folder.split)
-    trained = read_networks(folder, weights)
-    weights = weights or trained.weights_of_record
-    labeled = None
-    if trained.memory is not None:
-        names = thumbnails.slot_names(content)
-        slots = np.flatnonzero(trained.memory["written"] >= 0)
-        labeled = classifier_lib.Labeled(
-            features=trained.memory["features"][slots],
-            slots=slots,
-            labels=trained.memory["labels"][slots],
-            ids=[names[slot] for slot in slots],
-            temperature=config.temperature,
-            alpha=config.alpha,
-        )
-    classifier = classifier_lib.Classifier(
-        trained.networks[weights],
-        content["class_names"],
-        preprocessing.Preprocessing(
-            tuple(content["image_shape"]), config.eval_resize
-        ),
-        labeled=labeled,
-        neighbors=neighbors,
-        input_dtype=input_dtype,
-    )
-    why_no_neighbors = ""
-    if labeled is None:
-        why_no_neighbors = _NO_MEMORY
-    elif classifier.labeled is None:
-        why_no_neighbors = _EMPTY_MEMORY
-    return Run(
-        classifier=classifier,
-        config=config,
-        content=content,
-        data=folder.data,
-        step=trained.step,
-        checkpoint=checkpoints.digest(folder.checkpoints, trained.step),
-        weights=weights,
-        weights_of_record=trained.weights_of_record,
-        why_no_neighbors=why_no_neighbors,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +89,8 @@ def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
     # A damaged file makes TensorFlow and Keras raise errors of many types.
     except Exception as error:
         logging.warning(
-            "%s: cannot be read (%s); its last checkpoint is restored",
-            folder.path / _MODEL,
+            "%s: cannot be read (%s); the run's last checkpoint is restored",
+            folder.model,
             errors.reason(error),
         )
     return _read_checkpoint(folder)
@@ -193,7 +100,7 @@ def _read_finished(
     folder: workdir.Workdir, names: Sequence[str | None]
 ) -> Trained | None:
     """Reads networks without their optimizer; None of an unfinished run."""
-    if not ((folder.path / _MODEL).is_file() and folder.results.is_file()):
+    if not (folder.model.is_file() and folder.results.is_file()):
         return None
     result = results.read(folder.results)
     index = folder.checkpoints / f"step_{result.steps:08d}.index"
@@ -204,7 +111,7 @@ def _read_finished(
     with runtime.seeded(0), strategies.one().scope():
         for name in names:
             name = name or result.weights_of_record
-            networks[name] = network.load(folder.path / _MODEL)
+            networks[name] = network.load(folder.model)
             if name != result.weights_of_record:
                 _read_weights(networks[name], _PLACES[name], prefix)
     reader = tf.train.load_checkpoint(prefix)
@@ -249,31 +156,200 @@ def _read_weights(
     node.read(prefix).expect_partial().assert_existing_objects_matched()
 
 
-@dataclasses.dataclass(frozen=True)
-class Export:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A run or an export, ready to predict.
+
+    Attributes:
+        classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
+        explain: Images → outputs as of `Classifier.explain`, or None.
+        why_not: Why there is no `explain`, or "".
+        neighbors: Number of neighbors that `explain` gives of each image.
+        class_names: L names.
+        preprocessing: How encoded images become `classify`'s input.
+        input_dtype: Data type of the images.
+        identity: Tells this model from any other, as a JSON object.
+        accuracy: What was measured of it, see `versions.accuracy`.
+    """
+
+    classify: Callable[..., dict[str, tf.Tensor]]
+    explain: Callable[..., dict[str, tf.Tensor]] | None
+    why_not: str
+    neighbors: int
+    class_names: list[str]
+    preprocessing: preprocessing.Preprocessing
+    input_dtype: str
+    identity: dict[str, Any]
+    accuracy: dict[str, Any] | None
+
+    @property
+    def note(self) -> str:
+        """A sentence if the confidences are known to be off, or ""."""
+        error = (self.accuracy or {}).get("calibration_error")
+        if error is None or error < _CALIBRATED:
+            return ""
+        return (
+            f"Confidences are off by {error:.1%} on average: the calibration "
+            f"error of {self.accuracy['images']:,} "
+            f"{self.accuracy['scored_on']} images."
+        )
+
+    def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
+        """Returns JPEGs of labeled images, as far as they are known, by slot.
+
+        Args:
+            slots: Memory slots.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Model):
+    """The classifier of a run.
+
+    Attributes:
+        classifier: See `classifier.Classifier`.
+        config: The run's flags.
+        moved: The same with the present location of its images.
+        content: The content of its split file.
+        data: The file that lists the images it was begun with.
+        step: Training steps done.
+        weights: "student" or "ema": those of the classifier.
+        weights_of_record: "student" or "ema": those of the run's result.
+    """
+
+    classifier: classifier_lib.Classifier
+    config: config_lib.Config
+    moved: config_lib.Config
+    content: dict[str, Any]
+    data: pathlib.Path
+    step: int
+    weights: str
+    weights_of_record: str
+
+    def thumbnails(
+        self, slots: Sequence[int], source: source_lib.Source | None = None
+    ) -> dict[int, bytes]:
+        """Returns JPEGs of labeled images, as far as they are known, by slot.
+
+        Args:
+            slots: Memory slots.
+            source: The run's dataset; by default it is read.
+        """
+        try:
+            source = source or inputs.make_source(self.moved)
+        except InputError as error:
+            logging.warning("no pictures of the labeled images: %s", error)
+            return {}
+        return thumbnails.of_slots(
+            source,
+            slots,
+            content=self.content,
+            data=self.data,
+            preprocess=self.preprocessing,
+        )
+
+
+def run(
+    path: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    neighbors: int = 5,
+    input_dtype: str = "uint8",
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
+) -> Run:
+    """Loads the classifier of a run.
+
+    Args:
+        path: The run's folder.
+        weights: "student" or "ema"; default: the weights of record.
+        neighbors: See `classifier.Classifier`.
+        input_dtype: See `classifier.Classifier`.
+        data_dir: Present location of the run's --data_dir.
+        tfds_dir: Present location of the run's --tfds_dir.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or they do not belong
+            together.
+    """
+    folder = workdir.Workdir(path)
+    config = folder.read_config()
+    content = splits.read_content(folder.split)
+    trained = read_networks(folder, weights)
+    weights = weights or trained.weights_of_record
+    labeled, why_not = None, _NO_MEMORY
+    if trained.memory is not None:
+        names = thumbnails.slot_names(content)
+        slots = np.flatnonzero(trained.memory["written"] >= 0)
+        why_not = "" if len(slots) else _EMPTY_MEMORY
+        labeled = classifier_lib.Labeled(
+            features=trained.memory["features"][slots],
+            slots=slots,
+            labels=trained.memory["labels"][slots],
+            ids=[names[slot] for slot in slots],
+            temperature=config.temperature,
+            alpha=config.alpha,
+        )
+    classifier = classifier_lib.Classifier(
+        trained.networks[weights],
+        content["class_names"],
+        preprocessing.Preprocessing(
+            tuple(content["image_shape"]), config.eval_resize
+        ),
+        labeled=labeled,
+        neighbors=neighbors,
+        input_dtype=input_dtype,
+    )
+    accuracy = None
+    # Damaged results do not keep a run from predicting.
+    with contextlib.suppress(InputError):
+        accuracy = versions.accuracy(folder, weights, trained.step)
+    return Run(
+        classify=classifier.classify,
+        explain=None if why_not else classifier.explain,
+        why_not=why_not,
+        neighbors=classifier.neighbors,
+        class_names=classifier.class_names,
+        preprocessing=classifier.preprocessing,
+        input_dtype=input_dtype,
+        identity={
+            "run": os.path.realpath(path),
+            "checkpoint": checkpoints.digest(folder.checkpoints, trained.step),
+            "step": trained.step,
+            "weights": weights,
+        },
+        accuracy=accuracy,
+        classifier=classifier,
+        config=config,
+        moved=config.moved(data_dir, tfds_dir),
+        content=content,
+        data=folder.data,
+        step=trained.step,
+        weights=weights,
+        weights_of_record=trained.weights_of_record,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Model):
     """A loaded SavedModel of `export`.
 
     Attributes:
         path: The version's folder.
         signatures: Name → function.
-        class_names: L names.
-        preprocessing: How encoded images become the network's input.
         card: Its model card.
+        module: What was loaded; the signatures do not keep its variables.
     """
 
     path: pathlib.Path
     signatures: dict[str, Any]
-    class_names: list[str]
-    preprocessing: preprocessing.Preprocessing
     card: dict[str, Any]
-    # The signatures do not keep the variables alive by themselves.
-    _module: Any = dataclasses.field(repr=False)
+    module: Any = dataclasses.field(repr=False)
 
-    @property
-    def input_dtype(self) -> str:
-        """Data type of the images that `serving_default` takes."""
-        function = self.signatures[classifier_lib.SERVED]
-        return function.structured_input_signature[1]["images"].dtype.name
+    def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
+        """See `Model.thumbnails`."""
+        return thumbnails.read_archive(self.path, slots)
 
 
 def export(path: pathlib.Path) -> Export:
@@ -296,48 +372,38 @@ def export(path: pathlib.Path) -> Export:
             json.loads((path / "assets" / name).read_text("utf-8"))
             for name in (CLASS_NAMES, PREPROCESSING)
         )
+        card = json.loads((path / versions.CARD).read_text("utf-8"))
+        signatures = dict(module.signatures)
+        classify = signatures[classifier_lib.SERVED]
+        explain, neighbors = signatures.get("explain"), 0
+        if explain is not None:
+            neighbors = explain.structured_outputs["similarities"].shape[1]
+        specs = classify.structured_input_signature[1]
         return Export(
-            path=path,
-            signatures=dict(module.signatures),
+            classify=classify,
+            explain=explain,
+            why_not=f"{path} was exported without explain: the run's memory of "
+            "labeled images was empty, or it has none",
+            neighbors=neighbors,
             class_names=class_names,
             preprocessing=preprocessing.Preprocessing.from_dict(preprocess),
-            card=json.loads((path / versions.CARD).read_text("utf-8")),
-            _module=module,
+            input_dtype=specs["images"].dtype.name,
+            identity={"export": os.path.realpath(path), "date": card["date"]},
+            accuracy=versions.with_calibration(
+                card["accuracy"],
+                path / workdir.EVALUATION,
+                card["model"]["weights"],
+                card["model"]["step"],
+            ),
+            path=path,
+            signatures=signatures,
+            card=card,
+            module=module,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
         ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A run or an export, ready to predict.
-
-    Attributes:
-        classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
-        explain: Images → outputs as of `Classifier.explain`, or None.
-        why_not: Why there is no `explain`.
-        neighbors: Number of neighbors that `explain` gives of each image.
-        class_names: L names.
-        preprocessing: How encoded images become `classify`'s input.
-        input_dtype: Data type of the images.
-        identity: Tells this model from any other, as a JSON object.
-        thumbnails: Memory slots → JPEGs of their labeled images, as far as
-            these are known.
-        note: A sentence if the confidences are known to be off, or "".
-    """
-
-    classify: Callable[..., dict[str, tf.Tensor]]
-    explain: Callable[..., dict[str, tf.Tensor]] | None
-    why_not: str
-    neighbors: int
-    class_names: list[str]
-    preprocessing: preprocessing.Preprocessing
-    input_dtype: str
-    identity: dict[str, Any]
-    thumbnails: Callable[[Sequence[int]], dict[int, bytes]]
-    note: str = ""
 
 
 def open_model(
@@ -360,111 +426,26 @@ def open_model(
     Raises:
         InputError: It cannot be loaded, or an option does not apply to it.
     """
-    kind, path = availability.kind_of_model("model", model)
-    if kind == "workdir":
-        return _open_run(path, weights, neighbors, data_dir, tfds_dir)
-    if weights is not None:
-        raise InputError(
-            f"weights={weights}: applies to a run; an export has the weights "
-            "it was made with"
-        )
-    return _open_export(path)
-
-
-def _open_run(
-    path: pathlib.Path,
-    weights: str | None,
-    neighbors: int | None,
-    data_dir: str | None,
-    tfds_dir: str | None,
-) -> Model:
+    kind, path = preflight.kind_of_model("model", model)
+    if kind != "workdir":
+        if weights is not None:
+            raise InputError(
+                f"weights={weights}: applies to a run; an export has the "
+                "weights it was made with"
+            )
+        return export(path)
     if weights not in (None, "student", "ema"):
         raise InputError(f"weights={weights!r}: must be student or ema")
-    opened = run(path, weights=weights, neighbors=neighbors or 5)
-    classifier = opened.classifier
-    if (neighbors or 0) > classifier.neighbors:
+    opened = run(
+        path,
+        weights=weights,
+        neighbors=neighbors or 5,
+        data_dir=data_dir,
+        tfds_dir=tfds_dir,
+    )
+    if (neighbors or 0) > opened.neighbors:
         raise InputError(
             f"--neighbors={neighbors}: must be at most the number of labeled "
-            f"images in the run's memory, which is {classifier.neighbors}"
+            f"images in the run's memory, which is {opened.neighbors}"
         )
-
-    def labeled_images(slots: Sequence[int]) -> dict[int, bytes]:
-        try:
-            moved = opened.config.moved(data_dir, tfds_dir)
-            source = inputs.make_source(moved)
-        except InputError as error:
-            logging.warning("no pictures of the labeled images: %s", error)
-            return {}
-        return thumbnails.of_slots(
-            source,
-            slots,
-            content=opened.content,
-            data=opened.data,
-            preprocess=classifier.preprocessing,
-        )
-
-    accuracy = None
-    # Damaged results do not keep a run from predicting.
-    with contextlib.suppress(InputError):
-        accuracy = versions.accuracy(
-            workdir.Workdir(path), opened.weights, opened.step
-        )
-    return Model(
-        classify=classifier.classify,
-        explain=classifier.explain if classifier.labeled is not None else None,
-        why_not=opened.why_no_neighbors,
-        neighbors=classifier.neighbors,
-        class_names=classifier.class_names,
-        preprocessing=classifier.preprocessing,
-        input_dtype=classifier.input_dtype,
-        identity={
-            "run": os.path.realpath(path),
-            "checkpoint": opened.checkpoint,
-            "step": opened.step,
-            "weights": opened.weights,
-        },
-        thumbnails=labeled_images,
-        note=_note(accuracy),
-    )
-
-
-def _open_export(path: pathlib.Path) -> Model:
-    opened = export(path)
-    explain = opened.signatures.get("explain")
-    neighbors = 0
-    if explain is not None:
-        neighbors = explain.structured_outputs["similarities"].shape[1]
-    return Model(
-        classify=opened.signatures[classifier_lib.SERVED],
-        explain=explain,
-        why_not=f"{path} was exported without explain: the run's memory of "
-        "labeled images was empty, or it has none",
-        neighbors=neighbors,
-        class_names=opened.class_names,
-        preprocessing=opened.preprocessing,
-        input_dtype=opened.input_dtype,
-        identity={
-            "export": os.path.realpath(path),
-            "date": opened.card["date"],
-        },
-        thumbnails=functools.partial(thumbnails.read_archive, path),
-        note=_note(
-            versions.with_calibration(
-                opened.card["accuracy"],
-                path / workdir.EVALUATION,
-                opened.card["model"]["weights"],
-                opened.card["model"]["step"],
-            )
-        ),
-    )
-
-
-def _note(accuracy: dict[str, Any] | None) -> str:
-    """Says how far confidences are off, if that was measured and is large."""
-    error = (accuracy or {}).get("calibration_error")
-    if error is None or error < _CALIBRATED:
-        return ""
-    return (
-        f"Confidences are off by {error:.1%} on average: the calibration error "
-        f"of {accuracy['images']:,} {accuracy['scored_on']} images."
-    )
+    return opened

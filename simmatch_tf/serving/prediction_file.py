@@ -43,7 +43,7 @@ BINS = 10
 _LISTED_REASONS = 10
 
 
-def rounded(value: np.floating) -> float:
+def rounded(value: float) -> float:
     """Rounds a number to the six digits that are meaningful."""
     return float(f"{value:.6g}")
 

@@ -301,13 +301,12 @@ class Inspector:
                 f"{folder.checkpoints}: the last checkpoint is of step "
                 f"{run.step}, the result of step {result.steps}"
             )
-        preprocess = run.classifier.preprocessing
         evaluator = evaluator_lib.Evaluator(
             strategies.one(),
             {"record": run.classifier.network},
             self._batch_size,
-            side=preprocess.image_shape[0],
-            resize=preprocess.resize,
+            side=run.preprocessing.image_shape[0],
+            resize=run.preprocessing.resize,
             parallel_calls=config.parallel_calls,
         )
         logits = evaluator.logits(images, indices)["record"]
@@ -316,7 +315,7 @@ class Inspector:
         errors, most = len(wrong), self._images if pictures else 0
         wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()
         chosen = list(dict.fromkeys([*wrong, *uncertain]))
-        shown = _show(run.classifier, images, indices, logits, chosen)
+        shown = _show(run, images, indices, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return Inspection(
             report=metrics.describe(logits, labels),
@@ -325,14 +324,8 @@ class Inspector:
             errors=errors,
             wrong=[shown[place] for place in wrong],
             uncertain=[shown[place] for place in uncertain],
-            neighbors=thumbnails.of_slots(
-                source,
-                sorted(slots),
-                content=run.content,
-                data=run.data,
-                preprocess=preprocess,
-            ),
-            why_not=run.why_no_neighbors,
+            neighbors=run.thumbnails(sorted(slots), source),
+            why_not=run.why_not,
         )
 
     def _source(self, config: config_lib.Config) -> source_lib.Source:
@@ -390,14 +383,14 @@ def _check_unchanged(
 
 
 def _show(
-    classifier: classifier_lib.Classifier,
+    run: loading.Run,
     images: source_lib.Images | source_lib.Encoded,
     indices: np.ndarray,
     logits: np.ndarray,
     chosen: list[int],
 ) -> dict[int, InspectedImage]:
     """Shows the chosen images: index among the scored ones → image."""
-    names = classifier.class_names
+    names = run.class_names
     probabilities = metrics.softmax(logits)
     shown = {}
     for start in range(0, len(chosen), _BATCH_SIZE):
@@ -405,11 +398,15 @@ def _show(
         batch = decoding.centre_crops(
             images,
             tf.constant(indices[part], tf.int64),
-            side=classifier.preprocessing.image_shape[0],
-            resize=classifier.preprocessing.resize,
+            side=run.preprocessing.image_shape[0],
+            resize=run.preprocessing.resize,
         )
-        for place, pixels, neighbors in zip(
-            part, batch.numpy(), _neighbors(classifier, batch), strict=True
+        neighbors = [[]] * len(part)
+        if run.explain is not None:
+            outputs = run.explain(images=tf.cast(batch, run.input_dtype))
+            neighbors = classifier_lib.neighbors(outputs)
+        for place, pixels, nearest in zip(
+            part, batch.numpy(), neighbors, strict=True
         ):
             index, p = int(indices[place]), probabilities[place]
             label = int(images.labels[index])
@@ -420,36 +417,6 @@ def _show(
                 confidence=float(p.max()),
                 true_confidence=float(p[label]),
                 picture=thumbnails.jpeg(pixels),
-                neighbors=neighbors,
+                neighbors=nearest,
             )
     return shown
-
-
-def _neighbors(
-    classifier: classifier_lib.Classifier, images: tf.Tensor
-) -> list[list[dict[str, Any]]]:
-    """The labeled images most similar to each image; none without a memory."""
-    if classifier.labeled is None:
-        return [[] for _ in range(len(images))]
-    out = classifier.explain(images=tf.cast(images, classifier.input_dtype))
-    slots, ids, classes, cosines = (
-        out[name].numpy().tolist()
-        for name in (
-            "neighbor_slots",
-            "neighbor_ids",
-            "neighbor_classes",
-            "similarities",
-        )
-    )
-    return [
-        [
-            {
-                "slot": slot,
-                "id": name.decode(),
-                "class": class_name.decode(),
-                "similarity": cosine,
-            }
-            for slot, name, class_name, cosine in zip(*row, strict=True)
-        ]
-        for row in zip(slots, ids, classes, cosines, strict=True)
-    ]

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime, signals, terminal
+from simmatch_tf import preflight, runtime, signals, terminal
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
@@ -56,6 +56,7 @@ def fit(
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
+    preflight.warn_of_kernels()
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
     if (config.dataset == "custom") != (source is not None):

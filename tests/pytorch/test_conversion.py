@@ -33,7 +33,7 @@ CLASSES, DIM, SLOTS, WINDOW = 10, 16, 20, 8
 RECIPE = (
     "--dataset=cifar10",
     "--backbone=resnet18",
-    "--memory=teacher",
+    "--targets_from=teacher",
     "--weight_decay_on=all",
     "--batch_size=4",
     "--unlabeled_ratio=2",
@@ -272,7 +272,7 @@ def test_published_runs_need_no_recipe(tmp_path):
         flags(path, f"--workdir={workdir}", f"--tfds_dir={tmp_path}/none")
     )
     config = simmatch_tf.Config.from_flagfile(workdir / "flags.cfg")
-    assert config.dataset == "imagenet2012" and config.memory == "teacher"
+    assert config.dataset == "imagenet2012" and config.targets_from == "teacher"
     assert config.label_fraction is None
     assert config.split_file == str(workdir / "split.json")
     assert (config.backbone, config.batch_size) == ("resnet18", 64)

@@ -146,14 +146,14 @@ def with_dropout(shape):
 
 
 @pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
+    "targets_from", ["student", pytest.param("teacher", marks=pytest.mark.slow)]
 )
 def test_interrupted_and_resumed_is_the_same_run(
-    memory, tmp_path, monkeypatch, finished_run
+    targets_from, tmp_path, monkeypatch, finished_run
 ):
     """With a network that draws random numbers of its own, too."""
-    changes, whole = {"memory": memory}, finished_run[0]
-    if memory == "teacher":
+    changes, whole = {"targets_from": targets_from}, finished_run[0]
+    if targets_from == "teacher":
         changes["backbone"] = "with_dropout"
         whole = tmp_path / "whole"
         runs.fit(whole, **changes)

@@ -13,6 +13,7 @@ import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, train
 from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
@@ -203,7 +204,7 @@ def test_a_run_without_a_checkpoint_begins_anew(root):
 
 def test_digits(tmp_path, capsys, logged):
     config = runs.config(tmp_path / "run")
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     train.main(config)
     assert "50.00" in capsys.readouterr().out and logged == []
 
@@ -291,7 +292,7 @@ def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
     if flag != "init_from":
         changes["labels"] = None
     config = runs.config(tmp_path / "run", **changes)
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     os.utime(content, (5, 5))
     train.main(config)
     assert "50.00" in capsys.readouterr().out
@@ -311,7 +312,7 @@ def test_a_later_checkpoint_of_the_first_weights(tmp_path):
     write(named / "flags.cfg")
     write(named / "checkpoints/step_00000002.index", b"two")
     config = runs.config(tmp_path / "run", init_from=str(named))
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     write(named / "checkpoints/step_00000010.index", b"ten")
     refused(config, r"1 is changed \(--init_from\)")
 
@@ -374,7 +375,7 @@ def test_an_experiment_on_a_list_that_changed(tmp_path):
     config = runs.config(
         tmp_path / "run", labels=None, labeled_list=str(tmp_path / "list")
     )
-    folder = finish(config, fingerprint.of_digits())
+    folder = finish(config, digits.fingerprint())
     folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
     store = finished.Store(tmp_path)
     kept = store.keep(config, folder.path, 1)
