@@ -10,11 +10,11 @@ import keras
 
 from simmatch_tf import io, registry
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import batch_norm
-
-# `library` registers its classes with Keras, for `load`.
+from simmatch_tf.networks import (
+    batch_norm,
+    library_backbone,  # noqa: F401 (registers its classes with Keras)
+)
 from simmatch_tf.networks import heads as heads_lib
-from simmatch_tf.networks import library as library
 
 # From features [N, width], a Keras tensor, to the head's output.
 Head = Callable[[keras.KerasTensor], keras.KerasTensor]
