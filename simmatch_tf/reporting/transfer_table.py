@@ -68,7 +68,7 @@ class Table:
     """The user's models and published ones, side by side.
 
     Attributes:
-        outcomes: `probes.scores.Outcome`s of one protocol, at least one.
+        outcomes: `probes.measuring.Outcome`s of one protocol, at least one.
     """
 
     outcomes: tuple[Any, ...]
