@@ -68,7 +68,8 @@ def import_run(
     _check_statistics(checkpoint, sizes)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
-    preflight.check_available(config, resumed=True)  # its split is the memory's
+    # Its split is that of the memory.
+    preflight.check_available(config, resumed=True)
     outline, source = _data(config, checkpoint.statistics)
     _check_classes(config.dataset, len(outline.class_names), sizes)
     if outline.image_shape[-1] != sizes.channels:

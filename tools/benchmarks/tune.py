@@ -1,12 +1,12 @@
-"""Scores a recipe away from the test split.
+"""Scores a recipe without looking at the test images.
 
-    python tools/tune.py --flagfile=configs/digits_40.cfg --alpha=0.8
+    python tools/benchmarks/tune.py --flagfile=configs/digits_40.cfg --alpha=0.8
 
-Sets training images aside (200 of digits' 1,400; --set_aside), trains on the
-others, once for each of the split seeds 100, 101 …, and scores on those set
-aside. The test images stay unseen. 200 are few, so those trained on are scored
-as well ("seen"): their labels, but for the labeled ones, are not used. For
-datasets that are held in memory.
+Sets --set_aside training images aside, trains on the others once for each of
+the split seeds 100, 101 …, and scores on the images set aside. As these are
+few, it also scores on the images that were trained on ("seen"), whose labels
+training does not use, but for the labeled ones. For datasets that are held in
+memory.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from simmatch_tf import preflight
 from simmatch_tf.flags.commandline import InputError
 
 RUNS = flags.DEFINE_integer(
-    "runs", 3, "how many split seeds to train with.", lower_bound=1
+    "runs", 3, "Number of split seeds to train with.", lower_bound=1
 )
-FIRST = flags.DEFINE_integer("first", 100, "the first of them.", lower_bound=0)
+FIRST = flags.DEFINE_integer("first", 100, "First split seed.", lower_bound=0)
 SET_ASIDE = flags.DEFINE_integer(
-    "set_aside", 200, "images to score on.", lower_bound=1
+    "set_aside", 200, "Number of images to score on.", lower_bound=1
 )
 
 
 def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
-    """The dataset, its "test" images being some of the training images."""
+    """Returns the dataset with some training images as its test images."""
     from simmatch_tf.training import inputs  # after main's preflight
 
     full = inputs.make_source(config)
@@ -54,7 +54,7 @@ def source(config: simmatch_tf.Config, set_aside: int) -> simmatch_tf.Source:
 
 
 def main() -> None:
-    """Trains once a split seed and prints the scores."""
+    """Trains with each split seed, and prints the scores."""
     words = tool_flags.read(__doc__, [RUNS, SET_ASIDE, FIRST])
     names = ("workdir", "overwrite", "seed", "split_seed", "split_file")
     tool_flags.refuse(words, names, "is this tool's own; leave it out")
@@ -94,7 +94,7 @@ def check(config: simmatch_tf.Config) -> None:
     if SET_ASIDE.value >= images:
         raise InputError(
             f"--set_aside={SET_ASIDE.value}: --dataset={config.dataset} has "
-            f"{images} training images, and some are to be trained on"
+            f"{images} training images, so it must be less than that"
         )
 
 

@@ -1,4 +1,4 @@
-"""Processes that take turns, so that all see the same machine."""
+"""Processes that are measured by turns, so that all see the same machine."""
 
 import importlib.metadata
 import json
@@ -12,13 +12,13 @@ from typing import Any
 
 
 def resident(kind: str, pid: int | str = "self") -> int:
-    """Bytes that a process holds (VmRSS), or held at most (VmHWM)."""
+    """Returns the memory of a process in bytes: VmRSS now, VmHWM at peak."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(re.search(rf"{kind}:\s*(\d+) kB", status)[1])
 
 
 def setting(threads: int | None) -> dict[str, Any]:
-    """What figures hang on, for a report: threads and versions.
+    """Returns the setting of a measurement: threads and versions.
 
     A package that is not installed, as PyTorch need not be, has version None.
     """
@@ -35,15 +35,15 @@ def setting(threads: int | None) -> dict[str, Any]:
 
 
 class Competitor:
-    """A process that is told what to do, a line each, and answers each.
+    """A process that answers each line of JSON by another.
 
     Attributes:
-        name: What it is.
+        name: Name of the competitor.
         process: Its process.
     """
 
     def __init__(self, name: str, words: Sequence[str]) -> None:
-        """Starts it: this tool again, with --serve=NAME."""
+        """Starts this tool again, with --serve=NAME."""
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, sys.argv[0], *words, f"--serve={name}"],
@@ -54,7 +54,7 @@ class Competitor:
         )
 
     def ask(self, task: Any = None) -> Any:
-        """Its answer to a task."""
+        """Returns its answer to a task."""
         print(json.dumps(task), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
@@ -63,8 +63,8 @@ class Competitor:
 
 
 def serve(answer: Callable[[Any], Any]) -> None:
-    """Is a competitor: answers each line of stdin until there is none."""
-    # What a library prints must not come between.
+    """Answers each line of stdin until its end, as a competitor."""
+    # Output of a library must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:

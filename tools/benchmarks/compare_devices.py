@@ -1,12 +1,13 @@
-"""How far a run on several devices is from the same run on one.
+"""Compares a run on several devices with the same run on one device.
 
-    python tools/compare_devices.py --flagfile=configs/digits_40.cfg --steps=10
+    python tools/benchmarks/compare_devices.py \
+        --flagfile=configs/digits_40.cfg --steps=10
 
-Trains with one, two and four logical CPUs and with two workers, and prints
-‖a - b‖ / ‖b‖ of weights, EMA, velocities, memory and alignment window after the
-last step, each part as one vector; the largest of any single tensor; whether
-masks and memory labels are equal. --precision=float64 tells rounding from
-mistakes. --output=FILE writes JSON.
+Trains with one, two and four logical CPUs and with two workers. Prints ‖a - b‖
+/ ‖b‖ of weights, EMA, velocities, memory bank and alignment window after the
+last step, each part as one vector; the largest difference of any tensor; and
+whether masks and the labels in the memory bank are equal. --precision=float64
+tells rounding from mistakes.
 """
 
 import json
@@ -16,12 +17,11 @@ import sys
 import tempfile
 from typing import Any
 
-import local_workers
 import numpy as np
 import tool_flags
 from absl import flags
 
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 # Name → (logical devices, workers).
 RUNS = {
     "one device": (1, 1),
@@ -29,7 +29,7 @@ RUNS = {
     "four devices": (4, 1),
     "two workers": (1, 2),
 }
-# Part of the state → how its tensors' names in a checkpoint begin.
+# Part of the state → prefix of its tensors' names in a checkpoint.
 PARTS = {
     "weights": "algorithm/student/",
     "EMA": "algorithm/teacher/",
@@ -39,23 +39,21 @@ PARTS = {
 }
 
 
-def train(workdir: pathlib.Path, words: list[str], number: int, workers: int):
+def train(
+    workdir: pathlib.Path, words: list[str], number: int, workers: int
+) -> None:
     """Trains one of the runs."""
-    every = ["--log_every=1", "--eval_every=1000000", f"--devices={number}"]
-    processes = local_workers.start(
-        workers,
-        [*words, *every, f"--workdir={workdir}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    for process in processes:
-        _, errors = process.communicate()
-        if process.returncode:
-            sys.exit(errors.decode())
+    tool = pathlib.Path(__file__).parents[1] / "local_workers.py"
+    command = [sys.executable, str(tool), f"--workers={workers}", "--", *words]
+    command += ["--log_every=1", "--eval_every=1000000"]
+    command += [f"--devices={number}", f"--workdir={workdir}"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit(ran.stderr)
 
 
 def state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """Tensors of the last checkpoint."""
+    """Reads the tensors of the last checkpoint."""
     import tensorflow as tf
 
     index = max((workdir / "checkpoints").glob("*.index"))
@@ -68,7 +66,7 @@ def state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def masks(workdir: pathlib.Path) -> list[float]:
-    """The mask rate of every step."""
+    """Reads the mask rate of every step."""
     import tensorflow as tf
 
     (path,) = (workdir / "tensorboard").glob("events.out.tfevents.*")
@@ -81,13 +79,13 @@ def masks(workdir: pathlib.Path) -> list[float]:
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
-    """‖a - b‖ / ‖b‖, 0 if both are 0."""
+    """Returns ‖a - b‖ / ‖b‖; 0 if both are 0."""
     gap, size = (float(np.linalg.norm(np.ravel(x))) for x in (a - b, b))
     return gap / size if gap else 0.0
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
-    """Part → relative difference; the largest; and what must be equal."""
+    """Returns part → relative difference, and whether the rest is equal."""
     a, b = state(other), state(one)
     assert a.keys() == b.keys()
     names = [n for n in b if b[n].dtype.kind == "f"]
@@ -141,7 +139,7 @@ def main() -> None:
             for name, workdir in workdirs.items()
             if workdir != one
         }
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     parts = [*PARTS, "any tensor"]
     rows = [["", *parts, "masks equal", "labels equal"]]
@@ -149,7 +147,7 @@ def main() -> None:
         figures = [f"{found[part]:.1e}" for part in parts]
         equal = [str(found["masks"]), str(found["labels"])]
         rows.append([name, *figures, *equal])
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         pathlib.Path(OUTPUT.value).write_text(json.dumps(report, indent=2))
 

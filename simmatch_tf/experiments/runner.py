@@ -15,22 +15,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from simmatch_tf import io, signals
-from simmatch_tf.experiments import finished, identity, plan
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.experiments import identity, plan
+from simmatch_tf.experiments import store as store_lib
+from simmatch_tf.flags.errors import InputError
 
-_LOOK_EVERY_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 @contextlib.contextmanager
 def claim(folder: pathlib.Path) -> Iterator[TextIO]:
-    """Takes a folder for an experiment.
+    """Locks a folder for an experiment, and creates it if needed.
 
     Yields:
-        What holds it; runs that outlive the experiment hold it, too.
+        The lock. Runs that outlive the experiment hold it, too.
 
     Raises:
-        InputError: It cannot be written, or an experiment is at work in it.
+        InputError: It cannot be written, or another experiment uses it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,10 @@ class Running:
 
     Attributes:
         cell: The cell.
-        workdir: Its run's folder.
-        log: What its process says.
-        gpus: Those that it has, where they are divided.
+        workdir: The folder of its run.
+        log: The output of its process.
+        gpus: The numbers of its GPUs; None if it sees all.
+        process: Its process.
     """
 
     def __init__(
@@ -61,9 +63,9 @@ class Running:
         gpus: tuple[int, ...] | None,
         lock: TextIO,
     ) -> None:
-        """Starts the process; a run that was begun goes on.
+        """Starts the process; it resumes a run that was interrupted.
 
-        It saves and ends when the experiment dies (on Linux).
+        On Linux it saves and ends when the experiment dies.
         """
         name = identity.name(cell.config).removesuffix(".json")
         self.cell, self.gpus = cell, gpus
@@ -82,7 +84,7 @@ class Running:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    # Ctrl-C is for the experiment, which hands it on.
+                    # Ctrl-C is for the experiment, which passes it on.
                     start_new_session=True,
                     pass_fds=(lock.fileno(),),
                     preexec_fn=_end_with_parent(),
@@ -92,58 +94,58 @@ class Running:
                 f"{self.log}: cannot be written ({error.strerror})"
             ) from None
 
-    def why(self) -> str:
-        """Why it failed: its signal, or the last line of its log."""
+    def failure(self) -> str:
+        """Says why it failed: its signal, or the last line of its log."""
         status = self.process.returncode
         if status < 0:
             killed = f"killed by {signal.Signals(-status).name}"
             return killed + " (out of memory?)" * (-status == signal.SIGKILL)
         lines = self.log.read_text("utf-8", errors="replace").split("\n")
         lines = [line for line in lines if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "it printed nothing"
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """What a child calls first; None where the system has no such thing."""
+    """Returns what a child calls first, if the system is Linux."""
     if sys.platform != "linux":
         return None
-    system = ctypes.CDLL(None)  # not to be loaded between fork and exec
+    system = ctypes.CDLL(None)  # must not be loaded between fork and exec
     return lambda: system.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def run(
     cells: Sequence[plan.Cell],
-    store: finished.Store,
+    store: store_lib.Store,
     folder: pathlib.Path,
     *,
     jobs: int,
     gpus: Sequence[int],
     lock: TextIO,
-    done: Callable[[plan.Cell, finished.Finished], None],
+    done: Callable[[plan.Cell, store_lib.Finished], None],
 ) -> dict[plan.Cell, str]:
-    """Trains cells and puts each into the store when it is finished.
+    """Trains cells, and adds each to the store when it is finished.
 
     Args:
-        cells: To train, in this order.
-        store: Of finished runs.
-        folder: For the runs' own folders and logs.
-        jobs: Runs at once.
-        gpus: Divided among these; empty: each sees all.
-        lock: See `claim`.
-        done: Called after each.
+        cells: The cells, in the order to train them.
+        store: The store of finished runs.
+        folder: The folder for the runs' own folders and logs.
+        jobs: Number of runs at once.
+        gpus: GPUs to divide among these; if empty, each run sees all.
+        lock: The lock of `claim`.
+        done: Called after each run.
 
     Returns:
-        What failed → why. The others were trained all the same.
+        Cell → why it failed. The others were trained all the same.
 
     Raises:
-        Interrupted: By a signal: the runs have saved where they were.
-        InputError: The folder cannot be made, or a log not be written.
+        Interrupted: A signal came; the runs have saved their state.
+        InputError: The folder or a log cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be made ({error.strerror})"
+            f"{folder}: cannot be written ({error.strerror})"
         ) from None
     free = (
         [tuple(gpus[i::jobs]) for i in range(jobs)] if gpus else [None] * jobs
@@ -157,15 +159,15 @@ def run(
                 while waiting and free:
                     cell, share = waiting.pop(0), free.pop()
                     running.append(Running(cell, folder, share, lock))
-                for each in [
-                    r for r in running if r.process.poll() is not None
-                ]:
+                for each in list(running):
+                    if each.process.poll() is None:
+                        continue
                     running.remove(each)
                     free.append(each.gpus)
-                    why = _finish(each, store, jobs, done)
-                    if why is not None:
-                        failed[each.cell] = why
-                time.sleep(_LOOK_EVERY_SECONDS)
+                    failure = _finish(each, store, jobs, done)
+                    if failure is not None:
+                        failed[each.cell] = failure
+                time.sleep(_POLL_SECONDS)
         finally:
             for each in running:
                 each.process.terminate()
@@ -174,24 +176,24 @@ def run(
 
 def _finish(
     ended: Running,
-    store: finished.Store,
+    store: store_lib.Store,
     jobs: int,
-    done: Callable[[plan.Cell, finished.Finished], None],
+    done: Callable[[plan.Cell, store_lib.Finished], None],
 ) -> str | None:
-    """Keeps a run that has ended, or says why it failed."""
+    """Adds a run that has ended to the store, or says why it failed."""
     if ended.process.returncode:
-        return f"{ended.why()} ({ended.log})"
+        return f"{ended.failure()} ({ended.log})"
     try:
-        found = store.keep(ended.cell.config, ended.workdir, jobs)
+        finished = store.add(ended.cell.config, ended.workdir, jobs)
     except InputError as error:
-        # The run is as it should be; the next start takes it from there.
+        # The run itself is complete; the next start adds it.
         return str(error)
-    done(ended.cell, found)
+    done(ended.cell, finished)
     return None
 
 
 def _stop(running: list[Running], name: str) -> None:
-    """Has all save and leave.
+    """Makes all runs save and end.
 
     Raises:
         Interrupted: Always.
@@ -199,10 +201,13 @@ def _stop(running: list[Running], name: str) -> None:
     for each in running:
         each.process.send_signal(signal.SIGTERM)
     statuses = [each.process.wait() for each in running]
-    saved = sum(s in (0, signals.RESUME_ME) for s in statuses)
-    logs = [r.log for r, s in zip(running, statuses, strict=True)
-            if s not in (0, signals.RESUME_ME)]  # fmt: skip
-    text = f"{name}: {saved} of {len(running)} runs have saved where they were"
-    for log in logs:
-        text += f"; one had not begun to, or failed ({log})"
-    raise signals.Interrupted(f"{text}; the same command goes on")
+    unsaved = [
+        each.log
+        for each, status in zip(running, statuses, strict=True)
+        if status not in (0, signals.RESUME_ME)
+    ]
+    saved = len(running) - len(unsaved)
+    text = f"{name}: {saved} of {len(running)} runs have saved their state"
+    for log in unsaved:
+        text += f"; one had not begun to train, or failed ({log})"
+    raise signals.Interrupted(f"{text}; the same command resumes them")

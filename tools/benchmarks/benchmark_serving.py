@@ -1,13 +1,14 @@
-"""How much a served model costs beside its bare network.
+"""Compares a served model with its bare network.
 
-    python tools/benchmark_serving.py --workdir=runs/digits_40
+    python tools/benchmarks/benchmark_serving.py --workdir=runs/digits_40
 
-Exports the run into a folder of its own, and times, by turns in one process:
+Exports the run into a temporary folder, and measures in one process, by turns:
 `serving_default` at 1 and 64 images against the Keras network in a tf.function;
 `classify_bytes` against decoding and that forward pass written by hand; and
 `predict` on PNG files, random ones or those of --images, against a bare
 pipeline of reading, decoding and forward pass. Prints medians and ratios (above
-1 is faster than the reference), and the memory that predict was seen to take.
+1: faster than the reference), and the peak memory of the process during
+predict.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def compare(
     rounds: int,
     repeats: int,
 ) -> None:
-    """Times two functions by turns, and prints a line."""
+    """Measures two functions by turns, and prints a line."""
     for function in (reference, ours):
         for _ in range(3):
             function()
@@ -53,21 +54,21 @@ def compare(
 
 
 def decoded(encoded: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
-    """A PNG or JPEG as one would decode it by hand."""
+    """Decodes a PNG or JPEG as one would by hand."""
     image = tf.io.decode_image(encoded, shape[2], expand_animations=False)
     image = tf.image.resize(image, shape[:2], antialias=True)
     return tf.cast(tf.round(image), tf.uint8)
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG of 500×375 pixels that is no flat surface."""
+    """Returns a JPEG of 500×375 pixels with structure at many scales."""
     small = rng.integers(0, 256, [25, 20, 3]).astype(np.float32)
     large = tf.image.resize(small, [375, 500], "bicubic")
     return tf.io.encode_jpeg(tf.cast(tf.clip_by_value(large, 0, 255), tf.uint8))
 
 
 def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
-    """Times the signatures."""
+    """Measures the signatures."""
     shape = export.preprocessing.image_shape
     spec = tf.TensorSpec([None, *shape], tf.uint8)
     forward = tf.function(
@@ -124,7 +125,7 @@ def serving(export: loading.Export, network: keras.Model, rounds: int) -> None:
 def write_images(
     folder: pathlib.Path, shape: tuple[int, int, int], count: int
 ) -> pathlib.Path:
-    """Writes PNG files of random pixels into a folder of that folder."""
+    """Writes PNG files of random pixels into the subfolder images/."""
     images = folder / "images"
     images.mkdir()
     rng = np.random.default_rng(0)
@@ -141,7 +142,7 @@ def predicting(
     images: pathlib.Path,
     folder: pathlib.Path,
 ) -> None:
-    """Times `predict` on files."""
+    """Measures `predict` on files."""
     shape = network.input_shape[1:]
     model = loading.open_model(workdir)
     chosen = selection.find(str(images))
@@ -166,7 +167,7 @@ def predicting(
         prediction.predict_to_file(
             model, chosen, folder / "labels.csv", overwrite=True
         )
-        # In KiB, of the process so far.
+        # Peak of the process in KiB.
         highest.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
     compare(
@@ -185,12 +186,15 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--workdir", required=True, help="a run")
+    parser.add_argument("--workdir", required=True, help="folder of a run")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
-        "--files", type=int, default=10_000, help="random ones; 0: no predict"
+        "--files",
+        type=int,
+        default=10_000,
+        help="number of random PNG files; 0 skips predict",
     )
-    parser.add_argument("--images", help="folder of PNG files instead")
+    parser.add_argument("--images", help="folder of PNG files to use instead")
     arguments = parser.parse_args()
     network = loading.run(arguments.workdir).classifier.network
     print(f"{'ms':34} {'reference':>10} {'ours':>10} {'ratio':>7}")

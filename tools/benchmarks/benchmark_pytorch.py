@@ -1,31 +1,32 @@
-"""Our training step beside the same step in PyTorch, on the CPU.
+"""Compares the training step with the same step in PyTorch, on the CPU.
 
-    python tools/benchmark_pytorch.py --flagfile=configs/digits_40.cfg
+    python tools/benchmarks/benchmark_pytorch.py \
+        --flagfile=configs/digits_40.cfg
 
-Takes a run's own flags; no dataset is read: images are random, in the shape and
-with the classes and slots of the run's dataset, or those of --shape, --classes
-and --slots. The memory is full, matching does not wait. PyTorch's step is that
-of `pytorch_simmatch.py`, and a test holds it equal to ours.
+Takes the flags of a run. It reads no dataset: images are random, with the
+shape, classes and slots of the run's dataset, or those of --shape, --classes
+and --slots. The memory bank is full, so matching starts at once. PyTorch's step
+is `pytorch_simmatch.py`, which a test holds equal to ours.
 
-Each competitor is a process of its own that takes a step when it is told to;
-they take turns, so that all see the same machine. All of them are in memory at
-the same time, and keep what they free (training/allocator.py), all but one:
-where that is too much, make --batch_size smaller or name some
-with --competitors. Prints median and least seconds of a step, the median over
-the rounds of the ratio to PyTorch in float32, in the faster of its two layouts,
-and the most memory that the process ever held. --output=FILE writes JSON. For
-Linux, and a quiet machine: PyTorch's threads wait for each other, so whatever
-else runs there slows its steps more than ours.
+Each competitor is a process of its own that takes a step when it is told to.
+They take turns, so that all see the same machine. All of them are in memory at
+the same time and, but for pytorch_as_it_comes, keep the memory that they free
+(simmatch_tf/runtime.py). If that is too much, lower --batch_size or name fewer
+--competitors. Prints median and least seconds of a step, the median over the
+rounds of the ratio to PyTorch in float32 in the faster of its two layouts, and
+the peak memory of each process. For Linux, and a quiet machine: PyTorch's
+threads wait for each other, so other work on the machine slows its steps more
+than ours.
 
-| competitor | what it is |
+| competitor | step |
 |---|---|
 | tensorflow | our compiled step as in training |
 | tensorflow_bfloat16 | the same with --precision=mixed_bfloat16 |
 | pytorch | PyTorch, float32, contiguous images and kernels |
 | pytorch_channels_last | the same, channels last |
-| pytorch_as_it_comes | the same, but what it frees goes back to the system |
+| pytorch_as_it_comes | the same, but freed memory returns to the system |
 | pytorch_bfloat16 | as pytorch_channels_last, with autocast to bfloat16 |
-| network | our step without alignment, matching and memory: L_s + L_u alone |
+| network | our step without alignment, matching, memory bank: L_s + L_u alone |
 """
 
 import contextlib
@@ -59,19 +60,25 @@ COMPETITORS = (
     "network",
 )
 USUAL = ("tensorflow", "pytorch", "pytorch_channels_last", "network")
-# The faster one of these is what all are compared with.
+# All are compared with the faster one of these.
 REFERENCES = ("pytorch", "pytorch_channels_last")
 WARM_UP_STEPS = 2
-# Seconds between turns: threads of the last one may still spin.
+# Seconds between turns, until threads of the last turn have stopped spinning.
 PAUSE = 0.05
 
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Steps of each.", 1)
-PICKED = flags.DEFINE_list("competitors", list(USUAL), "Who takes part.")
-THREADS = flags.DEFINE_integer("threads", None, "Default: all cores.", 1)
-SHAPE = flags.DEFINE_list("shape", None, "HEIGHT,WIDTH,CHANNELS of images.")
-CLASSES = flags.DEFINE_integer("classes", None, "L.", 2)
-SLOTS = flags.DEFINE_integer("slots", None, "K, at least L.", 2)
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of steps of each.", 1)
+PICKED = flags.DEFINE_list(
+    "competitors", list(USUAL), "Competitors to measure."
+)
+THREADS = flags.DEFINE_integer(
+    "threads", None, "Number of threads. Default: one a core.", 1
+)
+SHAPE = flags.DEFINE_list("shape", None, "HEIGHT,WIDTH,CHANNELS of the images.")
+CLASSES = flags.DEFINE_integer("classes", None, "Number of classes, L.", 2)
+SLOTS = flags.DEFINE_integer(
+    "slots", None, "Number of slots, K, at least L.", 2
+)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 SERVE = flags.DEFINE_enum(
     "serve", None, COMPETITORS, "Internal: be this competitor."
 )
@@ -81,12 +88,12 @@ Step = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What the images are.
+    """The size of the data.
 
     Attributes:
-        shape: (height, width, channels).
-        classes: L.
-        slots: K.
+        shape: (height, width, channels) of an image.
+        classes: Number of classes, L.
+        slots: Number of labeled images, K.
     """
 
     shape: tuple[int, int, int]
@@ -95,11 +102,11 @@ class Data:
 
     @property
     def slot_labels(self) -> np.ndarray:
-        """Q_l [K]: every class has a slot."""
+        """Class of each slot, Q_l [K]; every class has one."""
         return np.arange(self.slots) % self.classes
 
     def batch(self, config: config_lib.Config) -> dict[str, np.ndarray]:
-        """A random batch."""
+        """Returns a random batch."""
         rng = np.random.default_rng(0)
         count = config.batch_size
         slots = rng.choice(self.slots, count, replace=self.slots < count)
@@ -113,13 +120,13 @@ class Data:
         return {**images, "labels": self.slot_labels[slots], "slots": slots}
 
     def memory(self, dim: int) -> np.ndarray:
-        """A full one: random unit rows [K, D], float32."""
+        """Returns a full memory bank: random unit rows [K, D], float32."""
         rows = np.random.default_rng(1).normal(size=[self.slots, dim])
         return np.float32(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
 def parse() -> tuple[config_lib.Config, list[str]]:
-    """Reads this tool's flags; the others, which it returns, are a run's."""
+    """Reads the flags; returns those of the run, as a Config and as words."""
     own = [ROUNDS, PICKED, THREADS, SHAPE, CLASSES, SLOTS, OUTPUT, SERVE]
     rest = tool_flags.read(__doc__, own)
     tool_flags.check_file("output", OUTPUT.value, ".json")
@@ -138,8 +145,8 @@ def parse() -> tuple[config_lib.Config, list[str]]:
         )
     if not re.match(r"wrn_|resnet", config.backbone):
         sys.exit(
-            f"error: --backbone={config.backbone}: PyTorch's are wrn_… and "
-            "resnet…"
+            f"error: --backbone={config.backbone}: must be wrn_… or resnet…, "
+            "which PyTorch has"
         )
     if SHAPE.value is not None and (
         len(SHAPE.value) != 3 or not all(x.isdecimal() for x in SHAPE.value)
@@ -163,7 +170,7 @@ def parse() -> tuple[config_lib.Config, list[str]]:
 
 
 def find_data(config: config_lib.Config) -> Data:
-    """What the flags say, and where they say nothing the run's dataset."""
+    """Returns the size that the flags give, or else the run's dataset."""
     shape, classes, slots = SHAPE.value, CLASSES.value, SLOTS.value
     if None in (shape, classes, slots):
         from simmatch_tf.training import inputs
@@ -178,20 +185,18 @@ def find_data(config: config_lib.Config) -> Data:
     return Data((height, width, channels), classes, slots)
 
 
-# ------------------------------------------------------------- competitors --
+# Competitors -----------------------------------------------------------------
 
 
 def without_matching() -> type:
-    """Our algorithm without all that concerns alignment and memory."""
+    """Returns SimMatch without alignment, matching and memory bank."""
     import tensorflow as tf
 
     from simmatch_tf.algorithms import simmatch
     from simmatch_tf.ops import losses
 
     class Network(simmatch.SimMatch):
-        """The network's work alone."""
-
-        aligns = False
+        """Computes L_s and L_u alone."""
 
         def train_step(self, batch):
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
@@ -204,10 +209,10 @@ def without_matching() -> type:
                 loss += losses.unsupervised_loss(
                     logits_s, targets.p_w, self.config.threshold
                 )[0]
-                # Stands in for L_in, so that the head works, too.
+                # Stands in for L_in, so that the projection head is trained.
                 loss += tf.reduce_mean(z_s)
             self.minimize(tape, loss)
-            # What nobody asks for would not be computed.
+            # TensorFlow leaves out what has no use.
             unused = sum(tf.reduce_sum(z) for z in targets[1:])
             return {"loss/total": loss, "unused": unused}
 
@@ -217,7 +222,7 @@ def without_matching() -> type:
 def tensorflow_step(
     config: config_lib.Config, data: Data, algorithm: type | None
 ) -> Step:
-    """Our compiled step, or that of another algorithm."""
+    """Returns the compiled step of SimMatch or of another algorithm."""
     import tensorflow as tf
 
     from simmatch_tf.distributed import strategies
@@ -228,7 +233,7 @@ def tensorflow_step(
     strategy = strategies.one()
     if algorithm is not None:
         registry.algorithms.register("benchmark")(algorithm)
-        config = dataclasses.replace(config, algorithm="benchmark")
+        config = dataclasses.replace(config, algorithm="benchmark", align=False)
     method = state.make_algorithm(
         config,
         strategy,
@@ -252,7 +257,7 @@ def tensorflow_step(
 
 
 def pytorch_step(config: config_lib.Config, data: Data, **options) -> Step:
-    """PyTorch's step."""
+    """Returns PyTorch's step."""
     import pytorch_simmatch
     import torch
 
@@ -273,7 +278,7 @@ def pytorch_step(config: config_lib.Config, data: Data, **options) -> Step:
 
 
 def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
-    """The step of a competitor; it returns the loss."""
+    """Returns the step of a competitor, a call that returns the loss."""
     if name == "tensorflow_bfloat16":
         config = dataclasses.replace(config, precision="mixed_bfloat16")
     if name.startswith("tensorflow"):
@@ -289,37 +294,37 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 
 
 def serve(name: str, config: config_lib.Config) -> None:
-    """Builds the step at the first task; takes one at each behind it."""
+    """Builds the step at the first task, and takes one at each later task."""
     if name != "pytorch_as_it_comes":
-        from simmatch_tf.training import allocator
+        from simmatch_tf import runtime
 
-        allocator.keep_memory()
-    made: list[Step] = []
+        runtime.keep_memory()
+    steps: list[Step] = []
 
     def answer(_: Any) -> list[float]:
-        if not made:
-            made.append(make_step(name, config, find_data(config)))
+        if not steps:
+            steps.append(make_step(name, config, find_data(config)))
             for _ in range(WARM_UP_STEPS):
-                made[0]()
+                steps[0]()
             return []
         began = time.perf_counter()
-        loss = made[0]()
+        loss = steps[0]()
         return [time.perf_counter() - began, loss]
 
     competitors.serve(answer)
 
 
-# ------------------------------------------------------------------ parent --
+# Parent ----------------------------------------------------------------------
 
 
 def compete(words: list[str]) -> dict[str, dict[str, Any]]:
-    """Has all take their steps in turn: competitor → its figures."""
+    """Lets all take steps in turn; returns competitor → its figures."""
     with contextlib.ExitStack() as stack:
         started = []
         for name in PICKED.value:
             started.append(competitors.Competitor(name, words))
             stack.callback(started[-1].process.kill)
-            started[-1].ask()  # until it is ready
+            started[-1].ask()  # waits until it is ready
         found = {each.name: {"seconds": []} for each in started}
         for _, each in itertools.product(range(ROUNDS.value), started):
             time.sleep(PAUSE)
@@ -348,11 +353,11 @@ def summarize(found: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Prints the table; or takes steps, as one of its competitors."""
+    """Prints the table, or with --serve is one of its competitors."""
     config, words = parse()
     if SERVE.value:
         return serve(SERVE.value, config)
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     data = find_data(config)
     threads = THREADS.value or len(os.sched_getaffinity(0))
@@ -373,7 +378,7 @@ def main() -> None:
                 f"{figures['peak_bytes'] / 2**20:.0f}",
             ]
         )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         content = {
             "flags": words,

@@ -1,7 +1,11 @@
-"""SimMatch's training step in plain PyTorch, as its equations read.
+"""SimMatch's training step in plain PyTorch, formula by formula.
 
-What `benchmark_pytorch.py` measures our step against. It takes a run's own
-`Config`; letters and shapes are those of simmatch_tf/algorithms/simmatch.py.
+`benchmark_pytorch.py` compares our step with it. It takes a run's `Config`.
+Letters and shapes are those of simmatch_tf/algorithms/simmatch.py.
+
+References:
+    Zheng et al., "SimMatch: Semi-supervised Learning with Similarity
+    Matching", CVPR 2022, https://arxiv.org/abs/2203.06915
 """
 
 import contextlib
@@ -18,7 +22,7 @@ from simmatch_tf import config as config_lib
 def make_network(
     config: config_lib.Config, classes: int, channels: int
 ) -> pytorch_networks.Network:
-    """The network that a run's flags name.
+    """Returns the network that a run's flags name.
 
     Raises:
         ValueError: Its backbone is neither a WRN nor a ResNet.
@@ -48,7 +52,7 @@ def make_network(
 def make_optimizer(
     config: config_lib.Config, network: torch.nn.Module
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum and L2 in the gradient."""
+    """Returns SGD with Nesterov momentum and L2 in the gradient."""
     everywhere = config.weight_decay_on == "all"
     kernels = [p for p in network.parameters() if p.ndim > 1]
     vectors = [p for p in network.parameters() if p.ndim == 1]
@@ -61,7 +65,7 @@ def make_optimizer(
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=True,
-        fused=True,  # on a CPU the fastest of its forms
+        fused=True,  # the fastest form on a CPU
     )
 
 
@@ -73,7 +77,7 @@ def propagate(
     temperature: float,
     alpha: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pseudo-labels p̂ [U, L] and q̂ [U, K]; every class has a slot."""
+    """Returns pseudo-labels p̂ [U, L] and q̂ [U, K]; every class has a slot."""
     q_w = torch.softmax(z_w @ memory.T / temperature, 1)  # [U, K], Eq. 3
     q_hat = q_w * p_w[:, labels]  # [U, K], Eq. 7 and 8
     q_hat /= q_hat.sum(1, keepdim=True)
@@ -89,7 +93,7 @@ def instance_loss(
     q_hat: torch.Tensor,
     temperature: float,
 ) -> torch.Tensor:
-    """L_in: the mean of H(q̂, q^s)."""
+    """Returns L_in, the mean of H(q̂, q^s)."""
     log_q_s = functional.log_softmax(z_s @ memory.T / temperature, 1)
     return -(q_hat * log_q_s).sum(1).mean()
 
@@ -126,7 +130,7 @@ def matching(
 
 
 def learning_rate(config: config_lib.Config, step: int) -> float:
-    """The rate of a step, counted from 0."""
+    """Returns the learning rate of a step, counted from 0."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.schedule == "cosine_7_16":
@@ -210,7 +214,7 @@ class SimMatch:
     def forward(
         self, network: pytorch_networks.Network, *views: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and embeddings of uint8 images [N, H, W, C]."""
+        """Returns logits and embeddings of uint8 images [N, H, W, C]."""
         x = torch.cat(views).permute(0, 3, 1, 2)
         x = x.to(torch.float32, memory_format=self.layout)
         x = x.div_(255).sub_(self.mean).div_(self.std).to(self.dtype)
@@ -222,7 +226,7 @@ class SimMatch:
         return logits.to(self.dtype), z.to(self.dtype)
 
     def step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One step of Algorithm 1.
+        """Takes one step of Algorithm 1.
 
         Args:
             batch: As ours: `labeled_weak`, `unlabeled_weak` and
@@ -252,7 +256,7 @@ class SimMatch:
             z_l, z_w = z[:b].detach(), z[b + u :].detach()
         logits_l, logits_s, z_s = logits[:b], logits[b : b + u], z[b : b + u]
         p_hat = p_w = self.align(torch.softmax(logits_w, 1))
-        # By 0, so that the head has gradients, and decays as it does later.
+        # A factor of 0: the head has gradients, and decays as it does later.
         loss_in = 0 * z_s.sum()
         if ready:
             p_hat, q_hat = propagate(
@@ -272,7 +276,7 @@ class SimMatch:
         return found | {"pseudo_label/mask_rate": mask.mean()}
 
     def minimize(self, loss: torch.Tensor) -> None:
-        """Optimizer, then EMA of weights and statistics."""
+        """Applies the optimizer, then the EMA of weights and statistics."""
         c = self.config
         for group in self.sgd.param_groups:
             group["lr"] = learning_rate(c, self.steps)
@@ -286,7 +290,7 @@ class SimMatch:
             torch._foreach_lerp_(*self.averaged, 1 - m)
 
     def align(self, p: torch.Tensor) -> torch.Tensor:
-        """DA: divides by the mean of the last batches, this one included."""
+        """Aligns p: divides it by the mean of the last batches, with this."""
         size = len(self.window)
         self.window[self.steps % size] = p.mean(0)
         mean = self.window.sum(0) / min(self.steps + 1, size)
@@ -294,7 +298,7 @@ class SimMatch:
         return p / p.sum(1, keepdim=True)
 
     def write(self, slots: torch.Tensor, z: torch.Tensor) -> None:
-        """Writes embeddings [B, D]; of a slot that occurs twice the mean."""
+        """Writes embeddings [B, D]; a repeated slot gets their mean."""
         m = 0.0
         if self.config.targets_from == "student":
             m = self.config.memory_momentum

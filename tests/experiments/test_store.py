@@ -7,13 +7,14 @@ import pytest
 from simmatch_tf import config as config_lib
 from simmatch_tf import io
 from simmatch_tf.data import fingerprint
-from simmatch_tf.experiments import finished, identity, plan, summary
+from simmatch_tf.experiments import identity, plan, summary
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 
 CONFIG = config_lib.Config(dataset="digits", labels=40, steps=7, seed=3)
-FOUND = finished.Finished(
+FOUND = store_lib.Finished(
     flags=identity.flags(CONFIG),
     top1=0.5,
     top5=0.9,
@@ -33,15 +34,22 @@ FOUND = finished.Finished(
 )
 
 
+def write(store, config, **changes):
+    """Puts a finished run into a store."""
+    flags = identity.flags(config)
+    content = {**dataclasses.asdict(FOUND), "flags": flags, **changes}
+    path = store.folder / identity.name(config)
+    path.write_text(json.dumps(content))
+
+
 @pytest.fixture
 def store(tmp_path):
-    def write(**changes):
-        content = {**dataclasses.asdict(FOUND), **changes}
-        path = tmp_path / identity.name(CONFIG)
-        path.write_text(json.dumps(content))
-        return finished.Store(tmp_path)
+    def fill(**changes):
+        store = store_lib.Store(tmp_path)
+        write(store, CONFIG, **changes)
+        return store
 
-    return write
+    return fill
 
 
 def test_a_run_is_found_by_what_it_trains(store):
@@ -67,10 +75,10 @@ def test_names():
 
 def test_a_run_of_two_places_is_run_once(tmp_path, store):
     cells = plan.read("configs/plans/slides_figure5.cfg").cells()
-    left = finished.missing(cells, finished.Store(tmp_path / "none"))
+    left = store_lib.Store(tmp_path / "none").missing(cells)
     assert (len(cells), len(left)) == (9, 8)
     other = plan.Cell("a", "b", 3, (), CONFIG)
-    assert finished.missing([other], store()) == []
+    assert store().missing([other]) == []
 
 
 def test_a_folder_s_place_is_part_of_it():
@@ -97,8 +105,8 @@ def test_a_folder_is_one_however_it_is_named(tmp_path, monkeypatch):
 def test_a_store_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/x: cannot be written"):
-        finished.Store(tmp_path / "file" / "x").check_writable()
-    finished.Store(tmp_path / "new").check_writable()
+        store_lib.Store(tmp_path / "file" / "x").check_writable()
+    store_lib.Store(tmp_path / "new").check_writable()
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -137,8 +145,8 @@ def test_a_run_whose_times_cannot_be_read(tmp_path, times):
     io.write_json(workdir / "results.json", result)
     if times is not None:
         (workdir / "timing.json").write_text(times)
-    with pytest.raises(InputError, match="timing.json: .* it is run again"):
-        finished.Store(tmp_path).keep(CONFIG, workdir, 1)
+    with pytest.raises(InputError, match="timing.json: .* to run it again"):
+        store_lib.Store(tmp_path).add(CONFIG, workdir, 1)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +160,10 @@ def test_no_lead_between_results_of_other_images(tmp_path, changes, lead):
         "reference = A\n[method]\nA =\nB = --alpha=0.8\n"
     )
     what = plan.read(str(path))
+    store = store_lib.Store(tmp_path)
     for cell, values in zip(what.cells(), ({}, changes), strict=True):
-        content = {
-            **dataclasses.asdict(FOUND),
-            "flags": identity.flags(cell.config),
-            **values,
-        }
-        (tmp_path / identity.name(cell.config)).write_text(json.dumps(content))
-    found = summary.compare(what, what.cells(), finished.Store(tmp_path))
+        write(store, cell.config, **values)
+    found = summary.compare(what, what.cells(), store)
     assert len(found.scores) == 2
     assert (found.reference is not None) == lead
     assert ("lead of A" in comparison.markdown(found)) == lead
@@ -174,7 +178,7 @@ def tfds(tmp_path, monkeypatch):
     """A finished run of a dataset of TFDS, its folder and a store."""
     warnings = []
     monkeypatch.setattr(
-        finished.logging,
+        store_lib.logging,
         "warning",
         lambda text, *of: warnings.append(text % of),
     )
@@ -182,7 +186,7 @@ def tfds(tmp_path, monkeypatch):
     def forget():
         """As in another process."""
         identity._state.cache_clear()
-        finished._warn_once.cache_clear()
+        store_lib._warn_once.cache_clear()
         warnings.clear()
 
     def config(root):
@@ -210,9 +214,9 @@ def tfds(tmp_path, monkeypatch):
     fingerprint.of_files(
         {f"mnist/3.0.1/{path.name}": str(path) for path in folder.iterdir()}
     ).write(workdir / "data.json")
-    store = finished.Store(tmp_path / "finished")
+    store = store_lib.Store(tmp_path / "finished")
     store.check_writable()
-    kept = store.keep(config("a"), workdir, 1)
+    kept = store.add(config("a"), workdir, 1)
     yield types.SimpleNamespace(
         config=config,
         prepare=prepare,
@@ -238,21 +242,19 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
     with pytest.raises(
         InputError,
         match=r"other data than --dataset=mnist has in .*/c: files have other "
-        r"sizes or records, or are gone "
+        r"sizes or records, or are missing "
         r"\(mnist/3.0.1/mnist-train.tfrecord-\*-of-00002\)",
     ):
         tfds.store.find(tfds.config("c"))
     # Or where it was.
     tfds.forget()
     tfds.prepare("a", test=b"other image, label")
-    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-test"):
+    with pytest.raises(InputError, match=r"missing \(mnist/3.0.1/mnist-test"):
         tfds.store.find(tfds.config("a"))
     tfds.forget()
     (tfds.prepare("a") / SHARDS[1]).unlink()
-    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-train"):
-        finished.missing(
-            [plan.Cell("a", "b", 3, (), tfds.config("a"))], tfds.store
-        )
+    with pytest.raises(InputError, match=r"missing \(mnist/3.0.1/mnist-train"):
+        tfds.store.missing([plan.Cell("a", "b", 3, (), tfds.config("a"))])
     assert tfds.warnings == []
 
 
@@ -262,7 +264,7 @@ def test_a_dataset_of_tfds_that_may_be_another(tfds):
         assert tfds.store.find(tfds.config("none")) == tfds.kept
     (warning,) = tfds.warnings
     assert "--dataset=mnist is not prepared in" in warning
-    assert "/none; whether the results in" in warning
+    assert "/none, so the results in" in warning
 
 
 def test_a_dataset_of_tfds_whose_files_have_the_same_sizes(tfds):
@@ -270,7 +272,7 @@ def test_a_dataset_of_tfds_whose_files_have_the_same_sizes(tfds):
     tfds.prepare("b", test=b"label, image")
     assert tfds.store.find(tfds.config("b")) == tfds.kept
     tfds.prepare("c", test=b"image, lapel")
-    with pytest.raises(InputError, match=r"are gone \(mnist/3.0.1/mnist-test"):
+    with pytest.raises(InputError, match=r"missing \(mnist/3.0.1/mnist-test"):
         tfds.store.find(tfds.config("c"))
 
 
@@ -286,7 +288,7 @@ def test_a_dataset_that_is_replaced_while_it_is_trained_on(tfds):
     """Kept is what the run began with."""
     tfds.forget()
     tfds.prepare("a", trai=b"other image, label")
-    tfds.store.keep(tfds.config("a"), tfds.workdir, 1)
+    tfds.store.add(tfds.config("a"), tfds.workdir, 1)
     with pytest.raises(InputError, match="is of other data"):
         tfds.store.find(tfds.config("a"))
 

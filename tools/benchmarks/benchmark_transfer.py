@@ -1,14 +1,13 @@
-"""What the linear protocol of `transfer` costs: time and memory.
+"""Measures time and memory of the linear protocol of `transfer`.
 
-    python tools/benchmark_transfer.py warm MODEL DATASET [--rounds=3]
-    python tools/benchmark_transfer.py size [--images=50000 --width=2048 \
---classes=100 --strengths=45]
+    python tools/benchmarks/benchmark_transfer.py warm MODEL DATASET
+    python tools/benchmarks/benchmark_transfer.py size --images=50000
 
-`warm`: all 45 strengths on real features, warm (each from a guess by the two
-before) and cold (each from zero) in turns; what each chooses, and what the last
-fit with that gets on the test images. `size`: random features, like a ResNet's
-(none negative, many zero, of unequal spread); seconds of each strength, and
-the most memory that the process had.
+`warm` fits all 45 strengths on real features, by turns warm (each from a guess
+by the two before) and cold (each from zero). It prints the strength that each
+chooses and the accuracy of the last fit with it on the test images. `size` fits
+random features that resemble a ResNet's (not negative, many zero, of unequal
+spread). It prints the seconds of each strength and the peak memory.
 """
 
 import argparse
@@ -25,13 +24,13 @@ from simmatch_tf import transfer
 from simmatch_tf.probes import classifiers
 
 _TEST = 2000
-_APART = 5.0  # the classes' centers, so that half of the images are right
+_APART = 5.0  # distance of class centers at which half of the images are right
 
 
 def main() -> None:
-    """Runs what the command line names."""
+    """Runs the chosen measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="what", required=True)
+    commands = parser.add_subparsers(dest="measurement", required=True)
     warm = commands.add_parser("warm")
     warm.add_argument("model", help="as in transfer's --model")
     warm.add_argument("dataset", help="one of transfer's --datasets")
@@ -46,13 +45,13 @@ def main() -> None:
         each.add_argument("--tol", type=float, default=1e-4)
         each.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
-    found = {"warm": compare, "size": measure}[args.what](args)
+    found = {"warm": compare, "size": measure}[args.measurement](args)
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def compare(args: argparse.Namespace) -> dict:
-    """Warm and cold sweeps, in turns."""
+    """Compares warm and cold sweeps, by turns."""
     train, validation, everything, test, metric = real(args)
     how = {"metric": metric, "max_iter": args.max_iter, "tol": args.tol}
     seconds, found = {"warm": [], "cold": []}, {}
@@ -100,7 +99,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def real(args: argparse.Namespace) -> tuple:
-    """Features of a model and a dataset, as the protocol has them."""
+    """Returns a dataset's features, split as the protocol does."""
     from simmatch_tf import preflight
 
     preflight.choose_kernels()
@@ -128,7 +127,7 @@ def real(args: argparse.Namespace) -> tuple:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """A sweep, then the last fit, on many random features."""
+    """Measures a sweep and the last fit on random features."""
     rng = np.random.default_rng(0)
     held = args.images // 5
     centers = rng.normal(size=[args.classes, args.width]).astype(np.float32)

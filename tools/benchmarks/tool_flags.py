@@ -1,4 +1,4 @@
-"""How a tool reads its flags: --help shows them, a wrong one is one line."""
+"""The flags of benchmarks: their own ones beside those of a run."""
 
 import pathlib
 import re
@@ -12,14 +12,14 @@ from simmatch_tf.flags.commandline import InputError
 
 
 def read(text: str, own: Sequence[flags.FlagHolder]) -> list[str]:
-    """Reads a tool's own flags from the command line.
+    """Reads a tool's own flags from the command line; --help prints them.
 
     Args:
         text: The tool's docstring.
-        own: Its flags.
+        own: The tool's own flags.
 
     Returns:
-        The other words.
+        The other words of the command line.
     """
     known = {holder.name: flags.FLAGS[holder.name] for holder in own}
     if {"-h", "--help", "-help", "--helpfull"} & set(sys.argv[1:]):
@@ -47,13 +47,13 @@ def read(text: str, own: Sequence[flags.FlagHolder]) -> list[str]:
 
 
 def nothing_else(rest: Sequence[str]) -> None:
-    """For tools that take no run's flags: names what is left over."""
+    """Ends a tool that takes no flags of a run if any are left over."""
     if rest:
         sys.exit(f"error: {rest[0]}: is no flag of this tool; see --help")
 
 
 def run(rest: Sequence[str]) -> config_lib.Config:
-    """A run's flags from the words that `read` leaves."""
+    """Returns a run's flags from the words that `read` leaves."""
     try:
         return config_lib.Config.from_argv([sys.argv[0], *rest])
     except InputError as error:
@@ -61,7 +61,7 @@ def run(rest: Sequence[str]) -> config_lib.Config:
 
 
 def refuse(rest: Sequence[str], names: Sequence[str], why: str) -> None:
-    """Ends the tool if one of some flags is given."""
+    """Ends the tool if one of these flags is given."""
     pattern = re.compile(rf"--?(?:no)?(?:{'|'.join(names)})(?:=|$)")
     for word in rest:
         if pattern.match(word):
@@ -69,7 +69,7 @@ def refuse(rest: Sequence[str], names: Sequence[str], why: str) -> None:
 
 
 def check_file(name: str, value: str | None, ending: str) -> None:
-    """Checks that a file can be written before there is anything to write."""
+    """Checks the name of a file to write, before anything is measured."""
     if value is None:
         return
     path = pathlib.Path(value)

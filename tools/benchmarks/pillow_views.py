@@ -1,8 +1,8 @@
-"""The views of the two recipes with Pillow and NumPy, image by image.
+"""The views of two recipes by Pillow and NumPy, image by image.
 
-This is how the published PyTorch pipelines make them: every image is a Pillow
-image, every operation one call on it, every draw one call of `random`. They end
-in arrays of bytes.
+The published PyTorch pipelines work in this way: every image is a Pillow image,
+every operation one call on it, every random number one call of `random`. The
+views end in arrays of bytes.
 """
 
 import io
@@ -25,7 +25,7 @@ Operation = Callable[[PIL.Image.Image, float], PIL.Image.Image]
 def _flip_crop(
     image: PIL.Image.Image, random: random_lib.Random
 ) -> PIL.Image.Image:
-    """Mirrors half of the images; crops them out of a reflected border."""
+    """Mirrors half of the images, and crops out of a reflected border."""
     if random.random() < 0.5:
         image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     border = [[PAD, PAD], [PAD, PAD], [0, 0]]
@@ -42,7 +42,7 @@ def _enhance(enhancer: type) -> Operation:
 
 
 def _affine(*coefficients: float | Callable[..., float]) -> Operation:
-    """A transform whose coefficients are numbers, or functions of r, w, h."""
+    """Returns a transform by coefficients: numbers, or functions of r, w, h."""
 
     def apply(image: PIL.Image.Image, r: float) -> PIL.Image.Image:
         return image.transform(
@@ -86,7 +86,7 @@ def _rand_augment(
 def _cutout(
     image: PIL.Image.Image, random: random_lib.Random
 ) -> PIL.Image.Image:
-    """Paints one grey square; the border clips it."""
+    """Paints one grey square, clipped by the border."""
     width, height = image.size
     left = random.randrange(width) - CUTOUT // 2
     top = random.randrange(height) - CUTOUT // 2
@@ -98,11 +98,11 @@ def _cutout(
 def cifar(
     pixels: np.ndarray, random: random_lib.Random
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both views of a small image: flip and crop; RandAugment and cutout.
+    """Makes both views of a small image: flip and crop, RandAugment, cutout.
 
     Args:
         pixels: uint8 [H, W, 3].
-        random: Where the draws come from.
+        random: Source of the random numbers.
 
     Returns:
         The weak and the strong view, uint8 [H, W, 3].
@@ -144,7 +144,7 @@ def _hue(image: PIL.Image.Image, shift: float) -> PIL.Image.Image:
 def _jitter(
     image: PIL.Image.Image, random: random_lib.Random
 ) -> PIL.Image.Image:
-    """Brightness, contrast, saturation and hue, in any order."""
+    """Changes brightness, contrast, saturation and hue, in random order."""
     enhancers = [
         PIL.ImageEnhance.Brightness,
         PIL.ImageEnhance.Contrast,
@@ -163,11 +163,11 @@ def _jitter(
 def imagenet(
     encoded: bytes, random: random_lib.Random
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both views of a photograph: crop and flip; MoCo v2's colours and blur.
+    """Makes both views of a photograph: crop, flip, MoCo v2's colors and blur.
 
     Args:
         encoded: A JPEG.
-        random: Where the draws come from.
+        random: Source of the random numbers.
 
     Returns:
         The weak and the strong view, uint8 [224, 224, 3].

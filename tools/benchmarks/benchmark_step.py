@@ -1,14 +1,14 @@
-"""Where the time of a training step goes, and what the loop around it costs.
+"""Measures the parts of a training step, and the cost of the loop around it.
 
-    python tools/benchmark_step.py --flagfile=configs/digits_40.cfg
+    python tools/benchmarks/benchmark_step.py --flagfile=configs/digits_40.cfg
 
-Measures the whole step, the same with the guard against numbers that are not
-finite, the networks' work alone, and each of the step's other parts alone, in
-alternating rounds of one process; prints the medians and their
-shares of the whole step. Then trains, and after every 50 steps of the loop it
-takes 50 bare compiled steps on batches of its own, which tells what the loop
-adds; and times checkpoints. --noallocator measures without the settings of
-`training/allocator.py`; --output=FILE writes JSON.
+Measures the whole step, the step with the guard against numbers that are not
+finite, the networks' work alone, and each other part of the step alone, in
+alternating rounds of one process. Prints the medians and their shares of the
+whole step. Then it trains: after every 50 steps of the loop it takes 50 bare
+compiled steps on batches of its own, and the difference is the cost of the
+loop. It measures checkpoints, too. --noallocator measures without the settings
+of `simmatch_tf/runtime.py`.
 """
 
 import dataclasses
@@ -28,15 +28,19 @@ from absl import flags
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight
 
-# Steps of the loop, and bare ones, in turn.
+# Steps of a turn, of the loop and bare.
 CHUNK = 50
-ROUNDS = flags.DEFINE_integer("rounds", 15, "Rounds over all parts.", 1)
-ALLOCATOR = flags.DEFINE_boolean("allocator", True, "As in training.")
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+ROUNDS = flags.DEFINE_integer(
+    "rounds", 15, "Number of rounds over all parts.", 1
+)
+ALLOCATOR = flags.DEFINE_boolean(
+    "allocator", True, "Keep freed memory, as training does."
+)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 def parse() -> config_lib.Config:
-    """Reads this tool's flags; the others are a run's."""
+    """Reads the flags; returns those of the run."""
     rest = tool_flags.read(__doc__, [ROUNDS, ALLOCATOR, OUTPUT])
     tool_flags.check_file("output", OUTPUT.value, ".json")
     names = ("devices", "strategy", "tpu", "memory_placement")
@@ -44,15 +48,15 @@ def parse() -> config_lib.Config:
     config = tool_flags.run(rest)
     if config.algorithm != "simmatch":
         sys.exit(
-            f"error: --algorithm={config.algorithm}: the parts are those of "
-            "simmatch"
+            f"error: --algorithm={config.algorithm}: must be simmatch, whose "
+            "parts are measured"
         )
     preflight.choose_kernels()
     return config
 
 
-def put_together(config: config_lib.Config, folder: str) -> tuple:
-    """A run's algorithm, input, strategy, and flags in steps."""
+def build_run(config: config_lib.Config, folder: str) -> tuple:
+    """Returns a run's algorithm, input, strategy, and flags in steps."""
     from simmatch_tf.distributed import strategies
     from simmatch_tf.training import inputs, state
     from simmatch_tf.training import workdir as workdir_lib
@@ -74,14 +78,14 @@ def put_together(config: config_lib.Config, folder: str) -> tuple:
 
 
 class Parts:
-    """The parts of a run's step, each of which can be taken alone."""
+    """The parts of a run's step, each of which can be called alone."""
 
     def __init__(self, config: config_lib.Config, folder: str) -> None:
-        """Builds the run, and takes one batch."""
+        """Builds the run, and reads one batch."""
         import tensorflow as tf
 
-        made = put_together(config, folder)
-        self.algorithm, self.pipeline, self.strategy, self.config = made
+        built = build_run(config, folder)
+        self.algorithm, self.pipeline, self.strategy, self.config = built
         self.batches = iter(self.pipeline.dataset(0, 10**6).repeat())
         self.batch = batch = next(self.batches)
         self.b, self.u = len(batch["labels"]), len(batch["unlabeled_weak"])
@@ -101,16 +105,16 @@ class Parts:
         self.gradients = [tf.zeros_like(w) for w in self.weights]
 
     def teacher(self):
-        """The teacher's forward."""
+        """Computes the teacher's forward pass."""
         return self.algorithm.teacher(self.weak_views, [0, 0])
 
     def weak(self):
-        """A forward of weak views alone."""
+        """Computes a forward pass of the weak views alone."""
         views = self.batch["unlabeled_weak"]
         return self.algorithm.student(views, training=True)
 
     def student(self):
-        """The student's forward and backward, with a loss of no cost."""
+        """Computes the student's forward and backward pass on a cheap loss."""
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
@@ -120,7 +124,7 @@ class Parts:
         return tape.gradient(loss, self.weights)
 
     def matching(self):
-        """Alignment, pseudo-labels, the instance loss and its gradient."""
+        """Computes alignment, pseudo-labels, instance loss and its gradient."""
         import tensorflow as tf
 
         p_w = self.algorithm.align(tf.nn.softmax(self.logits[-self.u :]))
@@ -138,7 +142,7 @@ class Parts:
         return tape.gradient(loss, z_s)
 
     def losses(self):
-        """The losses on logits and their gradient."""
+        """Computes the losses on logits and their gradient."""
         import tensorflow as tf
 
         from simmatch_tf.ops import losses
@@ -154,7 +158,7 @@ class Parts:
         return tape.gradient(loss, logits)
 
     def calls(self) -> dict[str, Callable]:
-        """Name → a compiled call that does that part once."""
+        """Returns name → a compiled call that does this part once."""
         import tensorflow as tf
 
         method, batch = self.algorithm, self.batch
@@ -192,10 +196,10 @@ class Parts:
 
 
 def bare(config: config_lib.Config, folder: str) -> Callable[[], object]:
-    """One compiled step on its next batch, and nothing else."""
+    """Returns a call of one compiled step on the next batch."""
     import tensorflow as tf
 
-    algorithm, pipeline, strategy, _ = put_together(config, folder)
+    algorithm, pipeline, strategy, _ = build_run(config, folder)
     batches = iter(pipeline.dataset(0, 10**6))
     step = tf.function(
         lambda x: strategy.run(algorithm.train_step, args=(x,)),
@@ -205,7 +209,7 @@ def bare(config: config_lib.Config, folder: str) -> Callable[[], object]:
 
 
 def loop(config: config_lib.Config, folder: str) -> dict[str, float]:
-    """Seconds a step of the loop and bare, their ratio; of a checkpoint."""
+    """Returns seconds of a step in the loop and bare, and of a checkpoint."""
     import simmatch_tf
     from simmatch_tf.training import checkpoints, progress
 
@@ -233,7 +237,7 @@ def loop(config: config_lib.Config, folder: str) -> dict[str, float]:
         middle = time.perf_counter()
         save(self, number)
         rounds["checkpoint"].append(time.perf_counter() - middle)
-        began = time.perf_counter()  # the loop's own time is without it
+        began = time.perf_counter()  # is not part of the loop's own time
 
     steps = CHUNK * (ROUNDS.value + 1)
     progress.Progress.advance, checkpoints.Checkpoints.save = hook, timed
@@ -257,8 +261,8 @@ def loop(config: config_lib.Config, folder: str) -> dict[str, float]:
     }
 
 
-def say_loop(found: dict[str, float], every: int) -> None:
-    """Prints what `loop` found, with checkpoints at their default interval."""
+def print_loop(found: dict[str, float], every: int) -> None:
+    """Prints the result of `loop`, for checkpoints every `every` steps."""
     print(
         f"\nThe loop: {1000 * found['loop']:.2f} ms a step, "
         f"{100 * (found['ratio'] - 1):+.1f} % over "
@@ -271,13 +275,12 @@ def say_loop(found: dict[str, float], every: int) -> None:
 
 
 def main() -> None:
-    """Prints the table, and what the loop costs."""
+    """Prints the table, and the cost of the loop."""
     config = parse()
-    from simmatch_tf.reporting import tables
-    from simmatch_tf.training import allocator
+    from simmatch_tf import runtime, tables
 
     if ALLOCATOR.value:
-        allocator.keep_memory()
+        runtime.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         calls = Parts(config, folder).calls()
     for call in calls.values():  # traces
@@ -304,10 +307,10 @@ def main() -> None:
             f"{100 * method / step:.1f} %",
         ]
     )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     with tempfile.TemporaryDirectory() as folder:
         found = loop(config, folder)
-    say_loop(found, config.checkpoint_every)
+    print_loop(found, config.checkpoint_every)
     if OUTPUT.value:
         report = {
             "median_seconds": medians,

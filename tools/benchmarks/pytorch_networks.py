@@ -1,7 +1,7 @@
 """The networks as PyTorch modules, written from the papers, for comparison.
 
-Children have torchvision's names; those of the WRN have the names of our
-Keras layers, "_" read as ".".
+Children have torchvision's names. Those of the WRN have the names of our Keras
+layers, with "." in place of "_".
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,12 @@ RESNETS = {
 def convolution(
     inputs: int, outputs: int, size: int, stride: int = 1
 ) -> nn.Conv2d:
-    """A convolution without bias that keeps the centre: padding size // 2."""
+    """Returns a convolution without bias, with padding size // 2."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, BN behind each, and the shortcut."""
+    """Two 3×3 convolutions, each followed by BN, and the shortcut."""
 
     def __init__(self, inputs: int, filters: int, stride: int) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class BasicBlock(nn.Module):
         self.downsample = downsample(inputs, self.outputs, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, inputs, H, W] → [N, outputs, H / stride, W / stride]."""
+        """Maps [N, inputs, H, W] to [N, outputs, H / stride, W / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return torch.relu(y + self.downsample(x))
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 with the stride (v1.5) and 1×1 to four times the filters."""
+    """1×1, strided 3×3 (v1.5) and 1×1 convolution to four times the filters."""
 
     def __init__(self, inputs: int, filters: int, stride: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
         self.downsample = downsample(inputs, self.outputs, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, inputs, H, W] → [N, outputs, H / stride, W / stride]."""
+        """Maps [N, inputs, H, W] to [N, outputs, H / stride, W / stride]."""
         y = torch.relu(self.bn1(self.conv1(x)))
         y = torch.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -68,7 +68,7 @@ class Bottleneck(nn.Module):
 
 
 def downsample(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The shortcut: a strided 1×1 convolution and BN where shapes change."""
+    """Returns the shortcut: a 1×1 convolution and BN if shapes change."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(
@@ -106,19 +106,19 @@ class ResNet(nn.Module):
         self.width = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images → features."""
+        """Computes features [N, width] of images [N, C, H, W]."""
         x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean(dim=(2, 3))
 
 
 def wide_norm(channels: int) -> nn.BatchNorm2d:
-    """BN of the WRN; 0.001 is the weight of the new statistics."""
+    """Returns the WRN's BN; 0.001 is the weight of the new statistics."""
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3)
 
 
 def leak(x: torch.Tensor) -> torch.Tensor:
-    """The WRN's activation."""
+    """Returns the WRN's activation."""
     return nn.functional.leaky_relu(x, 0.1)
 
 
@@ -139,7 +139,7 @@ class WideBlock(nn.Module):
             self.shortcut = convolution(inputs, filters, 1, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, inputs, H, W] → [N, filters, H / stride, W / stride]."""
+        """Maps [N, inputs, H, W] to [N, filters, H / stride, W / stride]."""
         active = leak(self.bn1(x))
         y = self.conv2(leak(self.bn2(self.conv1(active))))
         return y + self.shortcut(active if self.very_first else x)
@@ -178,7 +178,7 @@ class WideResNet(nn.Module):
         self.width = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images → features."""
+        """Computes features [N, width] of images [N, C, H, W]."""
         x = self.group3(self.group2(self.group1(self.conv(x))))
         return leak(self.bn(x)).mean(dim=(2, 3))
 
@@ -206,7 +206,7 @@ class Network(nn.Module):
     def forward(
         self, x: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Features [N, width], logits [N, L], unit embeddings [N, D]."""
+        """Returns features [N, width], logits [N, L], embeddings [N, D]."""
         features = self.backbone(x)
         embeddings = nn.functional.normalize(self.head(features), dim=1)
         return features, self.fc(features), embeddings
@@ -240,7 +240,7 @@ class SimMatch(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """Puts "module." before all names, as data-parallel training does."""
+    """Puts "module." in front of all names, as data-parallel training does."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Finished runs of experiments: one small JSON file each, found by its flags.
+"""The store of finished runs: one small JSON file each, found by its flags.
 
 Nothing here imports TensorFlow.
 """
@@ -19,37 +19,38 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io
 from simmatch_tf.data.sources import tfds
 from simmatch_tf.experiments import identity, plan
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results
 
-# Bytes: more than a finished run takes.
-_ROOM = 8192
+_ROOM = 8192  # bytes; more than one file takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a run came to, and from what. Accuracies are in [0, 1].
+    """The result of a run, and what it was trained on.
+
+    Accuracies are in [0, 1].
 
     Attributes:
-        flags: All that decide what is trained, as words of a command line.
-        top1: Of the weights of record at the last step.
-        top5: Likewise.
-        student_top1: Of the student at the last step.
-        ema_top1: Of its EMA.
-        weights_of_record: "student" or "ema".
+        flags: All flags that decide what is trained, as on a command line.
+        top1: Top-1 accuracy of the evaluation weights at the last step.
+        top5: Their top-5 accuracy.
+        student_top1: Top-1 accuracy of the student at the last step.
+        ema_top1: Top-1 accuracy of its EMA.
+        weights_of_record: The evaluation weights, "student" or "ema".
         steps: Length of the run.
-        labels: Labeled images, K.
-        unlabeled: Unlabeled images.
-        test_images: Images behind every top-1.
+        labels: Number of labeled images, K.
+        unlabeled: Number of unlabeled images.
+        test_images: Number of images behind every accuracy.
         scored_on: "test" or "validation".
-        seconds: Training and evaluation, without the start.
-        at_once: Runs that shared the machine.
-        processor: Of the machine.
-        date: Of its end.
+        seconds: Duration of training and evaluation, without the start.
+        at_once: Number of runs that shared the machine.
+        processor: Processor of the machine.
+        date: Date of its end.
         versions: Package → version.
         data: A digest of the user's own files; see `identity.data`.
-        records: Of a dataset of TFDS, its files; see `identity.records`.
-            Results of older versions do not say.
+        records: The files of a TFDS dataset; see `identity.records`. None in
+            results of older versions.
     """
 
     flags: list[str]
@@ -72,10 +73,10 @@ class Finished:
     records: dict[str, list[str | None]] | None = None
 
     def check(self) -> None:
-        """Checks what is computed with.
+        """Checks the values that tables are computed from.
 
         Raises:
-            ValueError: A value is none that a run comes to.
+            ValueError: A value is out of its range.
         """
         for name in ("top1", "student_top1", "ema_top1"):
             value = getattr(self, name)
@@ -99,14 +100,14 @@ class Finished:
 
 
 class Store:
-    """A folder of finished runs."""
+    """A folder of finished runs, created when the first run is finished."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        """Names the folder; it is made when the first run is finished."""
+        """Names the folder; it need not exist."""
         self.folder = folder
 
     def check_writable(self) -> None:
-        """Makes the folder, and a file in it.
+        """Creates the folder, and writes a temporary file in it.
 
         Raises:
             InputError: It cannot be written.
@@ -121,56 +122,68 @@ class Store:
             ) from None
 
     def find(self, config: config_lib.Config) -> Finished | None:
-        """The finished run of these flags, if there is one.
+        """Finds the finished run of these flags, if there is one.
 
         Raises:
-            InputError: Its file cannot be read, or is of other flags, as their
-                defaults have changed since, or of other images.
+            InputError: Its file cannot be read, is of other flags, as their
+                defaults have changed since, or is of other images.
         """
         path = self.folder / identity.name(config)
         if not path.is_file():
             return None
         try:
-            found = Finished(**json.loads(path.read_text("utf-8")))
-            found.check()
+            finished = Finished(**json.loads(path.read_text("utf-8")))
+            finished.check()
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read as a finished run ({error}); delete "
-                "it, and it is run again"
+                "it to run it again"
             ) from None
-        now, then = _by_flag(identity.flags(config)), _by_flag(found.flags)
-        # What did not exist then is no difference at its default.
-        usual = identity.usual(config)
-        now = {k: w for k, w in now.items() if k in then or w not in usual}
+        now, then = _by_flag(identity.flags(config)), _by_flag(finished.flags)
+        # A flag that did not exist then may be at its default now.
+        defaults = identity.default_flags(config)
+        now = {k: w for k, w in now.items() if k in then or w not in defaults}
         changed = sorted(set(now.values()) ^ set(then.values()))
         if changed:
             raise InputError(
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
-                "has changed); delete it, and it is run again"
+                "has changed); delete it to run it again"
             )
-        if not identity.is_same(found.data, identity.data(config)):
+        if not identity.is_same(finished.data, identity.data(config)):
             raise InputError(
-                f"{path}: is of other data: files that --data_dir, "
-                "--labeled_list, --split_file or --init_from name have come, "
-                "gone or changed since; delete it, and it is run again"
+                f"{path}: is of other data: files of --data_dir, "
+                "--labeled_list, --split_file or --init_from were added, "
+                "removed or changed since; delete it to run it again"
             )
-        if found.records is not None:
-            _check_records(path, config, found.records)
-        return found
+        if finished.records is not None:
+            _check_records(path, config, finished.records)
+        return finished
 
-    def keep(
+    def missing(self, cells: Sequence[plan.Cell]) -> list[plan.Cell]:
+        """Returns the cells to run; a run of two cells is returned once.
+
+        Raises:
+            InputError: As `find`.
+        """
+        left: dict[str, plan.Cell] = {}
+        for cell in cells:
+            if self.find(cell.config) is None:
+                left.setdefault(identity.name(cell.config), cell)
+        return list(left.values())
+
+    def add(
         self, config: config_lib.Config, workdir: pathlib.Path, at_once: int
     ) -> Finished:
-        """Writes down a run that has just been finished.
+        """Adds a run that has just finished.
 
         Args:
             config: Its flags.
             workdir: Its folder.
-            at_once: Runs that shared the machine.
+            at_once: Number of runs that shared the machine.
 
         Raises:
-            InputError: The folder's files cannot be read, or the store's not
-                written.
+            InputError: The folder's files cannot be read, or the store cannot
+                be written.
         """
         result = results.read(workdir / "results.json")
         timing = workdir / "timing.json"
@@ -180,9 +193,9 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{timing}: cannot be read as a run's times ({error}); delete "
-                f"{workdir}, and it is run again"
+                f"{workdir} to run it again"
             ) from None
-        found = Finished(
+        finished = Finished(
             flags=identity.flags(config),
             top1=result.top1,
             top5=result.top5,
@@ -203,18 +216,9 @@ class Store:
             records=identity.records_of_run(config, workdir / "data.json"),
         )
         io.write_json(
-            self.folder / identity.name(config), dataclasses.asdict(found)
+            self.folder / identity.name(config), dataclasses.asdict(finished)
         )
-        return found
-
-
-def missing(cells: Sequence[plan.Cell], store: Store) -> list[plan.Cell]:
-    """The cells that are to be run, each run once though it has two places."""
-    left = {}
-    for cell in cells:
-        if store.find(cell.config) is None:
-            left.setdefault(identity.name(cell.config), cell)
-    return list(left.values())
+        return finished
 
 
 def _check_records(
@@ -222,7 +226,7 @@ def _check_records(
     config: config_lib.Config,
     then: dict[str, list[str | None]],
 ) -> None:
-    """Checks that a dataset of TFDS is the one that a run was trained on.
+    """Checks that a TFDS dataset is the one that a run was trained on.
 
     Raises:
         InputError: Its files are others.
@@ -231,8 +235,8 @@ def _check_records(
     root = tfds.data_dir(config.tfds_dir)
     if now is None:
         _warn_once(
-            f"--dataset={config.dataset} is not prepared in {root}; whether "
-            f"the results in {path.parent} are of the same is not checked"
+            f"--dataset={config.dataset} is not prepared in {root}, so the "
+            f"results in {path.parent} may be of another dataset of this name"
         )
         return
     changed = [
@@ -244,30 +248,30 @@ def _check_records(
     if changed:
         raise InputError(
             f"{path}: is of other data than --dataset={config.dataset} has in "
-            f"{root}: files have other sizes or records, or are gone "
-            f"({', '.join(changed)}). Delete it, and it is run again; or give "
+            f"{root}: files have other sizes or records, or are missing "
+            f"({', '.join(changed)}). Delete it to run it again, or give "
             "another --results"
         )
 
 
 @functools.cache
 def _warn_once(text: str) -> None:
-    """Warns of what is the same for all cells of a plan."""
+    """Logs a warning that is the same for all cells of a plan."""
     logging.warning("%s", text)
 
 
 def _by_flag(words: list[str]) -> dict[str, str]:
-    """Flag → word: --x, --nox and --x=1 are all of the flag x."""
+    """Returns flag → word: --x, --nox and --x=1 are all of the flag x."""
     names = config_lib.Config.declared()
-    found = {}
+    by_flag = {}
     for word in words:
         name = word.removeprefix("--").split("=")[0]
-        found[name if name in names else name.removeprefix("no")] = word
-    return found
+        by_flag[name if name in names else name.removeprefix("no")] = word
+    return by_flag
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Returns the processor's name, as far as the system tells it."""
     info = pathlib.Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text("utf-8", errors="replace").splitlines():

@@ -1,11 +1,12 @@
-"""What it costs to see a run: training with summaries and without.
+"""Measures what TensorBoard summaries cost a run.
 
-    python tools/benchmark_summaries.py --flagfile=configs/digits_40.cfg
+    python tools/benchmarks/benchmark_summaries.py \
+        --flagfile=configs/digits_40.cfg
 
-Two whole runs in one process, one with summaries and one without, take turns of
-50 steps. All that training does is in the time of its turn: logs, pictures,
-evaluation, checkpoints; and start-up and end are. Prints, of each round, the
-seconds of both and their ratio, and the medians; --output=FILE writes JSON.
+Trains two whole runs in one process, one with summaries and one without, in
+turns of 50 steps. A turn includes all that training does: logs, pictures,
+evaluation, checkpoints, start and end. Prints, for each round, the seconds of
+both runs and their ratio, and the medians.
 """
 
 import dataclasses
@@ -27,12 +28,12 @@ from simmatch_tf import preflight
 # Steps of a turn.
 CHUNK = 50
 KINDS = {"with summaries": True, "without": False}
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Pairs of runs.", 1)
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of pairs of runs.", 1)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 class Turns:
-    """Lets one of two threads go on at a time, and times their turns.
+    """Lets one of two threads run at a time, and measures their turns.
 
     Attributes:
         parts: Kind → seconds of "start" (to the end of the first step), of
@@ -40,7 +41,7 @@ class Turns:
     """
 
     def __init__(self, first: str) -> None:
-        """Starts with the turn of `first`."""
+        """Gives `first` the first turn."""
         self._turn, self._change = first, threading.Condition()
         self._done: set[str] = set()
         self._began = 0.0
@@ -48,19 +49,19 @@ class Turns:
         self.parts = {kind: dict.fromkeys(names, 0.0) for kind in KINDS}
 
     def take(self, kind: str) -> None:
-        """Waits for one's turn."""
+        """Waits for the turn of a thread."""
         with self._change:
             self._change.wait_for(lambda: self._turn == kind)
         self._began = time.perf_counter()
 
     def count(self, kind: str, part: str) -> None:
-        """Adds the time up to now to a part."""
+        """Adds the time since the last call to a part."""
         now = time.perf_counter()
         self.parts[kind][part] += now - self._began
         self._began = now
 
     def give(self, kind: str, *, done: bool = False) -> None:
-        """Gives the turn to the other, as long as that is not done."""
+        """Passes the turn to the other thread, unless that is done."""
         (other,) = KINDS.keys() - {kind}
         with self._change:
             if done:
@@ -71,7 +72,7 @@ class Turns:
 
 
 def pair(config: config_lib.Config, first: str) -> dict[str, dict]:
-    """Two runs, turn by turn; what stands in `Turns.parts`."""
+    """Trains two runs by turns; returns `Turns.parts`."""
     import simmatch_tf
     from simmatch_tf.training import progress
 
@@ -124,25 +125,29 @@ def main() -> None:
     rest = tool_flags.read(__doc__, [ROUNDS, OUTPUT])
     tool_flags.check_file("output", OUTPUT.value, ".json")
     names = ("workdir", "summaries", "log_every", "steps_per_loop")
-    tool_flags.refuse(rest, names, "the tool measures what is so by default")
+    tool_flags.refuse(
+        rest, names, "this tool measures the default; leave it out"
+    )
     config = tool_flags.run(rest)
     if config.steps is None:
-        sys.exit(f"error: --epochs={config.epochs}: give --steps")
+        sys.exit(f"error: --epochs={config.epochs}: must be given as --steps")
     preflight.choose_kernels()
     import simmatch_tf
 
-    with tempfile.TemporaryDirectory() as folder:  # the process's own start
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # the start of the process itself
         short = dataclasses.replace(
             config, steps=2, warmup_steps=None, workdir=f"{folder}/run"
         )
         simmatch_tf.fit(short)
     found = []
     for number in range(ROUNDS.value):
-        # Each is first as often as the other.
+        # Both come first equally often.
         first = list(KINDS)[number % 2]
         found.append(pair(config, first))
         print(f"round {number + 1} of {ROUNDS.value}", file=sys.stderr)
-    from simmatch_tf.reporting import tables
+    from simmatch_tf import tables
 
     rows = [["round", *(f"{k}, s" for k in KINDS), "ratio", "of the steps"]]
     ratios = []
@@ -154,7 +159,7 @@ def main() -> None:
         rows.append([str(number), *shown])
     medians = [statistics.median(x) for x in zip(*ratios, strict=True)]
     rows.append(["median", "", "", *(f"{x:.3f}" for x in medians)])
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if OUTPUT.value:
         report = {
             "seconds": found,

@@ -1,19 +1,21 @@
-"""Matching alone, beside the same formulas in PyTorch and in plain TensorFlow.
+"""Compares matching with the same formulas in plain TensorFlow and in PyTorch.
 
-    python tools/benchmark_matching.py --output=found.json --plot=found.png
+    python tools/benchmarks/benchmark_matching.py --output=found.json \
+        --plot=found.png
 
-Times p̂, the instance loss and its gradient to z_s for 320 images, embeddings
-of 128 and 1,000 classes: our `ops.matching.match`; the formulas as they are
-usually written in TensorFlow; and those of `pytorch_simmatch.py`. Each is a
-process of its own, and they take turns. Beside the seconds stands the most
-memory that each held above its inputs, and how much of the machine's own rate
-(that of a product of two 2,048 × 2,048 matrices) its matrix products reach
-(ours takes four, the others three). At K = 1,281,167 the others would take 7
-and 10 GB, and ours is alone. All but one keep what they free in the process
-(training/allocator.py), as our training does; PyTorch is measured as it comes,
-too.
+Measures p̂, the instance loss and its gradient to z_s for 320 images,
+embeddings of 128 dimensions and 1,000 classes: by `ops.matching.match`; by the
+formulas as they are usually written in TensorFlow; and by
+`pytorch_simmatch.py`. Each runs in a process of its own, and they take turns.
+Beside the seconds it prints the most memory that each used above its inputs,
+and the rate of its matrix products (`match` has four, the others three) as a
+share of the machine's rate, measured on a product of two 2,048 × 2,048
+matrices. At K = 1,281,167 only `match` is measured: the others would take 7 and
+10 GB. All but `pytorch_as_it_comes` keep freed memory in the process, as
+training does (simmatch_tf/runtime.py).
 
---plot draws our time against K, N and L. For Linux, and a quiet machine.
+--plot draws the time of `match` against K, N and L. For Linux, and a quiet
+machine.
 """
 
 import contextlib
@@ -31,49 +33,50 @@ import numpy as np
 import tool_flags
 from absl import flags
 
-from simmatch_tf import preflight
-from simmatch_tf.reporting import tables
+from simmatch_tf import preflight, tables
 
-# K, and who takes part.
+# K → the competitors.
 EVERYBODY = ("match", "tensorflow", "pytorch", "pytorch_as_it_comes")
 SLOTS = {13_000: EVERYBODY, 128_116: EVERYBODY, 1_281_167: ("match",)}
 IMAGES, DIM, CLASSES = 320, 128, 1_000
 TEMPERATURE, ALPHA = 0.1, 0.9
-# Seconds between turns: threads of the last one may still spin.
+# Seconds between turns, until threads of the last turn have stopped spinning.
 PAUSE = 0.25
-# What the plot draws: all else as above, and K = 128,116.
+# Values that the plot draws; other sizes are as above, with K = 128,116.
 CURVES = {
     "slots": (8_000, 16_000, 32_000, 64_000, 128_116, 256_000, 1_281_167),
     "images": (40, 80, 160, 320, 640, 1_280),
     "classes": (10, 100, 1_000, 10_000),
 }
 LABELS = {
-    "slots": "slots of the memory, K",
-    "images": "images of the batch, N",
+    "slots": "slots of the memory bank, K",
+    "images": "images in the batch, N",
     "classes": "classes, L",
 }
 
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Calls of each.", 1)
-THREADS = flags.DEFINE_integer("threads", None, "Default: all cores.", 1)
-LARGEST = flags.DEFINE_integer(
-    "largest", max(SLOTS), "No K above this one.", min(SLOTS)
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of calls of each.", 1)
+THREADS = flags.DEFINE_integer(
+    "threads", None, "Number of threads. Default: one a core.", 1
 )
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
-PLOT = flags.DEFINE_string("plot", None, "PNG file.")
+LARGEST = flags.DEFINE_integer(
+    "largest", max(SLOTS), "Largest K to measure.", min(SLOTS)
+)
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+PLOT = flags.DEFINE_string("plot", None, "PNG file to write.")
 SERVE = flags.DEFINE_enum("serve", None, EVERYBODY, "Internal: be this one.")
 
 Call = Callable[[], object]
 
 
 def unit(rows: int, seed: int) -> np.ndarray:
-    """Random unit rows [rows, DIM], float32."""
+    """Returns random unit rows [rows, DIM], float32."""
     x = np.random.default_rng(seed).standard_normal([rows, DIM], np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     return x
 
 
 def inputs(slots: int, images: int, classes: int) -> list[np.ndarray]:
-    """z_w, z_s, p_w, Q_f and Q_l, in no order of classes."""
+    """Returns z_w, z_s, p_w, Q_f and Q_l, the slots in random class order."""
     rng = np.random.default_rng(0)
     p_w = np.exp(2 * rng.standard_normal([images, classes], np.float32))
     labels = rng.permutation(np.arange(slots) % classes)
@@ -81,11 +84,11 @@ def inputs(slots: int, images: int, classes: int) -> list[np.ndarray]:
     return [unit(images, 1), unit(images, 2), p_w, unit(slots, 3), labels]
 
 
-# ------------------------------------------------------------- competitors --
+# Competitors -----------------------------------------------------------------
 
 
 def usual(z_w, z_s, p_w, memory, labels):
-    """The formulas as they are usually written, and nothing saved."""
+    """Computes the formulas as they are usually written."""
     import tensorflow as tf
 
     q_w = tf.nn.softmax(tf.matmul(z_w, memory, transpose_b=True) / TEMPERATURE)
@@ -100,7 +103,7 @@ def usual(z_w, z_s, p_w, memory, labels):
 
 
 def ours(z_w, z_s, p_w, memory, labels):
-    """`match`, with the same arguments."""
+    """Calls `match` with the same arguments."""
     from simmatch_tf.ops import matching
 
     return matching.match(
@@ -116,7 +119,7 @@ def ours(z_w, z_s, p_w, memory, labels):
 
 
 def tensorflow_call(function: Callable, arrays: Sequence[np.ndarray]) -> Call:
-    """A compiled call of one of the two above, with its gradient."""
+    """Returns a compiled call of one of the two above, with its gradient."""
     import tensorflow as tf
 
     tensors = [tf.constant(x) for x in arrays]
@@ -133,7 +136,7 @@ def tensorflow_call(function: Callable, arrays: Sequence[np.ndarray]) -> Call:
 
 
 def pytorch_call(arrays: Sequence[np.ndarray]) -> Call:
-    """That of `pytorch_simmatch`."""
+    """Returns a call of `pytorch_simmatch.matching`."""
     import pytorch_simmatch
     import torch
 
@@ -142,14 +145,14 @@ def pytorch_call(arrays: Sequence[np.ndarray]) -> Call:
 
 
 def make_call(name: str, arrays: Sequence[np.ndarray]) -> Call:
-    """A competitor's call on its inputs."""
+    """Returns a competitor's call on its inputs."""
     if name.startswith("pytorch"):
         return pytorch_call(arrays)
     return tensorflow_call({"match": ours, "tensorflow": usual}[name], arrays)
 
 
 def limit_threads(name: str, threads: int) -> None:
-    """Gives a competitor's library so many threads."""
+    """Sets the number of threads of a competitor's library."""
     if name.startswith("pytorch"):
         import torch
 
@@ -162,13 +165,13 @@ def limit_threads(name: str, threads: int) -> None:
 
 
 def serve(name: str) -> None:
-    """Answers [K, N, L] with the bytes of a call; then each line with time."""
+    """Answers [K, N, L] with a call's bytes, then each line with its time."""
     if name != "pytorch_as_it_comes":
-        from simmatch_tf.training import allocator
+        from simmatch_tf import runtime
 
-        allocator.keep_memory()
+        runtime.keep_memory()
     limit_threads(name, THREADS.value)
-    make_call(name, inputs(2 * 64, 8, 64))()  # what the library itself takes
+    make_call(name, inputs(2 * 64, 8, 64))()  # memory of the library itself
     calls: list[Call] = []
 
     def answer(task: Any) -> float:
@@ -177,7 +180,7 @@ def serve(name: str) -> None:
         if task:
             calls[:] = [make_call(name, inputs(*task))]
             before = competitors.resident("VmRSS")
-            # From here on the peak is counted anew.
+            # Resets the peak.
             pathlib.Path("/proc/self/clear_refs").write_text("5")
             calls[0]()
             peak = competitors.resident("VmHWM") - before
@@ -191,7 +194,7 @@ def serve(name: str) -> None:
 
 
 def rate(name: str) -> float:
-    """Floating-point operations a second of a large matrix product."""
+    """Returns floating-point operations per second of a large product."""
     x = np.ones([2_048, 2_048], np.float32)
     if name.startswith("pytorch"):
         import torch
@@ -211,12 +214,12 @@ def rate(name: str) -> float:
     return 2 * 2_048**3 / statistics.median(seconds)
 
 
-# ------------------------------------------------------------------ parent --
+# Parent ----------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def started(names: Sequence[str]):
-    """Competitors, ended behind."""
+    """Starts competitors, and ends them after the block."""
     threads = THREADS.value or len(os.sched_getaffinity(0))
     found = [
         competitors.Competitor(name, [f"--threads={threads}"]) for name in names
@@ -229,7 +232,7 @@ def started(names: Sequence[str]):
 
 
 def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
-    """Has them take turns at one K: name → its figures."""
+    """Lets competitors take turns at one K; returns name → its figures."""
     found = {}
     with started(names) as processes:
         for each in processes:
@@ -242,7 +245,7 @@ def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
         for each in processes:
             figures = found[each.name]
             figures["median_seconds"] = statistics.median(figures["seconds"])
-            # Two for logits; one for the gradient, or two for contexts.
+            # Two for the logits, and one for the gradient or two for contexts.
             products = 4 if each.name == "match" else 3
             rate = products * product / figures["median_seconds"]
             figures["machine_s_rate"] = each.ask("rate")
@@ -254,7 +257,7 @@ def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
 
 
 def curves() -> dict[str, dict[int, float]]:
-    """Our seconds along each axis of the plot."""
+    """Measures `match` along each axis of the plot."""
     usual_size = {"slots": 128_116, "images": IMAGES, "classes": CLASSES}
     found = {}
     for axis, sizes in CURVES.items():
@@ -293,7 +296,7 @@ def draw(found: dict[str, dict[int, float]], path: str) -> None:
 
 
 def main() -> None:
-    """Prints the table; or is one of its competitors."""
+    """Prints the table, or with --serve is one of its competitors."""
     rest = tool_flags.read(
         __doc__, [ROUNDS, THREADS, LARGEST, OUTPUT, PLOT, SERVE]
     )
@@ -327,7 +330,7 @@ def main() -> None:
                     f"{figures['of_the_machine_s_rate']:.0%}",
                 ]
             )
-    print(tables.table(rows))
+    print(tables.plain(rows))
     if PLOT.value:
         report["curves"] = curves()
     if OUTPUT.value:

@@ -1,15 +1,16 @@
-"""How fast views are made, against the same views written with Pillow.
+"""Measures how fast views are made, compared with Pillow.
 
-    taskset -c 0 python tools/benchmark_input.py
+    taskset -c 0 python tools/benchmarks/benchmark_input.py
 
-Makes both views of each image, as the input path does it in a batch and as the
-published code does it image by image with Pillow, in alternating rounds of one
-process; prints images a second on one core, the ratio of the medians and where
-the time goes. Recipes: `cifar` (32×32 images in memory; flip and crop,
-RandAugment, cutout) and `imagenet` (JPEGs of 500×375; crops of 224×224, MoCo's
-strong view). Both end in arrays of bytes; normalisation is not part of it.
-`startup` is what a run of ImageNet's size does before its first batch and what
-a resumed one does again, with an index of 1,281,167 images and no pixels.
+Makes both views of each image in two ways: as the input pipeline does, in
+batches, and image by image with Pillow, as the published PyTorch code does. The
+two take turns in one process. Prints images per second on one core, the ratio
+of the medians, and the time of each part. Recipes: `cifar` (32×32 images in
+memory; flip and crop, RandAugment, cutout) and `imagenet` (JPEGs of 500×375;
+crops of 224×224, MoCo's strong view). Both end in arrays of bytes;
+normalization is not measured. `startup` measures what a run of ImageNet's size
+does before its first batch, and what a resumed run repeats, with an index of
+1,281,167 images and no pixels.
 """
 
 import dataclasses
@@ -26,18 +27,21 @@ from collections.abc import Callable
 from absl import flags
 
 RECIPE = flags.DEFINE_enum(
-    "recipe", "all", ["all", "cifar", "imagenet", "startup"], "What to time."
+    "recipe",
+    "all",
+    ["all", "cifar", "imagenet", "startup"],
+    "Recipe to measure.",
 )
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds over all parts.")
-IMAGES = flags.DEFINE_integer("images", None, "Images in one round.")
-OUTPUT = flags.DEFINE_string("output", None, "JSON file.")
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Number of rounds over all parts.")
+IMAGES = flags.DEFINE_integer("images", None, "Number of images in a round.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 
 
 Part = Callable[[int], object]
 
 
 def cifar(images: int) -> dict[str, Part]:
-    """Name → a call that does that part for all images of a round."""
+    """Returns name → a call that does this part for all images of a round."""
     import numpy as np
     import pillow_views
     import tensorflow as tf
@@ -82,7 +86,7 @@ def cifar(images: int) -> dict[str, Part]:
 
 
 def imagenet(images: int) -> dict[str, Part]:
-    """Name → a call that does that part for all images of a round."""
+    """Returns name → a call that does this part for all images of a round."""
     import pillow_views
     import tensorflow as tf
 
@@ -118,14 +122,14 @@ def imagenet(images: int) -> dict[str, Part]:
         ),
         "decode whole": _compiled(decode),
         "decode, crop and resize, twice": _compiled(crops),
-        "colours and blur": _compiled(
+        "colors and blur": _compiled(
             lambda seed: moco.color(whole, draws[:, 3:])
         ),
     }
 
 
 def startup() -> dict[str, float]:
-    """Seconds of each part of a start, and the process's memory."""
+    """Returns the seconds of each part of a start."""
     import tempfile
 
     import numpy as np
@@ -229,7 +233,7 @@ def _seeds(index, epoch):
 
 
 def _both(recipe, images, index, seed):
-    """Both views, as the input path makes them in one batch."""
+    """Makes both views, as the input pipeline does in one batch."""
     from simmatch_tf.data import views
 
     recipes = _weak_and_strong(recipe)
@@ -271,7 +275,7 @@ def _pillow(view, images, seed: int) -> object:
 
 
 def measure(parts: dict[str, Part], rounds: int) -> dict[str, float]:
-    """Median seconds of each part, over alternating rounds."""
+    """Returns the median seconds of each part over alternating rounds."""
     for call in parts.values():
         call(0)
     seconds = {name: [] for name in parts}
@@ -284,13 +288,13 @@ def measure(parts: dict[str, Part], rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints, and writes the figures where asked."""
+    """Measures, prints, and writes the figures if asked to."""
     flags.FLAGS(sys.argv)
     import tensorflow as tf
 
-    from simmatch_tf.training import allocator
+    from simmatch_tf import runtime
 
-    allocator.keep_memory()
+    runtime.keep_memory()
     if cores := len(os.sched_getaffinity(0)) - 1:
         print(f"{cores + 1} cores: 'taskset -c 0' gives figures for one")
     tf.config.threading.set_inter_op_parallelism_threads(1)
