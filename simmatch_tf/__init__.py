@@ -27,7 +27,7 @@ _PUBLIC = {
     "Config": "simmatch_tf.config",
     "Images": "simmatch_tf.data.sources.source",
     "InputError": "simmatch_tf.flags.commandline",
-    "Interrupted": "simmatch_tf.training.signals",
+    "Interrupted": "simmatch_tf.signals",
     "Result": "simmatch_tf.training.results",
     "Source": "simmatch_tf.data.sources.source",
     "fit": "simmatch_tf.training.loop",
@@ -46,7 +46,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _LIGHT:
         trains = name not in _SERVING
-        preflight.check(exact=trains)
         preflight.load_tensorflow(fast=trains)
     value = importlib.import_module(_PUBLIC[name])
     if name != "predict":  # the command's module, which can be called

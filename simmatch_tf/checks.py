@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import typing
 
+from simmatch_tf import registry
 from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import backbone_names
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
@@ -329,11 +329,14 @@ def needs_unlabeled_folder(config: config_lib.Config) -> bool:
 
 
 def _check_backbone(config: config_lib.Config) -> None:
-    backbone_names.check(config.backbone)
-    if config.stem_stride != 1 and not config.backbone.startswith("wrn_"):
+    if config.backbone == "custom":
+        return
+    entry, _ = registry.networks.find(config.backbone)
+    takes_stride = "stem_stride" in entry.facts.get("options", ())
+    if config.stem_stride != 1 and not takes_stride:
         raise InputError(
             f"--stem_stride={config.stem_stride}: is for wrn_DEPTH_WIDTH, not "
             f"--backbone={config.backbone}"
         )
     if config.image_size is not None:
-        backbone_names.check_side(config.backbone, config.image_size)
+        registry.networks.check_side(config.backbone, config.image_size)

@@ -7,10 +7,28 @@ from typing import ClassVar, Self
 
 from simmatch_tf import availability, checks, operation_flags
 from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError, flag
 
 # A run's flags, in its workdir.
 RUN_FLAGFILE = "flags.cfg"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolders(commandline.Flags):
+    """Flags of a command that reads the images of a finished run."""
+
+    data_dir: str | None = flag(
+        None,
+        "Current location of the run's --data_dir, if it was moved. Default: "
+        "as recorded in the run.",
+    )
+    tfds_dir: str | None = flag(
+        None,
+        "Current location of the run's --tfds_dir, if it was moved. Default: "
+        "as recorded in the run.",
+        rare=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +348,19 @@ class Config(operation_flags.OperationFlags):
             and "://" not in value
         }
         return dataclasses.replace(self, **paths)
+
+    def moved(self, data_dir: str | None, tfds_dir: str | None) -> Self:
+        """Returns the run's flags with the folders of its images replaced.
+
+        Args:
+            data_dir: The new --data_dir; None keeps it.
+            tfds_dir: The new --tfds_dir; None keeps it.
+        """
+        return dataclasses.replace(
+            self,
+            data_dir=self.data_dir if data_dir is None else data_dir,
+            tfds_dir=self.tfds_dir if tfds_dir is None else tfds_dir,
+        )
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
         """Names the workdir, where none is given.

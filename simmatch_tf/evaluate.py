@@ -1,28 +1,58 @@
-"""Evaluates a run or an export: accuracy, confusion, calibration.
+"""Evaluates a run or an export: accuracy, confusion matrix, calibration.
 
 python -m simmatch_tf.evaluate --workdir=runs/digits_40
 python -m simmatch_tf.evaluate --export=exports/digits_40
 """
 
+import dataclasses
 import pathlib
 
 from absl import logging
 
-from simmatch_tf import availability, command_flags, io, preflight
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import availability, io, preflight
+from simmatch_tf import config as config_lib
+from simmatch_tf.flags import command
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import tables
 from simmatch_tf.training import workdir
 
 
-def _changes(
-    folder: workdir.Workdir, config: command_flags.EvaluateConfig
-) -> dict[str, str]:
-    """For the report: how the run's images have changed since it began."""
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.evaluate`."""
+
+    workdir: str | None = flag(None, "Folder of the run to evaluate.")
+    export: str | None = flag(
+        None,
+        "Export to evaluate instead of a run: the folder of one version, or "
+        "of several, of which the newest is evaluated.",
+    )
+    output: str | None = flag(
+        None,
+        "JSON file to write. Default: evaluation.json in the run's folder, or "
+        "next to the export's model card.",
+    )
+    batch_size: int = flag(256, "Batch size for evaluation, in images.", low=1)
+    bins: int = flag(
+        15, "Number of bins of the calibration error.", low=1, high=10000
+    )
+
+    def check(self) -> None:
+        """Exactly one of a run and an export is needed."""
+        if (self.workdir is None) == (self.export is None):
+            raise InputError(
+                f"--workdir={self.workdir} and --export={self.export}: name "
+                "the folder of a run, or an export"
+            )
+
+
+def _changes(folder: workdir.Workdir, config: EvaluateConfig) -> dict[str, str]:
+    """Entries for the report if the images have changed since training."""
     if not folder.data.is_file():
         return {}
     changes = folder.data_changes(
-        config.moved(folder.read_config()), images_only=True
+        folder.read_config().moved(config.data_dir, config.tfds_dir),
+        images_only=True,
     )
     if not changes:
         return {}
@@ -34,7 +64,7 @@ def _changes(
     return {"images_changed": changes}
 
 
-def main(config: command_flags.EvaluateConfig) -> None:
+def main(config: EvaluateConfig) -> None:
     """Evaluates a run's last checkpoint, or an export, on the test split."""
     if config.export is not None:
         kind, path = availability.kind_of_model("export", config.export)
@@ -48,29 +78,30 @@ def main(config: command_flags.EvaluateConfig) -> None:
         folder = workdir.Workdir(config.workdir)
         run = availability.trained(folder)
         output = pathlib.Path(config.output or folder.evaluation)
-    output = output.expanduser()
+    output = io.expand(output)
     if output.is_dir() or not output.parent.is_dir():
         raise InputError(
             f"--output={output}: must be a file in a folder that exists"
         )
     changes = {} if config.export is not None else _changes(folder, config)
 
-    availability.check_images(config.moved(run))
+    run = run.moved(config.data_dir, config.tfds_dir)
+    availability.check_images(run)
 
-    # A run's figures are by the kernels of training.
+    # With the kernels of training, a run's figures are those of its results.
     preflight.start(fast=config.export is None)
-    from simmatch_tf.evaluation import evaluator
+    from simmatch_tf.evaluation import metrics
     from simmatch_tf.serving import scoring
 
     if config.export is not None:
-        scores = scoring.of_export(path, config)
+        scores = scoring.of_export(path, run, config.batch_size)
     else:
-        scores = scoring.of_run(folder, config)
+        scores = scoring.of_run(folder, run, config.batch_size)
     report = {
         **scores.about,
         **changes,
         **{
-            name: evaluator.describe(values, scores.labels, bins=config.bins)
+            name: metrics.describe(values, scores.labels, bins=config.bins)
             for name, values in scores.logits.items()
         },
     }
@@ -80,4 +111,4 @@ def main(config: command_flags.EvaluateConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.EvaluateConfig)
+    command.run(main, EvaluateConfig)

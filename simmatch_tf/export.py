@@ -3,15 +3,115 @@
 python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
-from simmatch_tf import availability, command_flags, preflight
+import dataclasses
+import pathlib
+from typing import TYPE_CHECKING
+
+from simmatch_tf import availability, preflight, signals
+from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import command
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.serving import versions
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.training import workdir
+
+if TYPE_CHECKING:
+    from simmatch_tf.serving import exporting
 
 
-def main(flags: command_flags.ExportConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.export`."""
+
+    workdir: str | None = flag(None, "Folder of the run to export.")
+    output: str | None = flag(
+        None,
+        "Folder of the model's versions; the export becomes the next number "
+        "in it.",
+    )
+    replace_model: bool = flag(
+        False,
+        "Write the next version even if the folder holds the model of another "
+        "run.",
+    )
+    weights: str | None = flag(
+        None,
+        "Weights to export. Default: those that the run's result was "
+        "measured with.",
+        choices=("student", "ema"),
+    )
+    format: str = flag(
+        "saved_model",
+        "Format of the export. litert and onnx give probabilities only.",
+        choices=("saved_model", "litert", "onnx"),
+    )
+    input_dtype: str = flag(
+        "uint8",
+        "Type of the pixel values, from 0 to 255, that the export takes.",
+        choices=("uint8", "float32"),
+    )
+    neighbors: int = flag(
+        5,
+        "Number of labeled images that the signature `explain` lists for each "
+        "image.",
+        low=1,
+        high=1000,
+    )
+    thumbnails: bool = flag(
+        True,
+        "Keep small pictures of the labeled images in the export for predict "
+        "--html. A model server does not hand them out.",
+    )
+    images: str | None = flag(
+        None,
+        "Images to compare the export with the training network on: a folder, "
+        "a pattern or a list. Default: images of the run's dataset.",
+    )
+
+    def check(self) -> None:
+        """Run and output are needed."""
+        if self.workdir is None:
+            raise InputError("--workdir=None: name the folder of a run")
+        if not (self.output or "").strip():
+            raise InputError(
+                f"--output={self.output}: name the folder of versions to "
+                "export to"
+            )
+        for name in ("neighbors", "thumbnails"):
+            value = getattr(self, name)
+            default = type(self).__dataclass_fields__[name].default
+            if self.format != "saved_model" and value != default:
+                raise InputError(
+                    f"--{name}={value}: is for --format=saved_model, not "
+                    f"{self.format}"
+                )
+        if pathlib.Path(self.output).expanduser().is_file():
+            raise InputError(
+                f"--output={self.output}: is a file, but a folder is wanted"
+            )
+
+
+def write(flags: ExportConfig) -> "exporting.Written":
+    """Exports as the flags say; see `serving.exporting.write`."""
+    # TensorFlow is imported after all cheap checks.
+    preflight.start(fast=False)
+    from simmatch_tf.serving import exporting
+
+    return exporting.write(
+        flags.workdir,
+        flags.output,
+        weights=flags.weights,
+        kind=flags.format,
+        input_dtype=flags.input_dtype,
+        neighbors=flags.neighbors,
+        keep_thumbnails=flags.thumbnails,
+        images=flags.images,
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+    )
+
+
+def main(flags: ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     signals.sigterm_as_ctrl_c()
     availability.check_format(flags.format)
@@ -25,15 +125,11 @@ def main(flags: command_flags.ExportConfig) -> None:
         selection.find(flags.images)
     else:
         try:
-            availability.check_images(flags.moved(run))
+            availability.check_images(run.moved(flags.data_dir, flags.tfds_dir))
         except InputError as error:
             raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
 
-    # TensorFlow is imported only now that all that is cheap is checked.
-    preflight.start(fast=False)
-    from simmatch_tf.serving import exporting
-
-    written = exporting.write(flags)
+    written = write(flags)
     for note in written.notes:
         print(f"Note: {note}.")
     verified = written.card["verified"]
@@ -41,12 +137,12 @@ def main(flags: command_flags.ExportConfig) -> None:
     for name in written.card["interface"]:
         print(f"  {name}")
     print(
-        f"Written to {written.path}: loaded again, it gives what the "
+        f"Written to {written.path}: loaded again, it agrees with the "
         f"{written.card['model']['weights']} network of step "
-        f"{written.card['model']['step']} gives on {verified['images']} "
-        f"images (largest difference {largest:.1g})."
+        f"{written.card['model']['step']} on {verified['images']} images "
+        f"(largest difference {largest:.1g})."
     )
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ExportConfig)
+    command.run(main, ExportConfig)

@@ -3,14 +3,30 @@
 python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 """
 
+import dataclasses
 import pathlib
 
-from simmatch_tf import availability, preflight, pytorch_flags
-from simmatch_tf.flags import commandline
+from simmatch_tf import availability, preflight
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.training import workdir
 
 
-def main(flags: pytorch_flags.ExportPytorchConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class ExportPytorchConfig(commandline.Flags):
+    """The flags of `python -m simmatch_tf.export_pytorch`."""
+
+    workdir: str | None = flag(None, "Folder of the run to export.")
+    output: str | None = flag(None, "PyTorch file to write, such as run.pth.")
+
+    def check(self) -> None:
+        """Both are needed."""
+        if self.workdir is None:
+            raise InputError("--workdir=None: name the folder of a run")
+        commandline.check_output_file("output", self.output or ".")
+
+
+def main(flags: ExportPytorchConfig) -> None:
     """Exports one run."""
     availability.trained(workdir.Workdir(flags.workdir))
     preflight.start(fast=False)
@@ -25,4 +41,4 @@ def main(flags: pytorch_flags.ExportPytorchConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, pytorch_flags.ExportPytorchConfig)
+    command.run(main, ExportPytorchConfig)

@@ -9,14 +9,138 @@ python -m simmatch_tf.import_pytorch FILE.pth --output=encoder.keras
 for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 """
 
+import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import ClassVar, Self
 
-from simmatch_tf import availability, preflight, pytorch_flags, terminal
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import availability, preflight, terminal
+from simmatch_tf import config as config_lib
+from simmatch_tf.flags import command
+from simmatch_tf.flags.commandline import InputError, flag
 
 
-def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
+@dataclasses.dataclass(frozen=True)
+class ImportPytorchConfig(config_lib.Config):
+    """The flags of `python -m simmatch_tf.import_pytorch`: FILE, and a run's.
+
+    The flags of a run give what the file does not hold: data, augmentation,
+    schedule.
+    """
+
+    usual: ClassVar[tuple[str, ...]] = (
+        "file",
+        "workdir",
+        "output",
+        "labeled_list",
+        "finished_steps",
+        "dataset",
+        "data_dir",
+        "overwrite",
+    )
+    positional: ClassVar[tuple[str, ...]] = ("file",)
+
+    file: str | None = flag(
+        None, "The PyTorch file. May be given without --file=."
+    )
+    output: str | None = flag(
+        None,
+        "For an encoder (torchvision ResNet, MoCo v2): the .keras file to "
+        "write, for train --init_from.",
+    )
+    finished_steps: int | None = flag(
+        None,
+        "Number of steps that a SimMatch run was trained for. Default: the "
+        "number in the file, or the whole run.",
+        low=0,
+    )
+    workdir: str | None = flag(
+        None,
+        "For a SimMatch checkpoint: folder to write the run to.",
+        operational=True,
+    )
+    labeled_list: str | None = flag(
+        None,
+        "The labeled images in the order of the memory bank: a file with one "
+        "file name or index a line. Without it the run can be evaluated but "
+        "not trained further.",
+    )
+    dataset: str | None = flag(
+        None,
+        "Dataset, as for train. Default: ImageNet with the recipe of the "
+        "published runs.",
+    )
+
+    def check(self) -> None:
+        """A file is needed, and a place for what it becomes."""
+        if self.file is None:
+            raise InputError("no file is named: import_pytorch FILE …")
+        if not pathlib.Path(self.file).expanduser().is_file():
+            raise InputError(f"{self.file}: no such file")
+        if (self.workdir is None) == (self.output is None):
+            raise InputError(
+                f"--workdir={self.workdir} and --output={self.output}: give "
+                "exactly one; --workdir for a SimMatch checkpoint, --output "
+                "for an encoder"
+            )
+        for name in ("describe", "init_from"):
+            if value := getattr(self, name):
+                raise InputError(f"--{name}={value}: is for train")
+        if self.output is None:
+            return
+        for field in dataclasses.fields(self):
+            if field.name in ("file", "output"):
+                continue
+            if (value := getattr(self, field.name)) != field.default:
+                raise InputError(
+                    f"--{field.name}={value}: says nothing of an encoder; give "
+                    "FILE and --output alone"
+                )
+        output = pathlib.Path(self.output).expanduser()
+        if output.suffix != ".keras" or not output.parent.is_dir():
+            raise InputError(
+                f"--output={self.output}: must be a .keras file in a folder "
+                "that exists"
+            )
+
+    def named_after(self, flagfile: pathlib.Path | None) -> Self:
+        """The workdir is always given."""
+        del flagfile
+        return self
+
+    def run(
+        self, recipe: Callable[[], str], **values: object
+    ) -> config_lib.Config:
+        """Returns the flags of the run that the file becomes.
+
+        Args:
+            recipe: Names the flagfile to start from where the flags name no
+                dataset.
+            **values: Flags that the file decides.
+
+        Raises:
+            InputError: They do not go together.
+        """
+        flags = self.below(recipe()) if self.dataset is None else self
+        if not str(values["backbone"]).startswith("wrn_"):
+            values["stem_stride"] = 1
+        if flags.labeled_list is None:
+            # The memory says by itself what is labeled.
+            own = pathlib.Path(flags.workdir).expanduser() / "split.json"
+            values |= {
+                "labels": None,
+                "label_fraction": None,
+                "split_file": str(own.absolute()),
+                "validation_fraction": 0.0,
+            }
+        taken = {
+            field.name: getattr(flags, field.name)
+            for field in dataclasses.fields(config_lib.Config)
+        }
+        return config_lib.Config(**{**taken, **values})
+
+
+def main(flags: ImportPytorchConfig) -> None:
     """Imports one file."""
     from simmatch_tf.pytorch import files, layout
 
@@ -40,9 +164,16 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
     from simmatch_tf.pytorch import incoming, plain_encoders
 
     try:
-        lines = (incoming.run if is_run else plain_encoders.convert)(
-            content, flags
-        )
+        if is_run:
+            lines = incoming.run(
+                content,
+                flags.run,
+                file=pathlib.Path(flags.file).expanduser(),
+                finished_steps=flags.finished_steps,
+            )
+        else:
+            output = pathlib.Path(flags.output).expanduser()
+            lines = plain_encoders.convert(content, output)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -59,4 +190,4 @@ def main(flags: pytorch_flags.ImportPytorchConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, pytorch_flags.ImportPytorchConfig)
+    command.run(main, ImportPytorchConfig)

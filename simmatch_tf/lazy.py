@@ -1,8 +1,8 @@
-"""TensorFlow and Keras, imported when they are first used.
+"""TensorFlow, Keras and NumPy, imported when they are first used.
 
 A file that registers an algorithm, an image source or a backbone is imported
 before TensorFlow is, for its flags; so are the files that it imports. They take
-`tf` and `keras` from here and derive what holds variables from `Module`.
+`tf`, `keras` and `np` from here and derive what holds variables from `Module`.
 Annotations that name `tf.Tensor` need `from __future__ import annotations`.
 """
 
@@ -23,6 +23,7 @@ class _LazyModule(types.ModuleType):
 
 tf = _LazyModule("tensorflow")
 keras = _LazyModule("keras")
+np = _LazyModule("numpy")
 
 
 class Module:

@@ -1,29 +1,113 @@
-"""Labels images: their classes, and the labeled images these rest on.
+"""Labels images: their classes, and the labeled images that explain them.
 
 python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
     --output=labels.csv --explain --html=report.html
 """
 
+import dataclasses
+import importlib.util
 import os
 import pathlib
 import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import availability, command_flags, preflight, terminal
+from simmatch_tf import (
+    availability,
+    io,
+    preflight,
+    signals,
+    terminal,
+)
+from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import predictions
-from simmatch_tf.serving import outputs
-from simmatch_tf.training import signals, workdir
+from simmatch_tf.serving import prediction_file
+from simmatch_tf.training import workdir
 
 if TYPE_CHECKING:
-    from simmatch_tf.serving import from_python
+    from simmatch_tf.serving import prediction
 
 
-def _check(flags: command_flags.PredictConfig) -> selection.Selection:
-    """Checks all that needs no TensorFlow; finds the images."""
+@dataclasses.dataclass(frozen=True)
+class PredictConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.predict`."""
+
+    model: str | None = flag(
+        None,
+        "Folder of a run or an export. For an export: the folder of one "
+        "version, or of several, of which the newest is used.",
+    )
+    images: str | None = flag(
+        None,
+        "Images to classify: a folder (read with its subfolders), a pattern "
+        "such as 'photos/**/*.jpg', one image, or a text file with one path a "
+        "line, relative to that file.",
+    )
+    output: str | None = flag(
+        None, "File to write; must end in .csv, .jsonl or .parquet."
+    )
+    explain: bool = flag(
+        False, "Also write the labeled images that support each prediction."
+    )
+    html: str | None = flag(
+        None,
+        "HTML page to write, with the images by class and the least certain "
+        "first.",
+    )
+    html_images: int | None = flag(
+        None,
+        "Largest number of images on the page. Default: 200.",
+        low=1,
+        high=10000,
+    )
+    neighbors: int | None = flag(
+        None,
+        "Number of labeled images that --explain lists for each image; for "
+        "runs only, an export has its own number. Default: 5.",
+        low=1,
+        high=1000,
+    )
+    weights: str | None = flag(
+        None,
+        "Weights of a run to predict with. Default: those that its result "
+        "was measured with.",
+        choices=("student", "ema"),
+    )
+    batch_size: int = flag(64, "Batch size, in images.", low=1)
+    parallel_calls: int | None = flag(
+        None,
+        "Number of images decoded at once. Default: twice the number of cores.",
+        low=1,
+    )
+    overwrite: bool = flag(False, "Replace an existing output file.")
+
+    def check(self) -> None:
+        """Model, images and output are needed."""
+        for name, wanted in (
+            ("model", "the folder of a run, or an export"),
+            ("images", "a folder, a pattern or a list"),
+            ("output", "a .csv, .jsonl or .parquet file"),
+        ):
+            value = getattr(self, name)
+            if not (value or "").strip():
+                raise InputError(f"--{name}={value}: name {wanted}")
+        commandline.check_output_file(
+            "output", self.output, (".csv", ".jsonl", ".parquet")
+        )
+        for name, needed in (("html_images", "html"), ("neighbors", "explain")):
+            if getattr(self, name) is not None and not getattr(self, needed):
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: needs --{needed}"
+                )
+        if self.html is not None:
+            commandline.check_output_file("html", self.html, (".html", ".htm"))
+
+
+def _check(flags: PredictConfig) -> selection.Selection:
+    """Checks what needs no TensorFlow; finds the images."""
     kind, path = availability.kind_of_model("model", flags.model)
     if kind == "workdir":
         availability.trained(workdir.Workdir(path))
@@ -33,89 +117,106 @@ def _check(flags: command_flags.PredictConfig) -> selection.Selection:
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:
             raise InputError(
-                f"--{name}={value}: is for a run; an export has what it was "
-                "made with"
+                f"--{name}={value}: applies to a run; an export has what it "
+                "was made with"
             )
-    output = pathlib.Path(flags.output).expanduser()
-    outputs.check_free(output, overwrite=flags.overwrite)
+    output, images = io.expand(flags.output), io.expand(flags.images)
+    if output.suffix.lower() == ".parquet" and not importlib.util.find_spec(
+        "pyarrow"
+    ):
+        raise InputError(
+            f"--output={flags.output}: pyarrow is not installed; pip install "
+            "pyarrow, or name a .csv or .jsonl file"
+        )
+    prediction_file.check_free(output, overwrite=flags.overwrite)
     chosen = selection.find(flags.images)
-    images = os.path.expanduser(flags.images)
-    if output.exists() and os.path.exists(images):
-        if os.path.samefile(output, images):
-            raise InputError(
-                f"--output={flags.output}: is what --images names; give "
-                "another file"
-            )
+    if output.exists() and images.exists() and output.samefile(images):
+        raise InputError(
+            f"--output={flags.output}: is the file that --images names; give "
+            "another one"
+        )
     return chosen
 
 
-def main(flags: command_flags.PredictConfig) -> int:
-    """Labels the images and writes file, page and table.
+def main(flags: PredictConfig) -> int:
+    """Labels the images; writes the file, the page and a table.
 
     Returns:
-        0; 1 if not one image could be read; 42 if it was interrupted, with
-        what is done kept.
+        0; 1 if no image could be read; 42 if the command was interrupted and
+        can be continued.
     """
     signals.sigterm_as_ctrl_c()
     chosen = _check(flags)
     try:
         return _predict(flags, chosen)
     except KeyboardInterrupt:
-        if not outputs.partial(
-            pathlib.Path(flags.output).expanduser()
-        ).exists():
+        if not prediction_file.partial_path(io.expand(flags.output)).exists():
             raise
         print(
-            "interrupted; what is done is kept: start it again, without "
-            "--overwrite, to go on",
+            "interrupted; the rows written so far are kept: start it again, "
+            "without --overwrite, to continue",
             file=sys.stderr,
         )
         return signals.RESUME_ME
 
 
-def _predict(
-    flags: command_flags.PredictConfig, chosen: selection.Selection
-) -> int:
-    # TensorFlow is imported only now that all that is cheap is checked.
+def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
+    # TensorFlow is imported after all cheap checks.
     preflight.start(fast=False)
-    from simmatch_tf.serving import models, prediction, review, thumbnails
+    from simmatch_tf.serving import loading, prediction, thumbnails
 
     terminal.say(f"loading {flags.model}")
-    model = models.load(flags)
+    model = loading.open_model(
+        flags.model,
+        weights=flags.weights,
+        neighbors=flags.neighbors,
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+    )
 
-    def show(found: review.Review) -> None:
+    def show(summary: prediction_file.Summary) -> None:
         if flags.html is None:
             return
         slots = {
             neighbor["slot"]
-            for _, row in found.least
+            for _, row in summary.least
             for neighbor in row.get("neighbors", ())
         }
         text = predictions.page(
-            found,
+            summary,
             flags.model,
             thumbnails.of_files(
-                {place: chosen.paths[place] for place, _ in found.least}
+                {index: chosen.paths[index] for index, _ in summary.least}
             ),
             model.thumbnails(sorted(slots)),
             model.note,
         )
-        predictions.write(pathlib.Path(flags.html).expanduser(), text)
+        predictions.write(io.expand(flags.html), text)
 
-    found = prediction.predict(model, chosen, flags, show)
-    print(predictions.summary(found, pathlib.Path(flags.output), model.note))
+    summary = prediction.predict_to_file(
+        model,
+        chosen,
+        flags.output,
+        explain=flags.explain,
+        overwrite=flags.overwrite,
+        batch_size=flags.batch_size,
+        parallel_calls=flags.parallel_calls,
+        most_shown=(flags.html_images or 200) if flags.html else 0,
+        show=show,
+    )
+    print(predictions.summary(summary, pathlib.Path(flags.output), model.note))
     if flags.html is not None:
         print(f"The least certain images are shown in {flags.html}.")
-    if found.unreadable == found.images:
-        sys.exit("error: not one image could be read")
+    if summary.unreadable == summary.images:
+        sys.exit("error: no image could be read")
     return 0
 
 
 class _Callable(types.ModuleType):
-    """This module: `simmatch_tf.predict` is the command's and a function.
+    """Makes this module callable: the command's module is also a function.
 
-    Python sets a package's attribute to any submodule that is imported, so a
-    function of the same name would hold only until then.
+    Python sets an attribute of a package to any submodule that is imported, so
+    a function named `simmatch_tf.predict` would be replaced by this module.
     """
 
     def __call__(
@@ -125,10 +226,10 @@ class _Callable(types.ModuleType):
         *,
         weights: str | None = None,
         batch_size: int = 64,
-    ) -> "from_python.Predictions":
-        """Classifies images by a run or an export.
+    ) -> "prediction.Predictions":
+        """Classifies images with a run or an export.
 
-        The model is loaded at each call: give many images to one.
+        The model is loaded at each call, so give many images to one call.
 
         Args:
             model: Folder of a run or an export, as in the command's --model.
@@ -139,25 +240,26 @@ class _Callable(types.ModuleType):
                 resized and cropped as files are.
             weights: "student" or "ema" of a run; default: the weights of
                 record.
-            batch_size: Images that the network takes at once.
+            batch_size: Images in a batch.
 
         Returns:
-            Names, class names and probabilities; `print` shows a table.
+            Names, class names and probabilities; `print` shows them as a
+            table.
 
         Raises:
-            InputError: The model cannot be loaded; there are no images, or one
-                cannot be read, or is no array of bytes from 0 to 255.
+            InputError: The model cannot be loaded; there are no images; or one
+                cannot be read, or is no uint8 array.
         """
         preflight.check(exact=False)
         preflight.load_tensorflow(fast=False)
-        from simmatch_tf.serving import from_python
+        from simmatch_tf.serving import prediction
 
-        return from_python.predict(
+        return prediction.predict(
             model, images, weights=weights, batch_size=batch_size
         )
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.PredictConfig)
+    command.run(main, PredictConfig)
 else:
     sys.modules[__name__].__class__ = _Callable

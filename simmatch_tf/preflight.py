@@ -176,9 +176,14 @@ def load_tensorflow(*, fast: bool = True) -> None:
     """Imports TensorFlow, without its noise, and looks for GPUs.
 
     Args:
-        fast: See `choose_kernels`.
+        fast: See `choose_kernels`. Then a run's numbers must be exact, too;
+            see `check`.
+
+    Raises:
+        InputError: A variable of the environment would change the result.
     """
     global _imported
+    check(exact=fast)
     if "tensorflow" in sys.modules:
         return
     before = os.environ.get(_TENSORFLOWS_ONEDNN)

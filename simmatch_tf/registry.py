@@ -88,21 +88,34 @@ class Registry:
 
         return add
 
-    def find(self, name: str) -> tuple[Entry, re.Match[str]]:
+    def find(
+        self, name: str, *, flag: str | None = None
+    ) -> tuple[Entry, re.Match[str]]:
         """Finds a name.
+
+        Args:
+            name: The name.
+            flag: The flag that gave the name, for messages; by default the
+                registry's own.
 
         Returns:
             Its entry, and the match of its pattern.
 
         Raises:
-            InputError: Nothing is registered under the name.
+            InputError: Nothing is registered under the name, or the entry's
+                `check` fact, called with the groups of the match, returns a
+                problem: the end of a message, such as ": must be …".
         """
+        given = f"--{flag or self.flag}={name}"
         for entry in self:
             if match := re.fullmatch(entry.pattern, name):
+                check = entry.facts.get("check")
+                problem = check(*match.groups()) if check else ""
+                if problem:
+                    raise errors.InputError(given + problem)
                 return entry, match
         raise errors.InputError(
-            f"--{self.flag}={name} is unknown"
-            + errors.nearest(name, self.names())
+            f"{given} is unknown" + errors.nearest(name, self.names())
         )
 
     def names(self) -> list[str]:
@@ -125,10 +138,50 @@ class Registry:
         return iter(list(self._entries.values()))
 
 
+class Networks(Registry):
+    """The registry of backbones.
+
+    The facts of an entry, each of which may be left out:
+        examples: Names to list in help, where the pattern is no plain name.
+        check: See `Registry.find`.
+        min_side: Smallest side of its images in pixels, 1 by default.
+        side_step: Number of which the sides must be multiples, 1 by default.
+        normalized: False for a network that takes images from 0 to 255, for
+            it normalizes them itself; True by default.
+        initializer: Initializer of the heads on top of it; see
+            `networks.heads.initializers`.
+        options: Names of the run's flags that its maker takes, as keyword
+            arguments.
+    """
+
+    def check_side(
+        self, name: str, side: int, *, flag: str | None = None
+    ) -> None:
+        """Checks that a backbone takes images of this size.
+
+        Args:
+            name: The backbone.
+            side: Shorter side of the images in pixels.
+            flag: The flag that gave the name; see `find`.
+
+        Raises:
+            InputError: It does not, or there is no such backbone.
+        """
+        facts = self.find(name, flag=flag)[0].facts
+        least, step = facts.get("min_side", 1), facts.get("side_step", 1)
+        if side < least or side % step:
+            multiple = f", and a multiple of {step}" if step > 1 else ""
+            raise errors.InputError(
+                f"--{flag or self.flag}={name} takes images with sides of at "
+                f"least {least}{multiple}, not {side}: give another "
+                "--image_size"
+            )
+
+
 def _origin(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
 algorithms = Registry("algorithm", "simmatch_tf.algorithms")
 sources = Registry("dataset", "simmatch_tf.data.sources")
-networks = Registry("backbone", "simmatch_tf.networks")
+networks = Networks("backbone", "simmatch_tf.networks.backbones")

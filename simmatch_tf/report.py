@@ -5,17 +5,74 @@ python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
     --output=report.html --figures=figures
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from simmatch_tf import command_flags, preflight
-from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import config as config_lib
+from simmatch_tf import preflight
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import runs as runs_lib
 from simmatch_tf.reporting import tables
 
+if TYPE_CHECKING:
+    from simmatch_tf.serving import scoring
 
-def main(flags: command_flags.ReportConfig) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig(config_lib.ImageFolders):
+    """The flags of `python -m simmatch_tf.report`."""
+
+    positional: ClassVar[tuple[str, ...]] = ("runs",)
+
+    runs: tuple[str, ...] = flag(
+        (),
+        "Folder of a run, or NAME=FOLDER to give it a name; repeatable. May "
+        "be given without --runs=.",
+    )
+    output: str | None = flag(None, "HTML page to write.")
+    figures: str | None = flag(
+        None,
+        "Folder to write the figures to as PNG files. Default: none are "
+        "written.",
+    )
+    images: int = flag(
+        24,
+        "Number of wrong and of least certain test images to show. 0 reads no "
+        "images.",
+        low=0,
+        high=1000,
+    )
+    neighbors: int = flag(
+        5,
+        "Largest number of labeled images shown next to each.",
+        low=1,
+        high=100,
+    )
+    batch_size: int = flag(
+        256, "Batch size for evaluation, in images.", low=1, rare=True
+    )
+
+    def check(self) -> None:
+        """Runs and a page are needed."""
+        if not self.runs:
+            raise InputError("no run is named: report WORKDIR … --output=…")
+        if not (self.output or "").strip():
+            raise InputError(f"--output={self.output}: name an .html file")
+        commandline.check_output_file("output", self.output, (".html", ".htm"))
+        commandline.check_output_folder("figures", self.figures)
+        if self.figures is None:
+            return
+        path = pathlib.Path(self.figures).expanduser()
+        if not path.is_dir() and not path.absolute().parent.is_dir():
+            raise InputError(
+                f"--figures={self.figures}: must be in a folder that exists"
+            )
+
+
+def main(flags: ReportConfig) -> None:
     """Reads the runs, looks at their test images, and writes the page."""
     places = runs_lib.find(flags.runs)
     # Seconds to import, so only now that all that is cheap is checked.
@@ -38,8 +95,21 @@ def main(flags: command_flags.ReportConfig) -> None:
         print(f"In {folder}: {', '.join(written) or 'no figure'}.")
 
 
+def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
+    """Returns what looks at test images as the flags say."""
+    from simmatch_tf.serving import scoring
+
+    return scoring.Inspector(
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+        neighbors=flags.neighbors,
+        batch_size=flags.batch_size,
+        images=flags.images,
+    )
+
+
 def _look(
-    groups: Sequence[runs_lib.Group], flags: command_flags.ReportConfig
+    groups: Sequence[runs_lib.Group], flags: ReportConfig
 ) -> tuple[dict, list[str], dict[str, str]]:
     """Scores the finished runs; see `report_page.Looked`.
 
@@ -55,9 +125,7 @@ def _look(
                 continue
             if inspector is None:
                 preflight.start()  # by the kernels of training
-                from simmatch_tf.serving import inspection
-
-                inspector = inspection.Inspector(flags)
+                inspector = make_inspector(flags)
             try:
                 found[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst
@@ -70,4 +138,4 @@ def _look(
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ReportConfig)
+    command.run(main, ReportConfig)

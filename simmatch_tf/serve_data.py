@@ -6,15 +6,58 @@ python -m simmatch_tf.serve_data --role=worker --dispatcher=HOST:5050
 Then train with --data_service=grpc://HOST:5050. Runs until Ctrl-C or SIGTERM.
 """
 
+import dataclasses
 import threading
 from typing import Any
 
-from simmatch_tf import availability, command_flags, preflight, terminal
-from simmatch_tf.flags import commandline
-from simmatch_tf.training import signals
+from simmatch_tf import availability, checks, preflight, signals, terminal
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
 
 
-def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:
+@dataclasses.dataclass(frozen=True)
+class ServeDataConfig(commandline.Flags):
+    """The flags of `python -m simmatch_tf.serve_data`."""
+
+    role: str | None = flag(
+        None,
+        "Role of this process: one dispatcher distributes the work to any "
+        "number of workers.",
+        choices=("dispatcher", "worker"),
+    )
+    dispatcher: str | None = flag(
+        None, "Address of the dispatcher, HOST:PORT; for workers."
+    )
+    host: str = flag(
+        "localhost",
+        "Name of this machine under which other machines reach it.",
+    )
+    port: int | None = flag(
+        None,
+        "Port to listen on; 0 takes any free port. Default: 5050 for a "
+        "dispatcher, 0 for a worker.",
+        low=0,
+        high=65535,
+    )
+
+    def check(self) -> None:
+        """A role is needed, and a worker needs its dispatcher."""
+        if self.role is None:
+            raise InputError("--role=None: must be dispatcher or worker")
+        if (self.role == "worker") != (self.dispatcher is not None):
+            raise InputError(
+                f"--role={self.role} and --dispatcher={self.dispatcher}: a "
+                "worker, and only that, needs --dispatcher=HOST:PORT"
+            )
+        if self.dispatcher is not None:
+            checks.split_address("dispatcher", self.dispatcher)
+        if self.port is None:
+            port = 5050 if self.role == "dispatcher" else 0
+            object.__setattr__(self, "port", port)
+        checks.split_address("host", self.host, f"{self.host}:1")
+
+
+def _start(config: ServeDataConfig) -> tuple[Any, str]:
     """The server, which ends with the last reference to it; its address."""
     # TensorFlow is imported only now that the flags are checked.
     terminal.say("loading TensorFlow")
@@ -38,7 +81,7 @@ def _start(config: command_flags.ServeDataConfig) -> tuple[Any, str]:
     return server, server._address  # no public name for a port it chose
 
 
-def main(config: command_flags.ServeDataConfig) -> None:
+def main(config: ServeDataConfig) -> None:
     """Serves until it is told to stop."""
     signals.sigterm_as_ctrl_c()
     try:
@@ -53,4 +96,4 @@ def main(config: command_flags.ServeDataConfig) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, command_flags.ServeDataConfig)
+    command.run(main, ServeDataConfig)

@@ -10,8 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
+
+if TYPE_CHECKING:
+    import tqdm
 
 # Ends what `without_noise` holds back: all went well, nobody needs it.
 _DONE = b"\0simmatch_tf: done\n"
@@ -67,6 +71,42 @@ def say(text: str) -> None:
     """Says what a command does next; silent below --verbosity=0."""
     if not quiet():
         print(text, file=sys.stderr, flush=True)
+
+
+def progress(
+    total: int,
+    unit: str,
+    *,
+    done: int = 0,
+    title: str | None = None,
+    shown: bool = True,
+    **look: Any,
+) -> "tqdm.tqdm":
+    """Returns a progress bar on standard error, to be closed by the caller.
+
+    It shows nothing where standard error is no terminal, or below
+    --verbosity=0.
+
+    Args:
+        total: Units of work in all.
+        unit: Name of a unit, such as "image".
+        done: Units that were done before.
+        title: Text in front of the bar.
+        shown: False shows nothing anywhere.
+        **look: Further arguments of `tqdm.tqdm`.
+    """
+    import tqdm  # not needed by --help
+
+    hidden = not shown or quiet() or not sys.stderr.isatty()
+    return tqdm.tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        desc=title,
+        dynamic_ncols=True,
+        disable=hidden,
+        **look,
+    )
 
 
 def never_fail() -> None:

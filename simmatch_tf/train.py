@@ -8,11 +8,11 @@ Started again with the same --workdir, it goes on where it was stopped.
 import sys
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight
+from simmatch_tf import preflight, signals
 from simmatch_tf.distributed import cluster
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import results, signals, workdir
+from simmatch_tf.training import results, workdir
 
 
 def _train(
@@ -28,10 +28,9 @@ def _train(
 
 def _describe(config: config_lib.Config) -> None:
     preflight.start()
-    from simmatch_tf.reporting import description as text
-    from simmatch_tf.training import description
+    from simmatch_tf.reporting import description
 
-    print(text.table(description.of_flags(config)))
+    print(description.of_flags(config))
 
 
 def main(config: config_lib.Config) -> None:
@@ -63,4 +62,4 @@ def main(config: config_lib.Config) -> None:
 
 
 if __name__ == "__main__":
-    commandline.run(main, config_lib.Config)
+    command.run(main, config_lib.Config)

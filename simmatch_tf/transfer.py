@@ -5,17 +5,325 @@ python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
     keras_applications:ResNet50 --datasets=cifar10,cifar100,dtd
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING, ClassVar
 
-from simmatch_tf import preflight, terminal, transfer_flags
-from simmatch_tf.flags import commandline
+from simmatch_tf import availability, preflight, registry, signals, terminal
+from simmatch_tf.data.sources import dataset_names as dataset_names_lib
+from simmatch_tf.data.sources import listing
+from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.probes import settings
 from simmatch_tf.reporting import transfer_table
-from simmatch_tf.training import signals
+from simmatch_tf.training import workdir
+
+if TYPE_CHECKING:
+    from simmatch_tf.probes import encoders, tasks
+
+_OF_RUNS = ("student", "ema")
+_LIBRARIES = ("keras_applications", "keras_cv")
+# Flag → the protocols that read it, of flags that not all protocols read.
+_OF_PROTOCOLS = {
+    "max_iter": ("linear",),
+    "tol": ("linear",),
+    "neighbors": ("knn",),
+    "temperature": ("knn",),
+    "cache_dir": ("linear", "knn"),
+    "steps": ("finetune",),
+    "rates": ("finetune",),
+    "decays": ("finetune",),
+    "crop_area": ("finetune",),
+}
 
 
-def main(flags: transfer_flags.TransferConfig) -> int | None:
+@dataclasses.dataclass(frozen=True)
+class TransferConfig(commandline.Flags):
+    """The flags of `python -m simmatch_tf.transfer`."""
+
+    positional: ClassVar[tuple[str, ...]] = ("model",)
+
+    model: tuple[str, ...] = flag(
+        (),
+        "Folder of a run or an export, keras_cv:NAME or "
+        "keras_applications:NAME; NAME=MODEL gives it a name in the table. "
+        "Repeatable. May be given without --model=.",
+    )
+    datasets: str | None = flag(
+        None,
+        "Datasets to measure on, separated by commas: digits, folder, or "
+        "image classification datasets of TFDS.",
+    )
+    protocol: str = flag(
+        "linear",
+        "How to measure: logistic regression on frozen features, training of "
+        "all weights, or k nearest neighbors in the features.",
+        choices=("linear", "finetune", "knn"),
+    )
+    weights: str | None = flag(
+        None,
+        "Weights of the models. For a run: student or ema; default: those "
+        "that its result was measured with. For an architecture of a library: "
+        "a file, random, or imagenet (the default), which the library "
+        "downloads.",
+    )
+    random_backbone: bool = flag(
+        False,
+        "Also measure each architecture with random weights, for comparison.",
+    )
+    image_size: int | None = flag(
+        None,
+        "Side of the images in pixels. Default: that of the model; 224 for an "
+        "architecture of a library.",
+        low=8,
+        high=1024,
+    )
+    output: str = flag(
+        "runs/transfer",
+        "Folder for the table (PROTOCOL.md, .csv and .json; also .png for "
+        "linear; existing ones are replaced) and for finished measurements, "
+        "which are not repeated.",
+    )
+    data_dir: str | None = flag(
+        None,
+        "For the dataset `folder`: a folder with labeled/CLASS/* and "
+        "test/CLASS/*.",
+    )
+    tfds_dir: str | None = flag(
+        None,
+        "Folder of prepared TFDS datasets. Default: $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets.",
+    )
+    tfds_manual_dir: str | None = flag(
+        None,
+        "Folder of archives that TFDS cannot download itself.",
+        rare=True,
+    )
+    on_bad_image: str = flag(
+        "error",
+        "What to do with an unreadable image of a folder: stop, or leave it "
+        "out (at most 1 % of the images).",
+        choices=("error", "skip"),
+        rare=True,
+    )
+    max_iter: int = flag(
+        1000,
+        "For linear: iterations of L-BFGS for each regularization strength.",
+        low=1,
+    )
+    tol: float = flag(
+        1e-4,
+        "For linear: L-BFGS stops when no component of the gradient of the "
+        "mean loss is larger than this.",
+        low=1e-12,
+        high=1,
+        rare=True,
+    )
+    neighbors: int = flag(
+        20, "For knn: number of images that vote.", low=1, high=100_000
+    )
+    temperature: float = flag(
+        0.07,
+        "For knn: temperature of the votes, exp(cosine / temperature).",
+        low=0.005,
+        high=10,
+    )
+    steps: int = flag(
+        20_000, "For finetune: number of steps of each run.", low=1
+    )
+    rates: str = flag(
+        "0.01,0.03,0.1", "For finetune: peak learning rates of the grid."
+    )
+    decays: str = flag(
+        "0,0.00001",
+        "For finetune: weight decays of the grid; each is divided by the "
+        "learning rate.",
+    )
+    crop_area: float = flag(
+        0.08,
+        "For finetune: smallest share of the image in a random crop.",
+        low=0.01,
+        high=1,
+        rare=True,
+    )
+    batch_size: int = flag(
+        256, "Batch size, in images; for finetune, that of a step.", low=1
+    )
+    seed: int = flag(
+        0,
+        "Random seed for new weights, and for data order and augmentation in "
+        "finetune.",
+        low=0,
+        high=2**31 - 1,
+    )
+    cache_dir: str | None = flag(
+        None,
+        "Folder that keeps extracted features. Default: features/ in "
+        "$XDG_CACHE_HOME/simmatch_tf or ~/.cache/simmatch_tf.",
+        rare=True,
+    )
+    parallel_calls: int = flag(
+        2, "Number of batches of images prepared at once.", low=1, rare=True
+    )
+    progress: bool = flag(True, "Show a progress bar on a terminal.", rare=True)
+
+    def check(self) -> None:
+        """Models and datasets are needed, and flags of this protocol."""
+        if not self.model:
+            raise InputError(
+                "--model=None: name the folder of a run or an export, or an "
+                "architecture such as keras_applications:ResNet50"
+            )
+        for name in ("output", "cache_dir"):
+            commandline.check_output_folder(name, getattr(self, name))
+        self._check_protocol()
+        rate = min(settings.numbers("rates", self.rates))
+        decay = max(settings.numbers("decays", self.decays))
+        if decay > rate:
+            raise InputError(
+                f"--decays={self.decays} and --rates={self.rates}: a decay is "
+                f"divided by the rate, so {decay:g} must not be above {rate:g}"
+            )
+        names = [named.name for named in self.named_models()]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"--model: two are called {name}; call one by NAME=MODEL"
+                )
+        for named in self.named_models():
+            self._check_model(named)
+        self._check_datasets()
+
+    def _check_protocol(self) -> None:
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), field.name
+            protocols = _OF_PROTOCOLS.get(name, (self.protocol,))
+            if value != field.default and self.protocol not in protocols:
+                raise InputError(
+                    f"--{name}={value}: is for --protocol="
+                    f"{' or '.join(protocols)}, not {self.protocol}"
+                )
+        if self.random_backbone and self.weights == settings.NEW:
+            raise InputError(
+                "--random_backbone and --weights=random: all weights are new "
+                "already"
+            )
+        random = self.random_backbone or self.weights == settings.NEW
+        if self.seed and not random and self.protocol != "finetune":
+            raise InputError(
+                f"--seed={self.seed}: nothing is drawn, without new weights, "
+                f"by --protocol={self.protocol}"
+            )
+
+    def _check_model(self, named: settings.Named) -> None:
+        if named.library is not None:
+            registry.networks.find(named.what, flag="model")
+            if self.weights in _OF_RUNS:
+                raise InputError(
+                    f"--weights={self.weights}: is of runs; for {named.what} "
+                    f"give {settings.PUBLISHED}, {settings.NEW} or a file"
+                )
+            if self.weights not in (None, settings.PUBLISHED, settings.NEW):
+                availability.kind_of_weights(self.weights, "weights")
+            if self.image_size is not None:
+                registry.networks.check_side(
+                    named.what, self.image_size, flag="model"
+                )
+            return
+        kind, path = availability.kind_of_model("model", named.what)
+        if kind == "workdir":
+            availability.trained(workdir.Workdir(path))
+        else:
+            availability.exported(path)
+        if kind == "saved_model" and self.weights is not None:
+            raise InputError(
+                f"--weights={self.weights}: {named.what} is an export, which "
+                "has but one network's"
+            )
+        if self.weights not in (None, *_OF_RUNS):
+            raise InputError(
+                f"--weights={self.weights}: of {named.what} it must be student "
+                "or ema; other weights are for a library's architecture"
+            )
+
+    def _check_datasets(self) -> None:
+        names = self.dataset_names()
+        if not names:
+            raise InputError(
+                f"--datasets={self.datasets}: name some, such as "
+                "cifar10,oxford_iiit_pet"
+            )
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"--datasets={self.datasets}: {name} twice")
+            if name == "custom":
+                raise InputError("--datasets=custom: is no dataset's name")
+            try:
+                dataset_names_lib.check(name, self.tfds_dir)
+            except InputError as error:
+                # The message speaks of train's flag.
+                text = str(error).replace("--dataset=", "--datasets=")
+                raise InputError(text) from None
+        if ("folder" in names) != (self.data_dir is not None):
+            raise InputError(
+                f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
+                "folder, and only that, needs --data_dir=DIR"
+            )
+        of_tfds = set(names).difference(dataset_names_lib.OWN)
+        for name, read in (
+            ("on_bad_image", "folder" in names),
+            ("tfds_dir", of_tfds),
+            ("tfds_manual_dir", of_tfds),
+        ):
+            value = getattr(self, name)
+            if value not in (None, "error") and not read:
+                raise InputError(
+                    f"--{name}={value}: is not read by --datasets="
+                    f"{self.datasets}"
+                )
+        if self.data_dir is not None:
+            found = listing.Listing(self.data_dir, unlabeled=False)
+            found.check(need_unlabeled=False)
+        manual = self.tfds_manual_dir
+        if manual and not os.path.isdir(os.path.expanduser(manual)):
+            raise InputError(f"--tfds_manual_dir={manual}: no such folder")
+
+    def named_models(self) -> list[settings.Named]:
+        """The models, and what to call them."""
+        found = []
+        for word in self.model:
+            name, sign, what = word.partition("=")
+            if not sign or os.path.exists(os.path.expanduser(word)):
+                name, sign, what = "", "", word
+            library = what.partition(":")[0]
+            library = library if library in _LIBRARIES else None
+            if not what.strip() or (sign and not name.strip()):
+                raise InputError(f"--model={word}: must be MODEL or NAME=MODEL")
+            if not name:
+                name = what if library else pathlib.Path(what).resolve().name
+            # Names of files need not be valid UTF-8.
+            name = name.encode("utf-8", "backslashreplace").decode()
+            found.append(settings.Named(name, what, library))
+        return found
+
+    def dataset_names(self) -> list[str]:
+        """Those of --datasets."""
+        words = (self.datasets or "").split(",")
+        return [word.strip() for word in words if word.strip()]
+
+    def chosen(self) -> settings.Settings:
+        """Returns how the models are to be measured."""
+        return settings.Settings(
+            **{
+                field.name: getattr(self, field.name)
+                for field in dataclasses.fields(settings.Settings)
+            }
+        )
+
+
+def main(flags: TransferConfig) -> int | None:
     """Measures, prints the table; 42 if it was interrupted."""
     signals.sigterm_as_ctrl_c()
     try:
@@ -37,19 +345,45 @@ def main(flags: transfer_flags.TransferConfig) -> int | None:
     return None
 
 
-def _measure(flags: transfer_flags.TransferConfig) -> tuple:
+def load_models(flags: TransferConfig) -> "list[encoders.Encoder]":
+    """Loads the models; see `probes.encoders.find`."""
+    from simmatch_tf.probes import encoders
+
+    return encoders.find(
+        flags.named_models(),
+        weights=flags.weights,
+        image_size=flags.image_size,
+        seed=flags.seed,
+        random_backbone=flags.random_backbone,
+    )
+
+
+def load_task(name: str, flags: TransferConfig) -> "tasks.Task":
+    """Loads one of --datasets; see `probes.tasks.load`."""
+    from simmatch_tf.probes import tasks
+
+    return tasks.load(
+        name,
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+        tfds_manual_dir=flags.tfds_manual_dir,
+        on_bad_image=flags.on_bad_image,
+    )
+
+
+def _measure(flags: TransferConfig) -> tuple:
     """Every model on every dataset."""
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start()  # by the kernels of training
-    from simmatch_tf.probes import encoders, measuring, tasks
+    from simmatch_tf.probes import measuring
 
-    measurer = measuring.Measurer(flags)
+    measurer = measuring.Measurer(flags.chosen())
     terminal.say(f"loading {', '.join(flags.model)}")
-    models = encoders.find(flags)
+    models = load_models(flags)
     outcomes = []
     for name in flags.dataset_names():
         terminal.say(f"reading the images of {name}")
-        task = tasks.load(name, flags)
+        task = load_task(name, flags)
         for model in models:
             outcomes.append(measurer.measure(model, task))
             print(transfer_table.line(outcomes[-1]), flush=True)
@@ -57,4 +391,4 @@ def _measure(flags: transfer_flags.TransferConfig) -> tuple:
 
 
 if __name__ == "__main__":
-    commandline.run(main, transfer_flags.TransferConfig)
+    command.run(main, TransferConfig)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from simmatch_tf import command_flags
 from simmatch_tf import config as config_lib
+from simmatch_tf import experiment, predict, report
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import listing
 from simmatch_tf.flags import flagfiles
@@ -124,7 +124,7 @@ def test_defaults_are_the_published_cifar_settings():
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
         (
             {"backbone": "vgg"},
-            "--backbone=vgg is unknown; did you mean keras_app",
+            "--backbone=vgg is unknown; known: ",
         ),
         ({"backbone": "wrn_12_1"}, "the depth must be 6n . 4"),
         ({"memory": "students"}, "--memory=students is unknown"),
@@ -532,7 +532,7 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
         (["word"], "error: 'word' is not a flag"),
         (
             ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
-            "--backbone=resnet51 is unknown: the depth must be 18, 34, 50",
+            "--backbone=resnet51: the depth must be 18, 34, 50",
         ),
         (
             ["--labels=40", "--steps=5", "--dataset=cifar01"],
@@ -606,7 +606,7 @@ def test_public_names_resolve():
 
 
 def test_the_last_of_the_words_without_a_name_may_be_many():
-    kind = command_flags.ReportConfig
+    kind = report.ReportConfig
     page = "--output=/tmp/x.html"
     found = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
     assert sorted(found.runs) == ["a", "b", "c", "d"]
@@ -614,6 +614,36 @@ def test_the_last_of_the_words_without_a_name_may_be_many():
     again = kind.from_argv(["report", *found.to_flagfile().split()])
     assert again == found
     with pytest.raises(InputError, match="'b' is not a flag"):
-        command_flags.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
+        experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
     with pytest.raises(InputError, match="'a' is not a flag"):
-        command_flags.PredictConfig.from_argv(["predict", "a"])
+        predict.PredictConfig.from_argv(["predict", "a"])
+
+
+def test_more_flags_behind_a_flagfile(tmp_path):
+    config = Config.from_flagfile(
+        "configs/folder.cfg", data_dir=tmp_path, epochs=3, ema_warmup=False
+    )
+    assert config.data_dir == str(tmp_path) and config.ema_warmup is False
+    # What excludes it in the file is replaced, as on a command line.
+    assert (config.steps, config.epochs) == (None, 3.0)
+    expected = Config.from_argv(
+        [
+            "x",
+            "--flagfile=configs/folder.cfg",
+            f"--data_dir={tmp_path}",
+            "--epochs=3",
+            "--noema_warmup",
+        ]
+    )
+    assert (
+        config == expected and config.workdir == f"runs/folder-{tmp_path.name}"
+    )
+    for values, message in (
+        ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
+        ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
+        ({"data_dir": "x", "steps": 1.5}, "steps"),
+        ({"data_dir": None}, "--data_dir=None: leave it out"),
+        ({}, "needs --data_dir"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Config.from_flagfile("configs/folder.cfg", **values)

@@ -23,7 +23,7 @@ runpy.run_module(f"simmatch_tf.{module}", run_name="__main__")
 # A command of a few lines, called with the lines to run.
 _FAKE = """
 import atexit, dataclasses, sys, threading
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags import command, commandline
 
 @dataclasses.dataclass(frozen=True)
 class Flags(commandline.Flags):
@@ -37,7 +37,7 @@ def main(flags):
 
 *_, lines = sys.argv
 del sys.argv[1:]
-commandline.run(main, Flags)
+command.run(main, Flags)
 """
 
 
@@ -147,14 +147,14 @@ def test_a_profiler_around_a_command_has_its_turn(tmp_path):
 
 
 def test_what_is_registered_may_not_wait_for_ever():
-    lines = "commandline._EXIT_SECONDS = 0.2; atexit.register(wait)"
+    lines = "command._EXIT_SECONDS = 0.2; atexit.register(wait)"
     found = python(_FAKE, f"{lines}; sys.exit(42)")
     assert found.returncode == 42, found.stderr
 
 
 def test_sigterm_ends_what_is_registered():
     lines = (
-        "commandline._EXIT_SECONDS = 1000; atexit.register(wait);"
+        "command._EXIT_SECONDS = 1000; atexit.register(wait);"
         "atexit.register(print, 'waits', flush=True)"
     )
     process = subprocess.Popen(

@@ -7,7 +7,12 @@ import sys
 import pytest
 
 import simmatch_tf
-from simmatch_tf import availability, command_flags, preflight, terminal
+from simmatch_tf import (
+    availability,
+    evaluate,
+    preflight,
+    terminal,
+)
 from simmatch_tf.flags.commandline import InputError
 from tests import runs
 
@@ -113,12 +118,12 @@ def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
 def test_a_home_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
     words = ["evaluate", "--workdir=~/runs/a"]
-    command_flags.EvaluateConfig.from_argv(words)  # it has a name at least
+    evaluate.EvaluateConfig.from_argv(words)  # it has a name at least
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     with pytest.raises(
         InputError, match="--workdir=~/runs/a: there is no home"
     ):
-        command_flags.EvaluateConfig.from_argv(words)
+        evaluate.EvaluateConfig.from_argv(words)
 
 
 def script(code, *words, **variables):
@@ -132,32 +137,26 @@ def script(code, *words, **variables):
     return done.stdout
 
 
-_BLOCKED = """
+_ANSWERS = """
 import sys
-class Blocked:
-    def find_spec(self, name, *_):
-        if name in ("tensorflow", "keras"):
-            sys.exit(f"{where}: {name} is imported")
-sys.meta_path.insert(0, Blocked())
-from simmatch_tf import command_flags, evaluate, export, export_pytorch
-from simmatch_tf import predict, pytorch_flags, report, train, transfer
-from simmatch_tf import config, import_pytorch, experiment, transfer_flags
+from simmatch_tf import evaluate, export, export_pytorch, predict, report
+from simmatch_tf import config, import_pytorch, experiment, train, transfer
 from simmatch_tf.flags.commandline import InputError
 
 def answers(main, kind, part, *words):
-    global where
-    where = main.__module__, part
     try:
         main(kind.from_argv(["x", *words]))
     except InputError as error:
-        assert part in str(error), (where, error)
+        assert part in str(error), (main.__module__, part, error)
     else:
-        sys.exit(f"{where}: goes on")
+        sys.exit(f"{main.__module__}, {part}: goes on")
+    for name in ("tensorflow", "keras"):
+        assert name not in sys.modules, (main.__module__, part)
 """
 
 
 def test_folders_and_files_are_checked_before_tensorflow(tmp_path):
-    """All of it in one process, in which TensorFlow cannot be imported."""
+    """All of it in one process, which never imports TensorFlow."""
     none, empty = tmp_path / "none", tmp_path / "empty"
     empty.mkdir()
     (empty / "flags.cfg").write_text("--labels=20\n--steps=6\n")
@@ -179,9 +178,9 @@ def test_folders_and_files_are_checked_before_tensorflow(tmp_path):
     (unlabeled / "unlabeled").mkdir(parents=True)
     page, out = tmp_path / "p.html", tmp_path / "o.csv"
     cases = f"""
-E, P, X = (command_flags.EvaluateConfig, command_flags.PredictConfig,
-           command_flags.ExportConfig)
-C, T = config.Config, transfer_flags.TransferConfig
+E, P, X = (evaluate.EvaluateConfig, predict.PredictConfig,
+           export.ExportConfig)
+C, T = config.Config, transfer.TransferConfig
 run = ["--steps=6", "--workdir={tmp_path}/new"]
 answers(train.main, C, "no such folder", "--dataset=folder",
         "--data_dir={none}", *run)
@@ -211,21 +210,21 @@ answers(export.main, X, "no checkpoint yet", "--workdir={empty}",
         "--output={tmp_path}/e")
 answers(export.main, X, "by --images", "--workdir={gone}",
         "--output={tmp_path}/e")
-answers(export_pytorch.main, pytorch_flags.ExportPytorchConfig,
+answers(export_pytorch.main, export_pytorch.ExportPytorchConfig,
         "no checkpoint yet", "--workdir={empty}", "--output={out}")
-answers(report.main, command_flags.ReportConfig, "{none}", "{none}",
+answers(report.main, report.ReportConfig, "{none}", "{none}",
         "--output={page}")
 answers(transfer.main, T, "no checkpoint yet", "{empty}", "--datasets=digits",
         "--output={tmp_path}/t")
 answers(transfer.main, T, "no folder labeled/",
         "keras_applications:ResNet50", "--datasets=folder",
         "--data_dir={unlabeled}", "--output={tmp_path}/t")
-answers(import_pytorch.main, pytorch_flags.ImportPytorchConfig, "no such file",
+answers(import_pytorch.main, import_pytorch.ImportPytorchConfig, "no such file",
         "{none}", "--output={tmp_path}/e.keras")
-answers(experiment.main, command_flags.ExperimentConfig, "{none}", "{none}")
+answers(experiment.main, experiment.ExperimentConfig, "{none}", "{none}")
 print("all answered")
 """
-    assert script(_BLOCKED + cases) == "all answered\n"
+    assert script(_ANSWERS + cases) == "all answered\n"
 
 
 _KERNELS = """

@@ -23,9 +23,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import command_flags
 from simmatch_tf.data import selection
-from simmatch_tf.serving import exporting, loading, models, prediction
+from simmatch_tf.serving import exporting, loading, prediction
 
 
 def compare(
@@ -144,14 +143,8 @@ def predicting(
 ) -> None:
     """Times `predict` on files."""
     shape = network.input_shape[1:]
-    flags = command_flags.PredictConfig(
-        model=workdir,
-        images=str(images),
-        output=str(folder / "labels.csv"),
-        overwrite=True,
-    )
-    model = models.load(flags)
-    chosen = selection.find(flags.images)
+    model = loading.open_model(workdir)
+    chosen = selection.find(str(images))
     forward = tf.function(
         lambda x: tf.nn.softmax(network(x, training=False)["logits"]),
         input_signature=[tf.TensorSpec([None, *shape], tf.uint8)],
@@ -164,13 +157,15 @@ def predicting(
             lambda path: decoded(tf.io.read_file(path), shape),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        for batch in dataset.batch(flags.batch_size).prefetch(2):
+        for batch in dataset.batch(64).prefetch(2):
             forward(batch).numpy()
 
     highest = []
 
     def ours() -> None:
-        prediction.predict(model, chosen, flags)
+        prediction.predict_to_file(
+            model, chosen, folder / "labels.csv", overwrite=True
+        )
         # In KiB, of the process so far.
         highest.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
@@ -200,11 +195,7 @@ def main() -> None:
     network = loading.run(arguments.workdir).classifier.network
     print(f"{'ms':34} {'reference':>10} {'ours':>10} {'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
-        written = exporting.write(
-            command_flags.ExportConfig(
-                workdir=arguments.workdir, output=f"{folder}/export"
-            )
-        )
+        written = exporting.write(arguments.workdir, f"{folder}/export")
         serving(loading.export(written.path), network, arguments.rounds)
         folder = pathlib.Path(folder)
         if arguments.images:

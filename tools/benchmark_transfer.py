@@ -21,6 +21,7 @@ import time
 
 import numpy as np
 
+from simmatch_tf import transfer
 from simmatch_tf.probes import linear
 
 _TEST = 2000
@@ -98,16 +99,14 @@ def compare(args: argparse.Namespace) -> dict:
 
 def real(args: argparse.Namespace) -> tuple:
     """Features of a model and a dataset, as the protocol has them."""
-    from simmatch_tf import preflight, transfer_flags
+    from simmatch_tf import preflight
 
     preflight.choose_kernels()
-    from simmatch_tf.probes import encoders, features, tasks
+    from simmatch_tf.probes import features
 
-    flags = transfer_flags.TransferConfig(
-        model=(args.model,), datasets=args.dataset
-    )
-    (encoder,) = encoders.find(flags)
-    task = tasks.load(args.dataset, flags)
+    flags = transfer.TransferConfig(model=(args.model,), datasets=args.dataset)
+    (encoder,) = transfer.load_models(flags)
+    task = transfer.load_task(args.dataset, flags)
     extractor = features.Extractor(
         features.default_folder(), batch_size=flags.batch_size
     )

@@ -25,10 +25,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from simmatch_tf import registry
 from simmatch_tf.flags import commandline
 from simmatch_tf.modules import optimizer
 from simmatch_tf.modules import teacher as teacher_lib
-from simmatch_tf.networks import backbone_names, network, zoo, zoo_presets
+from simmatch_tf.networks import keras_cv_presets, library, network
+from simmatch_tf.networks.backbones import libraries
 
 FEW = (
     "wrn_10_1",
@@ -45,8 +47,8 @@ ALL = (
     "wrn_28_8",
     *(f"resnet{depth}" for depth in (18, 34, 50, 101)),
     "resnet50x2",
-    *(f"keras_applications:{n}" for n in backbone_names.KERAS_APPLICATIONS),
-    *(f"keras_cv:{n}" for n in backbone_names.KERAS_CV),
+    *(f"keras_applications:{n}" for n in libraries.keras_applications_names()),
+    *(f"keras_cv:{n}" for n in keras_cv_presets.PRESETS),
 )
 POLICIES = ("float32", "mixed_bfloat16")
 
@@ -86,14 +88,14 @@ def check_published_size(name: str) -> None:
     """
     import keras_cv
 
-    class_name, _ = zoo_presets.PRESETS[name]
+    class_name, _ = keras_cv_presets.PRESETS[name]
     presets = getattr(keras_cv.models, class_name).presets
     published = presets[name]["metadata"].get("params")
     if published is None:
         return
     # The position embeddings of ViTDet are as large as its images.
     side = 1024 if name.startswith("vitdet") else 64
-    found = zoo.make("keras_cv", name, (side, side, 3)).count_params()
+    found = library.make("keras_cv", name, (side, side, 3)).count_params()
     wanted = published - COUNTED_BESIDE.get(name, 0)
     if found != wanted:
         raise Failure(f"{found} parameters, {wanted} published")
@@ -102,9 +104,10 @@ def check_published_size(name: str) -> None:
 def make_network(name: str, side: int) -> keras.Model:
     """A network with heads of ten classes and 16 dimensions."""
     return network.build(
+        name,
         # Statistics of the batch: with a new network's, the values of a deep
         # one grow without bounds in inference.
-        network.backbone(name, batch_norm_momentum=0.0),
+        batch_norm_momentum=0.0,
         image_shape=(side, side, 3),
         num_classes=10,
         projection_dim=16,
@@ -186,7 +189,7 @@ def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
     library, _, architecture = name.rpartition(":")
     if library == "keras_cv" and policy == POLICIES[0]:
         check_published_size(architecture)
-    side = max(32, backbone_names.smallest_side(name) or 0)
+    side = max(32, registry.networks.find(name)[0].facts.get("min_side", 1))
     images = np.random.default_rng(0).integers(0, 256, [4, side, side, 3])
     images = tf.constant(images, tf.uint8)
     student = make_network(name, side)
@@ -261,7 +264,7 @@ def main() -> None:
     names = arguments.names or (ALL if arguments.full else FEW)
     try:
         for name in names:
-            backbone_names.check(name)
+            registry.networks.find(name)
     except commandline.InputError as error:
         sys.exit(f"error: {error}")
     if arguments.bare:

@@ -30,9 +30,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 
-from simmatch_tf import command_flags, preflight
 from simmatch_tf import config as config_lib
-from simmatch_tf.flags import commandline
+from simmatch_tf import preflight
+from simmatch_tf.flags import command as command_lib
 
 BASE = (
     "--dataset=digits --image_size=8 --labels=20 --backbone=wrn_10_1 "
@@ -206,7 +206,7 @@ def command(
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
             sys.argv = ["simmatch_tf", *words]
-            commandline.run(main, kind)
+            command_lib.run(main, kind)
         except SystemExit as end:
             status = end.code if isinstance(end.code, int | None) else 1
             if isinstance(end.code, str):
@@ -242,7 +242,7 @@ def run(
     if status == 0:
         status = command(
             evaluate.main,
-            command_flags.EvaluateConfig,
+            evaluate.EvaluateConfig,
             [f"--workdir={workdir}"],
             log,
             patience,

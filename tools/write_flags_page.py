@@ -2,16 +2,17 @@
 
 python tools/write_flags_page.py
 
-The commands are asked by --helpxml, so the page has what --helpfull prints.
+The page has what each command prints by --helpfull.
 """
 
-import ast
+import dataclasses
 import functools
+import itertools
+import os
 import pathlib
 import re
 import subprocess
 import sys
-import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "flags.md"
@@ -43,69 +44,73 @@ TensorFlow's own messages.
 """
 
 
+@dataclasses.dataclass
+class _Flag:
+    """A flag as --helpfull lists it."""
+
+    topic: str
+    name: str
+    switch: bool
+    meaning: str
+
+
 @functools.cache
-def _flags(command: str) -> list[dict[str, str]]:
-    """Asks a command for its flags, in the order of their names."""
-    text = subprocess.run(
-        [sys.executable, "-m", f"simmatch_tf.{command}", "--helpxml"],
+def _help(command: str) -> tuple[str, list[_Flag]]:
+    """Reads a command's --helpfull.
+
+    Returns:
+        Its first paragraph, and its flags in the order of the help.
+    """
+    lines = subprocess.run(
+        [sys.executable, "-m", f"simmatch_tf.{command}", "--helpfull"],
         cwd=ROOT,
+        env=os.environ | {"COLUMNS": "100"},
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    root = xml.etree.ElementTree.fromstring(text[text.index("<?xml") :])
-    flags = [
-        {item.tag: item.text or "" for item in flag}
-        for flag in root.iter("flag")
-    ]
-    return [
-        flag
-        for flag in flags
-        if flag["file"] == "__main__" or flag["file"].startswith("simmatch_tf")
-    ]
+    ).stdout.splitlines()
+    summary = " ".join(lines[: lines.index("")])
+    topic, flags = None, []
+    for line in lines:
+        if title := re.fullmatch(r"(\S.*):", line):
+            topic = title[1]
+        elif flag := re.match(r"  --(\[no\])?([\w.]+)(?:\s+(.*))?$", line):
+            switch, name, meaning = flag.groups()
+            flags.append(_Flag(topic, name, bool(switch), meaning or ""))
+        elif line.startswith("   ") and flags:
+            flags[-1].meaning += " " + line.strip()
+    return summary, [flag for flag in flags if flag.topic != "Also"]
 
 
 def names(command: str) -> set[str]:
-    """Returns the names of a command's flags, `no…` of the booleans included.
+    """Returns the names of a command's flags, `no…` of the switches included.
 
     Args:
         command: A name in `COMMANDS`.
     """
     own = {"help", "helpfull", "flagfile", "verbosity"}
-    for flag in _flags(command):
-        own.add(flag["name"])
-        if flag["type"] == "bool":
-            own.add(f"no{flag['name']}")
+    for flag in _help(command)[1]:
+        own.add(flag.name)
+        if flag.switch:
+            own.add(f"no{flag.name}")
     return own
-
-
-def _row(flag: dict[str, str]) -> str:
-    """Returns a flag's row of its command's table."""
-    default = flag["default"]
-    if flag["type"] == "bool":
-        default = default.lower()
-    if flag["type"] == "multi string":
-        default = ""
-    default = f"`{default}`" if default not in ("", "None") else ""
-    meaning = " ".join(flag["meaning"].split())
-    meaning = re.sub(r"([|*<\[])", r"\\\1", meaning)
-    return f"| `--{flag['name']}` | {default} | {meaning} |"
 
 
 def page() -> str:
     """Returns the text of the page."""
     lines = [_HEAD]
     for command in COMMANDS:
-        source = (ROOT / "simmatch_tf" / f"{command}.py").read_text("utf-8")
-        summary = ast.get_docstring(ast.parse(source)).split("\n\n")[0]
-        lines += [f"## {command}", "", " ".join(summary.split()), ""]
-        for title, usual in (("", "yes"), ("Further flags:", None)):
-            rows = [_row(x) for x in _flags(command) if x.get("key") == usual]
-            if rows:
-                lines += [title, ""] if title else []
-                lines += ["| flag | default | meaning |", "|---|---|---|"]
-                lines += [*rows, ""]
-    return "\n".join(lines).replace("\n\n\n", "\n\n")
+        summary, flags = _help(command)
+        lines += [f"## {command}", "", summary, ""]
+        for topic, group in itertools.groupby(flags, lambda flag: flag.topic):
+            lines += [f"### {topic}", ""] if topic != "Flags" else []
+            lines += ["| flag | meaning |", "|---|---|"]
+            for flag in group:
+                name = f"`--{'[no]' if flag.switch else ''}{flag.name}`"
+                meaning = re.sub(r"([|*<\[])", r"\\\1", flag.meaning.strip())
+                lines.append(f"| {name} | {meaning} |")
+            lines.append("")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 """What every algorithm is: the state of a run and one step over it."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import ClassVar
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from simmatch_tf import config as config_lib
+from simmatch_tf import lazy
 from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import (
     guard,
     loss_scale,
-    optimizer,
     record,
     replica,
     shard,
     teacher,
 )
-from simmatch_tf.networks import batch_norm
 from simmatch_tf.ops import schedules
 
-Metrics = dict[str, tf.Tensor]
+Metrics = dict[str, "tf.Tensor"]
 
 
 def state(
@@ -38,7 +36,7 @@ def state(
     return list({id(variable): variable for variable in found}.values())
 
 
-class Algorithm(tf.Module):
+class Algorithm(lazy.Module):
     """All state of a run; `tf.train.Checkpoint(algorithm=…)` saves it whole.
 
     A subclass writes `train_step`, and adds its own state in `__init__`.
@@ -83,6 +81,9 @@ class Algorithm(tf.Module):
         Raises:
             ValueError: A class is not in [0, num_classes).
         """
+        # Keras' classes derive from it, so it is imported with TensorFlow.
+        from simmatch_tf.modules import optimizer
+
         super().__init__(name=type(self).__name__.lower())
         if slot_labels.min() < 0 or slot_labels.max() >= num_classes:
             raise ValueError(
@@ -187,6 +188,8 @@ class Algorithm(tf.Module):
             loss: Mean over this replica's images. The only place that divides
                 by the number of replicas, whose gradients are summed.
         """
+        from simmatch_tf.networks import batch_norm
+
         weights = self.student.trainable_variables
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         gradients = tape.gradient(
@@ -215,6 +218,8 @@ class Algorithm(tf.Module):
 
         Differs: the published runs keep those of the first.
         """
+        from simmatch_tf.networks import batch_norm
+
         variables = batch_norm.statistics(self.student)
         if not self.teacher.eman:
             variables += batch_norm.statistics(self.teacher.model)

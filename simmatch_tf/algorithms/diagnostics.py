@@ -5,14 +5,14 @@ step's metrics then have `SEEN`. A step that is not watched pays nothing: all of
 it stands in a branch that is not taken. The letters are those of `simmatch`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import tensorflow as tf
-
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import branches
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment, memory
 from simmatch_tf.ops import propagation, similarity, summaries
 
@@ -79,7 +79,13 @@ class Layout:
         """
         if WATCH not in batch:
             return {}
-        packed = branches.seldom(lambda: self._pack(look()))
+        # A call is one operation of the graph: where it is not taken, those
+        # inside cost nothing.
+        packed = tf.function(
+            lambda: self._pack(look()),
+            autograph=False,
+            experimental_attributes={"_noinline": True},
+        )
         specs = packed.get_concrete_function().structured_outputs
 
         def nothing() -> Packed:

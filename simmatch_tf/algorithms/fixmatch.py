@@ -5,12 +5,15 @@ optimizer, EMA. What it lacks is the memory, and so p̂ is p^w and L_in is 0. Th
 letters are those of `simmatch`.
 """
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, pseudo_labeling
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import losses
 
 
+@registry.algorithms.register("fixmatch")
 class FixMatch(pseudo_labeling.WeakStrong):
     """With hard pseudo-labels or soft ones, aligned or not.
 

@@ -1,14 +1,13 @@
 """What weak views say of an image, its strong view is to say: in common."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm, diagnostics
+from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import alignment
 
 

@@ -14,18 +14,19 @@ Instance similarity and its pseudo-labels, q^w, q^s and q̂ [U, K], exist in
 `ops.matching` alone, block by block.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
-import keras
-import numpy as np
-import tensorflow as tf
-
 from simmatch_tf import config as config_lib
+from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
+from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
 
 
+@registry.algorithms.register("simmatch")
 class SimMatch(pseudo_labeling.WeakStrong):
     """Both forms: student–teacher, and temporal ensemble.
 

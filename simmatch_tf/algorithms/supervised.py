@@ -1,11 +1,14 @@
 """The yardstick: the labeled images alone."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import losses
 
 
+@registry.algorithms.register("supervised")
 class Supervised(algorithm.Algorithm):
     """Cross-entropy on weak views of the labeled images."""
 

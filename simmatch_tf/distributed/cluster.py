@@ -1,39 +1,57 @@
-"""The workers of a run on several machines: TF_CONFIG.
+"""The workers of a run on several machines: who they are, and how they meet.
+
+The environment variable TF_CONFIG names them, as TensorFlow defines it:
 
     {"cluster": {"worker": ["host0:12345", "host1:12345"]},
      "task": {"type": "worker", "index": 0}}
+
+TensorFlow waits up to an hour for a worker that is missing, and ignores signals
+meanwhile. Therefore the workers meet before TensorFlow connects them: the chief
+listens at its own address, each other worker connects there, and once all have,
+the chief tells them to go on.
 
 Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import socket
+import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from simmatch_tf.flags.commandline import InputError
+from absl import logging
+
+from simmatch_tf import signals
+from simmatch_tf.flags.errors import InputError
 
 if typing.TYPE_CHECKING:
     from simmatch_tf import config as config_lib
 
-_WANTED = (
+_EXAMPLE = (
     '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
+# The chief's answers: go on, or stop with the error that follows.
+_GO, _STOP = b"go\n", b"no "
+_MAX_MESSAGE_BYTES = 2**16
 
 
+# ------------------------------------------------------------- TF_CONFIG --
 @dataclasses.dataclass(frozen=True)
 class Cluster:
     """The workers, and which of them this process is.
 
     Attributes:
-        workers: host:port of each; the first is the chief, which writes.
-        index: This process's place among them.
+        workers: host:port of each. The first is the chief, which writes the
+            run's files.
+        index: Index of this process among them.
     """
 
     workers: tuple[str, ...]
@@ -41,15 +59,18 @@ class Cluster:
 
     @property
     def chief(self) -> bool:
-        """Whether this process writes what a run leaves behind."""
+        """Whether this process writes the run's files."""
         return self.index == 0
 
 
 def read() -> Cluster | None:
-    """What TF_CONFIG says; None if it is not set or names one worker.
+    """Reads TF_CONFIG.
+
+    Returns:
+        The workers; None if the variable is not set or names one worker.
 
     Raises:
-        InputError: It is not right.
+        InputError: Its value is not of the form wanted.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -68,12 +89,12 @@ def read() -> Cluster | None:
     if others:
         raise _wrong(f"has a job {sorted(others)[0]!r}: only workers train")
     chiefs = jobs.get("chief", [])
-    everyone = [*chiefs, *jobs.get("worker", [])]
+    workers = [*chiefs, *jobs.get("worker", [])]
     if len(chiefs) > 1:
         raise _wrong(f"has {len(chiefs)} chiefs: must be at most one")
-    if len(set(everyone)) < len(everyone):
-        raise _wrong(f"names an address twice: {', '.join(everyone)}")
-    if len(everyone) < 2:
+    if len(set(workers)) < len(workers):
+        raise _wrong(f"names an address twice: {', '.join(workers)}")
+    if len(workers) < 2:
         return None
     if not isinstance(kind, str) or kind not in jobs:
         raise _wrong(f"has the task type {kind!r}, which is not in its cluster")
@@ -83,39 +104,210 @@ def read() -> Cluster | None:
             f"[0, {len(jobs[kind]) - 1}]"
         )
     offset = len(chiefs) if kind == "worker" else 0
-    return Cluster(tuple(everyone), offset + index)
+    return Cluster(tuple(workers), offset + index)
 
 
-def _hosts(name: str, found: Any) -> Iterator[str]:
-    """The addresses of a job."""
-    if not isinstance(found, list):
-        raise _wrong(f"has a {name} that is no list: {found!r}")
-    for host in found:
+def _hosts(job: str, hosts: Any) -> Iterator[str]:
+    """Checks the addresses of a job."""
+    if not isinstance(hosts, list):
+        raise _wrong(f"has a {job} that is no list: {hosts!r}")
+    for host in hosts:
         if address(str(host)) is None:
             raise _wrong(f"has the address {host!r}: must be host:port")
         yield host
 
 
 def address(text: str) -> tuple[str, int] | None:
-    """Host and port of HOST:PORT; None if it is not that."""
-    found = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", text)
-    if not found or not 0 < int(found[2]) < 2**16:
+    """Returns host and port of HOST:PORT; None of any other text."""
+    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", text)
+    if not match or not 0 < int(match[2]) < 2**16:
         return None
-    return found[1].strip("[]"), int(found[2])
+    return match[1].strip("[]"), int(match[2])
 
 
 def of(config: config_lib.Config) -> Cluster | None:
-    """The workers that a run's flags mean; None if it is this process alone."""
+    """Returns the workers that a run uses; None if it is this process alone."""
     if config.strategy in ("multi_worker", "auto") and config.tpu is None:
         return read()
     return None
 
 
 def chief(config: config_lib.Config) -> bool:
-    """Whether this process is the one that writes: alone, or the first."""
-    found = of(config)
-    return found is None or found.chief
+    """Returns whether this process writes the run's files."""
+    cluster = of(config)
+    return cluster is None or cluster.chief
 
 
-def _wrong(what: str) -> InputError:
-    return InputError(f"TF_CONFIG {what}; such as {_WANTED}")
+def _wrong(problem: str) -> InputError:
+    return InputError(f"TF_CONFIG {problem}; such as {_EXAMPLE}")
+
+
+# ---------------------------------------------------------------- meeting --
+def meet(cluster: Cluster, seconds: float, flags: str) -> None:
+    """Waits until all workers are there.
+
+    Args:
+        cluster: The workers.
+        seconds: How long to wait for them.
+        flags: The flags that must be the same for all, as a flagfile.
+
+    Raises:
+        Interrupted: A worker did not come in time, or a signal came first.
+        InputError: The chief cannot listen at its address, or a worker has
+            other flags.
+    """
+    until = time.monotonic() + seconds
+    logging.info(
+        "worker %d waits for the others of %s",
+        cluster.index,
+        ", ".join(cluster.workers),
+    )
+    chief = address(cluster.workers[0])
+    if cluster.chief:
+        _gather(cluster, chief[1], until, flags)
+    else:
+        message = json.dumps({"index": cluster.index, "flags": flags})
+        _call(message.encode() + b"\n", chief, until)
+
+
+def _check_wait(until: float, missing: str) -> None:
+    """Raises Interrupted when the wait is over."""
+    if name := signals.asked():
+        raise signals.Interrupted(
+            f"{name} while waiting for {missing}; start it again"
+        )
+    if time.monotonic() > until:
+        raise signals.Interrupted(
+            f"waited in vain for {missing} (--worker_timeout); start all "
+            "workers again"
+        )
+
+
+def _gather(cluster: Cluster, port: int, until: float, flags: str) -> None:
+    """The chief's part: waits until all have called, then answers them."""
+    calls: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(cluster.workers[0], port))
+        while missing := [
+            f"worker {index} ({name})"
+            for index, name in enumerate(cluster.workers)
+            if index and not (index in calls and _is_open(calls[index]))
+        ]:
+            _check_wait(until, ", ".join(missing))
+            try:
+                call, _ = listener.accept()
+            except TimeoutError:
+                continue
+            stack.enter_context(call)
+            index, theirs = _read_call(call)
+            if index is None:
+                continue  # not a worker of ours
+            # Of a worker that was started again the last call counts.
+            calls[index] = call
+            if difference := _difference(flags, theirs):
+                message = f"worker {index} and the chief: {difference}"
+                _answer(calls.values(), _STOP + message.encode() + b"\n")
+                raise InputError(message)
+        _answer(calls.values(), _GO)
+
+
+def _read_call(call: socket.socket) -> tuple[int | None, str]:
+    """Reads a worker's index and flags; the index is None of anyone else."""
+    try:
+        message = json.loads(_read_line(call))
+        return int(message["index"]), str(message["flags"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
+
+
+def _difference(chief: str, worker: str) -> str:
+    """Names the first flag that differs, with both values; "" if none does."""
+    ours, theirs = (text.splitlines() for text in (chief, worker))
+    only = [
+        next((line for line in a if line not in b), "the default")
+        for a, b in ((theirs, ours), (ours, theirs))
+    ]
+    if only == ["the default"] * 2:
+        return ""
+    return f"{only[0]} there and {only[1]} here; all need the same flags"
+
+
+def _answer(calls: Iterable[socket.socket], message: bytes) -> None:
+    for call in calls:
+        with contextlib.suppress(OSError):
+            call.settimeout(2.0)
+            call.sendall(message)
+
+
+def _read_line(connection: socket.socket) -> bytes:
+    """Reads a line; b"" if the other end closes the connection before."""
+    connection.settimeout(2.0)
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _MAX_MESSAGE_BYTES:
+        received = connection.recv(4096)
+        if not received:
+            return b""
+        line += received
+    return line
+
+
+def _listen(name: str, port: int) -> socket.socket:
+    both = socket.has_dualstack_ipv6()
+    try:
+        listener = socket.create_server(
+            ("", port),
+            family=socket.AF_INET6 if both else socket.AF_INET,
+            dualstack_ipv6=both,
+        )
+    except OSError as error:
+        raise InputError(
+            f"TF_CONFIG: the chief cannot listen at {name} ({error.strerror})"
+        ) from None
+    listener.settimeout(0.2)
+    return listener
+
+
+def _is_open(call: socket.socket) -> bool:
+    """Whether the worker still waits: it has nothing more to send."""
+    call.setblocking(False)
+    try:
+        return call.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _call(message: bytes, chief: tuple[str, int], until: float) -> None:
+    """Another worker's part: calls the chief until it answers."""
+    missing = f"the chief ({chief[0]}:{chief[1]})"
+    reason = ""
+    while True:
+        _check_wait(until, missing + reason)
+        try:
+            with socket.create_connection(chief, timeout=2.0) as connection:
+                connection.sendall(message)
+                answer = _wait_for_answer(connection, until)
+        except OSError as error:
+            reason, answer = f": {error.strerror or error}", b""
+        if answer == _GO:
+            return
+        if answer.startswith(_STOP):
+            raise InputError(answer.removeprefix(_STOP).decode().strip())
+        time.sleep(0.2)  # the chief is not there yet, or has gone: call again
+
+
+def _wait_for_answer(connection: socket.socket, until: float) -> bytes:
+    """Returns the chief's answer; b"" if the chief goes."""
+    connection.settimeout(0.2)
+    answer = b""
+    while not answer.endswith(b"\n"):
+        _check_wait(until, "the other workers")
+        try:
+            received = connection.recv(4096)
+        except TimeoutError:
+            continue
+        if not received:
+            return b""
+        answer += received
+    return answer

@@ -1,4 +1,4 @@
-"""Which devices a run trains on."""
+"""The devices a run trains on, as a tf.distribute.Strategy, and its input."""
 
 import pathlib
 from collections.abc import Callable, Iterator
@@ -8,19 +8,18 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks, preflight
+from simmatch_tf import checks, preflight, signals
 from simmatch_tf import config as config_lib
 from simmatch_tf.distributed import cluster as cluster_lib
-from simmatch_tf.distributed import rendezvous
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import reasons, signals
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
 
-# Flags that each worker may have of its own.
-_OWN = (*checks.PATHS, "workdir", "progress", "parallel_calls")
-# Seconds in which TensorFlow joins workers that have met.
-_JOINED_WITHIN = 60
+# Flags whose values may differ between workers.
+_PER_WORKER = (*checks.PATHS, "workdir", "progress", "parallel_calls")
+# TensorFlow connects workers that have met within this time.
+_CONNECT_SECONDS = 60
 
-# Precision → words in /proc/cpuinfo of processors that compute in it.
+# Precision → flags in /proc/cpuinfo of processors that compute in it.
 _COMPUTE = {
     "mixed_bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
     "mixed_float16": ("avx512_fp16", "amx_fp16", "asimdhp"),
@@ -30,7 +29,7 @@ _mirrored: dict[tuple[str, ...], tf.distribute.Strategy] = {}
 
 
 def one() -> tf.distribute.Strategy:
-    """The one device: the first GPU, or else the CPU."""
+    """Returns the strategy of one device: the first GPU, or else the CPU."""
     _check_backend()
     gpus = tf.config.list_logical_devices("GPU")
     if gpus:
@@ -40,10 +39,11 @@ def one() -> tf.distribute.Strategy:
 
 
 def make(config: config_lib.Config) -> tf.distribute.Strategy:
-    """The devices that a run's flags name.
+    """Returns the strategy that a run's flags ask for.
 
     Raises:
-        InputError: There are fewer of them, or the batch does not divide.
+        InputError: There are fewer devices, or the batch does not divide by
+            their number.
     """
     _check_backend()
     if config.strategy == "tpu" or config.tpu is not None:
@@ -57,7 +57,7 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
 
 
 def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
-    """GPUs, or the CPU, of this process or of all workers."""
+    """Chooses GPUs or the CPU, of this process or of all workers."""
     cluster = cluster_lib.of(config)
     if cluster is not None:
         return _multi_worker(config, cluster)
@@ -65,8 +65,8 @@ def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
     count = config.devices
     if count is None:
         # A CPU is one device, unless told otherwise.
-        all_of_them = config.strategy == "mirrored" or kind == "GPU"
-        if config.strategy == "one" or not all_of_them:
+        uses_all = config.strategy == "mirrored" or kind == "GPU"
+        if config.strategy == "one" or not uses_all:
             return one()
         count = len(tf.config.list_logical_devices(kind))
     if count == 1:
@@ -82,7 +82,7 @@ def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
 def _multi_worker(
     config: config_lib.Config, cluster: cluster_lib.Cluster
 ) -> tf.distribute.Strategy:
-    """All GPUs of all workers, or --devices of each; or their CPUs."""
+    """Uses all GPUs of each worker, or --devices of them; else their CPUs."""
     gpus = tf.config.list_physical_devices("GPU")
     wanted = config.devices or len(gpus) or 1
     if wanted > max(len(gpus), 1):
@@ -100,20 +100,20 @@ def _multi_worker(
         len(cluster.workers),
         wanted,
     )
-    flags = config.to_flagfile(without=_OWN)
-    rendezvous.meet(cluster, config.worker_timeout, flags)
+    flags = config.to_flagfile(without=_PER_WORKER)
+    cluster_lib.meet(cluster, config.worker_timeout, flags)
     try:
-        with signals.held(_JOINED_WITHIN):
+        with signals.held(_CONNECT_SECONDS):
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
         raise InputError(
             f"TF_CONFIG: the workers {', '.join(cluster.workers)} cannot be "
-            f"brought together ({reasons.reason(error)})"
+            f"brought together ({errors.reason(error)})"
         ) from None
 
 
 def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
-    """All cores of a TPU."""
+    """Uses all cores of a TPU."""
     name = config.tpu or "local"
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
@@ -121,11 +121,11 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
         strategy = tf.distribute.TPUStrategy(resolver)
-    # What is raised depends on how a TPU cannot be reached.
+    # TensorFlow raises errors of many types.
     except Exception as error:
         raise InputError(
-            f"--tpu={name}: cannot be reached ({reasons.reason(error)[:200]}); "
-            "it takes TensorFlow's build for TPUs"
+            f"--tpu={name}: cannot be reached ({errors.reason(error)[:200]}); "
+            "TensorFlow must be built for TPUs"
         ) from None
     cores = strategy.num_replicas_in_sync
     if config.devices not in (None, cores):
@@ -141,20 +141,23 @@ def iterate(
     strategy: tf.distribute.Strategy,
     dataset: Callable[[tf.distribute.InputContext], tf.data.Dataset],
 ) -> Iterator[Any]:
-    """Elements for all replicas of this process, each with its own share.
+    """Iterates over batches for all replicas of this process.
 
     Args:
-        strategy: Whose replicas.
-        dataset: Makes the dataset of one input pipeline. The context says how
-            many pipelines there are and which of them this one is; the dataset
-            has one element for each of its replicas in turn.
+        strategy: The strategy of these replicas.
+        dataset: Makes the dataset of one input pipeline. The context gives the
+            number of pipelines and the index of this one. The dataset has one
+            element for each of its replicas in turn.
+
+    Returns:
+        An iterator over what `strategy.run` takes: each replica's own share.
     """
     devices = strategy.extended.worker_devices
     if _are_copied_to(devices):
         return iter(strategy.distribute_datasets_from_function(dataset))
-    # An iterator that copies to devices has a tuner whose thread sleeps for up
-    # to a minute, and the end of a run waits for it. Where there is nothing to
-    # copy, each replica reads a dataset of its own instead.
+    # An iterator that copies to devices starts an autotuning thread that sleeps
+    # for up to a minute, and the end of a run waits for it. Where nothing is
+    # copied, each replica reads a dataset of its own instead.
     if len(devices) == 1:
         return iter(dataset(_only_context(strategy)))
     options = tf.distribute.InputOptions(
@@ -167,14 +170,14 @@ def iterate(
 
 
 def _are_copied_to(devices: tuple[str, ...]) -> bool:
-    """Whether what a process reads is copied to these devices."""
+    """Whether batches are copied to these devices."""
     return any("CPU" not in device for device in devices)
 
 
 def _only_context(
     strategy: tf.distribute.Strategy,
 ) -> tf.distribute.InputContext:
-    """Which of all replicas is the only one of this process."""
+    """The input context of a process that has one replica."""
     number = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(context.replica_id_in_sync_group)
     )
@@ -184,13 +187,13 @@ def _only_context(
 
 
 def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    """A replica on each of the devices; one strategy for all runs of a process.
+    """Returns a strategy with a replica on each device.
 
-    Two of them number their collective operations alike, and TensorFlow takes
-    the second's for the first's.
+    A process has one such strategy: collective operations of a second one would
+    have the same numbers, and TensorFlow would mix them up.
 
     Raises:
-        InputError: The process has used others.
+        InputError: This process has used other devices.
     """
     if devices not in _mirrored:
         for others in _mirrored:
@@ -206,7 +209,7 @@ def mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
 def _warn_of_precision(
     precision: str, cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")
 ) -> None:
-    """Says so if the CPU must imitate a precision."""
+    """Warns of a precision that the CPU must emulate."""
     try:
         words = set(cpuinfo.read_text("utf-8", "replace").split())
     except OSError:
@@ -228,36 +231,36 @@ def _check_backend() -> None:
 
 
 def _make_deterministic() -> None:
-    """Same flags, same weights: on the CPU that holds without."""
+    """Makes GPU operations deterministic; those of the CPU are."""
     tf.config.experimental.enable_op_determinism()
 
 
 def _devices(kind: str, count: int) -> list[str]:
-    """Names of so many devices; a CPU is divided into as many.
+    """Names `count` devices; the CPU is divided into as many logical ones.
 
     Raises:
-        InputError: There are not so many.
+        InputError: There are fewer.
     """
-    there = tf.config.list_physical_devices(kind)
+    devices = tf.config.list_physical_devices(kind)
     if kind == "CPU":
         try:
-            if not tf.config.get_logical_device_configuration(there[0]):
+            if not tf.config.get_logical_device_configuration(devices[0]):
                 tf.config.set_logical_device_configuration(
-                    there[0],
+                    devices[0],
                     [tf.config.LogicalDeviceConfiguration()] * count,
                 )
         except RuntimeError:
-            # TensorFlow has begun with one; the check below says the rest.
+            # TensorFlow has started with one; the check below reports it.
             pass
-        there = tf.config.list_logical_devices(kind)
-    if count > len(there):
+        devices = tf.config.list_logical_devices(kind)
+    if count > len(devices):
         hint = (
-            "TensorFlow has begun already; in Python call fit before anything "
-            "else, or configure logical CPUs yourself"
+            "TensorFlow has started already; in Python call fit before "
+            "anything else, or configure logical CPUs yourself"
             if kind == "CPU"
             else "leave --devices out for all of them"
         )
         raise InputError(
-            f"--devices={count}: there are {len(there)} {kind}s here ({hint})"
+            f"--devices={count}: there are {len(devices)} {kind}s here ({hint})"
         )
     return [f"{kind}:{number}" for number in range(count)]

@@ -1,7 +1,8 @@
-"""What the workers of one run tell each other."""
+"""Agreement between the workers of one run: values, errors, the end."""
 
 import contextlib
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -9,16 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import signals
 from simmatch_tf.distributed import cluster as cluster_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import replica
-from simmatch_tf.training import reasons, signals
-from simmatch_tf.training import workdir as workdir_lib
 
 Value = TypeVar("Value")
 
-# What TensorFlow raises when a worker has gone.
-_GONE = (
+# Errors of TensorFlow's when another worker has gone.
+_LOST_WORKER = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
@@ -30,23 +31,23 @@ _GONE = (
 
 
 class Workers:
-    """All processes of a run; with one process it answers by itself.
+    """All worker processes of a run; often this process alone.
 
-    All of them call each method, in the same order.
+    Every worker calls each method, in the same order.
 
     Attributes:
-        count: How many there are.
-        chief: Whether this one writes what the run leaves behind.
+        count: Number of workers.
+        chief: Whether this one writes the run's files.
     """
 
     def __init__(
         self, strategy: tf.distribute.Strategy, config: config_lib.Config
     ) -> None:
-        """Reads who they are.
+        """Reads TF_CONFIG.
 
         Args:
-            strategy: Theirs.
-            config: The run's.
+            strategy: The strategy of all workers.
+            config: The run's flags.
         """
         cluster = cluster_lib.of(config)
         self.count = len(cluster.workers) if cluster else 1
@@ -67,14 +68,17 @@ class Workers:
         self._gather = gather
 
     def text(self) -> str:
-        """For a message: of how many workers something is."""
+        """Returns " of N workers" for a message, "" of a single process."""
         return f" of {self.count} workers" if self.count > 1 else ""
 
     def gather(self, values: Sequence[int]) -> np.ndarray:
-        """The values of all workers, int64 [workers, n], the chief's first.
+        """Collects integers from all workers.
 
         Args:
-            values: This worker's, n integers.
+            values: This worker's n integers.
+
+        Returns:
+            int64 [workers, n], the chief's first.
         """
         own = np.asarray(values, np.int64)
         if self.count == 1:
@@ -83,24 +87,24 @@ class Workers:
         return self._strategy.experimental_local_results(rows)[0].numpy()
 
     def agree(self, value: int) -> int:
-        """The chief's value."""
+        """Returns the chief's value."""
         return int(self.gather([value])[0, 0])
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Waits until all workers have called this."""
         self.agree(0)
 
     def by_each(self, act: Callable[[], Value]) -> Value:
-        """What every worker does for itself, and all or none go on.
+        """Calls a function on every worker; if one fails, all fail.
 
         Args:
-            act: Called by all.
+            act: The function.
 
         Returns:
-            What it returned here.
+            What it returned on this worker.
 
         Raises:
-            InputError: What it raised here, or that another worker failed.
+            InputError: It failed here, or on another worker.
         """
         failure, value = None, None
         try:
@@ -117,28 +121,29 @@ class Workers:
         return value
 
     def by_chief(self, act: Callable[[], int | None]) -> int:
-        """What the chief does, for all.
+        """Calls a function on the chief alone; if it fails, all fail.
 
         Args:
-            act: Called by the chief alone.
+            act: The function.
 
         Returns:
-            What it returned there.
+            What it returned on the chief, 0 for None.
 
         Raises:
-            InputError: What it raised there, or on others that it did.
+            InputError: It failed.
         """
         value = self.by_each(lambda: (act() or 0) if self.chief else 0)
         return self.agree(value)
 
     def same(self, known: Mapping[str, str]) -> None:
-        """Checks that all workers know the same.
+        """Checks that all workers have the same data.
 
         Args:
-            known: What it is, for a message → what tells it from others.
+            known: Description of a part of it, for the message → a text that
+                is equal if and only if the part is.
 
         Raises:
-            InputError: A worker knows otherwise; all raise it.
+            InputError: A part differs on some worker; raised on all of them.
         """
         rows = self.gather([_number(text.encode()) for text in known.values()])
         for index, differs in enumerate((rows != rows[0]).tolist()):
@@ -152,35 +157,41 @@ class Workers:
                     "workers the same"
                 )
 
-    def same_folder(self, folder: workdir_lib.Workdir) -> None:
-        """Checks that all see the chief's folder, once the run stands in it.
+    def same_folder(
+        self, folder: pathlib.Path, files: Sequence[pathlib.Path]
+    ) -> None:
+        """Checks that all workers see the chief's folder.
+
+        Args:
+            folder: The folder, for the message.
+            files: Files in it that the chief has written.
 
         Raises:
-            InputError: This worker does not, or another.
+            InputError: A worker does not see them.
         """
         try:
-            seen = folder.flagfile.read_bytes() + folder.split.read_bytes()
+            content = b"".join(path.read_bytes() for path in files)
         except OSError:
-            seen = b""
-        digest = _number(seen)
+            content = b""
+        digest = _number(content)
         chiefs = self.agree(digest)
 
         def check() -> None:
             if digest != chiefs:
                 raise InputError(
-                    f"--workdir={folder.path}: this worker does not see there "
-                    "what the chief sees; it must be a folder that all workers "
-                    "share"
+                    f"--workdir={folder}: this worker does not see there what "
+                    "the chief sees; it must be a folder that all workers share"
                 )
 
         self.by_each(check)
 
     def stop(self, request: signals.Request, asked: tf.Tensor) -> str:
-        """Why to stop now, on all alike; empty: no reason.
+        """Returns why all workers stop now, or "" if they do not.
 
         Args:
-            request: What this process was told.
-            asked: Of a step before, whether any worker had been asked.
+            request: The signals of this process.
+            asked: Whether any worker had been asked to stop at an earlier
+                step, which is the same on all of them.
         """
         if self.count == 1:
             return request.signal or ""
@@ -188,44 +199,48 @@ class Workers:
 
 
 def _row(number: tf.Tensor, each: int) -> tf.Tensor:
-    """Which row of all workers' values a replica fills.
+    """Returns the row of all workers' values that a replica fills.
 
     Args:
-        number: Of the replica.
+        number: Number of the replica.
         each: Replicas of a worker.
 
     Returns:
-        That of its worker if it is the first replica there, -1 if not.
+        The index of its worker if it is the first replica there, else -1.
     """
     return tf.where(number % each == 0, number // each, -1)
 
 
 def _name(index: int) -> str:
-    """A worker, for a message."""
+    """Names a worker in a message."""
     return f"worker {index}" if index else "the chief"
 
 
 def _number(content: bytes) -> int:
-    """A digest that an int64 holds."""
+    """Returns a digest that fits an int64."""
     return int(hashlib.sha256(content).hexdigest()[:15], 16)
 
 
 @contextlib.contextmanager
 def lost(
-    folder: workdir_lib.Workdir, config: config_lib.Config
+    config: config_lib.Config, checkpoints: pathlib.Path
 ) -> Iterator[None]:
-    """Turns what TensorFlow says of a dead worker into the end of a run.
+    """Ends a run in an orderly way when TensorFlow has lost a worker.
+
+    Args:
+        config: The run's flags.
+        checkpoints: Where its checkpoints are, for the message.
 
     Raises:
         Interrupted: Another worker has gone.
     """
     try:
         yield
-    except _GONE as error:
+    except _LOST_WORKER as error:
         if cluster_lib.of(config) is None:
             raise
         raise signals.Interrupted(
             "another worker has gone or cannot be reached "
-            f"({reasons.reason(error)}); start all of them again to go on from "
-            f"the last checkpoint in {folder.checkpoints}"
+            f"({errors.reason(error)}); start all of them again to go on from "
+            f"the last checkpoint in {checkpoints}"
         ) from None

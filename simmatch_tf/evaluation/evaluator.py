@@ -1,4 +1,7 @@
-"""Accuracy of networks on a split."""
+"""Runs networks over images: the only loop of the package that does."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,28 +13,98 @@ from simmatch_tf.distributed import strategies
 from simmatch_tf.modules import replica
 
 
+def outputs(
+    forward: Callable[[tf.Tensor], Any],
+    images: source_lib.Images | source_lib.Encoded,
+    indices: np.ndarray,
+    *,
+    batch_size: int,
+    side: int,
+    resize: int | None = None,
+    kernel: str = "triangle",
+    parallel_calls: int = 1,
+    strategy: tf.distribute.Strategy | None = None,
+    when: str = "in evaluation",
+) -> Iterator[Any]:
+    """Runs a function over images in batches, in order.
+
+    Args:
+        forward: From uint8 [B, H, W, C] to a tensor [B, …] or a structure of
+            such. All batches have one shape, so a tf.function traces once.
+            With a strategy it is given what `strategy.run` takes, and returns
+            the values of all replicas.
+        images: The images to choose from.
+        indices: Which of them, [n].
+        batch_size: Images of a batch, all replicas together.
+        side: Side of the square that the network sees; see
+            `pipeline.evaluation_dataset`.
+        resize: Shorter side before the central crop, likewise.
+        kernel: Resampling kernel, likewise.
+        parallel_calls: Batches that are prepared at once.
+        strategy: Where `forward` runs; None is the default device.
+        when: What goes on, for the message on an image that cannot be read.
+
+    Yields:
+        What `forward` returned for a batch, as NumPy arrays; the last batch
+        has as many rows as there are images left.
+
+    Raises:
+        InputError: An image cannot be read.
+    """
+    left = len(indices)
+    if not left:
+        return
+
+    def dataset(
+        context: tf.distribute.InputContext | None = None,
+    ) -> tf.data.Dataset:
+        return pipeline.evaluation_dataset(
+            images,
+            indices,
+            batch_size,
+            side=side,
+            resize=resize,
+            kernel=kernel,
+            parallel_calls=parallel_calls,
+            context=context,
+        )
+
+    if strategy is None:
+        batches = iter(dataset())
+    else:
+        batches = strategies.iterate(strategy, dataset)
+    while (batch := pipeline.read_next(batches, when)) is not None:
+        rows = slice(left)
+        values = tf.nest.map_structure(
+            lambda x, rows=rows: x.numpy()[rows], forward(batch)
+        )
+        yield values
+        left -= len(tf.nest.flatten(values)[0])
+
+
 class Evaluator:
-    """Runs networks over images, each traced once."""
+    """Computes the logits of networks, each of which is traced once."""
 
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        networks: dict[str, keras.Model],
+        networks: Mapping[str, keras.Model],
         batch_size: int,
         *,
         side: int,
         resize: int | None = None,
         parallel_calls: int = 1,
     ) -> None:
-        """Takes the networks to evaluate.
+        """Takes the networks.
 
         Args:
             strategy: Where they live.
             networks: Name → network.
-            batch_size: Images at once, all replicas together.
-            side: See `pipeline.evaluation_dataset`.
-            resize: Likewise.
-            parallel_calls: Likewise.
+            batch_size: Images of a batch, all replicas together; fewer where
+                there are fewer images.
+            side: See `outputs`.
+            resize: See `outputs`.
+            parallel_calls: See `outputs`.
         """
         self._strategy, self._batch_size = strategy, batch_size
         self._input = {
@@ -52,109 +125,41 @@ class Evaluator:
             for name, model in networks.items()
         }
 
+    def _all_logits(self, batch: Any) -> dict[str, tf.Tensor]:
+        """The logits of a batch; each replica has those of all replicas."""
+        return {
+            name: self._strategy.experimental_local_results(forward(batch))[0]
+            for name, forward in self._forward.items()
+        }
+
     def logits(
         self,
         images: source_lib.Images | source_lib.Encoded,
         indices: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Logits of every network.
+        """Computes the logits of every network.
 
         Args:
-            images: The set.
-            indices: Which of them [n], n ≥ 1.
+            images: The images to choose from.
+            indices: Which of them, [n], n ≥ 1.
 
         Returns:
             Name → float32 [n, L].
+
+        Raises:
+            InputError: An image cannot be read.
         """
-        batches = strategies.iterate(
-            self._strategy,
-            lambda context: pipeline.evaluation_dataset(
+        parts = list(
+            outputs(
+                self._all_logits,
                 images,
                 indices,
-                min(self._batch_size, len(indices)),
+                batch_size=min(self._batch_size, len(indices)),
+                strategy=self._strategy,
                 **self._input,
-                context=context,
-            ),
+            )
         )
-        found = {name: [] for name in self._forward}
-        while True:
-            batch = pipeline.read_next(batches, "in evaluation")
-            if batch is None:
-                break
-            for name, forward in self._forward.items():
-                # Each replica has those of all.
-                first, *_ = self._strategy.experimental_local_results(
-                    forward(batch)
-                )
-                found[name].append(first.numpy())
         return {
-            name: np.concatenate(parts)[: len(indices)]
-            for name, parts in found.items()
+            name: np.concatenate([part[name] for part in parts])
+            for name in self._forward
         }
-
-
-def accuracy(
-    logits: dict[str, np.ndarray], labels: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Name → {"top1", "top5"}, fractions in [0, 1].
-
-    Args:
-        logits: Name → [N, L].
-        labels: [N].
-    """
-    return {
-        name: {f"top{k}": top_k(values, labels, k) for k in (1, 5)}
-        for name, values in logits.items()
-    }
-
-
-def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of images whose class is among the k likeliest.
-
-    Args:
-        logits: [N, L].
-        labels: [N].
-        k: With k ≥ L every class is among them.
-    """
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :k]
-    return float(np.mean(np.any(best == labels[:, None], axis=1)))
-
-
-def describe(
-    logits: np.ndarray, labels: np.ndarray, *, bins: int = 15
-) -> dict[str, object]:
-    """Everything `evaluate` reports of one network.
-
-    Args:
-        logits: [N, L].
-        labels: [N], each in [0, L).
-        bins: Of equal width, for the calibration error.
-
-    Returns:
-        `top1`, `top5`; `per_class`: accuracy of each class, None for one
-        without images; `confusion`: counts [true class][predicted class];
-        `calibration_error`: Σ over bins of |accuracy - mean confidence|
-        weighted by the bin's share (expected calibration error).
-    """
-    from sklearn import metrics  # slow to import, needed here only
-
-    classes = logits.shape[1]
-    predicted = logits.argmax(axis=1)
-    confusion = metrics.confusion_matrix(
-        labels, predicted, labels=np.arange(classes)
-    )
-    totals = confusion.sum(axis=1)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1)
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(place, (predicted == labels) - confidence, bins)
-    return {
-        "top1": top_k(logits, labels, 1),
-        "top5": top_k(logits, labels, 5),
-        "per_class": [
-            float(right / total) if total else None
-            for right, total in zip(np.diag(confusion), totals, strict=True)
-        ],
-        "confusion": confusion.tolist(),
-        "calibration_error": float(np.abs(gap).sum() / len(labels)),
-    }

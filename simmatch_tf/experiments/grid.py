@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from simmatch_tf import io
+from simmatch_tf import io, signals
 from simmatch_tf.experiments import finished, identity, plan
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import signals
 
 _LOOK_EVERY_SECONDS = 0.1
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl

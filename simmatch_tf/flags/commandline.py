@@ -1,39 +1,27 @@
-"""How a command reads its flags: frozen dataclasses as absl flags.
+"""Flags of the commands, declared as frozen dataclasses.
 
 A configuration is a frozen dataclass whose fields are made by `flag`. absl
 parses the command line and the flagfiles; the dataclass checks the values.
 Nothing here imports TensorFlow: a wrong flag is answered at once.
 """
 
-import atexit
-import contextlib
+from __future__ import annotations
+
 import dataclasses
 import functools
-import logging
 import math
 import os
 import pathlib
-import signal
-import sys
-import threading
-import time
+import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from absl import app, flags
+from absl import flags
 
-from simmatch_tf import preflight, terminal
 from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.errors import InputError, nearest
-
-# Seconds for what is registered to run at the end of a process.
-_EXIT_SECONDS = 5.0
-# Python's own status for output that could not be written.
-_NOT_WRITTEN = 120
-
-_type_hints = functools.cache(typing.get_type_hints)
 
 
 def flag(
@@ -46,86 +34,91 @@ def flag(
     rare: bool = False,
     operational: bool = False,
 ) -> Any:
-    """Declares one flag, its range (both ends allowed) and its kind.
+    """Declares a flag: a field of a dataclass that derives from `Values`.
 
-    `rare` flags are listed by --helpfull only; `operational` ones do not change
-    the weights, so they may differ when a run is resumed.
+    Args:
+        default: The default value. The type comes from the annotation: int,
+            float, str or bool, one of these "| None", or tuple[str, ...] for a
+            flag that may be repeated.
+        text: Help text.
+        low: Smallest value, itself allowed.
+        high: Largest value, itself allowed.
+        choices: The values that a string may have.
+        rare: Whether the flag is listed by --helpfull only.
+        operational: Whether the flag leaves the trained weights as they are,
+            so that it may differ when a run is resumed.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": text,
-            "low": low,
-            "high": high,
-            "choices": tuple(choices),
-            "rare": rare,
-            "operational": operational,
-        },
-    )
+    rule = {
+        "help": text,
+        "low": low,
+        "high": high,
+        "choices": tuple(choices),
+        "rare": rare,
+        "operational": operational,
+    }
+    return dataclasses.field(default=default, metadata=rule)
 
 
-def _value_type(cls: type, name: str) -> type:
-    """The flag's own type: `int` for a field declared `int | None`.
-
-    `tuple` for one declared `tuple[str, ...]`, a flag that may come many times.
-    """
-    declared = _type_hints(cls)[name]
-    if isinstance(declared, types.UnionType):
-        return typing.get_args(declared)[0]
-    return typing.get_origin(declared) or declared
-
-
-class Flags:
-    """What every command's configuration can do.
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A declared flag; for the rest of its attributes see `flag`.
 
     Attributes:
-        alternatives: Groups of flags of which one is given.
-        usual: Flags that --help lists, where these are not all but the rare.
-        positional: Flags that may stand without their name, in this order; the
-            last, if it is one of many words, takes all that are left.
-        argv: The command line that it was read from, where there was one.
-        exact: Whether the command gives a run's numbers, to the last bit.
+        name: Its name on the command line, without "--".
+        owner: The class that declares it.
+        field: Name of the field.
+        type: int, float, str, bool, or tuple of a flag that may be repeated.
     """
 
-    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    usual: ClassVar[tuple[str, ...]] = ()
-    positional: ClassVar[tuple[str, ...]] = ()
-    argv: ClassVar[tuple[str, ...]] = ()
-    exact: ClassVar[bool] = True
+    name: str
+    owner: type
+    field: str
+    type: type
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    choices: tuple[str, ...]
+    rare: bool
+    operational: bool
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            self._check_field(field)
-        self.check()
+    def word(self, value: Any) -> str:
+        """Returns the word of a command line that gives the flag a value."""
+        if self.type is bool:
+            return f"--{'' if value else 'no'}{self.name}"
+        return f"--{self.name}={value}"
 
-    def check(self) -> None:
-        """Checks what concerns several flags at once."""
+    def check(self, value: Any) -> Any:
+        """Checks a value.
 
-    def named_after(self, flagfile: pathlib.Path | None) -> Self:
-        """Fills in what the last flagfile's name decides: nothing."""
-        del flagfile
-        return self
+        Returns:
+            The value, a whole number of a float flag as a float.
 
-    def _check_field(self, field: dataclasses.Field) -> None:
-        value, rule = getattr(self, field.name), field.metadata
-        if value is None and field.default is None:
-            return
-        wanted = _value_type(type(self), field.name)
-        if wanted is float and type(value) is int:
+        Raises:
+            InputError: The value has another type, or is out of range.
+        """
+        if value is None and self.default is None:
+            return None
+        if self.type is float and type(value) is int:
             value = float(value)
-            object.__setattr__(self, field.name, value)
-        elif type(value) is not wanted:
+        elif type(value) is not self.type:
             raise InputError(
-                f"--{field.name}={value!r} is not of type {wanted.__name__}"
+                f"--{self.name}={value!r} is not of type {self.type.__name__}"
             )
-        if rule["choices"] and value not in rule["choices"]:
+        if self.choices and value not in self.choices:
             raise InputError(
-                f"--{field.name}={value} is unknown"
-                + nearest(value, rule["choices"])
+                f"--{self.name}={value} is unknown"
+                + nearest(value, self.choices)
             )
-        _check_home(field.name, value)
-        low, high = rule["low"], rule["high"]
-        if wanted in (int, float) and not (
+        for path in value if self.type is tuple else (value,):
+            self._check_home(path)
+        if self.type in (int, float):
+            self._check_range(value)
+        return value
+
+    def _check_range(self, value: float) -> None:
+        low, high = self.low, self.high
+        if not (
             math.isfinite(value)
             and (low is None or value >= low)
             and (high is None or value <= high)
@@ -133,7 +126,157 @@ class Flags:
             room = f"at least {low}" if high is None else f"in [{low}, {high}]"
             if low is None and high is None:
                 room = "a finite number"
-            raise InputError(f"--{field.name}={value}: must be {room}")
+            raise InputError(f"--{self.name}={value}: must be {room}")
+
+    def _check_home(self, path: Any) -> None:
+        """Refuses ~ if the user has no home: no HOME, or no such user."""
+        if isinstance(path, str) and path.startswith("~"):
+            if os.path.expanduser(path) == path:
+                raise InputError(
+                    f"--{self.name}={path}: there is no home folder for ~ to "
+                    "stand for; write the folder out"
+                )
+
+
+class Values:
+    """Base of frozen dataclasses whose fields are flags.
+
+    Attributes:
+        prefix: What stands before the fields' names on the command line.
+    """
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for each in self.fields().values():
+            value = getattr(self, each.field)
+            object.__setattr__(self, each.field, each.check(value))
+        self.check()
+
+    def check(self) -> None:
+        """Checks what concerns several flags at once.
+
+        Raises:
+            InputError: The message names the flags and their values.
+        """
+
+    @classmethod
+    def declared(cls) -> Mapping[str, Flag]:
+        """Returns all flags that a command line may give, by name."""
+        return _declared(cls)
+
+    def fields(self) -> Mapping[str, Flag]:
+        """Returns the flags that this configuration has, by name."""
+        return self.declared()
+
+    def values(self) -> dict[str, Any]:
+        """Returns the value of each flag, by its name."""
+        return {
+            name: getattr(self, each.field)
+            for name, each in self.fields().items()
+        }
+
+
+@functools.cache
+def _declared(cls: type[Values]) -> Mapping[str, Flag]:
+    """The fields of a class that are flags, in their order."""
+    hints = typing.get_type_hints(cls)
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    found = {}
+    for field in known.values():
+        if "help" not in field.metadata:
+            continue
+        # A field that a base declared keeps its name there.
+        owner = next(
+            base
+            for base in reversed(cls.__mro__)
+            if field.name in vars(base).get("__annotations__", ())
+        )
+        declared = hints[field.name]
+        if isinstance(declared, types.UnionType):
+            declared = typing.get_args(declared)[0]
+        name = f"{owner.prefix}{field.name}"
+        found[name] = Flag(
+            name=name,
+            owner=owner,
+            field=field.name,
+            type=typing.get_origin(declared) or declared,
+            default=field.default,
+            **field.metadata,
+        )
+    return types.MappingProxyType(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperParameters(Values):
+    """Base of the flags that belong to one algorithm, source or backbone.
+
+    A subclass is a frozen dataclass nested in what it belongs to:
+
+        @registry.algorithms.register("comatch")
+        class CoMatch(pseudo_labeling.PseudoLabeling):
+            @dataclasses.dataclass(frozen=True)
+            class HyperParameters(pseudo_labeling.HyperParameters):
+                queue_size: int = commandline.flag(2560, "…", low=1)
+
+    Its own fields become flags with the registered name in front of them,
+    --comatch.queue_size, unless the class says `prefix = ""`. A field that a
+    base declares keeps its flag, and may have another default here.
+
+    Attributes:
+        defaults: Name → default of flags of every run for which another
+            default is right here, such as {"unlabeled_ratio": 1}.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+
+
+class Flags(Values):
+    """Base of the configuration of a command.
+
+    Attributes:
+        alternatives: Groups of flags of which one is given.
+        usual: Flags that --help lists, where these are not all but the rare.
+        positional: Flags that may be given without their name, in this order;
+            the last, if it may be repeated, takes all words that are left.
+        topics: First flag of a group in --help → title of the group.
+        argv: The command line that it was read from, where there was one.
+    """
+
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    usual: ClassVar[tuple[str, ...]] = ()
+    positional: ClassVar[tuple[str, ...]] = ()
+    topics: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+    argv: ClassVar[tuple[str, ...]] = ()
+
+    def named_after(self, flagfile: pathlib.Path | None) -> Self:
+        """Fills in what the last flagfile's name decides: nothing."""
+        del flagfile
+        return self
+
+    @classmethod
+    def topic(cls, each: Flag, title: str) -> str:
+        """Returns the title of the group that lists a flag in --help.
+
+        Args:
+            each: The flag.
+            title: By `topics`.
+        """
+        del each
+        return title
+
+    @classmethod
+    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+        """Looks at the words of a command line before flags are declared.
+
+        Args:
+            files: Words up to the last flagfile, those in flagfiles included.
+            own: The words behind it.
+
+        Returns:
+            The words to parse.
+        """
+        return files + own
 
     @classmethod
     def define_flags(cls, values: flags.FlagValues) -> None:
@@ -145,73 +288,58 @@ class Flags:
             bool: flags.DEFINE_boolean,
             tuple: flags.DEFINE_multi_string,
         }
-        for field in dataclasses.fields(cls):
-            text = field.metadata["help"]
-            if field.metadata["choices"]:
-                text = "|".join(field.metadata["choices"]) + ": " + text
-            define[_value_type(cls, field.name)](
-                field.name,
-                field.default,
-                text,
-                flag_values=values,
-                module_name=cls.__module__,
-            )
-            usual = not field.metadata["rare"]
-            if cls.usual:
-                usual = field.name in cls.usual
-            if usual:
-                values.register_key_flag_for_module(
-                    sys.argv[0], values[field.name]
-                )
-
-    @classmethod
-    def from_flags(cls, values: flags.FlagValues) -> Self:
-        """Reads parsed flags.
-
-        Raises:
-            InputError: A value is out of its range, or two do not go together.
-        """
-        found = {f.name: values[f.name].value for f in dataclasses.fields(cls)}
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in found.items()
-            }
-        )
+        for name, each in cls.declared().items():
+            define[each.type](name, None, each.help, flag_values=values)
 
     @classmethod
     def from_argv(cls, argv: Sequence[str]) -> Self:
-        """Reads a command line, `argv[0]` being the program's name."""
-        values = flags.FlagValues()
-        cls.define_flags(values)
+        """Reads a command line, `argv[0]` being the program's name.
+
+        Raises:
+            InputError: A flag is unknown, a value is out of its range, or two
+                do not go together.
+        """
         try:
-            return cls.parse(values, argv)
+            return cls.parse(flags.FlagValues(), argv)
         except flags.Error as error:
             raise InputError(str(error)) from None
 
     @classmethod
     def parse(cls, values: flags.FlagValues, argv: Sequence[str]) -> Self:
-        """Reads a command line into flags that `define_flags` declared.
+        """Declares the flags in `values`, and reads a command line.
 
         Raises:
-            InputError: See `from_flags`.
+            InputError: See `from_argv`.
             flags.Error: A flag is unknown, or a value of another type.
         """
-        words = values(flagfiles.expand(argv, cls.alternatives))[1:]
+        files, own = flagfiles.split(argv, cls.alternatives, rename=cls.renamed)
+        words = cls.prepare(files, own)
+        cls.define_flags(values)
+        words = values(words)[1:]
         names = list(cls.positional)
-        if names and _value_type(cls, names[-1]) is tuple:
+        if names and cls.declared()[names[-1]].type is tuple:
             names += names[-1:] * (len(words) - len(names))
         if len(words) > len(names):
             word = words[len(names)]
             raise InputError(f"{word!r} is not a flag: flags begin with --")
         for name, word in zip(names, words, strict=False):
             values[name].parse(word)
-        found = cls.from_flags(values).named_after(flagfiles.last(argv))
+        given = {}
+        for name in cls.declared():
+            if values[name].present:
+                value = values[name].value
+                given[name] = tuple(value) if type(value) is list else value
+        found = cls(**given).named_after(flagfiles.last(argv))
         object.__setattr__(found, "argv", tuple(argv))
         return found
 
+    @classmethod
+    def renamed(cls, word: str) -> str:
+        """Returns a word of a finished run's flagfile in today's flags."""
+        return word
+
     def below(self, flagfile: str) -> Self:
-        """The same command line with a flagfile in front of it.
+        """Reads the same command line with a flagfile in front of it.
 
         Raises:
             InputError: See `from_argv`; or it was read from no command line.
@@ -231,185 +359,142 @@ class Flags:
                 They replace what the file says, and what excludes them.
 
         Raises:
-            InputError: The file, what stands in it, or a value is not right.
+            InputError: The file, its content, or a value is not right.
         """
         words = [f"--flagfile={os.fspath(path)}"]
-        types_of = {f.name: f for f in dataclasses.fields(cls)}
+        declared = cls.declared()
         for name, value in values.items():
-            if name not in types_of:
-                raise InputError(f"--{name}: unknown" + nearest(name, types_of))
+            if name not in declared:
+                raise InputError(f"--{name}: unknown" + nearest(name, declared))
             if value is None:
                 raise InputError(
                     f"--{name}=None: leave it out, and the flagfile decides"
                 )
-            wanted = _value_type(cls, name)
-            if wanted is bool and isinstance(value, bool):
-                words.append(f"--{'' if value else 'no'}{name}")
-            elif wanted is tuple and isinstance(value, list | tuple):
-                words += [f"--{name}={word}" for word in value]
+            if declared[name].type is bool and not isinstance(value, bool):
+                words.append(f"--{name}={value}")
+            elif isinstance(value, list | tuple):
+                words += [declared[name].word(each) for each in value]
             else:
                 if isinstance(value, os.PathLike):
                     value = os.fspath(value)
-                words.append(f"--{name}={value}")
+                words.append(declared[name].word(value))
         return cls.from_argv(["config", *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
-        """The text of a flagfile that says the same.
+        """Returns the text of a flagfile that says the same.
 
         Args:
             without: Names of flags to leave out.
         """
         lines = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None or field.name in without:
+        for name, each in self.fields().items():
+            value = getattr(self, each.field)
+            if value is None or name in without:
                 continue
-            if isinstance(value, bool):
-                lines.append(f"--{'' if value else 'no'}{field.name}")
-            elif isinstance(value, tuple):
-                lines += [f"--{field.name}={word}" for word in value]
-            else:
-                lines.append(f"--{field.name}={value}")
+            parts = value if isinstance(value, tuple) else (value,)
+            lines += [each.word(part) for part in parts]
         return "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:
-        """Flags that differ: name → (own, other's, operational)."""
-        values = {
-            field.name: (
-                getattr(self, field.name),
-                getattr(other, field.name),
-                field.metadata["operational"],
-            )
-            for field in dataclasses.fields(self)
+        """Returns flags that differ: name → (own, other's, operational).
+
+        Left out are flags that only one of the two has.
+        """
+        others = other.values()
+        return {
+            name: (value, others[name], self.fields()[name].operational)
+            for name, value in self.values().items()
+            if name in others and others[name] != value
         }
-        return {k: v for k, v in values.items() if v[0] != v[1]}
 
 
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Leaves out what TensorFlow and TFDS say of each file and collective."""
-    of_a_file = any(
-        part in record.pathname
-        for part in (
-            "tensorflow_datasets",
-            "tensorflow/python/distribute",
-            "tensorflow/python/saved_model",
+def check_output_file(
+    name: str, value: str, endings: tuple[str, ...] = ()
+) -> None:
+    """Checks the name of a file that a command will write.
+
+    Args:
+        name: Name of the flag.
+        value: Its value.
+        endings: Endings that the file may have, in lower case; () for any.
+
+    Raises:
+        InputError: The name has another ending, names a folder, or the folder
+            that would hold the file does not exist.
+    """
+    path = pathlib.Path(value).expanduser()
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(
+            f"--{name}={value}: must end in {' or '.join(endings)}"
         )
-    )
-    # Each run that is evaluated has functions of its own, traced once.
-    quiet = ("functional_saver", "polymorphic_function")
-    return record.module not in quiet and not (
-        of_a_file and record.levelno <= logging.INFO
-    )
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(
+            f"--{name}={value}: must be a file in a folder that exists"
+        )
 
 
-def _check_home(name: str, value: Any) -> None:
-    """Refuses ~ where the user has no home: no HOME, no such user."""
-    words = value if isinstance(value, tuple) else (value,)
-    for word in words:
-        if isinstance(word, str) and word.startswith("~"):
-            if os.path.expanduser(word) == word:
-                raise InputError(
-                    f"--{name}={word}: there is no home folder for ~ to stand "
-                    "for; write the folder out"
-                )
-
-
-def _filter_logs() -> None:
-    for name in ("absl", "tensorflow"):
-        logging.getLogger(name).addFilter(_is_of_interest)
-    # It tells of its cache of fonts.
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
-
-
-def run(command: Callable[[Any], int | None], kind: type[Flags]) -> None:
-    """Runs a command: reads the flags, then calls `command(config)`.
+def check_output_folder(name: str, value: str | None) -> None:
+    """Checks the name of a folder that a command will write to.
 
     Args:
-        command: The command; what it returns is the exit status.
-        kind: The command's configuration.
+        name: Name of the flag.
+        value: Its value; None is accepted.
+
+    Raises:
+        InputError: The name is blank, or that of a file.
     """
-    terminal.use_utf8()
-    terminal.never_fail()
-    kind.define_flags(flags.FLAGS)
-    _filter_logs()
-    found = {}
-
-    def parse(argv: list[str]) -> list[str]:
-        try:
-            found["config"] = kind.parse(flags.FLAGS, argv)
-        except (InputError, flags.Error) as error:
-            sys.exit(f"error: {error}\nSee --help, or --helpfull for all.")
-        except SystemExit:  # absl ends --help with status 1
-            sys.exit(0)
-        return argv[:1]
-
-    def main(argv: list[str]) -> int | None:
-        del argv
-        try:
-            preflight.check(exact=kind.exact)
-            return command(found["config"])
-        except InputError as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:  # before there was anything to save
-            sys.exit(130)
-
-    def parse_and_run() -> None:
-        try:
-            app.run(main, flags_parser=parse)
-        except BrokenPipeError:  # the reader, such as head, has gone
-            sys.exit(_NOT_WRITTEN)
-
-    try:
-        parse_and_run()
-    except BaseException as error:  # SystemExit, if all is well
-        _end_without_waiting(error)
-        raise
+    if value is None:
+        return
+    if not value.strip() or pathlib.Path(value).expanduser().is_file():
+        raise InputError(f"--{name}={value}: must be a folder")
 
 
-def _end_without_waiting(error: BaseException) -> None:
-    """Has the process end as soon as the interpreter is left.
-
-    The interpreter's own exit waits for all threads, and destroys objects of
-    TensorFlow's that wait for threads of theirs: up to a minute for a tuner of
-    iterators, for ever for a machine that never answers, and deaf to SIGTERM.
+def numbers(given: str, value: str) -> tuple[int, ...]:
+    """Reads whole numbers from 0, with commas or spaces between them.
 
     Args:
-        error: With what the command ended. It is kept, and so is what its
-            frames refer to: that is not destroyed either.
+        given: What to call them in a message, such as "--seeds".
+        value: The text.
+
+    Raises:
+        InputError: There is none, one is no such number, or is there twice.
     """
-    status = getattr(error, "code", 1)
-    if isinstance(error, KeyboardInterrupt):
-        status = 130
-    elif not isinstance(status, int):
-        status = 0 if status is None else 1
-    leaving = threading.Event()
-
-    def cut_short() -> None:
-        leaving.wait()
-        time.sleep(_EXIT_SECONDS)
-        os._exit(status)
-
-    def leave(kept: BaseException = error) -> None:
-        del kept
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        leaving.set()
-        atexit._run_exitfuncs()
-        os._exit(status if _flushed() else _NOT_WRITTEN)
-
-    threading.Thread(target=cut_short, daemon=True).start()
-    # As the standard library's own pools: before threads are waited for, and
-    # after a profiler or debugger around the command has had its turn.
-    threading._register_atexit(leave)
+    words = value.replace(",", " ").split()
+    # Python refuses longer ones, and no seed is that large.
+    if not words or not all(w.isdecimal() and len(w) < 19 for w in words):
+        raise InputError(
+            f"{given}={value}: must be numbers from 0, such as 0,1,2"
+        )
+    found = tuple(map(int, words))
+    if len(set(found)) < len(found):
+        raise InputError(f"{given}={value}: one of them is twice")
+    return found
 
 
-def _flushed() -> bool:
-    """Writes out what was printed; False, and says so, if that fails."""
-    try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            stream.flush()
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: cannot print ({error.strerror})\n".encode())
-        return False
-    return True
+def address(text: str) -> tuple[str, int] | None:
+    """Reads host and port of HOST:PORT; None if the text is not that."""
+    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", text)
+    if not match or not 0 < int(match[2]) < 2**16:
+        return None
+    return match[1].strip("[]"), int(match[2])
+
+
+def check_address(
+    name: str, value: str, text: str | None = None, *, scheme: str = ""
+) -> tuple[str, int]:
+    """Reads host and port of a flag's address.
+
+    Args:
+        name: Name of the flag.
+        value: Its value.
+        text: The address, if it is more than the value.
+        scheme: What the address must begin with.
+
+    Raises:
+        InputError: It is no address.
+    """
+    found = address((text or value).removeprefix(scheme))
+    if not found or not (text or value).startswith(scheme):
+        wanted = "HOST" if text else f"{scheme}HOST:PORT"
+        raise InputError(f"--{name}={value}: must be {wanted}")
+    return found

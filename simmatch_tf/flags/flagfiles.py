@@ -2,11 +2,13 @@
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from simmatch_tf import io
 from simmatch_tf.flags.errors import InputError, nearest
 
+# Name of the flagfile that a run keeps in its folder.
+OF_RUN = "flags.cfg"
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -35,12 +37,14 @@ def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
     raise InputError(f"{given}: no such file" + nearest(name, shipped))
 
 
-def expand(
+def split(
     argv: Sequence[str],
     alternatives: Sequence[Sequence[str]] = (),
+    *,
+    rename: Callable[[str], str] = lambda word: word,
     inside: tuple[pathlib.Path, ...] = (),
-) -> list[str]:
-    """Replaces every --flagfile=FILE by what stands in FILE.
+) -> tuple[list[str], list[str]]:
+    """Replaces every --flagfile=FILE by the words in FILE.
 
     absl's own reader knows the current folder only; this one also finds the
     files that came with the package. As with absl's, what comes later wins,
@@ -50,7 +54,12 @@ def expand(
     Args:
         argv: The words of a command line.
         alternatives: Groups of flags of which one is given.
+        rename: Applied to the words in the flagfile of a run (`OF_RUN`),
+            which may be of an older version.
         inside: Files that are being read.
+
+    Returns:
+        The words up to the last flagfile, its own included; and those behind.
 
     Raises:
         InputError: A file is missing, unreadable, or names itself.
@@ -61,29 +70,43 @@ def expand(
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
         if not match or "--" in result:
             dropped = _alternatives(word, alternatives)
-            files = [w for w in files if _name(w) not in dropped]
+            files = [w for w in files if name_of(w) not in dropped]
             result.append(word)
             continue
         name = match[1] if match[1] is not None else (rest or [""]).pop(0)
         words, path = _read(name, inside)
-        words = expand(words, alternatives, (*inside, path))
+        if path.name == OF_RUN:
+            words = [rename(word) for word in words]
+        parts = split(
+            words, alternatives, rename=rename, inside=(*inside, path)
+        )
         # What stands before a file is as what stands in an earlier one.
         files, result = files + result, []
-        for later in words:
+        for later in sum(parts, []):
             dropped = _alternatives(later, alternatives)
-            files = [w for w in files if _name(w) not in dropped]
-        files += words
-    return files + result
+            files = [w for w in files if name_of(w) not in dropped]
+        files += sum(parts, [])
+    return files, result
 
 
-def _name(word: str) -> str:
-    match = re.match(r"--?(\w+)", word)
+def name_of(word: str) -> str:
+    """Returns the name of the flag that a word gives, or "".
+
+    Of --noNAME it is noNAME: only the flag's declaration tells which is meant.
+    """
+    match = re.match(r"--?([\w.]+)", word)
     return match[1] if match else ""
+
+
+def value_of(name: str, words: Sequence[str]) -> list[str]:
+    """Returns the values that words of a command line give to a flag."""
+    pattern = rf"(?:^|\0)--?{re.escape(name)}[=\0]([^\0]*)"
+    return re.findall(pattern, "\0".join(words))
 
 
 def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
     """The flags that `word` stands in for."""
-    name = _name(word)
+    name = name_of(word)
     return {other for g in groups if name in g for other in g} - {name}
 
 
@@ -107,6 +130,6 @@ def _read(
 
 
 def last(argv: Sequence[str]) -> pathlib.Path | None:
-    """The last flagfile in `argv`."""
-    names = re.findall(r"(?:^|\0)--?flagfile[=\0]([^\0]*)", "\0".join(argv))
+    """Returns the last flagfile in `argv`."""
+    names = value_of("flagfile", argv)
     return pathlib.Path(names[-1]) if names else None

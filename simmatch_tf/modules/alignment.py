@@ -1,12 +1,14 @@
 """Distribution alignment: the window of the last batches."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import lazy
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
 from simmatch_tf.ops import alignment, shapes
 
 
-class DistributionAlignment(tf.Module):
+class DistributionAlignment(lazy.Module):
     """Aligns predictions with the mean of the last `window` batches.
 
     Attributes:

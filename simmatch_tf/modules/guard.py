@@ -1,10 +1,12 @@
 """Steps in which a number is not finite: found on the device, and undone."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Sequence
 
-import tensorflow as tf
-
+from simmatch_tf import lazy
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import loss_scale, replica
 
 # So many broken steps in a row are no accident.
@@ -20,7 +22,7 @@ class _Notes(threading.local):
     tensors: dict[str, tf.Tensor] = {}
 
 
-class Guard(tf.Module):
+class Guard(lazy.Module):
     """Looks at what a step computed; the host need not look at each.
 
     Attributes:

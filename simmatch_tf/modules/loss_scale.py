@@ -1,14 +1,16 @@
 """The scale of the loss in float16, so that small gradients are not lost."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import lazy
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
 
 # As everybody's: PyTorch's GradScaler, Keras' LossScaleOptimizer.
 FIRST, GROWS_AFTER, LARGEST = 2.0**15, 2000, 2.0**24
 
 
-class LossScale(tf.Module):
+class LossScale(lazy.Module):
     """Halves when a gradient overflows, doubles when long none did.
 
     Attributes:

@@ -1,16 +1,17 @@
 """The labeled memory: one embedding and one class for each labeled image."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import tensorflow as tf
-
+from simmatch_tf import lazy
+from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica, shard
 from simmatch_tf.ops import matching, shapes, slot_sums
 
 
-class MemoryBuffer(tf.Module):
+class MemoryBuffer(lazy.Module):
     """Q_f and Q_l of the slides. A slot is a labeled image, for ever.
 
     Attributes:

@@ -1,11 +1,13 @@
 """What a run reports besides its weights: the last loss, the best step."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import lazy
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
 
 
-class Record(tf.Module):
+class Record(lazy.Module):
     """Figures that must survive a kill.
 
     Attributes:

@@ -4,11 +4,13 @@ Inside `strategy.run` these see every replica; elsewhere, and with one replica,
 they return their argument.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
+from simmatch_tf.lazy import tf
 
 
 def count() -> int:

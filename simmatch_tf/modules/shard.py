@@ -1,11 +1,13 @@
 """A matrix whose rows are divided over the replicas."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf import lazy
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
 
 
-class Shard(tf.Module):
+class Shard(lazy.Module):
     """The rows of one replica; in a checkpoint it is the whole matrix.
 
     A checkpoint does not tell a sharded matrix from a variable of the same

@@ -8,16 +8,17 @@ runs, images are shuffled over the replicas first; with those of the whole batch
 that would change nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
-import keras
-import tensorflow as tf
-
+from simmatch_tf import lazy
+from simmatch_tf.lazy import keras, tf
 from simmatch_tf.modules import replica
 from simmatch_tf.ops import schedules
 
 
-class Teacher(tf.Module):
+class Teacher(lazy.Module):
     """Averages weights, and with EMAN BatchNorm statistics.
 
     Attributes:

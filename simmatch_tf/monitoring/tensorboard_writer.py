@@ -19,10 +19,10 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.data import cropping, pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import memory as memory_lib
 from simmatch_tf.monitoring import pictures, projector
-from simmatch_tf.training import reasons
 
 _PICTURES = 6  # labeled images whose names stand in the text, of each class
 _CLASSES = 100  # classes listed in the text
@@ -67,7 +67,7 @@ class Summaries:
             self._writer = tf.summary.create_file_writer(str(folder))
         except tf.errors.OpError as error:
             raise InputError(
-                f"{folder}: cannot be written ({reasons.reason(error)})"
+                f"{folder}: cannot be written ({errors.reason(error)})"
             ) from None
 
     @contextlib.contextmanager
@@ -82,7 +82,7 @@ class Summaries:
             self._give_up(error)
 
     def _give_up(self, error: tf.errors.OpError | OSError) -> None:
-        reason = getattr(error, "strerror", None) or reasons.reason(error)
+        reason = getattr(error, "strerror", None) or errors.reason(error)
         logging.warning(
             "%s: cannot be written (%s): the run goes on, and TensorBoard "
             "shows no more of it until it is started again",

@@ -72,7 +72,7 @@ def adjust(
             own.
         synchronized: Over all replicas; False leaves their own.
     """
-    for layer in _layers(model):
+    for layer in layers(model):
         layer.synchronized = layer.synchronized or synchronized
         if momentum is not None:
             layer.momentum = momentum
@@ -82,12 +82,13 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
     """The averaged means and variances in a model."""
     return [
         variable
-        for layer in _layers(model)
+        for layer in layers(model)
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
 
 
-def _layers(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+def layers(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+    """The BatchNorm layers of a model, those in models inside it as well."""
     # Some layers hold others in attributes; only this lists them all.
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):

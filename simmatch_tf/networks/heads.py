@@ -1,5 +1,7 @@
 """Classifier and projection head. Both compute in float32 at least."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -144,3 +146,27 @@ def projection_head(width: int, dim: int, initializer: str) -> keras.Model:
     )(x)
     x = keras.layers.UnitNormalization(axis=-1, dtype=dtype)(x)
     return keras.Model(features, x, name="projection_head")
+
+
+def head(
+    name: str,
+    width: int,
+    make: Callable[[keras.KerasTensor], keras.KerasTensor],
+) -> keras.Model:
+    """Builds a further head, which computes in float32 at least.
+
+    Args:
+        name: Name of the model.
+        width: Width of the features.
+        make: From features [N, width] to the head's output.
+
+    Returns:
+        A Keras model, features [N, width] → the head's output.
+    """
+    features, dtype = _features(width)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return keras.Model(features, make(features), name=name)
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,135 +1,80 @@
-"""The whole network: normalisation, backbone and heads in one Keras model."""
+"""The whole network: normalization, backbone and heads in one Keras model."""
 
-import dataclasses
-import functools
-import re
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 
-from simmatch_tf.networks import batch_norm, heads, resnet, wide_resnet, zoo
+from simmatch_tf import io, registry
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import batch_norm
 
-# (image_shape) → a Keras model from images [N, H, W, C] to features [N, width].
-MakeBackbone = Callable[[tuple[int, int, int]], keras.Model]
+# `library` registers its classes with Keras, for `load`.
+from simmatch_tf.networks import heads as heads_lib
+from simmatch_tf.networks import library as library
 
-
-@dataclasses.dataclass(frozen=True)
-class Backbone:
-    """How a backbone is made, and what goes with it.
-
-    Attributes:
-        make: Makes it.
-        initializer: Of the heads behind it; see `heads.initializers`.
-        normalized: It takes normalised images; else images from 0 to 255,
-            for it has a normalisation of its own.
-    """
-
-    make: MakeBackbone
-    initializer: str = "glorot_normal"
-    normalized: bool = True
-
-
-def backbone(
-    name: str,
-    *,
-    batch_norm_momentum: float | None = None,
-    stem_stride: int = 1,
-    synchronized: bool = False,
-) -> Backbone:
-    """Finds a backbone by its name.
-
-    Args:
-        name: "wrn_DEPTH_WIDTH", "resnetDEPTH", "resnetDEPTHxWIDTH",
-            "keras_cv:NAME" or "keras_applications:NAME".
-        batch_norm_momentum: Default: the published one.
-        stem_stride: Of a WRN's first convolution.
-        synchronized: BatchNorm over all replicas.
-
-    Raises:
-        ValueError: There is no such backbone.
-    """
-    norm = {
-        "batch_norm_momentum": batch_norm_momentum,
-        "synchronized": synchronized,
-    }
-    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
-        make = functools.partial(
-            wide_resnet.wide_resnet,
-            int(match[1]),
-            int(match[2]),
-            stem_stride=stem_stride,
-            **norm,
-        )
-        return Backbone(make)
-    if match := re.fullmatch(r"resnet(\d+)(?:x(\d+))?", name):
-        make = functools.partial(
-            resnet.resnet, int(match[1]), int(match[2] or 1), **norm
-        )
-        return Backbone(make, initializer="fan_in_uniform")
-    library, _, inner = name.partition(":")
-    if inner:
-        make = functools.partial(zoo.make, library, inner, **norm)
-        return Backbone(make, initializer="fan_in_uniform", normalized=False)
-    raise ValueError(f"backbone {name!r} is unknown; known: wrn_28_2, resnet50")
-
-
-def own(
-    make: MakeBackbone,
-    *,
-    batch_norm_momentum: float | None = None,
-    synchronized: bool = False,
-) -> Backbone:
-    """A caller's own backbone.
-
-    Args:
-        make: Makes it.
-        batch_norm_momentum: Of every BatchNorm in it; default: its own.
-        synchronized: BatchNorm over all replicas.
-    """
-
-    def adjusted(image_shape: tuple[int, int, int]) -> keras.Model:
-        model = make(image_shape)
-        batch_norm.adjust(
-            model, momentum=batch_norm_momentum, synchronized=synchronized
-        )
-        return model
-
-    return Backbone(adjusted)
+# From features [N, width], a Keras tensor, to the head's output.
+Head = Callable[[keras.KerasTensor], keras.KerasTensor]
 
 
 def build(
-    backbone: Backbone,
+    backbone: str | Callable[..., keras.Model],
     *,
     image_shape: tuple[int, int, int],
     num_classes: int | None,
     projection_dim: int | None,
     mean: Sequence[float],
     std: Sequence[float],
+    heads: Mapping[str, Head] | None = None,
+    batch_norm_momentum: float | None = None,
+    synchronized: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
-    """Builds images → {"features", "logits", "embeddings"}.
+    """Builds images → {"features", "logits", "embeddings"} and other heads.
 
     Args:
-        backbone: See `backbone`.
+        backbone: A name of `registry.networks`, or a function from an image
+            shape to a Keras model that takes normalized images.
         image_shape: (height, width, channels).
-        num_classes: L; None leaves the classifier out.
-        projection_dim: D; None leaves the projection head out.
-        mean: Of each channel, in units of 1 (white).
-        std: Likewise.
+        num_classes: Number of classes L; None leaves the classifier out.
+        projection_dim: Width D of the embeddings; None leaves the projection
+            head out.
+        mean: Mean of each channel, in units of 1 (white).
+        std: Standard deviation of each channel, likewise.
+        heads: Further heads: the name of an output → a function from features
+            [N, width] in float32 to it, such as
+            `{"rotation": lambda x: keras.layers.Dense(4)(x)}`. Its layers
+            compute in float32 at least, and may have a BatchNorm.
+        batch_norm_momentum: Weight of the old statistics in every BatchNorm;
+            by default that of each layer.
+        synchronized: Whether every BatchNorm averages over all replicas.
+        options: Keyword arguments of the backbone's maker.
 
     Returns:
         A Keras model from images [N, H, W, C], uint8 or float from 0 to 255,
         to a dict: `features` [N, width]; `logits` [N, L], float32, if there
         is a classifier; `embeddings` [N, D], float32 unit rows, if there is a
-        projection head.
+        projection head; and the outputs of the other heads.
 
     Raises:
-        ValueError: The backbone does not return [N, width].
+        ValueError: The backbone does not take such images, or does not return
+            [N, width]; or a head has the name of another output.
     """
+    make, groups, facts = backbone, (), {}
+    if isinstance(backbone, str):
+        entry, match = registry.networks.find(backbone)
+        registry.networks.check_side(backbone, min(image_shape[:2]))
+        make, groups, facts = entry.value, match.groups(), entry.facts
+    initializer = facts.get("initializer", "glorot_normal")
+
     images = keras.Input(image_shape, name="images")
-    trunk = backbone.make(image_shape)
+    trunk = make(image_shape, *groups, **(options or {}))
     x = images
-    if backbone.normalized:
-        x = heads.Normalize(list(mean), list(std), name="normalize")(images)
+    if facts.get("normalized", True):
+        x = heads_lib.Normalize(list(mean), list(std), name="normalize")(images)
     features = trunk(x)
     if len(features.shape) != 2 or features.shape[1] is None:
         raise ValueError(
@@ -139,34 +84,106 @@ def build(
     width = features.shape[1]
     outputs = {"features": features}
     if num_classes is not None:
-        head = heads.classifier(width, num_classes, backbone.initializer)
+        head = heads_lib.classifier(width, num_classes, initializer)
         outputs["logits"] = head(features)
     if projection_dim is not None:
-        head = heads.projection_head(
-            width, projection_dim, backbone.initializer
-        )
+        head = heads_lib.projection_head(width, projection_dim, initializer)
         outputs["embeddings"] = head(features)
-    return keras.Model(images, outputs, name="network")
+    for name, make_head in (heads or {}).items():
+        if name in outputs:
+            raise ValueError(f"heads: the network has an output {name} already")
+        outputs[name] = heads_lib.head(name, width, make_head)(features)
+    model = keras.Model(images, outputs, name="network")
+    batch_norm.adjust(
+        model, momentum=batch_norm_momentum, synchronized=synchronized
+    )
+    return model
 
 
-def parts(model: keras.Model) -> dict[str, keras.layers.Layer]:
+def parts(model: keras.Model) -> dict[str, keras.Layer]:
     """The parts of a network of `build`, by name.
 
     Returns:
-        `backbone`; and `normalize`, `classifier`, `projection_head`, as far
-        as the network has them.
+        `backbone`; and `normalize`, `classifier`, `projection_head` and other
+        heads, as far as the network has them.
 
     Raises:
         ValueError: It is no such network.
     """
-    found = {}
-    for layer in model.layers:
-        if layer.name in ("normalize", "classifier", "projection_head"):
-            found[layer.name] = layer
-        elif not isinstance(layer, keras.layers.InputLayer):
-            if "backbone" in found:
-                raise ValueError(f"{model.name} is not a network of ours")
-            found["backbone"] = layer
-    if "backbone" not in found:
-        raise ValueError(f"{model.name} is not a network of ours")
-    return found
+    outputs = getattr(model, "output", None)
+    if not isinstance(outputs, dict) or "features" not in outputs:
+        raise ValueError(f"{model.name} is not a network of simmatch_tf")
+    backbone = outputs["features"]._keras_history.operation
+    return {
+        "backbone" if layer is backbone else layer.name: layer
+        for layer in model.layers
+        if not isinstance(layer, keras.layers.InputLayer)
+    }
+
+
+@keras.saving.register_keras_serializable("simmatch_tf")
+class Network(keras.Model):
+    """A network of `build` as it is saved: with the names of its classes.
+
+    Attributes:
+        class_names: Names of the columns of the logits.
+    """
+
+    class_names: Sequence[str] = ()
+
+    def get_config(self) -> dict:
+        """Returns the layers and the names of the classes."""
+        return {**super().get_config(), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_config(
+        cls, config: dict, custom_objects: dict | None = None
+    ) -> Self:
+        """Builds the layers."""
+        config = dict(config)
+        class_names = config.pop("class_names")
+        model = super().from_config(config, custom_objects)
+        model.class_names = class_names
+        return model
+
+
+def save(
+    model: keras.Model,
+    path: str | os.PathLike,
+    class_names: Sequence[str],
+) -> None:
+    """Saves a network and the names of its classes, whole or not at all.
+
+    `keras.saving.load_model` reads the file back, as `load` does.
+
+    Args:
+        model: A network of `build`.
+        path: File whose name ends in .keras.
+        class_names: Names of the columns of the logits.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    network = Network(model.input, model.output, name=model.name)
+    network.class_names = [str(name) for name in class_names]
+    with io.replacing(path) as temporary:
+        network.save(temporary)
+
+
+def load(path: str | os.PathLike) -> keras.Model:
+    """Loads a network that `save` wrote.
+
+    Returns:
+        The network, with the attribute `class_names`.
+
+    Raises:
+        InputError: It cannot be read, or is no such network.
+    """
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras lets through whatever goes wrong
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path}: cannot be read ({lines[0]})") from error
+    if not isinstance(model, Network):
+        raise InputError(f"{path}: is not a network of simmatch_tf")
+    return model

@@ -1,7 +1,8 @@
 """The three losses of SimMatch, from logits; float32 (`precision.widen`)."""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import precision, shapes, similarity
 
 

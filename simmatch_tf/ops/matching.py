@@ -14,11 +14,12 @@ whose quotients c^ = Σ ŵ Q_f / Σ ŵ and c^s = Σ w Q_f / Σ w give (slides, L
 `slot_sums` adds them up, block by block.
 """
 
+from __future__ import annotations
+
 import functools
 import numbers
 
-import tensorflow as tf
-
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import precision, propagation, shapes, slot_sums
 
 # From this temperature on no shift is needed: with unit rows exponents are

@@ -1,8 +1,10 @@
 """In what precision losses and matching are computed."""
 
+from __future__ import annotations
+
 from typing import Any
 
-import tensorflow as tf
+from simmatch_tf.lazy import tf
 
 
 def widen(*values: Any) -> list[tf.Tensor]:

@@ -3,8 +3,9 @@
 What says float32 here is float64 where all inputs are (`precision.widen`).
 """
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import precision, shapes
 
 

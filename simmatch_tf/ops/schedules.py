@@ -1,8 +1,10 @@
 """Learning rate and EMA momentum as functions of the step."""
 
+from __future__ import annotations
+
 import math
 
-import tensorflow as tf
+from simmatch_tf.lazy import tf
 
 
 def learning_rate(

@@ -1,8 +1,10 @@
 """Checks of shapes, made when a function is traced."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
-import tensorflow as tf
+from simmatch_tf.lazy import tf
 
 
 def check(**tensors: tuple[tf.Tensor, Sequence[str | int]]) -> None:

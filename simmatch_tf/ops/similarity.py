@@ -1,7 +1,8 @@
 """Instance similarity: which labeled images does an image resemble?"""
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import precision, shapes
 
 

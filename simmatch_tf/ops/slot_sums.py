@@ -4,10 +4,12 @@ A block of slots is laid out [slots, N]: then the class of a slot picks a row of
 p^w, and adds a row to the class sums.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
-import tensorflow as tf
+from simmatch_tf.lazy import tf
 
 # A shift before anything was seen; -inf - -inf would be NaN.
 _NOTHING = -1e30

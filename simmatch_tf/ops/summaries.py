@@ -3,8 +3,9 @@
 None of it takes part in training. What says float32 is so whatever the inputs.
 """
 
-import tensorflow as tf
+from __future__ import annotations
 
+from simmatch_tf.lazy import tf
 from simmatch_tf.ops import shapes
 
 

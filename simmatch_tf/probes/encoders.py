@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from simmatch_tf import availability, transfer_flags
+from simmatch_tf import availability, registry
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import backbone_names, network, zoo
+from simmatch_tf.networks import library, network
+from simmatch_tf.probes import settings
 from simmatch_tf.serving import loading
 from simmatch_tf.training import initial, state, workdir
 
@@ -78,42 +79,57 @@ class Encoder:
         )
 
 
-def find(flags: transfer_flags.TransferConfig) -> list[Encoder]:
-    """The models of a command line, each before its like with new weights.
+def find(
+    models: Sequence[settings.Named],
+    *,
+    weights: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    random_backbone: bool = False,
+) -> list[Encoder]:
+    """Loads the models of a command line.
+
+    Args:
+        models: What --model names.
+        weights: As in --weights.
+        image_size: Side of the images in pixels; None: the models' own.
+        seed: Of new weights.
+        random_backbone: Whether each is followed by its like with new weights.
 
     Raises:
         InputError: One cannot be loaded, or takes no such images.
     """
     found = []
-    for named in flags.named_models():
+    for named in models:
         if named.library is not None:
-            made = _of_library(named, flags)
+            made = _of_library(named, weights, image_size, seed)
         else:
             kind, path = availability.kind_of_model("model", named.what)
             made = {"workdir": _of_run, "saved_model": _of_export}[kind](
-                named, path, flags
+                named, path, weights, image_size
             )
         found.append(made)
-        if flags.random_backbone:
-            found.append(made.with_new_weights(flags.seed))
+        if random_backbone:
+            found.append(made.with_new_weights(seed))
     return found
 
 
-def _of_run(named, path, flags: transfer_flags.TransferConfig) -> Encoder:
+def _of_run(named, path, weights, image_size) -> Encoder:
     folder = workdir.Workdir(path)
     config = folder.read_config()
     _check_own(named, config)
-    model = state.load(path, weights=flags.weights)
+    model = state.load(path, weights=weights)
     return _encoder(
         named,
         config,
-        _side(named, tuple(model.input_shape[1:]), flags),
+        _side(named, tuple(model.input_shape[1:]), image_size),
         _weights(model),
         splits.read_content(folder.split)["unlabeled_images"],
     )
 
 
-def _of_export(named, path, flags: transfer_flags.TransferConfig) -> Encoder:
+def _of_export(named, path, weights, image_size) -> Encoder:
+    del weights  # it has but one network's
     export = loading.export(path)
     try:
         config = config_lib.Config(**export.card["flags"])
@@ -129,28 +145,28 @@ def _of_export(named, path, flags: transfer_flags.TransferConfig) -> Encoder:
     )
     if None in taken.values():
         raise InputError(f"--model={named.what}: its weights are not all there")
-    shape = _side(named, shape, flags)
+    shape = _side(named, shape, image_size)
     return _encoder(named, config, shape, _weights(made), None)
 
 
-def _of_library(named, flags: transfer_flags.TransferConfig) -> Encoder:
-    side = flags.image_size or _SIDE
-    backbone_names.check_side(named.what, side, "model")
+def _of_library(named, weights, image_size, seed) -> Encoder:
+    side = image_size or _SIDE
+    registry.networks.check_side(named.what, side, flag="model")
     shape = (side, side, 3)
-    made = _build(named.what, shape, 1, flags.seed)
-    if flags.weights in (None, transfer_flags.PUBLISHED):
+    made = _build(named.what, shape, 1, seed)
+    if weights in (None, settings.PUBLISHED):
         try:
-            values = zoo.published(*named.what.split(":"), shape)
+            values = library.published(*named.what.split(":"), shape)
             network.parts(made)["backbone"].set_weights(values)
         except ValueError as error:
             raise InputError(
                 f"--model={named.what}: {error}; give --weights=FILE, or "
                 "--weights=random for new ones"
             ) from None
-    elif flags.weights != transfer_flags.NEW:
-        initial.fill(made, flags.weights, backbone=named.what, flag="weights")
+    elif weights != settings.NEW:
+        initial.fill(made, weights, backbone=named.what, flag="weights")
     found = Encoder(named.name, named.what, shape, 1, _weights(made))
-    if flags.weights != transfer_flags.NEW:
+    if weights != settings.NEW:
         return found
     return dataclasses.replace(found, name=_new(named.name), epochs="0")
 
@@ -165,7 +181,7 @@ def _check_own(named, config: config_lib.Config) -> None:
 
 
 def _side(
-    named, shape: tuple[int, int, int], flags: transfer_flags.TransferConfig
+    named, shape: tuple[int, int, int], image_size: int | None
 ) -> tuple[int, int, int]:
     """The shape of its images.
 
@@ -173,8 +189,8 @@ def _side(
         InputError: They would not be square.
     """
     height, width, channels = shape
-    if flags.image_size is not None:
-        return flags.image_size, flags.image_size, channels
+    if image_size is not None:
+        return image_size, image_size, channels
     if height != width:
         raise InputError(
             f"--model={named.what}: takes images of {height}×{width}, but "
@@ -190,7 +206,7 @@ def _encoder(
     weights: Weights,
     unlabeled_images: int | None,
 ) -> Encoder:
-    backbone_names.check_side(config.backbone, shape[0], "model")
+    registry.networks.check_side(config.backbone, shape[0], flag="model")
     epochs = config.epochs
     if epochs is None and unlabeled_images:
         batch = config.batch_size * config.unlabeled_ratio
@@ -228,15 +244,17 @@ def _build(
     seed: int = 0,
 ) -> keras.Model:
     channels = shape[-1]
+    options = {"stem_stride": stem_stride} if stem_stride != 1 else {}
     mean, std = source.IMAGENET
     with state.building(seed, "float32"):
         return network.build(
-            network.backbone(name, stem_stride=stem_stride),
+            name,
             image_shape=shape,
             num_classes=None,
             projection_dim=None,
             mean=mean[:channels],
             std=std[:channels],
+            options=options,
         )
 
 

@@ -19,11 +19,10 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import transfer_flags
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.probes import encoders, features, scores, tasks
+from simmatch_tf.probes import encoders, features, scores, settings, tasks
 from simmatch_tf.training import loop, state, workdir
 
 _WEIGHTS = "first.weights.h5"
@@ -55,7 +54,7 @@ class Grid:
         self,
         encoder: encoders.Encoder,
         task: tasks.Task,
-        flags: transfer_flags.TransferConfig,
+        how: settings.Settings,
         folder: pathlib.Path,
     ) -> None:
         """Writes the first weights; trains nothing.
@@ -63,14 +62,14 @@ class Grid:
         Args:
             encoder: The network.
             task: The dataset.
-            flags: Of the command.
+            how: How it is trained.
             folder: That holds the grids of all networks and datasets.
 
         Raises:
             InputError: The folder cannot be written, or the images do not
                 suit the network.
         """
-        self._encoder, self._task, self._flags = encoder, task, flags
+        self._encoder, self._task, self._how = encoder, task, how
         side, _, channels = encoder.image_shape
         self._channels, self._side = channels, side
         sets = [task.train, task.validation, task.test]
@@ -88,8 +87,8 @@ class Grid:
                         f"--datasets={task.name}: its images are {height}×"
                         f"{width}, but --protocol=finetune takes square ones"
                     )
-        settings = (flags.steps, flags.batch_size, flags.crop_area, flags.seed)
-        what = (encoder.digest, task.identity, task.flip, settings)
+        same = how.steps, how.batch_size, how.crop_area, how.seed
+        what = (encoder.digest, task.identity, task.flip, same)
         digest = hashlib.sha256(repr(what).encode())
         self.folder = folder / digest.hexdigest()[:16]
         self._weights = self.folder / _WEIGHTS
@@ -108,7 +107,8 @@ class Grid:
     def points(self) -> list[Point]:
         """The grid's points: every rate with every decay."""
         pairs = itertools.product(
-            self._flags.numbers("rates"), self._flags.numbers("decays")
+            settings.numbers("rates", self._how.rates),
+            settings.numbers("decays", self._how.decays),
         )
         return [Point(rate, decay) for rate, decay in pairs]
 
@@ -145,7 +145,7 @@ class Grid:
             done(point, found[point])
         whole = [point for point in found if found[point] is not None]
         if not whole:
-            raise self._diverged(self._flags.rates)
+            raise self._diverged(self._how.rates)
         # Of equals the first: the lowest rate.
         best = max(whole, key=found.__getitem__)
         everything = task.train
@@ -160,7 +160,7 @@ class Grid:
             "run": str(self.folder / name),
             "rate": best.rate,
             "decay": best.decay,
-            "steps": self._flags.steps,
+            "steps": self._how.steps,
             "validation": [
                 {"rate": p.rate, "decay": p.decay, "score": s}
                 for p, s in found.items()
@@ -177,7 +177,7 @@ class Grid:
         self, point: Point, train: tasks.Set, test: tasks.Set, name: str
     ) -> float:
         """Trains one run, or reads it; its score."""
-        flags, task = self._flags, self._task
+        how, task = self._how, self._task
         source = source_lib.Source(
             name=task.name,
             class_names=task.class_names,
@@ -190,7 +190,7 @@ class Grid:
                 list(values[: self._channels]) for values in source_lib.IMAGENET
             ),
         )
-        epoch_steps = max(1, len(train) // flags.batch_size)
+        epoch_steps = max(1, len(train) // how.batch_size)
         config = config_lib.Config(
             workdir=str(self.folder / name),
             dataset="custom",
@@ -200,21 +200,21 @@ class Grid:
             stem_stride=self._encoder.stem_stride,
             init_from=str(self._weights),
             weak="resized_crop",
-            crop_area=flags.crop_area,
-            batch_size=flags.batch_size,
+            crop_area=how.crop_area,
+            batch_size=how.batch_size,
             ema_momentum=0.0,  # none: the last weights are the result
             batch_norm_momentum=max(1 - 10 / epoch_steps, _LEAST_MOMENTUM),
-            steps=flags.steps,
+            steps=how.steps,
             learning_rate=point.rate,
             weight_decay=point.decay / point.rate,
             schedule="half_cosine",
-            eval_every=flags.steps,
-            seed=flags.seed,
-            checkpoint_every=max(1, min(500, flags.steps // 4)),
+            eval_every=how.steps,
+            seed=how.seed,
+            checkpoint_every=max(1, min(500, how.steps // 4)),
             keep=1,
             summaries=False,
-            parallel_calls=flags.parallel_calls,
-            progress=flags.progress,
+            parallel_calls=how.parallel_calls,
+            progress=how.progress,
         )
         with workdir.claim(config) as run:
             if not run.finished():

@@ -15,7 +15,7 @@ import numpy as np
 import sklearn
 from tqdm import auto
 
-from simmatch_tf import io, transfer_flags
+from simmatch_tf import io
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import (
     encoders,
@@ -24,12 +24,13 @@ from simmatch_tf.probes import (
     knn,
     linear,
     scores,
+    settings,
     tasks,
 )
 
 # Of what is measured here: another number, other results.
 _VERSION = 2
-_SETTINGS = {
+_OF_PROTOCOL = {
     "linear": ("max_iter", "tol"),
     "knn": ("neighbors", "temperature"),
     "finetune": (
@@ -46,32 +47,32 @@ _SETTINGS = {
 class Measurer:
     """Measures by one protocol."""
 
-    def __init__(self, flags: transfer_flags.TransferConfig) -> None:
-        """Takes the flags of the command, and makes its folder.
+    def __init__(self, how: settings.Settings) -> None:
+        """Takes the settings, and makes the folder of the output.
 
         Raises:
             InputError: That cannot be made.
         """
-        self._flags = flags
-        self._output = pathlib.Path(os.path.expanduser(flags.output))
+        self._how = how
+        self._output = pathlib.Path(os.path.expanduser(how.output))
         self._finished = self._output / "finished"
         try:
             self._finished.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"--output={flags.output}: cannot be written ({error.strerror})"
+                f"--output={how.output}: cannot be written ({error.strerror})"
             ) from None
 
     @functools.cached_property
     def _extractor(self) -> features.Extractor:
-        flags = self._flags
+        how = self._how
         return features.Extractor(
             features.default_folder()
-            if flags.cache_dir is None
-            else pathlib.Path(os.path.expanduser(flags.cache_dir)),
-            batch_size=flags.batch_size,
-            parallel_calls=flags.parallel_calls,
-            progress=flags.progress,
+            if how.cache_dir is None
+            else pathlib.Path(os.path.expanduser(how.cache_dir)),
+            batch_size=how.batch_size,
+            parallel_calls=how.parallel_calls,
+            progress=how.progress,
         )
 
     def measure(
@@ -94,7 +95,7 @@ class Measurer:
                 dataset=task.name,
             )
         start = time.perf_counter()
-        protocol = self._flags.protocol
+        protocol = self._how.protocol
         measure = {
             "linear": self._linear,
             "knn": self._knn,
@@ -126,13 +127,13 @@ class Measurer:
         return found
 
     def _key(self, encoder: encoders.Encoder, task: tasks.Task) -> str:
-        protocol = self._flags.protocol
-        settings = [getattr(self._flags, n) for n in _SETTINGS[protocol]]
+        protocol = self._how.protocol
+        values = [getattr(self._how, n) for n in _OF_PROTOCOL[protocol]]
         what = repr(
             (
                 _VERSION,
                 protocol,
-                settings,
+                values,
                 sklearn.__version__,
                 encoder.digest,
                 task.identity,
@@ -157,13 +158,13 @@ class Measurer:
     def _linear(
         self, encoder: encoders.Encoder, task: tasks.Task, path: pathlib.Path
     ) -> tuple[float, dict[str, Any]]:
-        flags = self._flags
+        how = self._how
         state = path.with_suffix(".npz")
         fits = self._sweep(encoder, task, state)
         best = linear.choose(fits)
         # From nothing and with nothing else set, as anyone would by hand.
         model = linear.regression(
-            best.strength, max_iter=flags.max_iter, tol=flags.tol
+            best.strength, max_iter=how.max_iter, tol=how.tol
         )
         train = self._everything(encoder, task)
         converged = linear.fit(model, *train)
@@ -175,14 +176,14 @@ class Measurer:
                 "%s on %s: L-BFGS did not converge in --max_iter=%d",
                 encoder.name,
                 task.name,
-                flags.max_iter,
+                how.max_iter,
             )
         edges = linear.STRENGTHS[0], linear.STRENGTHS[-1]
         return scores.score(task.metric, task.test.labels, predicted), {
             "strength": best.strength,
             "at_the_edge": best.strength in edges,
-            "max_iter": flags.max_iter,
-            "tol": flags.tol,
+            "max_iter": how.max_iter,
+            "tol": how.tol,
             "iterations": int(np.max(model.n_iter_)),
             "converged": converged,
             "width": int(train[0].shape[1]),
@@ -193,7 +194,7 @@ class Measurer:
         self, encoder: encoders.Encoder, task: tasks.Task, state: pathlib.Path
     ) -> list[linear.Fit]:
         """All strengths, with a progress bar; see `linear.sweep`."""
-        flags = self._flags
+        how = self._how
         train = x, y = self._rows(encoder, task, "train")
         if task.validation is not None:
             validation = self._rows(encoder, task, "validation")
@@ -204,7 +205,7 @@ class Measurer:
             total=len(linear.STRENGTHS),
             unit="fit",
             desc=f"{task.name} strengths",
-            disable=None if flags.progress else True,
+            disable=None if how.progress else True,
         )
 
         def done(fit: linear.Fit) -> None:
@@ -219,14 +220,14 @@ class Measurer:
                     train,
                     validation,
                     metric=task.metric,
-                    max_iter=flags.max_iter,
-                    tol=flags.tol,
+                    max_iter=how.max_iter,
+                    tol=how.tol,
                     state=state,
                     done=done,
                 )
         except OSError as error:
             raise InputError(
-                f"--output={flags.output}: {state} cannot be written "
+                f"--output={how.output}: {state} cannot be written "
                 f"({error.strerror})"
             ) from None
 
@@ -234,23 +235,23 @@ class Measurer:
         self, encoder: encoders.Encoder, task: tasks.Task, path: pathlib.Path
     ) -> tuple[float, dict[str, Any]]:
         del path
-        flags = self._flags
+        how = self._how
         more = 0 if task.validation is None else len(task.validation)
-        if flags.neighbors > len(task.train) + more:
+        if how.neighbors > len(task.train) + more:
             raise InputError(
-                f"--neighbors={flags.neighbors}: {task.name} has but "
+                f"--neighbors={how.neighbors}: {task.name} has but "
                 f"{len(task.train) + more} training images"
             )
         train = self._everything(encoder, task)
         predicted = knn.predict(
             train,
             self._rows(encoder, task, "test")[0],
-            neighbors=flags.neighbors,
-            temperature=flags.temperature,
+            neighbors=how.neighbors,
+            temperature=how.temperature,
         )
         return scores.score(task.metric, task.test.labels, predicted), {
-            "neighbors": flags.neighbors,
-            "temperature": flags.temperature,
+            "neighbors": how.neighbors,
+            "temperature": how.temperature,
             "width": int(train[0].shape[1]),
         }
 
@@ -259,7 +260,7 @@ class Measurer:
     ) -> tuple[float, dict[str, Any]]:
         del path
         grid = finetune.Grid(
-            encoder, task, self._flags, self._output / "finetune"
+            encoder, task, self._how, self._output / "finetune"
         )
 
         def done(point: finetune.Point, score: float | None) -> None:

@@ -7,7 +7,6 @@ import os
 
 import numpy as np
 
-from simmatch_tf import transfer_flags
 from simmatch_tf.data import contents, records
 from simmatch_tf.data.sources import dataset_names, digits, folder
 from simmatch_tf.data.sources import source as source_lib
@@ -125,12 +124,22 @@ class Task:
         return held
 
 
-def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
+    tfds_manual_dir: str | None = None,
+    on_bad_image: str = "error",
+) -> Task:
     """Loads a dataset; prepares it first, where it is not.
 
     Args:
-        name: One of `flags.dataset_names()`.
-        flags: Of the command.
+        name: One of --datasets.
+        data_dir: The images of "folder".
+        tfds_dir: Prepared datasets of TFDS; None: TFDS's default.
+        tfds_manual_dir: Archives that TFDS cannot download itself.
+        on_bad_image: "error" or "skip", for "folder".
 
     Raises:
         InputError: It cannot be had, or has no classes, no test images, or a
@@ -140,14 +149,14 @@ def load(name: str, flags: transfer_flags.TransferConfig) -> Task:
         source = digits.load(_DIGITS_SIDE)
     elif name == "folder":
         source = folder.load(
-            flags.data_dir, on_bad_image=flags.on_bad_image, unlabeled=False
+            data_dir, on_bad_image=on_bad_image, unlabeled=False
         )
     else:
         try:
             source = tfds_source.load(
                 name,
-                tfds_dir=_expanded(flags.tfds_dir),
-                manual_dir=_expanded(flags.tfds_manual_dir),
+                tfds_dir=_expanded(tfds_dir),
+                manual_dir=_expanded(tfds_manual_dir),
                 validation=True,
             )
         except InputError as error:

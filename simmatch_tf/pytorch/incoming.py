@@ -1,13 +1,15 @@
 """From PyTorch: a SimMatch checkpoint becomes a run."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from simmatch_tf import checks, io, pytorch_flags
+from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import lists, splits
@@ -22,12 +24,21 @@ _IMAGENET = 1000  # classes
 _FEW = 64_000  # labels up to which ImageNet's are its 1 %
 
 
-def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
+def run(
+    content: Any,
+    make_config: Callable[..., config_lib.Config],
+    *,
+    file: pathlib.Path,
+    finished_steps: int | None = None,
+) -> list[str]:
     """Turns a SimMatch checkpoint into a workdir.
 
     Args:
         content: What `files.read` returned.
-        flags: The command's.
+        make_config: Gives the run's flags; takes a function that names the
+            recipe of the published run, and the flags that the file decides.
+        file: Where the content is from.
+        finished_steps: Steps that it was trained for; None: what it says.
 
     Returns:
         Lines that say what was taken.
@@ -38,30 +49,25 @@ def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
     """
     found = layout.parse(content)
     sizes = _Sizes.of(found)
-    if flags.dataset is None:
-        flags = flags.below(_published_recipe(sizes))
-    known = checks.SIZES.get(dataset_names.base(flags.dataset))
-    if known is not None:
-        _check_classes(flags.dataset, known[0], sizes)
-    config = flags.run(
+    config = make_config(
+        functools.partial(_published_recipe, sizes),
         backbone=sizes.backbone,
-        stem_stride=(
-            flags.stem_stride if sizes.backbone.startswith("wrn_") else 1
-        ),
         projection_dim=sizes.dim,
         da_window=sizes.window,
-        **_label_flags(flags),
     )
+    known = checks.SIZES.get(dataset_names.base(config.dataset))
+    if known is not None:
+        _check_classes(config.dataset, known[0], sizes)
     _check_statistics(found, sizes)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
     config.check_available(resumed=True)  # its split is the memory's
     outline, source = _data(config, found.statistics)
-    _check_classes(flags.dataset, len(outline.class_names), sizes)
+    _check_classes(config.dataset, len(outline.class_names), sizes)
     if outline.image_shape[-1] != sizes.channels:
         raise InputError(
             f"takes images of {sizes.channels} channels, but "
-            f"--dataset={flags.dataset} has {outline.image_shape[-1]}"
+            f"--dataset={config.dataset} has {outline.image_shape[-1]}"
         )
     with workdir.claim(config) as folder:
         if folder.resumed():
@@ -71,7 +77,7 @@ def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
             )
         split = _split(config, outline, source, found, sizes)
         plan = config.with_durations(split["unlabeled_images"])
-        step = _step(flags, found, plan, split["unlabeled_images"])
+        step = _step(finished_steps, found, plan, split["unlabeled_images"])
         strategy = strategies.one()
         algorithm = state.make_algorithm(
             plan,
@@ -87,7 +93,7 @@ def run(content: Any, flags: pytorch_flags.ImportPytorchConfig) -> list[str]:
             _fill(algorithm, found, step)
         folder.begin(config)
         splits.write_content(folder.split, split)
-        io.write_json(folder.imported, _origin(flags, found, step))
+        io.write_json(folder.imported, _origin(file, found, step))
         checkpoints.Checkpoints(
             folder.checkpoints,
             algorithm,
@@ -162,21 +168,6 @@ def _published_recipe(sizes: _Sizes) -> str:
         )
     share = "1pct" if sizes.slots <= _FEW else "10pct"
     return f"configs/imagenet_{share}.cfg"
-
-
-def _label_flags(
-    flags: pytorch_flags.ImportPytorchConfig,
-) -> dict[str, object]:
-    """The flag that says which images are labeled: a list, or the memory."""
-    if flags.labeled_list is not None:
-        return {}
-    own = workdir.Workdir(flags.workdir).split
-    return {
-        "labels": None,
-        "label_fraction": None,
-        "split_file": str(own.absolute()),
-        "validation_fraction": 0.0,
-    }
 
 
 def _data(
@@ -260,15 +251,15 @@ def _split(
 
 
 def _step(
-    flags: pytorch_flags.ImportPytorchConfig,
+    finished_steps: int | None,
     found: layout.Checkpoint,
     plan: config_lib.Config,
     unlabeled_images: int,
 ) -> int:
     """Steps that were done; as many as the run has, where nothing says so."""
     step = plan.steps
-    if flags.finished_steps is not None:
-        step = flags.finished_steps
+    if finished_steps is not None:
+        step = finished_steps
     elif found.step is not None:
         step = found.step
     elif found.epoch is not None:
@@ -352,12 +343,11 @@ def _fill(
 
 
 def _origin(
-    flags: pytorch_flags.ImportPytorchConfig,
+    path: pathlib.Path,
     found: layout.Checkpoint,
     step: int,
 ) -> dict[str, Any]:
     """What is kept of the file beside the state, for the way back."""
-    path = pathlib.Path(flags.file).expanduser()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

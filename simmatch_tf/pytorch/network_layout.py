@@ -14,7 +14,8 @@ import keras
 import numpy as np
 
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import batch_norm, network, resnet
+from simmatch_tf.networks import batch_norm, network
+from simmatch_tf.networks.backbones import resnet
 
 _SHOWN = 12  # names in a message
 _BATCH_NORMS = (

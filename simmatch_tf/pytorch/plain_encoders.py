@@ -6,7 +6,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from simmatch_tf import pytorch_flags
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network
@@ -16,14 +15,12 @@ from simmatch_tf.pytorch import layout, network_layout
 _SIDE = 224
 
 
-def convert(
-    content: Any, flags: pytorch_flags.ImportPytorchConfig
-) -> list[str]:
+def convert(content: Any, output: pathlib.Path) -> list[str]:
     """Turns an encoder into a .keras file that --init_from takes.
 
     Args:
         content: What `files.read` returned.
-        flags: The command's; `output` is the file to write.
+        output: The file to write.
 
     Returns:
         Lines that say what was taken.
@@ -45,7 +42,7 @@ def convert(
             f"conv1.weight is of {channels} channels, but 3 are wanted"
         )
     model = network.build(
-        network.backbone(name),
+        name,
         image_shape=(_SIDE, _SIDE, channels),
         num_classes=_rows(arrays, "fc.weight"),
         projection_dim=_rows(arrays, "head.2.weight"),
@@ -53,7 +50,7 @@ def convert(
         std=std,
     )
     network_layout.load(model, arrays)
-    _save(model, pathlib.Path(flags.output).expanduser())
+    _save(model, output)
     heads = [part for part in ("fc", "head") if f"{part}.weight" in arrays
              or f"{part}.0.weight" in arrays]  # fmt: skip
     return [

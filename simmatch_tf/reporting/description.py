@@ -1,42 +1,82 @@
-"""What a run costs, as text. Nothing here imports TensorFlow."""
+"""What `--describe` prints: parameters, FLOPs and memory of a run's state."""
 
+from __future__ import annotations
+
+import dataclasses
+import math
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-from simmatch_tf.reporting import tables
+import keras
+import numpy as np
+import tensorflow as tf
 
-if TYPE_CHECKING:  # it imports TensorFlow
-    from simmatch_tf.networks import cost
-    from simmatch_tf.training import description
+from simmatch_tf import config as config_lib
+from simmatch_tf import tables
+from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.distributed import strategies
+from simmatch_tf.networks import network
+from simmatch_tf.training import inputs, state
 
 _WIDTH = 80
-_BACKWARD = 2  # times the forward pass
 _PREFIXES = "kMGTP"
-_OWNERS = {
-    "weights": "weights, BatchNorm's statistics",
-    "optimizer": "optimizer: velocities",
+# Sums in the table of parts → the parts in it.
+_SUMS = {
+    "at test time: encoder, classifier": ("backbone", "classifier"),
+    "all: with projection head": ("backbone", "classifier", "projection_head"),
 }
 
 
-def table(run: "description.Description") -> str:
-    """Writes a description for the terminal.
+def of_flags(config: config_lib.Config) -> str:
+    """Describes the run that flags ask for, without training.
+
+    The images of a large dataset are not read, and need not be there.
 
     Args:
-        run: Of `training.description.describe`.
+        config: The run's flags.
 
     Returns:
-        Several tables of text, as wide as 80 columns for our own networks.
+        Several paragraphs of at most 80 columns.
+
+    Raises:
+        InputError: The flags do not go together with their dataset.
     """
+    outline = inputs.outline(config)
+    slots = inputs.labeled_images(config, outline)
+    num_classes = len(outline.class_names)
+    # Durations may depend on the number of images; none is needed here.
+    config = dataclasses.replace(
+        config, steps=1, epochs=None, warmup_steps=0, warmup_epochs=None
+    )
+    algorithm = state.make_algorithm(
+        config,
+        state.Custom(),
+        strategies.one(),
+        image_shape=outline.image_shape,
+        slot_labels=np.arange(slots) % num_classes,
+        num_classes=num_classes,
+    )
+    batch = f"B = {config.batch_size:,} labeled"
+    if algorithm.needs_unlabeled:
+        unlabeled = config.batch_size * config.unlabeled_ratio
+        batch += f" and μB = {unlabeled:,} unlabeled"
+    head = (
+        f"{config.algorithm} on {config.dataset}: backbone {config.backbone}, "
+        f"images {'×'.join(map(str, outline.image_shape))}, {num_classes:,} "
+        f"classes, {slots:,} labeled images; {batch} images a step"
+    )
     return "\n\n".join(
         (
-            _fill(_head(run)),
-            _layers(run),
-            _parts(run),
-            _step(run),
-            _memory(run),
+            _fill(head),
+            parts(algorithm.student),
             _fill(
-                "Beside this, training needs room for the gradients, as large "
+                "FLOPs: of one image in inference, as TensorFlow's profiler "
+                "counts them; a multiply-add counts as two. A view that the "
+                "student is trained on costs about three times as much."
+            ),
+            memory(algorithm, config.keep),
+            _fill(
+                "In addition, training needs room for the gradients, as large "
                 "as the trainable weights, and for activations, which grow "
                 "with the batch."
             ),
@@ -48,122 +88,139 @@ def _fill(text: str) -> str:
     return textwrap.fill(text, _WIDTH)
 
 
-def _size(shape: Sequence[int | None]) -> str:
-    return "×".join("?" if side is None else str(side) for side in shape)
-
-
-def _rounded(number: float) -> str:
-    """Three digits and a prefix: 8187281408 → "8.19 G"."""
+def rounded(number: float) -> str:
+    """Writes a number with three digits and a prefix, such as "8.19 G"."""
     power = 0
     while power < len(_PREFIXES) and float(f"{number:.3g}") >= 1000:
         number, power = number / 1000, power + 1
     digits = f"{number:#.3g}".rstrip(".") if power else str(number)
-    return f"{digits} {_PREFIXES[power - 1] if power else ''}"
+    return f"{digits} {_PREFIXES[power - 1] if power else ''}".strip()
 
 
-def _more(rows: "Sequence[cost.Row]") -> str:
-    return "+" if any(row.uncounted for row in rows) else ""
+def parameters(layer: keras.Layer) -> int:
+    """Returns the number of a layer's or a network's trainable parameters."""
+    return sum(math.prod(v.shape) for v in layer.trainable_variables)
 
 
-def _head(run: "description.Description") -> str:
-    form = f" ({run.form} form)" if run.form else ""
-    return (
-        f"{run.algorithm}{form} on {run.dataset}: backbone {run.backbone}, "
-        f"images {_size(run.image_shape)}, {run.num_classes:,} classes, "
-        f"{run.slots:,} labeled images"
-    )
+def flops(model: keras.Model) -> int:
+    """Returns the floating-point operations of a model for one example.
 
+    TensorFlow's profiler counts them in the model's graph; it knows no Einsum,
+    which attention is made of, so those are added. Work inside a tf.function
+    that a layer calls is not counted, such as a convolution in groups on CPUs.
 
-def _layers(run: "description.Description") -> str:
-    lines = [["layer", "output", "parameters", "MFLOPs"]]
-    for row in run.rows:
-        lines.append(
-            [
-                row.name,
-                _size(row.output_shape),
-                f"{row.parameters:,}",
-                f"{row.flops / 1e6:,.1f}" + _more([row]),
-            ]
+    Args:
+        model: A Keras model of one input.
+    """
+    spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
+    function = tf.function(lambda x: model(x, training=False), autograph=False)
+    graph = function.get_concrete_function(spec).graph
+    options = tf.compat.v1.profiler.ProfileOptionBuilder
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # the profiler warns of its own calls
+    try:
+        counted = tf.compat.v1.profiler.profile(
+            graph,
+            options=options(options.float_operation())
+            .with_empty_output()
+            .build(),
         )
-    text = tables.table(lines) + "\n\n"
-    text += _fill(
-        "MFLOPs: of one image, forward. Convolutions and matrix products "
-        "only; a multiply-add counts as two."
-    )
-    uncounted = sorted({kind for row in run.rows for kind in row.uncounted})
-    if uncounted:
-        text += "\n" + _fill(
-            "+ and more: the work of some operations cannot be told before "
-            f"they run ({', '.join(uncounted)})."
-        )
-    return text
+    finally:
+        logger.setLevel(level)
+    operations = graph.get_operations()
+    return counted.total_float_ops + sum(map(_einsum_flops, operations))
 
 
-def _parts(run: "description.Description") -> str:
-    """Sums: the encoder; with the classifier; with the projection head."""
-    names = {
-        "backbone": "encoder (backbone)",
-        "classifier": "at test time: encoder, classifier",
-        "projection_head": "all: with projection head",
+def _einsum_flops(operation: tf.Operation) -> int:
+    """Two for each multiply-add of an Einsum of two tensors; 0 of others."""
+    if operation.type != "Einsum" or len(operation.inputs) != 2:
+        return 0
+    terms, result = operation.get_attr("equation").decode().split("->")
+    sizes = {}
+    for term, tensor in zip(terms.split(","), operation.inputs, strict=True):
+        head, _, tail = term.partition("...")
+        sizes.update(zip(head, tensor.shape, strict=False))
+        sizes.update(zip(tail[::-1], tensor.shape[::-1], strict=False))
+    summed = [size for label, size in sizes.items() if label not in result]
+    return 2 * math.prod([*operation.outputs[0].shape, *summed])
+
+
+def parts(model: keras.Model) -> str:
+    """Writes a table of the parts of a network.
+
+    Args:
+        model: A network of `network.build`.
+
+    Returns:
+        A row for the backbone, each head, and sums of them: outputs,
+        parameters, and FLOPs of one image.
+
+    Raises:
+        ValueError: It is no such network.
+    """
+    layers = network.parts(model)
+    layers.pop("normalize", None)
+    sizes = {n: (parameters(x), flops(x)) for n, x in layers.items()}
+    rows = [["part", "output", "parameters", "", "FLOPs an image"]]
+    for name, layer in layers.items():
+        rows.append(_row(name, str(layer.output.shape[1]), [sizes[name]]))
+    for title, names in _SUMS.items():
+        if all(name in sizes for name in names):
+            rows.append(_row(title, "", [sizes[name] for name in names]))
+    return tables.plain(rows)
+
+
+def _row(name: str, output: str, sizes: Sequence[tuple[int, int]]) -> list[str]:
+    count, work = map(sum, zip(*sizes, strict=True))
+    millions = f"({count / 1e6:.1f} M)"
+    return [name, output, f"{count:,}", millions, rounded(work)]
+
+
+def bytes_of(variables: Iterable[tf.Variable | keras.Variable]) -> int:
+    """Returns the bytes of variables, one copy of each on all devices.
+
+    Args:
+        variables: TensorFlow's or Keras'; one that is named twice counts once.
+    """
+    # Keras' variables wrap TensorFlow's.
+    plain = (v.value if isinstance(v, keras.Variable) else v for v in variables)
+    different = {id(v): v for v in plain}.values()
+    return sum(math.prod(v.shape) * v.dtype.size for v in different)
+
+
+def memory(algorithm: algorithm_lib.Algorithm, keep: int) -> str:
+    """Writes a table of what a run keeps between steps and in checkpoints.
+
+    Args:
+        algorithm: The run's state.
+        keep: Number of checkpoints kept.
+    """
+    owners = {
+        "weights, BatchNorm's statistics": algorithm.student,
+        "EMA teacher": algorithm.teacher,
+        # It refers to the weights as well, which are counted already.
+        "optimizer": algorithm.optimizer,
     }
-    lines = [["sums", "parameters", "", "FLOPs an image"]]
-    parts = []
-    for part, name in names.items():
-        parts.append(part)
-        rows = [row for row in run.rows if row.part in parts]
-        if part not in {row.part for row in rows}:
-            continue
-        parameters = sum(row.parameters for row in rows)
-        flops = _rounded(sum(row.flops for row in rows)).strip()
-        lines.append(
-            [
-                name,
-                f"{parameters:,}",
-                f"({parameters / 1e6:.1f} M)",
-                flops + _more(rows),
-            ]
-        )
-    return tables.table(lines)
-
-
-def _step(run: "description.Description") -> str:
-    """The work of a training step, and the rule it comes by."""
-    batch = f"B = {run.batch_size:,}"
-    if run.unlabeled_batch:
-        batch += f", μB = {run.unlabeled_batch:,}"
-    if run.student_views is None:
-        return _fill(
-            f"A training step ({batch}): its work is known to its algorithm "
-            "alone."
-        )
-    student, others = run.student_views, run.forward_views
-    passes = (1 + _BACKWARD) * student + others
-    flops = passes * sum(row.flops for row in run.rows)
-    text = (
-        f"A training step ({batch}): {_rounded(flops)}FLOPs{_more(run.rows)} "
-        "on all devices. "
-        f"That is {passes:,} × forward: {1 + _BACKWARD} × {student:,} views "
-        "of the student (forward, and backward as twice that)"
-    )
-    if others:
-        whose = "of the teacher" if run.form == "teacher" else "of weak views"
-        text += f", 1 × {others:,} {whose}"
-    return _fill(text + ".")
-
-
-def _memory(run: "description.Description") -> str:
-    lines = [["memory", "MiB"]]
-    for each in run.memory:
-        name = _OWNERS.get(each.name, each.name)
-        if each.shape is not None:
-            name += " [" + ", ".join(map(str, each.shape)) + "]"
-        lines.append([name, _mebibytes(each.bytes)])
-    total = sum(each.bytes for each in run.memory)
-    lines += [
+    if hasattr(algorithm, "memory"):
+        owners["memory bank Q_f"] = algorithm.memory.features
+    owners["rest"] = algorithm
+    rows, total, counted = [["memory", "MiB"]], 0, set()
+    for name, owner in owners.items():
+        variables = [
+            v for v in algorithm_lib.state(owner) if id(v) not in counted
+        ]
+        counted.update(map(id, variables))
+        if isinstance(owner, tf.Variable):
+            name += f" {list(owner.shape)}"
+        size = bytes_of(variables)
+        total += size
+        rows.append([name, _mebibytes(size)])
+    rows += [
         ["sum, as in a checkpoint on disk", _mebibytes(total)],
-        [f"the {run.keep} checkpoints kept", _mebibytes(run.keep * total)],
+        [f"the {keep} checkpoints kept", _mebibytes(keep * total)],
     ]
-    return tables.table(lines)
+    return tables.plain(rows)
 
 
 def _mebibytes(count: int) -> str:

@@ -18,7 +18,7 @@ def summary(review: Any, output: pathlib.Path, note: str = "") -> str:
     """The table that ends `predict`.
 
     Args:
-        review: A `serving.review.Review`.
+        review: A `serving.prediction_file.Summary`.
         output: The file that was written.
         note: What is known of the confidences beyond their values.
     """
@@ -62,7 +62,7 @@ def page(
     """A page that needs no other file, and no network.
 
     Args:
-        review: A `serving.review.Review`.
+        review: A `serving.prediction_file.Summary`.
         model: What predicted, as a line.
         pictures: Place of an image → its JPEG.
         neighbors: Memory slot → the labeled image's JPEG.

@@ -25,7 +25,7 @@ class Looked:
     """What is known of runs' test images.
 
     Attributes:
-        found: Run → what it makes of them, a `serving.mistakes.Found`.
+        found: Run → what it makes of them, a `serving.scoring.Inspection`.
         shown: The runs whose images are on the page.
         why_not: Run → why it is not in `found`.
     """

@@ -1,7 +1,7 @@
-"""A trained network as functions with signatures: what is exported."""
+"""A trained network as functions with signatures, which are exported."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -11,24 +11,23 @@ from simmatch_tf.ops import propagation, similarity
 from simmatch_tf.serving import preprocessing
 
 SERVED = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-# Classes that `classes` and `scores` list, at most.
+# Largest number of classes in the outputs `classes` and `scores`.
 LISTED = 5
-# Whose images have no name or index that is known.
+# Name of a labeled image of which neither name nor index is known.
 UNKNOWN = "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
 class Labeled:
-    """The labeled images that a memory holds: its slots that were written.
+    """The labeled images of a memory bank, in the slots that were written.
 
     Attributes:
-        features: Their embeddings, float32 [K, D], unit rows.
-        slots: Their memory slots, int64 [K].
-        labels: Their classes, int32 [K].
-        ids: What each is called: a file's name, an index in the training
-            images, or `UNKNOWN`.
-        temperature: t of the run.
-        alpha: α of the run.
+        features: Embeddings, float32 [K, D], unit rows.
+        slots: Memory slots, int64 [K].
+        labels: Classes, int32 [K].
+        ids: Names: of a file, an index in the training images, or `UNKNOWN`.
+        temperature: Temperature t of the similarities, above 0.
+        alpha: Smoothing factor α, in [0, 1].
     """
 
     features: np.ndarray
@@ -40,18 +39,20 @@ class Labeled:
 
 
 class Classifier(tf.Module):
-    """A network with its preprocessing, its class names and its memory.
+    """A network with its preprocessing, class names and memory bank.
 
-    Every function is a `tf.function` of one signature, with any number of
-    images N ≥ 0. Images are [N, H, W, C], 0 to 255.
+    `classify`, `classify_bytes`, `embed` and, with a memory, `explain` are
+    `tf.function`s of one signature each, for any number of images N ≥ 0. Images
+    are [N, H, W, C], 0 to 255.
 
     Attributes:
         weights: The network's variables, as a SavedModel keeps them.
         class_names: L names.
-        preprocessing: How encoded images become its input.
-        input_dtype: Of the images.
-        labeled: What `explain` looks among, or None.
-        neighbors: How many of them it gives of each image, k; 0 without.
+        preprocessing: How encoded images become the network's input.
+        input_dtype: Data type of the images.
+        labeled: The labeled images that `explain` searches, or None.
+        neighbors: Number k of labeled images that `explain` gives of each
+            image; 0 without a memory.
     """
 
     def __init__(
@@ -64,20 +65,21 @@ class Classifier(tf.Module):
         neighbors: int = 5,
         input_dtype: str = "uint8",
     ) -> None:
-        """Makes the functions; nothing is traced yet.
+        """Creates the functions; nothing is traced yet.
 
         Args:
-            network: Trained.
+            network: A trained network, see `network.build`.
             class_names: L names.
-            preprocess: How encoded images become its input.
-            labeled: For `explain`; None or an empty one: without.
-            neighbors: k, at least 1.
-            input_dtype: Of the images, "uint8" or "float32".
+            preprocess: How encoded images become the network's input.
+            labeled: The memory bank; without it, or with an empty one, there
+                is no `explain`.
+            neighbors: k, at least 1; at most K are given.
+            input_dtype: Data type of the images, "uint8" or "float32".
         """
         super().__init__(name="classifier")
-        # Hidden from the tracking of a SavedModel: Keras' variables would be
-        # saved as copies, and the functions' own be left without values where
-        # another loader than Python's restores them.
+        # Hidden from the tracking of tf.Module: a SavedModel would store copies
+        # of Keras' variables, and the functions' own variables would have no
+        # values when another loader than Python's restores them.
         self._get_network = lambda: network
         self.weights = [variable.value for variable in network.variables]
         self.class_names = list(class_names)
@@ -95,7 +97,7 @@ class Classifier(tf.Module):
         self.embed = _function(self._embed, images)
         if self.labeled is not None:
             self.neighbors = min(neighbors, len(self.labeled.slots))
-            # A variable: a constant would stand in the graph once more.
+            # A variable, as each use of a constant would store it again.
             self._features = tf.Variable(
                 self.labeled.features, trainable=False, name="memory"
             )
@@ -103,16 +105,16 @@ class Classifier(tf.Module):
 
     @property
     def network(self) -> keras.Model:
-        """See `networks.network.build`."""
+        """The network, see `network.build`."""
         return self._get_network()
 
     def _run(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        # A server does not hold requests to the signature's shape.
+        # A server does not check requests against the signature's shape.
         shape = self.preprocessing.image_shape
         images = tf.ensure_shape(images, [None, *shape])
-        # Of an empty batch oneDNN's convolutions give the shape of their
-        # input, and the next one fails: it is run with a blank image, which
-        # is cut off again.
+        # For an empty batch, oneDNN's convolutions return the shape of their
+        # input, and the next layer fails. So an empty batch is given a blank
+        # image, whose outputs are cut off again.
         count = tf.shape(images)[0]
         blank = tf.zeros([tf.cast(count == 0, tf.int32), *shape], images.dtype)
         images = tf.concat([images, blank], 0)
@@ -120,68 +122,74 @@ class Classifier(tf.Module):
         return {name: value[:count] for name, value in out.items()}
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """The functions by the names that a server knows them by."""
-        found = {
+        """Returns the functions by the names that a server has for them."""
+        functions = {
             SERVED: self.classify,
             "classify_bytes": self.classify_bytes,
             "embed": self.embed,
         }
         if self.labeled is not None:
-            found["explain"] = self.explain
+            functions["explain"] = self.explain
         return {
             name: function.get_concrete_function()
-            for name, function in found.items()
+            for name, function in functions.items()
         }
 
     def _classify(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Images → `probabilities`, `classes`, `scores`.
+        """Classifies images.
 
         Returns:
             `probabilities` [N, L], in the order of `class_names`; `classes`
-            and `scores`, both [N, min(L, 5)]: the names of the likeliest
-            classes and their probabilities, the likeliest first.
+            and `scores`, both [N, min(L, 5)]: names and probabilities of the
+            most probable classes, in descending order.
         """
         probabilities = tf.nn.softmax(self._run(images)["logits"])
         return self._listed(probabilities)
 
     def _listed(self, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
         count = min(LISTED, len(self.class_names))
-        scores, places = tf.math.top_k(probabilities, count)
+        scores, indices = tf.math.top_k(probabilities, count)
         return {
             "probabilities": probabilities,
-            "classes": tf.gather(tf.constant(self.class_names), places),
+            "classes": tf.gather(tf.constant(self.class_names), indices),
             "scores": scores,
         }
 
     def _classify_bytes(self, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Encoded images [N] → as from `classify`."""
+        """Classifies encoded images [N]; see `_classify`."""
         images = self.preprocessing.decode_batch(image_bytes)
         return self._classify(images)
 
     def _embed(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Images → `features` [N, width]; `embeddings` [N, D], unit rows.
+        """Computes the features of images.
 
-        A network without a projection head has no embeddings.
+        Returns:
+            `features` [N, width]; `embeddings` [N, D], unit rows, if the
+            network has a projection head.
         """
         out = self._run(images)
-        names = ("features", "embeddings")
         return {
             name: tf.cast(out[name], tf.float32)
-            for name in names
+            for name in ("features", "embeddings")
             if name in out
         }
 
     def _explain(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Images → the labeled images that they resemble most.
+        """Finds the labeled images that images are most similar to.
+
+        Equation numbers are those of `ops.propagation`.
 
         Returns:
-            What `classify` gives, and, of the k nearest labeled images, the
+            The outputs of `classify`; of the k nearest labeled images, the
             nearest first, all [N, k]: `neighbor_slots`, `neighbor_ids`,
-            `neighbor_classes`, `similarities` (cosines, z·Q_f[k]), `weights`
-            (their share q_k of Eq. 3 among all labeled images). Then
-            `aggregated` [N, L], q^agg of Eq. 9, and `propagated` [N, L], p̂ of
-            Eq. 10. Probabilities are not aligned: alignment belongs to the
-            unlabeled images of training.
+            `neighbor_classes`, `similarities` (cosines z·Q_f[k]) and `weights`
+            (their shares q_k of Eq. 3 among all labeled images); `aggregated`
+            [N, L], q^agg of Eq. 9; `propagated` [N, L], p̂ of Eq. 10.
+            Probabilities are not aligned, as distribution alignment belongs to
+            the unlabeled images of training.
+
+        References:
+            SimMatch, Zheng et al., CVPR 2022, https://arxiv.org/abs/2203.06915
         """
         out = self._run(images)
         p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
@@ -191,20 +199,23 @@ class Classifier(tf.Module):
         q = tf.nn.softmax(logits)  # [N, K], Eq. 3
         cosines = (logits + shift) * t  # [N, K]
         aggregated = propagation.aggregate(q, labels, len(self.class_names))
-        nearest, places = tf.math.top_k(cosines, self.neighbors)  # [N, k]
+        nearest, ranks = tf.math.top_k(cosines, self.neighbors)  # [N, k]
         names = tf.gather(tf.constant(self.class_names), labels)
         return {
             **self._listed(p),
-            "neighbor_slots": tf.gather(self.labeled.slots, places),
-            "neighbor_ids": tf.gather(tf.constant(self.labeled.ids), places),
-            "neighbor_classes": tf.gather(names, places),
+            "neighbor_slots": tf.gather(self.labeled.slots, ranks),
+            "neighbor_ids": tf.gather(tf.constant(self.labeled.ids), ranks),
+            "neighbor_classes": tf.gather(names, ranks),
             "similarities": nearest,
-            "weights": tf.gather(q, places, batch_dims=1),
+            "weights": tf.gather(q, ranks, batch_dims=1),
             "aggregated": aggregated,
-            # Differs: p is not aligned; see above.
+            # Differs: p is not aligned, see above.
             "propagated": propagation.smooth(p, aggregated, self.labeled.alpha),
         }
 
 
-def _function(method, signature: tf.TensorSpec):
+def _function(
+    method: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    signature: tf.TensorSpec,
+) -> tf.types.experimental.PolymorphicFunction:
     return tf.function(method, input_signature=[signature], autograph=False)

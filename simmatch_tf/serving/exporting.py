@@ -1,38 +1,45 @@
-"""From a run to a version that a server loads."""
+"""Writes a run as a version of a SavedModel, or for LiteRT or ONNX."""
 
+import collections
 import dataclasses
+import datetime
+import importlib.metadata
 import json
+import logging
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, command_flags, terminal
+import simmatch_tf
+from simmatch_tf import availability, terminal
+from simmatch_tf import config as config_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import card as card_lib
-from simmatch_tf.serving import (
-    classifier,
-    conversion,
-    loading,
-    thumbnails,
-    verification,
-    versions,
-    warmup,
-)
+from simmatch_tf.serving import classifier as classifier_lib
+from simmatch_tf.serving import loading, thumbnails, verification, versions
 from simmatch_tf.training import inputs, workdir
 
-# Thumbnails of the labeled images are kept in an export up to so many.
-_MOST_THUMBNAILS = 10_000
-# A server sees these batches before the first request comes.
+# Other format → its file.
+FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
+# Those runtimes sum in another order, so the allowed difference is larger.
+_TOLERANCE = 1e-4
+_ONNX_OPSET = 18
+# Requests that TensorFlow Serving sends itself before a version goes live, in
+# batches of these sizes.
+WARMUP = "assets.extra/tf_serving_warmup_requests"
 _WARMUP_BATCHES = (1, 8, 32)
+# Above this number of labeled images no thumbnails are kept.
+_MOST_THUMBNAILS = 10_000
+_PACKAGES = ("tensorflow", "keras", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What an export came to.
+    """The result of an export.
 
     Attributes:
         path: The version's folder.
@@ -45,170 +52,431 @@ class Written:
     notes: list[str]
 
 
-def write(flags: command_flags.ExportConfig) -> Written:
-    """Exports a run: writes, loads again, compares, gives it its number.
+def write(
+    folder: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    kind: str = "saved_model",
+    input_dtype: str = "uint8",
+    neighbors: int = 5,
+    keep_thumbnails: bool = True,
+    images: str | None = None,
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
+) -> Written:
+    """Exports a run: writes a version, loads it again and compares it.
+
+    Args:
+        folder: The run's folder.
+        output: The folder of versions.
+        weights: "student" or "ema"; default: the weights of record.
+        kind: "saved_model", "litert" or "onnx".
+        input_dtype: Data type of the images that it takes, "uint8" or
+            "float32".
+        neighbors: Number of labeled images that `explain` gives of each image.
+        keep_thumbnails: Keep thumbnails of the labeled images in a SavedModel.
+        images: Folder, pattern or list of images to compare on; default: those
+            of the run's dataset.
+        data_dir: Present location of the run's --data_dir.
+        tfds_dir: Present location of the run's --tfds_dir.
 
     Raises:
-        InputError: The run or images cannot be loaded, the export cannot be
-            written, or it differs from the training network. Nothing is left
-            behind.
+        InputError: The run or the images cannot be loaded, the export cannot
+            be written, or it differs from the training network. Nothing is
+            left behind.
     """
-    terminal.say(f"loading {flags.workdir}")
+    terminal.say(f"loading {folder}")
     run = loading.run(
-        flags.workdir,
-        weights=flags.weights,
-        neighbors=flags.neighbors,
-        input_dtype=flags.input_dtype,
+        folder, weights=weights, neighbors=neighbors, input_dtype=input_dtype
     )
-    source, shown = _examples(flags, run)
-    terminal.say(f"writing a version in {flags.output}, and comparing it")
-    with versions.new(flags.output) as aside:
-        card = card_lib.make(run, workdir.Workdir(flags.workdir))
-        card["format"] = flags.format
-        if flags.format == "saved_model":
-            found, notes = _saved_model(aside.path, flags, run, shown)
-            notes += _thumbnails(aside.path, flags, run, source)
+    if images is not None:
+        source = None
+        examples = verification.of_files(images, run.classifier.preprocessing)
+    else:
+        moved = run.config.moved(data_dir, tfds_dir)
+        source, examples = _of_dataset(run, moved)
+    terminal.say(f"writing a version in {output}, and comparing it")
+    notes: list[str] = []
+    with versions.new(output) as version:
+        card = _card(run, workdir.Workdir(folder))
+        card["format"] = kind
+        if kind == "saved_model":
+            card |= _saved_model(
+                version.path, run, examples, neighbors=neighbors, notes=notes
+            )
+            if keep_thumbnails and run.classifier.labeled is not None:
+                _thumbnails(version.path, run, source, notes)
         else:
-            found = conversion.write(aside.path, flags.format, run, shown)
-            notes = []
-        card |= found
-        card_lib.write(aside.path, card)
-    return Written(aside.path, card, notes)
+            card |= _converted(version.path, kind, run.classifier, examples)
+        versions.write_card(version.path, card)
+    return Written(version.path, card, notes)
 
 
-def _examples(
-    flags: command_flags.ExportConfig, run: loading.Run
-) -> tuple[source_lib.Source | None, verification.Examples]:
-    """The run's dataset, and images to compare by."""
-    how = run.classifier.preprocessing
-    size = {"side": how.image_shape[0], "resize": how.resize}
-    if flags.images is not None:
-        images = verification.readable(flags.images, verification.IMAGES)
-        return None, verification.of_files(images, how)
-    terminal.say(f"reading the images of {run.config.dataset}")
+def _of_dataset(
+    run: loading.Run, config: config_lib.Config
+) -> tuple[source_lib.Source, verification.Examples]:
+    """Returns the run's dataset, and images of it to compare on."""
+    terminal.say(f"reading the images of {config.dataset}")
     try:
-        source = inputs.make_source(flags.moved(run.config))
+        source = inputs.make_source(config)
     except InputError as error:
         raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
-    images = source.test or source.train
-    places = np.arange(len(images))
-    return source, verification.examples(images, places, **size)
+    preprocess = run.classifier.preprocessing
+    return source, verification.of_source(
+        source.test or source.train,
+        side=preprocess.image_shape[0],
+        resize=preprocess.resize,
+    )
+
+
+def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
+    """The model card, as far as it is known before the export is written."""
+    content, config, classifier = run.content, run.config, run.classifier
+    labels = collections.Counter(content["labels"])
+    return {
+        "model": {
+            "algorithm": config.algorithm,
+            "backbone": config.backbone,
+            "weights": run.weights,
+            "weights_of_record": run.weights_of_record,
+            "step": run.step,
+            "checkpoint": run.checkpoint,
+            "parameters": classifier.network.count_params(),
+            "input": list(content["image_shape"]),
+            "input_dtype": classifier.input_dtype,
+            "preprocessing": classifier.preprocessing.as_dict(),
+            "explains": classifier.labeled is not None,
+        },
+        "accuracy": versions.accuracy(folder, run.weights, run.step),
+        "data": {
+            "dataset": config.dataset,
+            "class_names": content["class_names"],
+            "train_images": content["train_images"],
+            "unlabeled_images": content["unlabeled_images"],
+            "train_sha256": content.get("train_sha256"),
+        },
+        "split": {
+            "labeled_images": len(content["labels"]),
+            "labeled_per_class": {
+                str(name): labels[label]
+                for label, name in enumerate(content["class_names"])
+            },
+            "validation_images": len(content["validation"] or ()),
+            "split_seed": config.split_seed,
+        },
+        "flags": {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if getattr(config, field.name) is not None
+        },
+        "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+        "versions": {
+            "simmatch_tf": simmatch_tf.__version__,
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
 
 
 def _saved_model(
     folder: pathlib.Path,
-    flags: command_flags.ExportConfig,
     run: loading.Run,
-    shown: verification.Examples,
-) -> tuple[dict[str, Any], list[str]]:
-    """Writes a SavedModel and all that belongs to it; loads and compares it.
+    examples: verification.Examples,
+    *,
+    neighbors: int,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Writes a SavedModel with its assets; loads and compares it.
 
     Returns:
-        What it adds to the model card; notes.
+        Entries for the model card. Notes are appended to `notes`.
     """
-    made, notes = run.classifier, []
-    # Of the classes and names a program needs; see `tf.saved_model.Asset`.
-    texts = {
-        loading.CLASS_NAMES: made.class_names,
-        loading.PREPROCESSING: made.preprocessing.as_dict(),
-    }
-    if made.labeled is not None:
-        texts[loading.LABELED] = loading.labeled_images(made)
-        if flags.neighbors > made.neighbors:
-            notes.append(
-                f"--neighbors={flags.neighbors}: explain gives all "
-                f"{made.neighbors} labeled images of the memory"
-            )
+    classifier = run.classifier
+    assets = _assets(classifier)
+    if classifier.labeled is None:
+        notes.append(run.why_no_neighbors)
     else:
-        notes.append(loading.WHY_NO_NEIGHBORS[run.memory])
-    aside = folder / "texts"
-    aside.mkdir()
-    assets = []
-    for name, content in texts.items():
-        path = aside / name
-        path.write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-        assets.append(tf.saved_model.Asset(str(path)))
-    made.assets = assets
-    signatures = made.signatures()
+        assets[loading.LABELED] = _labeled_images(classifier)
+        if neighbors > classifier.neighbors:
+            notes.append(
+                f"--neighbors={neighbors}: explain gives all "
+                f"{classifier.neighbors} labeled images of the memory"
+            )
+    # TensorFlow copies them into assets/.
+    originals = folder / "originals"
+    originals.mkdir()
+    classifier.assets = [
+        tf.saved_model.Asset(str(path))
+        for path in _write_assets(originals, assets)
+    ]
+    signatures = classifier.signatures()
     try:
-        tf.saved_model.save(made, str(folder), signatures=signatures)
-    except tf.errors.OpError as error:  # a full disk
+        tf.saved_model.save(classifier, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:  # such as a full disk
         raise InputError(
             f"{folder.parent}: cannot be written ({error.message})"
         ) from None
-    for path in aside.iterdir():
+    for path in originals.iterdir():
         path.unlink()
-    aside.rmdir()
-    if warmup.available():
-        warmup.write(folder, run.config.dataset, _requests(made, shown))
-    else:
+    originals.rmdir()
+    if not _write_warmup(folder, run.config.dataset, classifier, examples):
         notes.append(
             "no warm-up requests: pip install 'simmatch_tf[serving]' has what "
             "is needed to write them"
         )
-    loaded = tf.saved_model.load(str(folder))
-    gaps = verification.compare(made, loaded.signatures, shown)
-    found = {
-        "interface": _interface(loaded.signatures),
-        "verified": {"images": len(shown.encoded), "largest_difference": gaps},
-    }
-    return found, notes
-
-
-def _requests(
-    made: classifier.Classifier, shown: verification.Examples
-) -> dict[str, list[dict[str, tf.Tensor]]]:
-    """Warm-up: every signature, at several sizes of a batch."""
-    requests = {}
-    for signature in made.signatures():
-        requests[signature] = [
-            {
-                key: tf.gather(tensor, tf.range(size) % len(shown.encoded))
-                for key, tensor in verification.inputs(
-                    signature, shown, made.input_dtype
-                ).items()
-            }
-            for size in _WARMUP_BATCHES
-        ]
-    return requests
-
-
-def _interface(signatures: Mapping[str, Any]) -> dict[str, Any]:
-    """Names, types and shapes of every signature."""
-
-    def fields(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
-        return {
-            key: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-            for key, spec in sorted(specs.items())
-        }
-
+    loaded = tf.saved_model.load(str(folder)).signatures
+    differences = verification.compare(classifier, loaded, examples)
     return {
-        name: {
-            "inputs": fields(function.structured_input_signature[1]),
-            "outputs": fields(function.structured_outputs),
-        }
-        for name, function in signatures.items()
+        "interface": {
+            name: {
+                "inputs": _fields(function.structured_input_signature[1]),
+                "outputs": _fields(function.structured_outputs),
+            }
+            for name, function in loaded.items()
+        },
+        "verified": {
+            "images": len(examples.encoded),
+            "largest_difference": differences,
+        },
     }
+
+
+def _assets(classifier: classifier_lib.Classifier) -> dict[str, Any]:
+    """The files that programs need beside a model: name → JSON content."""
+    return {
+        loading.CLASS_NAMES: classifier.class_names,
+        loading.PREPROCESSING: classifier.preprocessing.as_dict(),
+    }
+
+
+def _labeled_images(
+    classifier: classifier_lib.Classifier,
+) -> list[dict[str, Any]]:
+    """The slots of the memory that were written."""
+    labeled = classifier.labeled
+    return [
+        {"slot": int(slot), "id": name, "class": classifier.class_names[label]}
+        for slot, name, label in zip(
+            labeled.slots, labeled.ids, labeled.labels, strict=True
+        )
+    ]
+
+
+def _write_assets(
+    folder: pathlib.Path, assets: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    for name, content in assets.items():
+        text = json.dumps(content, ensure_ascii=False)
+        (folder / name).write_text(text, "utf-8")
+    return [folder / name for name in assets]
+
+
+def _fields(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+    """The data types and shapes of tensors, for the model card."""
+    return {
+        key: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        for key, spec in sorted(specs.items())
+    }
+
+
+def warmup_available() -> bool:
+    """Returns whether TensorFlow Serving's messages are installed."""
+    try:
+        import tensorflow_serving.apis.prediction_log_pb2  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _write_warmup(
+    folder: pathlib.Path,
+    name: str,
+    classifier: classifier_lib.Classifier,
+    examples: verification.Examples,
+) -> bool:
+    """Writes warm-up requests to every signature.
+
+    Args:
+        folder: The version's folder.
+        name: The model's name in the requests.
+        classifier: What is exported.
+        examples: Images for the requests.
+
+    Returns:
+        Whether they were written: whether the package for them is installed.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    if not warmup_available():
+        return False
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    path = folder / WARMUP
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with tf.io.TFRecordWriter(str(path)) as file:
+            for signature in classifier.signatures():
+                arguments = verification.inputs(
+                    signature, examples, classifier.input_dtype
+                )
+                for size in _WARMUP_BATCHES:
+                    request = predict_pb2.PredictRequest()
+                    request.model_spec.name = name
+                    request.model_spec.signature_name = signature
+                    chosen = tf.range(size) % len(examples.encoded)
+                    for key, tensor in arguments.items():
+                        batch = tf.gather(tensor, chosen).numpy()
+                        proto = tf.make_tensor_proto(batch)
+                        request.inputs[key].CopyFrom(proto)
+                    log = prediction_log_pb2.PredictionLog(
+                        predict_log=prediction_log_pb2.PredictLog(
+                            request=request
+                        )
+                    )
+                    file.write(log.SerializeToString())
+    except tf.errors.OpError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from None
+    return True
 
 
 def _thumbnails(
     folder: pathlib.Path,
-    flags: command_flags.ExportConfig,
     run: loading.Run,
     source: source_lib.Source | None,
-) -> list[str]:
-    """Keeps small pictures of the labeled images, for `predict --html`."""
-    labeled = run.classifier.labeled
-    if not flags.thumbnails or labeled is None:
-        return []
+    notes: list[str],
+) -> None:
+    """Keeps thumbnails of the labeled images, for `predict --html`."""
+    slots = run.classifier.labeled.slots.tolist()
     if source is None:
-        return ["no thumbnails of the labeled images: --images was given"]
-    if len(labeled.slots) > _MOST_THUMBNAILS:
-        return [
-            f"no thumbnails of the labeled images: {len(labeled.slots)} are "
-            f"more than {_MOST_THUMBNAILS}"
-        ]
-    thumbnails.keep(
-        folder, thumbnails.of_slots(run, source, labeled.slots.tolist())
+        notes.append(
+            "no thumbnails of the labeled images: --images was given, so the "
+            "dataset was not read"
+        )
+    elif len(slots) > _MOST_THUMBNAILS:
+        notes.append(
+            f"no thumbnails of the labeled images: {len(slots)} are more than "
+            f"{_MOST_THUMBNAILS}"
+        )
+    else:
+        pictures = thumbnails.of_slots(
+            source,
+            slots,
+            content=run.content,
+            data=run.data,
+            preprocess=run.classifier.preprocessing,
+        )
+        thumbnails.write_archive(folder, pictures)
+
+
+def _converted(
+    folder: pathlib.Path,
+    kind: str,
+    classifier: classifier_lib.Classifier,
+    examples: verification.Examples,
+) -> dict[str, Any]:
+    """Writes a LiteRT or ONNX model that gives `probabilities`.
+
+    Returns:
+        Entries for the model card.
+
+    Raises:
+        InputError: It differs from the training network.
+    """
+    spec = tf.TensorSpec(
+        [None, *classifier.preprocessing.image_shape],
+        classifier.input_dtype,
+        "images",
     )
-    return []
+
+    def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = classifier.network(images, training=False)["logits"]
+        return {"probabilities": tf.nn.softmax(logits)}
+
+    function = tf.function(
+        probabilities, input_signature=[spec], autograph=False
+    )
+    path = folder / FILES[kind]
+    path.write_bytes({"litert": _litert, "onnx": _onnx}[kind](function))
+    _write_assets(folder, _assets(classifier))
+    expected = verification.reference(classifier, examples.pixels)
+    expected = expected[classifier_lib.SERVED]["probabilities"]
+    values = load_converted(path)(examples.pixels.astype(spec.dtype.name))
+    difference = float(np.abs(values - expected).max())
+    verification.check("probabilities", difference, _TOLERANCE)
+    output = tf.TensorSpec([None, len(classifier.class_names)], tf.float32)
+    return {
+        "interface": {
+            path.name: {
+                "inputs": _fields({"images": spec}),
+                "outputs": _fields({"probabilities": output}),
+            }
+        },
+        "verified": {
+            "images": len(values),
+            "largest_difference": {"probabilities": difference},
+        },
+    }
+
+
+def _litert(function: tf.types.experimental.PolymorphicFunction) -> bytes:
+    from tensorflow.python.framework import convert_to_constants
+
+    # The converter would leave Keras' variables without their values.
+    frozen = convert_to_constants.convert_variables_to_constants_v2(
+        function.get_concrete_function()
+    )
+    # Freezing loses the names of the outputs.
+    named = tf.function(
+        lambda images: {"probabilities": frozen(images)[0]},
+        input_signature=function.input_signature,
+        autograph=False,
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [named.get_concrete_function()], tf.Module()
+    )
+    return converter.convert()
+
+
+def _onnx(function: tf.types.experimental.PolymorphicFunction) -> bytes:
+    import tf2onnx
+
+    logging.getLogger("tf2onnx").setLevel(logging.WARNING)
+    model, _ = tf2onnx.convert.from_function(
+        function,
+        input_signature=function.input_signature,
+        opset=_ONNX_OPSET,
+    )
+    # It names the output after a node of the graph.
+    output = model.graph.output[0]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [
+                "probabilities" if name == output.name else name
+                for name in names
+            ]
+    output.name = "probabilities"
+    return model.SerializeToString()
+
+
+def load_converted(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Loads a LiteRT or ONNX model in its own runtime, on the CPU.
+
+    Args:
+        path: The .tflite or .onnx file of an export.
+
+    Returns:
+        A function: images [N, H, W, C] → probabilities [N, L].
+    """
+    if path.suffix == ".tflite":
+        from ai_edge_litert import interpreter
+
+        model = interpreter.Interpreter(model_path=str(path))
+        runner = model.get_signature_runner()
+        return lambda images: runner(images=images)["probabilities"]
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(path), providers=["CPUExecutionProvider"]
+    )
+    return lambda images: session.run(["probabilities"], {"images": images})[0]

@@ -1,189 +1,132 @@
-"""Labels images in files, as fast as they can be decoded."""
+"""Classifies images in files, or images given from Python."""
 
+import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import stat
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
-import tqdm
 
-from simmatch_tf import command_flags, io, terminal
+from simmatch_tf import io, terminal
 from simmatch_tf.data import examination, selection
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import models, outputs, review
+from simmatch_tf.serving import loading, prediction_file
+
+# Classes of an image in the printed table, and images named in a message.
+_LISTED = 5
+# Beginnings of Pillow's modes with more than eight bits, which it would clip.
+_DEEP_MODES = ("I", "F")
 
 
-def choose(
-    model: models.Model, explain: bool
-) -> Callable[..., dict[str, tf.Tensor]]:
-    """The function that predicts.
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """Images to classify: files, or encoded images in memory.
 
-    Raises:
-        InputError: It is to explain, and cannot.
+    Attributes:
+        names: N names, for people.
+        paths: N absolute paths of files, or None.
+        encoded: N encoded images, or None.
+        remarks: uint8 [N], see `examination.warn`; those of files are filled
+            in when they are read.
     """
-    if not explain:
-        return model.classify
-    if model.explain is None:
-        raise InputError(f"--explain: {model.why_not}")
-    return model.explain
+
+    names: Sequence[str]
+    paths: Sequence[str] | None
+    encoded: Sequence[bytes] | None
+    remarks: np.ndarray
+
+    @classmethod
+    def of_files(cls, names: Sequence[str], paths: Sequence[str]) -> "_Images":
+        return cls(names, paths, None, np.zeros(len(names), np.uint8))
 
 
-def predict(
-    model: models.Model,
-    chosen: selection.Selection,
-    flags: command_flags.PredictConfig,
-    show: Callable[[review.Review], None] = lambda found: None,
-) -> review.Review:
-    """Writes the class of each image, and what it rests on, if wanted.
+@dataclasses.dataclass(frozen=True)
+class _Outputs:
+    """What a model gives for the readable images of a batch.
 
-    Args:
-        model: See `models.load`.
-        chosen: The images.
-        flags: For the rest.
-        show: Called with what came of it before the output is complete: where
-            it fails, the rows are kept, and the same command calls it again.
-
-    Returns:
-        What became of them.
-
-    Raises:
-        InputError: The output cannot be written, or nothing can be explained.
+    Attributes:
+        last: Index of the last image of the batch.
+        indices: Indices of those that could be read [n].
+        values: Output → values [n, …]; empty if n = 0.
     """
-    function = choose(model, flags.explain)
-    names = [io.printable(name) for name in chosen.names]
-    neighbors = model.neighbors if flags.explain else None
-    terminal.say(f"labeling {len(names)} images")
-    stats = [_stat(path) for path in chosen.paths]
-    about = {
-        "model": model.identity,
-        "images": _digest(names, stats),
-        "neighbors": neighbors,
-    }
-    output = pathlib.Path(flags.output).expanduser()
-    with (
-        outputs.Rows(output, about, overwrite=flags.overwrite) as rows,
-        _bar(len(names), rows.done) as bar,
-        examination.silent_pillow(),
-    ):
-        place = rows.done
-        remarks = np.zeros(len(names), np.uint8)
 
-        def add(made: dict[int, outputs.Row], stop: int) -> None:
-            """Rows up to `stop`: what was not made could not be read."""
-            rows.add(
-                {"file": names[i], **made[i], "error": None}
-                if i in made
-                else outputs.unreadable(
-                    names[i], why(chosen.paths[i]), neighbors
-                )
-                for i in range(place, stop)
-            )
-            bar.update(stop - place)
-
-        regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
-        for places, safe, marked, images in _batches(
-            model, chosen.paths, np.flatnonzero(regular[place:]) + place, flags
-        ):
-            good = as_shown(chosen.paths, places, safe)
-            note_remarks(remarks, chosen.paths, places[good & marked])
-            made = {}
-            if good.any():
-                found = function(
-                    images=tf.cast(images[good], model.input_dtype)
-                )
-                made = dict(
-                    zip(places[good].tolist(), _rows(found, model), strict=True)
-                )
-            add(made, int(places[-1]) + 1)
-            place = int(places[-1]) + 1
-        add({}, len(names))
-        examination.warn(names, remarks)
-        found = review.make(
-            outputs.read(rows.partial, skip=1),
-            model.class_names,
-            (flags.html_images or 200) if flags.html else 0,
-        )
-        show(found)
-        rows.finish()
-    return found
+    last: int
+    indices: np.ndarray
+    values: dict[str, np.ndarray]
 
 
-def _batches(
-    model: models.Model,
-    paths: Sequence[str],
-    places: np.ndarray,
-    flags: command_flags.PredictConfig,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Decoded images: places, whether they are safe and marked [n], pixels.
-
-    Args:
-        model: What they are decoded for.
-        paths: All paths.
-        places: Those to read: a named pipe, say, would wait for ever.
-        flags: The command's.
-    """
-    yield from decoded(
-        model,
-        places,
-        # As bytes: a path need not be valid UTF-8.
-        [os.fsencode(paths[i]) for i in places],
-        tf.io.read_file,
-        batch_size=flags.batch_size,
-        parallel_calls=flags.parallel_calls,
-    )
-
-
-def decoded(
-    model: models.Model,
-    places: np.ndarray,
-    items: Sequence[bytes],
-    read: Callable[[tf.Tensor], tf.Tensor],
+def _outputs(
+    model: loading.Model,
+    function: Callable[..., dict[str, tf.Tensor]],
+    images: _Images,
+    indices: np.ndarray,
     *,
     batch_size: int,
     parallel_calls: int | None = None,
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """See `_batches`.
+) -> Iterator[_Outputs]:
+    """Runs a model over images.
 
     Args:
-        model: What they are decoded for.
-        places: Numbers of the images.
-        items: As many: what is read.
-        read: An item → an encoded image.
-        batch_size: Images at once.
-        parallel_calls: See --parallel_calls.
+        model: The model.
+        function: Its `classify` or `explain`.
+        images: All images.
+        indices: Indices of those to read, in ascending order.
+        batch_size: Images in a batch.
+        parallel_calls: Images decoded at once; default: twice the cores.
     """
-    if not len(places):
+    if not len(indices):
         return
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (places, np.array(items, object))
-    )
+    if images.paths is None:
+        items, read = [images.encoded[i] for i in indices], tf.identity
+    else:
+        # As bytes: a path need not be valid UTF-8.
+        items = [os.fsencode(images.paths[i]) for i in indices]
+        read = tf.io.read_file
 
-    def decode(place: tf.Tensor, item: tf.Tensor) -> tuple:
+    def decode(index: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
         pixels = model.preprocessing.decode(encoded)
-        return place, _is_safe(encoded), examination.is_marked(encoded), pixels
+        marked = examination.is_marked(encoded)
+        return index, _is_exact(encoded), marked, pixels
 
-    dataset = dataset.map(
+    dataset = tf.data.Dataset.from_tensor_slices(
+        (indices, np.array(items, object))
+    ).map(
         tf.autograph.experimental.do_not_convert(decode),
         num_parallel_calls=parallel_calls or 2 * (os.cpu_count() or 1),
         deterministic=True,
     )
-    # What cannot be decoded is missing then, and its place tells which.
+    # An image that cannot be decoded is missing from its batch.
     dataset = dataset.ignore_errors().batch(batch_size).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
-    yield from dataset.with_options(options).as_numpy_iterator()
+    dataset = dataset.with_options(options)
+    for batch, good, marked, pixels in dataset.as_numpy_iterator():
+        if images.paths is not None:
+            good = good.copy()
+            for place in np.flatnonzero(~good):
+                good[place] = not _why_unreadable(images.paths[batch[place]])
+            for index in batch[good & marked]:
+                path = images.paths[index]
+                images.remarks[index] = examination.remarks(path)
+        values = {}
+        if good.any():
+            inputs = tf.cast(pixels[good], model.input_dtype)
+            outputs = function(images=inputs)
+            values = {name: tensor.numpy() for name, tensor in outputs.items()}
+        yield _Outputs(int(batch[-1]), batch[good], values)
 
 
-def _is_safe(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether TensorFlow surely reads it as viewers show it.
+def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
+    """Whether TensorFlow is known to decode an image as viewers show it.
 
-    So it does with PNGs, and with JPEGs that are not CMYK.
+    This holds for PNGs, and for JPEGs that are not CMYK. Other images must be
+    examined first.
     """
     png, jpeg = (
         tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
@@ -196,6 +139,109 @@ def _is_safe(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
+def _why_unreadable(path: str) -> str:
+    """Why a file cannot be used, or ""."""
+    try:
+        examination.examine(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _reason(path: str) -> str:
+    """Why a file was not decoded."""
+    return _why_unreadable(path) or "could not be decoded"
+
+
+def predict_to_file(
+    model: loading.Model,
+    chosen: selection.Selection,
+    output: str | os.PathLike,
+    *,
+    explain: bool = False,
+    overwrite: bool = False,
+    batch_size: int = 64,
+    parallel_calls: int | None = None,
+    most_shown: int = 0,
+    show: Callable[[prediction_file.Summary], None] = lambda summary: None,
+) -> prediction_file.Summary:
+    """Writes the class of each image to a file.
+
+    Args:
+        model: See `loading.open_model`.
+        chosen: The images.
+        output: The file, ending in .csv, .jsonl or .parquet.
+        explain: Write the most similar labeled images, too.
+        overwrite: Replace the file if it exists.
+        batch_size: Images in a batch.
+        parallel_calls: Images decoded at once; default: twice the cores.
+        most_shown: Number of the least certain images in the summary.
+        show: Called with the summary before the output is complete: if it
+            fails, the rows are kept and the same call continues from there.
+
+    Returns:
+        The summary of all rows.
+
+    Raises:
+        InputError: The output cannot be written, or the model cannot explain.
+    """
+    if explain and model.explain is None:
+        raise InputError(f"--explain: {model.why_not}")
+    names = [io.printable(name) for name in chosen.names]
+    images = _Images.of_files(names, chosen.paths)
+    neighbors = model.neighbors if explain else None
+    terminal.say(f"labeling {len(names)} images")
+    stats = [_stat(path) for path in chosen.paths]
+    identity = {
+        "model": model.identity,
+        "images": _digest(names, stats),
+        "neighbors": neighbors,
+    }
+    with (
+        prediction_file.PredictionFile(
+            io.expand(output), identity, overwrite=overwrite
+        ) as file,
+        terminal.progress(len(names), "image", done=file.done) as bar,
+        examination.silent_pillow(),
+    ):
+        next_index = file.done
+
+        def add(rows: dict[int, prediction_file.Row], stop: int) -> None:
+            """Adds the rows up to `stop`; those not given are unreadable."""
+            file.add(
+                {"file": names[i], **rows[i], "error": None}
+                if i in rows
+                else prediction_file.unreadable(
+                    names[i], _reason(chosen.paths[i]), neighbors
+                )
+                for i in range(next_index, stop)
+            )
+            bar.update(stop - next_index)
+
+        # Reading a named pipe, say, would wait for ever.
+        regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
+        for batch in _outputs(
+            model,
+            model.explain if explain else model.classify,
+            images,
+            np.flatnonzero(regular[next_index:]) + next_index,
+            batch_size=batch_size,
+            parallel_calls=parallel_calls,
+        ):
+            rows = _rows(batch.values, model)
+            rows = dict(zip(batch.indices.tolist(), rows, strict=True))
+            add(rows, batch.last + 1)
+            next_index = batch.last + 1
+        add({}, len(names))
+        examination.warn(names, images.remarks)
+        summary = prediction_file.summarize(
+            file.rows(), model.class_names, most_shown
+        )
+        show(summary)
+        file.finish()
+    return summary
+
+
 def _stat(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
@@ -206,93 +252,276 @@ def _stat(path: str) -> os.stat_result | None:
 def _digest(
     names: Sequence[str], stats: Sequence[os.stat_result | None]
 ) -> str:
-    """What tells these images from others: names, sizes, times."""
-    found = hashlib.sha256()
-    for name, at in zip(names, stats, strict=True):
-        key = [at.st_size, at.st_mtime_ns] if at else None
-        found.update(json.dumps([name, key]).encode() + b"\n")
-    return found.hexdigest()
-
-
-def as_shown(
-    paths: Sequence[str], places: np.ndarray, safe: np.ndarray
-) -> np.ndarray:
-    """Which images TensorFlow reads as viewers show them: bool [n]."""
-    good = safe.copy()
-    for number in np.flatnonzero(~safe):
-        try:
-            examination.examine(paths[places[number]])
-            good[number] = True
-        except ValueError:
-            pass
-    return good
-
-
-def note_remarks(
-    remarks: np.ndarray, paths: Sequence[str], places: np.ndarray
-) -> None:
-    """Enters the remarks on the images at `places` into `remarks` [N]."""
-    for place in places:
-        remarks[place] = examination.remarks(paths[place])
-
-
-def why(path: str) -> str:
-    """Why a file could not be used."""
-    try:
-        examination.examine(path)
-    except ValueError as error:
-        return str(error)
-    return "could not be decoded"
+    """Tells these images from others by names, sizes and times."""
+    digest = hashlib.sha256()
+    for name, status in zip(names, stats, strict=True):
+        key = [status.st_size, status.st_mtime_ns] if status else None
+        digest.update(json.dumps([name, key]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _rows(
-    found: dict[str, tf.Tensor], model: models.Model
-) -> Iterator[outputs.Row]:
-    """What a function gave, a row an image."""
-    values = {name: tensor.numpy() for name, tensor in found.items()}
-    names = model.class_names
-    for number, p in enumerate(values["probabilities"]):
-        row = likeliest(p, names)
+    values: dict[str, np.ndarray], model: loading.Model
+) -> Iterator[prediction_file.Row]:
+    """The rows of a batch."""
+    names, rounded = model.class_names, prediction_file.rounded
+    for number, p in enumerate(values.get("probabilities", ())):
+        row = prediction_file.likeliest(p, names)
         if "propagated" in values:
             propagated = values["propagated"][number]
             best = int(propagated.argmax())
             row["propagated_class"] = names[best]
-            row["propagated_confidence"] = _number(propagated[best])
+            row["propagated_confidence"] = rounded(propagated[best])
             row["neighbors"] = [
                 {
                     "slot": int(values["neighbor_slots"][number, k]),
                     "id": values["neighbor_ids"][number, k].decode(),
                     "class": values["neighbor_classes"][number, k].decode(),
-                    "similarity": _number(values["similarities"][number, k]),
-                    "weight": _number(values["weights"][number, k]),
+                    "similarity": rounded(values["similarities"][number, k]),
+                    "weight": rounded(values["weights"][number, k]),
                 }
                 for k in range(model.neighbors)
             ]
         yield row
 
 
-def likeliest(p: np.ndarray, class_names: Sequence[str]) -> outputs.Row:
-    """The two likeliest classes of an image with the probabilities p [L]."""
-    first, second = np.argsort(-p, kind="stable")[:2]
-    return {
-        "class": class_names[first],
-        "confidence": _number(p[first]),
-        "second_class": class_names[second],
-        "second_confidence": _number(p[second]),
-    }
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Classes and probabilities of N images; `print` shows a table.
+
+    Attributes:
+        names: N names: those of files relative to their folder, or as given;
+            those of arrays are "image 0", "image 1" …
+        class_names: L names.
+        probabilities: float32 [N, L], in the order of `class_names`.
+        note: A sentence if the probabilities are known to be off, or "".
+    """
+
+    names: list[str]
+    class_names: list[str]
+    probabilities: np.ndarray
+    note: str = ""
+
+    @property
+    def classes(self) -> list[str]:
+        """The most probable class of each image, N names."""
+        return [self.class_names[i] for i in self.probabilities.argmax(axis=1)]
+
+    @property
+    def confidences(self) -> np.ndarray:
+        """The probability of that class, float32 [N]."""
+        return self.probabilities.max(axis=1)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns a dict for each image, as `pandas.DataFrame` takes them.
+
+        Returns:
+            "file", "class", "confidence", "second_class" and
+            "second_confidence", as in the files of the command.
+        """
+        return [
+            {"file": name, **prediction_file.likeliest(p, self.class_names)}
+            for name, p in zip(self.names, self.probabilities, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        """Returns N, the number of images."""
+        return len(self.names)
+
+    def __str__(self) -> str:
+        """Returns a line for each image, its most probable classes first."""
+        width = max(map(len, self.names), default=0)
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")
+        lines = [
+            f"{name.ljust(width)}  "
+            + ", ".join(f"{self.class_names[i]} {p[i]:.1%}" for i in best)
+            for name, p, best in zip(
+                self.names, self.probabilities, order[:, :_LISTED], strict=True
+            )
+        ]
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
-def _number(value: np.floating) -> float:
-    """As many digits as mean something."""
-    return float(f"{value:.6g}")
+def predict(
+    model: str | os.PathLike,
+    images: Any,
+    *,
+    weights: str | None = None,
+    batch_size: int = 64,
+) -> Predictions:
+    """Classifies images; see `simmatch_tf.predict`."""
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(
+            f"model is of type {type(model).__name__}: must be the path of a "
+            "run's or an export's folder, which has class names and "
+            "preprocessing"
+        )
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: must be at least 1")
+    given = _given(images)
+    opened = loading.open_model(os.fspath(model), weights=weights)
+    indices = np.arange(len(given.names))
+    if given.paths is not None:
+        regular = [os.path.isfile(path) for path in given.paths]
+        indices = np.flatnonzero(regular)
+    probabilities = np.full(
+        [len(given.names), len(opened.class_names)], np.nan, np.float32
+    )
+    with examination.silent_pillow():
+        for batch in _outputs(
+            opened, opened.classify, given, indices, batch_size=batch_size
+        ):
+            if len(batch.indices):
+                values = batch.values["probabilities"]
+                probabilities[batch.indices] = values
+        missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
+        if len(missing):
+            raise InputError(_unreadable(given, missing))
+    examination.warn(given.names, given.remarks)
+    return Predictions(
+        list(given.names), list(opened.class_names), probabilities, opened.note
+    )
 
 
-def _bar(total: int, done: int) -> tqdm.tqdm:
-    """A bar on a terminal; silent below --verbosity=0, as training is."""
-    return tqdm.tqdm(
-        total=total,
-        initial=done,
-        unit="image",
-        dynamic_ncols=True,
-        disable=terminal.quiet() or not sys.stderr.isatty(),
+def _unreadable(images: _Images, missing: np.ndarray) -> str:
+    """Names images without a prediction, and the reasons."""
+    lines = []
+    for i in missing[:_LISTED]:
+        reason = "its probabilities are NaN"
+        if images.paths is not None:
+            reason = _reason(images.paths[i])
+        lines.append(f"{images.names[i]}: {reason}")
+    more = len(missing) - len(lines)
+    return (
+        f"{len(missing)} of {len(images.names)} images cannot be read: "
+        f"{'; '.join(lines)}{f' and {more} more' if more else ''}. Leave them "
+        "out; `python -m simmatch_tf.predict` labels the others and lists "
+        "these with their reasons"
+    )
+
+
+def _given(images: Any) -> _Images:
+    """Takes images as `simmatch_tf.predict` does.
+
+    Raises:
+        InputError: They are neither files nor arrays nor Pillow images, or
+            there are none.
+    """
+    if isinstance(images, str | os.PathLike):
+        chosen = selection.find(os.fspath(images))
+        return _Images.of_files(chosen.names, chosen.paths)
+    if isinstance(images, PIL.Image.Image):
+        images = [images]
+    elif hasattr(images, "__array__") and not isinstance(images, list | tuple):
+        images = _batch(np.asarray(images))
+    if isinstance(images, bytes | dict) or not isinstance(images, Iterable):
+        raise InputError(
+            f"images are of type {type(images).__name__}: must be paths, "
+            "arrays or Pillow images, one or a list of them"
+        )
+    images = list(images)
+    if not images:
+        raise InputError("images: there are none")
+    are_paths = [isinstance(image, str | os.PathLike) for image in images]
+    if all(are_paths):
+        names = [os.fspath(image) for image in images]
+        paths = [os.path.abspath(io.expand(name)) for name in names]
+        return _Images.of_files(names, paths)
+    if any(are_paths):
+        raise InputError("images: some are paths and some are not")
+    names = [f"image {number}" for number in range(len(images))]
+    remarks = np.zeros(len(names), np.uint8)
+    encoded = []
+    for i, (name, image) in enumerate(zip(names, images, strict=True)):
+        if isinstance(image, PIL.Image.Image):
+            image, remarks[i] = _of_pillow(name, image)
+        encoded.append(_png(name, image))
+    return _Images(names, None, encoded, remarks)
+
+
+def _batch(array: np.ndarray) -> Sequence[Any]:
+    """The images of one array: a batch, or a single one in color or grey.
+
+    Raises:
+        InputError: It has another shape.
+    """
+    if array.dtype.kind in "OUS" and array.ndim == 1:  # of paths
+        return array.tolist()
+    if array.ndim == 4:
+        return array
+    if array.ndim == 3 and array.shape[-1] in (1, 3):
+        return [array]
+    raise InputError(
+        f"images are an array of shape {array.shape}: must be [N, height, "
+        "width, channels], or [height, width, channels] for one image, with 1 "
+        "channel (grey) or 3 (RGB); a batch of grey images [N, height, width] "
+        "can be given as images[..., None]"
+    )
+
+
+def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
+    """The pixels of an upright image, uint8, and the remarks on it.
+
+    Raises:
+        InputError: It cannot be read, or has more than 8 bits a channel.
+    """
+    if image.mode.startswith(_DEEP_MODES):
+        raise InputError(
+            f"{name} is of Pillow's mode {image.mode}: must have 8 bits a "
+            'channel, such as mode "L" or "RGB"'
+        )
+    try:
+        upright, differs = examination.turned(image)
+        mode = "L" if upright.mode == "L" else "RGB"
+        pixels = np.asarray(upright.convert(mode))
+    except Exception as error:  # Pillow's decoders may raise anything
+        raise InputError(
+            f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
+            "closed already"
+        ) from None
+    return pixels, examination.TURNED * differs
+
+
+def _png(name: str, image: Any) -> bytes:
+    """Encodes pixels, so that they are preprocessed as files are.
+
+    Raises:
+        InputError: They are no image of 8 bits a channel, grey or RGB.
+    """
+    try:
+        pixels = np.asarray(image)
+    except Exception as error:  # lists of several lengths, another device
+        raise InputError(
+            f"{name}, of type {type(image).__name__}, is no array ({error})"
+        ) from None
+    if pixels.dtype != np.uint8:
+        raise InputError(_not_uint8(name, pixels))
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        alpha = pixels.ndim == 3 and pixels.shape[-1] == 4
+        raise InputError(
+            f"{name} has shape {np.shape(image)}: must be [height, width, "
+            "channels], with 1 channel (grey) or 3 (RGB)"
+            + ("; leave out alpha: image[..., :3]" if alpha else "")
+        )
+    return tf.io.encode_png(pixels, compression=1).numpy()
+
+
+def _not_uint8(name: str, pixels: np.ndarray) -> str:
+    """Says what is wrong with an array of another type than uint8."""
+    if pixels.dtype.kind not in "biuf" or not pixels.size:
+        return (
+            f"{name} is of type {pixels.dtype}: must be an array of uint8 from "
+            "0 to 255, a path or a Pillow image"
+        )
+    low, high = float(pixels.min()), float(pixels.max())
+    advice = ""
+    if 0 <= low and high <= 1:
+        advice = "; such as (255 * images).round().astype('uint8')"
+    elif 0 <= low and high <= 255:
+        advice = "; such as images.round().astype('uint8')"
+    return (
+        f"{name} is {pixels.dtype} from {low:.3g} to {high:.3g}: must be uint8 "
+        f"from 0 (black) to 255 (white){advice}"
     )

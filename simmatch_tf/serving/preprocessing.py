@@ -1,4 +1,7 @@
-"""From a file's bytes to a network's input, in the graph, as in evaluation."""
+"""Turns encoded images into a network's input, in the graph.
+
+The pixels are those of evaluation.
+"""
 
 import dataclasses
 import struct
@@ -7,54 +10,41 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from simmatch_tf import config as config_lib
 from simmatch_tf.data import branches, decoding, examination, orientation
 
-# Images of one call that are decoded at once, at most.
+# Largest number of images of one call that are decoded at once.
 _PARALLEL = 16
-# PNG's types of grey and of red, green and blue, by their channels.
+# Channels → PNG's color type: grey, or RGB.
 _COLOR_TYPES = {1: 0, 3: 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How images of any size become those that a network takes.
+    """How images of any size become the input of a network.
 
-    They are turned as their EXIF orientation says, whatever the network was
-    trained on: the orientation belongs to the file. (The records of TFDS are
-    trained and evaluated on as stored, see `records.RecordImages`.)
+    Images are turned as their EXIF orientation says, whatever dataset the
+    network was trained on, as the orientation belongs to the file. (The records
+    of TFDS are trained and evaluated on as stored, see `records.RecordImages`.)
 
     Attributes:
         image_shape: (height, width, channels) of the network's input.
-        resize: Length that the shorter side is resized to before the centre
-            is cropped; None: the network's own side.
+        resize: Length that the shorter side is resized to before the center is
+            cropped; None: the side of the network's input.
     """
 
     image_shape: tuple[int, int, int]
     resize: int | None
 
-    @classmethod
-    def of_run(
-        cls, config: config_lib.Config, image_shape: tuple[int, int, int]
-    ) -> Self:
-        """What a run's evaluation does.
-
-        Args:
-            config: The run's flags.
-            image_shape: Of its network's input.
-        """
-        return cls(tuple(image_shape), config.eval_resize)
-
     def as_dict(self) -> dict[str, Any]:
-        """For a JSON file, which other programs may read, too."""
+        """Returns a JSON object, which other programs may read, too."""
         return {**dataclasses.asdict(self), "exif": True}
 
     @classmethod
-    def of_dict(cls, content: dict[str, Any]) -> Self:
-        """Reads what `as_dict` gave.
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Creates an object from what `as_dict` returned.
 
         Raises:
-            KeyError: Something is missing.
+            KeyError: An entry is missing.
         """
         return cls(tuple(content["image_shape"]), content["resize"])
 
@@ -62,14 +52,14 @@ class Preprocessing:
         """Decodes one image.
 
         Args:
-            encoded: A JPEG, PNG, GIF, BMP or WebP, scalar string.
+            encoded: A JPEG, PNG, GIF, BMP or WebP image, a scalar string.
 
         Returns:
             uint8 [H, W, C].
 
         Raises:
-            tf.errors.InvalidArgumentError: It cannot be decoded, or says that
-                it has more than 200 megapixels.
+            tf.errors.InvalidArgumentError: It cannot be decoded, or its header
+                claims more than 200 megapixels.
         """
         image = tf.cond(
             self._is_plain(encoded),
@@ -79,10 +69,10 @@ class Preprocessing:
         return tf.ensure_shape(image, self.image_shape)
 
     def _is_plain(self, encoded: tf.Tensor) -> tf.Tensor:
-        """Of which images decoding alone gives the network's input: bool.
+        """Whether an image only needs decoding to be the network's input.
 
-        Of PNGs of that size and as many channels, of 8 bits. Where images are
-        small, all else takes longer than the decoding.
+        This holds for PNGs of the same size and channels, with 8 bits. For
+        small images, all other steps take longer than decoding.
         """
         height, width, channels = self.image_shape
         if channels not in _COLOR_TYPES or self.resize not in (None, height):
@@ -121,7 +111,7 @@ class Preprocessing:
     def _resampled(
         self, pixels: tf.Tensor, resample: Callable[[], tf.Tensor]
     ) -> tf.Tensor:
-        """Leaves out what would give the same pixels again, and cost most."""
+        """Skips resampling, the slowest step, if it would change nothing."""
         if self.resize not in (None, self.image_shape[0]):
             return resample()
         fits = tf.reduce_all(tf.shape(pixels) == self.image_shape)
@@ -129,7 +119,7 @@ class Preprocessing:
         return tf.ensure_shape(same, self.image_shape)
 
     def decode_batch(self, encoded: tf.Tensor) -> tf.Tensor:
-        """Decodes images, several at once.
+        """Decodes several images at once.
 
         Args:
             encoded: Strings [N], see `decode`.
@@ -138,8 +128,8 @@ class Preprocessing:
             uint8 [N, H, W, C].
 
         Raises:
-            tf.errors.InvalidArgumentError: One cannot be decoded; the message
-                names its place in the batch.
+            tf.errors.InvalidArgumentError: An image cannot be decoded; the
+                message names its index in the batch.
         """
         count = tf.shape(encoded)[0]
 
@@ -150,7 +140,7 @@ class Preprocessing:
                 lambda: self._decode_all(encoded, self.decode),
             )
 
-        # A single image needs no place named, nor threads.
+        # A single image needs neither threads nor its index in a message.
         return tf.cond(
             count == 1, lambda: self.decode(encoded[0])[None], several
         )
@@ -158,11 +148,14 @@ class Preprocessing:
     def _decode_all(
         self, encoded: tf.Tensor, decode: Callable[[tf.Tensor], tf.Tensor]
     ) -> tf.Tensor:
-        """A graph cannot catch errors, but a dataset can leave them out."""
+        """Decodes a batch, and finds the images that cannot be decoded.
+
+        A graph cannot catch errors, but a dataset can ignore them.
+        """
         count = tf.shape(encoded, tf.int64)[0]
 
-        def one(place: tf.Tensor, data: tf.Tensor) -> tuple:
-            return place, decode(data)
+        def one(index: tf.Tensor, data: tf.Tensor) -> tuple:
+            return index, decode(data)
 
         dataset = tf.data.Dataset.from_tensor_slices((tf.range(count), encoded))
         dataset = dataset.map(
@@ -170,15 +163,20 @@ class Preprocessing:
             num_parallel_calls=_PARALLEL,
             deterministic=True,
         ).ignore_errors()
-        # One more at the end, that there be one: a batch cannot be empty.
-        empty = tf.zeros(self.image_shape, tf.uint8)
-        last = tf.data.Dataset.from_tensors((count, empty))
+        # A blank image is appended, as a batch cannot be empty.
+        blank = tf.zeros(self.image_shape, tf.uint8)
+        last = tf.data.Dataset.from_tensors((count, blank))
         dataset = dataset.concatenate(last).batch(count + 1)
-        places, images = dataset.with_options(_options()).get_single_element()
-        found = tf.scatter_nd(
-            places[:, None], tf.ones_like(places), [count + 1]
+        # A dataset of one call is neither tuned nor rewritten.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.experimental_optimization.apply_default_optimizations = False
+        dataset = dataset.with_options(options)
+        indices, images = dataset.get_single_element()
+        decoded = tf.scatter_nd(
+            indices[:, None], tf.ones_like(indices), [count + 1]
         )
-        bad = tf.where(found == 0)[:, 0]
+        bad = tf.where(decoded == 0)[:, 0]
         message = tf.strings.format(
             "image_bytes{} cannot be decoded: must be whole JPEG, PNG, GIF, "
             "BMP or WebP images of at most 200 megapixels",
@@ -191,10 +189,10 @@ class Preprocessing:
 
 
 def _pixels(encoded: tf.Tensor) -> tf.Tensor:
-    """How many pixels a JPEG or PNG is said to have; 0 of other formats.
+    """Number of pixels in the header of a JPEG or PNG; 0 of other formats.
 
-    Few bytes may claim an image that fills the memory. (A BMP is as large as
-    its file, and GIF and WebP have less room for such claims.)
+    A few bytes may claim an image that fills the memory. (A BMP is as large as
+    its file, and headers of GIF and WebP allow no such sizes.)
     """
 
     def of_png() -> tf.Tensor:
@@ -213,11 +211,3 @@ def _pixels(encoded: tf.Tensor) -> tf.Tensor:
         of_png,
         lambda: tf.cond(is_jpeg, of_jpeg, lambda: tf.constant(0.0)),
     )
-
-
-def _options() -> tf.data.Options:
-    """For a dataset of one call: nothing is to be tuned or rewritten."""
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
-    return options

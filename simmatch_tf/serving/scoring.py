@@ -1,4 +1,8 @@
-"""What networks say of the images that results are measured on."""
+"""Scores runs and exports on the images that results are measured on.
+
+`evaluate` needs the logits, `report` also the images to look at: those that are
+wrong and those that are least certain.
+"""
 
 import dataclasses
 import pathlib
@@ -8,25 +12,36 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import command_flags, io, terminal
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import pipeline, splits
+from simmatch_tf import io, terminal
+from simmatch_tf.data import cropping, splits
+from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import classifier, loading
-from simmatch_tf.training import inputs, state, workdir
+from simmatch_tf.serving import classifier as classifier_lib
+from simmatch_tf.serving import loading, thumbnails
+from simmatch_tf.training import inputs, results, state, workdir
+
+# With more test images than this, inspecting a run would take too long.
+MOST = 20_000
+_BATCH_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Logits, and what they are of.
+    """Logits of networks on the images that results are measured on.
 
     Attributes:
-        logits: "student" and "ema" of a run, the one that an export has;
-            float32 [N, L], of an export up to a constant in each row.
-        labels: [N].
-        about: For the report: step, weights of record, classes, images.
+        logits: Name of a network → float32 [N, L]: "student" and "ema" of a
+            run, the one that an export has. Those of an export are known up to
+            a constant in each row.
+        labels: Classes [N].
+        about: Entries for the report: step, weights of record, classes,
+            images.
     """
 
     logits: dict[str, np.ndarray]
@@ -35,124 +50,413 @@ class Scores:
 
 
 def of_run(
-    folder: workdir.Workdir, flags: command_flags.EvaluateConfig
+    folder: workdir.Workdir, config: config_lib.Config, batch_size: int
 ) -> Scores:
-    """Scores of a run's last checkpoint.
+    """Scores both networks of a run's last checkpoint.
+
+    Args:
+        folder: The run's folder.
+        config: The run's flags, with the present location of its images.
+        batch_size: Images in a batch.
 
     Raises:
         InputError: The run or its images cannot be loaded.
     """
-    run = flags.moved(folder.read_config())
-    custom = state.Custom()
-    custom.check(run)
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = state.restore(folder.path, custom)
-    terminal.say(f"reading the images of {run.dataset}")
-    source = inputs.make_source(run)
+    algorithm, strategy, step = state.restore(folder.path, state.Custom())
+    terminal.say(f"reading the images of {config.dataset}")
+    source = inputs.make_source(config)
     split = splits.read(folder.split, source)
-    scored_on, images, places = inputs.scored_images(source, split.validation)
+    scored_on, images, indices = inputs.scored_images(source, split.validation)
     evaluator = evaluator_lib.Evaluator(
         strategy,
         algorithm.networks(),
-        flags.batch_size,
+        batch_size,
         side=source.image_shape[0],
-        resize=run.eval_resize,
-        parallel_calls=run.parallel_calls,
+        resize=config.eval_resize,
+        parallel_calls=config.parallel_calls,
     )
-    terminal.say(f"scoring {len(places)} {scored_on} images")
+    terminal.say(f"scoring {len(indices)} {scored_on} images")
     about = {
         "step": step,
         "weights_of_record": algorithm.weights_of_record,
         "class_names": list(source.class_names),
         "scored_on": scored_on,
-        "test_images": len(places),
+        "test_images": len(indices),
     }
-    return Scores(
-        evaluator.logits(images, places), images.labels[places], about
-    )
+    logits = evaluator.logits(images, indices)
+    return Scores(logits, images.labels[indices], about)
 
 
 def of_export(
-    path: pathlib.Path, flags: command_flags.EvaluateConfig
+    path: pathlib.Path, config: config_lib.Config, batch_size: int
 ) -> Scores:
-    """Scores of an export on its run's test images.
+    """Scores an export on its run's test images.
+
+    Args:
+        path: The version's folder.
+        config: The flags of its run, with the present location of its images.
+        batch_size: Images in a batch.
 
     Raises:
-        InputError: The export or the images cannot be loaded, or these have
-            other classes.
+        InputError: The export or the images cannot be loaded, or the images
+            have other classes than the export.
     """
     terminal.say(f"loading {path}")
     export = loading.export(path)
-    run = flags.moved(config_lib.Config(**export.card["flags"]))
-    terminal.say(f"reading the images of {run.dataset}")
-    source = inputs.make_source(run)
-    here, there = (
-        [io.nfc(str(name)) for name in names]
-        for names in (source.class_names, export.class_names)
-    )
-    if here != there:
+    terminal.say(f"reading the images of {config.dataset}")
+    source = inputs.make_source(config)
+    if [io.nfc(str(name)) for name in source.class_names] != [
+        io.nfc(str(name)) for name in export.class_names
+    ]:
         raise InputError(
             f"--export={path}: has the classes {export.class_names}, but "
             f"{source.name} has {list(source.class_names)}"
         )
-    changes = _changes(export, source)
+    changes = _changed_training_images(export, source)
     if source.test is None:
         raise InputError(
             f"--export={path}: {source.name} has no test images to evaluate "
             "it on"
         )
-    places = np.arange(len(source.test))
-    terminal.say(f"scoring {len(places)} test images")
-    batches = pipeline.evaluation_dataset(
-        source.test,
-        places,
-        min(flags.batch_size, len(places)),
-        side=export.preprocessing.image_shape[0],
-        resize=export.preprocessing.resize,
-        parallel_calls=run.parallel_calls,
+    count = len(source.test)
+    terminal.say(f"scoring {count} test images")
+    classify = export.signatures[classifier_lib.SERVED]
+    probabilities = np.concatenate(
+        list(
+            evaluator_lib.outputs(
+                lambda batch: classify(
+                    images=tf.cast(batch, export.input_dtype)
+                )["probabilities"],
+                source.test,
+                np.arange(count),
+                batch_size=min(batch_size, count),
+                side=export.preprocessing.image_shape[0],
+                resize=export.preprocessing.resize,
+                parallel_calls=config.parallel_calls,
+            )
+        )
     )
-    classify = export.signatures[classifier.SERVED]
-    found = [
-        classify(images=tf.cast(batch, export.input_dtype))["probabilities"]
-        for batch in batches
-    ]
-    probabilities = np.concatenate([p.numpy() for p in found])[: len(places)]
+    weights = export.card["model"]["weights"]
     about = {
         "step": export.card["model"]["step"],
-        "weights_of_record": export.card["model"]["weights"],
+        "weights_of_record": weights,
         "class_names": export.class_names,
         "scored_on": "test",
-        "test_images": len(places),
+        "test_images": count,
         **changes,
     }
-    # The logarithm of a softmax has that softmax.
-    tiny = np.finfo(np.float32).tiny
-    return Scores(
-        {
-            export.card["model"]["weights"]: np.log(
-                np.maximum(probabilities, tiny)
-            )
-        },
-        source.test.labels,
-        about,
-    )
+    # The softmax of a softmax's logarithm is that softmax.
+    logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return Scores({weights: logits}, source.test.labels, about)
 
 
-def _changes(
+def _changed_training_images(
     export: loading.Export, source: source_lib.Source
 ) -> dict[str, str]:
-    """For the report: that an export was trained on other images."""
-    then = export.card["data"]
-    if splits.is_of(then, source):
+    """Entries for the report if an export was trained on other images."""
+    trained_on = export.card["data"]
+    if splits.is_of(trained_on, source):
         return {}
     logging.warning(
         "%s: the training images of %s are not those that it was trained on "
-        "(%d then, %d now, or other names or classes): images that are test "
-        "images now may have been among them, and the result too good",
+        "(%d then, %d now, or other names or classes): present test images may "
+        "have been among them, which would make the result too good",
         *(export.path, source.name),
-        *(then["train_images"], len(source.train)),
+        *(trained_on["train_images"], len(source.train)),
     )
     return {
         "images_changed": "the training images' names or classes are not those "
         "of the export"
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectedImage:
+    """An image as the network sees it, and its prediction.
+
+    Attributes:
+        name: Name of its file, or its number.
+        true: Its class.
+        predicted: The most probable class.
+        confidence: Probability of that class.
+        true_confidence: Probability of its own class.
+        picture: JPEG; None if it cannot be shown.
+        neighbors: The labeled images most similar to it, the most similar
+            first: `slot`, `id`, `class` and `similarity`.
+    """
+
+    name: str
+    true: str
+    predicted: str
+    confidence: float
+    true_confidence: float
+    picture: bytes | None
+    neighbors: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """A run's predictions on the images that its result is measured on.
+
+    Attributes:
+        report: See `metrics.describe`.
+        scored_on: "test" or "validation".
+        images: Number of images.
+        errors: Number of wrong predictions.
+        wrong: Some of the wrong ones, the most confident first.
+        uncertain: The least certain of all, the least certain first.
+        neighbors: Memory slot → JPEG of the labeled image.
+        why_not: Why there are no neighbors, or "".
+    """
+
+    report: dict[str, Any]
+    scored_on: str
+    images: int
+    errors: int
+    wrong: list[InspectedImage]
+    uncertain: list[InspectedImage]
+    neighbors: dict[int, bytes]
+    why_not: str
+
+
+def rank(
+    logits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks images by whether to look at them.
+
+    Args:
+        logits: [N, L].
+        labels: Classes [N].
+
+    Returns:
+        Indices of the images predicted wrong, the most confident first; and of
+        all images, the least certain first.
+    """
+    confidence = metrics.softmax(logits).max(axis=1)
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    order = np.argsort(-confidence[wrong], kind="stable")
+    return wrong[order], np.argsort(confidence, kind="stable")
+
+
+class Inspector:
+    """Inspects several runs; runs on the same dataset load it once."""
+
+    def __init__(
+        self,
+        *,
+        images: int = 24,
+        neighbors: int = 5,
+        batch_size: int = 256,
+        data_dir: str | None = None,
+        tfds_dir: str | None = None,
+    ) -> None:
+        """Takes the options for all runs.
+
+        Args:
+            images: Number of wrong and of uncertain images to show.
+            neighbors: Number of labeled images to show for each of them.
+            batch_size: Images in a batch.
+            data_dir: Present location of the runs' --data_dir.
+            tfds_dir: Present location of the runs' --tfds_dir.
+        """
+        self._images, self._neighbors = images, neighbors
+        self._batch_size, self._folders = batch_size, (data_dir, tfds_dir)
+        self._sources: dict[tuple, source_lib.Source] = {}
+
+    def inspect(
+        self,
+        folder: workdir.Workdir,
+        result: results.Result,
+        *,
+        pictures: bool = True,
+    ) -> Inspection:
+        """Scores a finished run, and chooses images to look at.
+
+        Args:
+            folder: The run's folder.
+            result: The run's result.
+            pictures: Whether to show any images.
+
+        Raises:
+            InputError: The run cannot be loaded; or its images are not on this
+                machine, as nothing is downloaded, or have changed.
+        """
+        if result.test_images > MOST:
+            raise InputError(
+                f"its {result.test_images:,} test images are more than the "
+                f"{MOST:,} up to which a page scores them; run evaluate, whose "
+                "file in the workdir is read instead"
+            )
+        terminal.say(f"scoring the test images of {folder.path}")
+        config = folder.read_config().moved(*self._folders)
+        _check_present(config)
+        _check_unchanged(folder, config)
+        source = self._source(config)
+        split = splits.read(folder.split, source)
+        scored_on, images, indices = inputs.scored_images(
+            source, split.validation
+        )
+        run = loading.run(folder.path, neighbors=self._neighbors)
+        if run.step != result.steps:
+            raise InputError(
+                f"{folder.checkpoints}: the last checkpoint is of step "
+                f"{run.step}, the result of step {result.steps}"
+            )
+        preprocess = run.classifier.preprocessing
+        evaluator = evaluator_lib.Evaluator(
+            strategies.one(),
+            {"record": run.classifier.network},
+            self._batch_size,
+            side=preprocess.image_shape[0],
+            resize=preprocess.resize,
+            parallel_calls=config.parallel_calls,
+        )
+        logits = evaluator.logits(images, indices)["record"]
+        labels = images.labels[indices]
+        wrong, uncertain = rank(logits, labels)
+        errors, most = len(wrong), self._images if pictures else 0
+        wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()
+        chosen = list(dict.fromkeys([*wrong, *uncertain]))
+        shown = _show(run.classifier, images, indices, logits, chosen)
+        slots = {n["slot"] for each in shown.values() for n in each.neighbors}
+        return Inspection(
+            report=metrics.describe(logits, labels),
+            scored_on=scored_on,
+            images=len(indices),
+            errors=errors,
+            wrong=[shown[place] for place in wrong],
+            uncertain=[shown[place] for place in uncertain],
+            neighbors=thumbnails.of_slots(
+                source,
+                sorted(slots),
+                content=run.content,
+                data=run.data,
+                preprocess=preprocess,
+            ),
+            why_not=run.why_no_neighbors,
+        )
+
+    def _source(self, config: config_lib.Config) -> source_lib.Source:
+        key = (
+            config.dataset,
+            config.data_dir,
+            config.tfds_dir,
+            config.image_size,
+            config.on_bad_image,
+        )
+        if key not in self._sources:
+            self._sources[key] = inputs.make_source(config)
+        return self._sources[key]
+
+
+def _check_present(config: config_lib.Config) -> None:
+    """Checks that a dataset can be read without downloading it.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if config.dataset == "custom":
+        raise InputError("the run's images were given from Python")
+    dataset_names.check(config.dataset, config.tfds_dir)
+    root = config.data_dir
+    if root is not None and not io.expand(root).is_dir():
+        raise InputError(
+            f"{root}: no such folder; give the place of the images by "
+            "--data_dir"
+        )
+    if config.dataset in dataset_names.OWN:
+        return
+    outline = tfds_source.outline(
+        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
+    )
+    if outline.train_images is None:
+        raise InputError(
+            f"{config.dataset} is not prepared here; give its place by "
+            "--tfds_dir"
+        )
+
+
+def _check_unchanged(
+    folder: workdir.Workdir, config: config_lib.Config
+) -> None:
+    """Checks that a run's images are those that it was begun with.
+
+    Raises:
+        InputError: They are not, so predictions on them would not be those of
+            the run's result.
+    """
+    if not folder.data.is_file():
+        return  # the run was imported, or is of an older version
+    changes = folder.data_changes(config, images_only=True)
+    if changes:
+        raise InputError(
+            f"{folder.path}: its images are not those that it began with: "
+            f"{changes}"
+        )
+
+
+def _show(
+    classifier: classifier_lib.Classifier,
+    images: source_lib.Images | source_lib.Encoded,
+    indices: np.ndarray,
+    logits: np.ndarray,
+    chosen: list[int],
+) -> dict[int, InspectedImage]:
+    """Shows the chosen images: index among the scored ones → image."""
+    names = classifier.class_names
+    probabilities = metrics.softmax(logits)
+    shown = {}
+    for start in range(0, len(chosen), _BATCH_SIZE):
+        part = chosen[start : start + _BATCH_SIZE]
+        batch = cropping.whole(
+            images,
+            tf.constant(indices[part], tf.int64),
+            side=classifier.preprocessing.image_shape[0],
+            resize=classifier.preprocessing.resize,
+        )
+        for place, pixels, neighbors in zip(
+            part, batch.numpy(), _neighbors(classifier, batch), strict=True
+        ):
+            index, p = int(indices[place]), probabilities[place]
+            label = int(images.labels[index])
+            shown[place] = InspectedImage(
+                name=images.names[index] if images.names else f"image {index}",
+                true=names[label],
+                predicted=names[int(p.argmax())],
+                confidence=float(p.max()),
+                true_confidence=float(p[label]),
+                picture=thumbnails.jpeg(pixels),
+                neighbors=neighbors,
+            )
+    return shown
+
+
+def _neighbors(
+    classifier: classifier_lib.Classifier, images: tf.Tensor
+) -> list[list[dict[str, Any]]]:
+    """The labeled images most similar to each image; none without a memory."""
+    if classifier.labeled is None:
+        return [[] for _ in range(len(images))]
+    out = classifier.explain(images=tf.cast(images, classifier.input_dtype))
+    slots, ids, classes, cosines = (
+        out[name].numpy().tolist()
+        for name in (
+            "neighbor_slots",
+            "neighbor_ids",
+            "neighbor_classes",
+            "similarities",
+        )
+    )
+    return [
+        [
+            {
+                "slot": slot,
+                "id": name.decode(),
+                "class": class_name.decode(),
+                "similarity": cosine,
+            }
+            for slot, name, class_name, cosine in zip(*row, strict=True)
+        ]
+        for row in zip(slots, ids, classes, cosines, strict=True)
+    ]

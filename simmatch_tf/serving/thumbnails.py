@@ -1,10 +1,11 @@
-"""Small pictures of labeled images, for pages that show what a model saw."""
+"""Small pictures of labeled images and of files, for HTML pages."""
 
 import contextlib
 import io
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -21,133 +22,162 @@ from simmatch_tf.data import (
 )
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import loading
+from simmatch_tf.serving import classifier, preprocessing
 
-FILE = "assets.extra/labeled_thumbnails.zip"
+# Archive of an export's thumbnails, in its folder.
+ARCHIVE = "assets.extra/labeled_thumbnails.zip"
 SIDE = 96
 _QUALITY = 85
-_AT_ONCE = 256
+_BATCH_SIZE = 256
 
 
-def jpeg(pixels: np.ndarray) -> bytes:
-    """A thumbnail as JPEG; small images are enlarged without smoothing.
+def jpeg(image: np.ndarray | PIL.Image.Image) -> bytes:
+    """Returns a thumbnail as JPEG; small images are enlarged unsmoothed.
 
     Args:
-        pixels: uint8 [H, W, 1 or 3].
+        image: A Pillow image, or pixels uint8 [H, W, 1 or 3].
     """
-    if pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    return encode(PIL.Image.fromarray(pixels))
-
-
-def encode(image: PIL.Image.Image) -> bytes:
-    """See `jpeg`."""
+    if isinstance(image, np.ndarray):
+        grey = image.shape[-1] == 1
+        image = PIL.Image.fromarray(image[..., 0] if grey else image)
     longest = max(image.size)
     size = [max(1, round(SIDE * side / longest)) for side in image.size]
-    how = PIL.Image.Resampling.BICUBIC
+    method = PIL.Image.Resampling.BICUBIC
     if longest < SIDE:
-        how = PIL.Image.Resampling.NEAREST
+        method = PIL.Image.Resampling.NEAREST
     file = io.BytesIO()
-    image.convert("RGB").resize(size, how).save(file, "JPEG", quality=_QUALITY)
+    image = image.convert("RGB").resize(size, method)
+    image.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
 
 
-def of_slots(
-    run: loading.Run, source: source_lib.Source, slots: Sequence[int]
-) -> dict[int, bytes]:
-    """Thumbnails of labeled images, as their dataset has them.
-
-    What the dataset has no more as the run began with it is left out, and a
-    warning says so.
+def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
+    """Returns thumbnails of image files, upright and uncropped.
 
     Args:
-        run: Whose memory it is.
-        source: The run's dataset.
-        slots: Which of the memory's.
+        paths: Any number → path.
 
     Returns:
-        Slot → JPEG, without those whose image is not known.
+        Number → JPEG, without the files that cannot be read.
     """
-    if run.content["labeled"] is None:
+    pictures = {}
+    with examination.silent_pillow():
+        for number, path in paths.items():
+            # What Pillow cannot show leaves an empty place on the page.
+            with contextlib.suppress(Exception):
+                pictures[number] = jpeg(examination.small(path, 2 * SIDE))
+    return pictures
+
+
+def slot_names(content: dict[str, Any]) -> list[str]:
+    """Returns the name of the image in each memory slot [K].
+
+    Args:
+        content: The content of a run's split file.
+    """
+    indices = splits.slots(content)
+    names = content.get("names") or [str(index) for index in indices]
+    return [
+        name if index >= 0 else classifier.UNKNOWN
+        for name, index in zip(names, indices, strict=True)
+    ]
+
+
+def of_slots(
+    source: source_lib.Source,
+    slots: Sequence[int],
+    *,
+    content: dict[str, Any],
+    data: pathlib.Path,
+    preprocess: preprocessing.Preprocessing,
+) -> dict[int, bytes]:
+    """Returns thumbnails of labeled images as the dataset has them now.
+
+    Images that are gone or have changed since the run was begun are left out
+    with a warning.
+
+    Args:
+        source: The run's dataset.
+        slots: Memory slots of the images.
+        content: The content of the run's split file.
+        data: The file that lists the images that the run was begun with.
+        preprocess: How the run's network sees images.
+
+    Returns:
+        Slot → JPEG, without the slots whose image is unknown.
+    """
+    if content["labeled"] is None:
         return {}
-    labeled = _places(run, source)
-    gone = [slot for slot in slots if labeled[slot] < 0]
-    if gone:
+    indices = _current_indices(source, content, data)
+    missing = [slot for slot in slots if indices[slot] < 0]
+    if missing:
         logging.warning(
-            "%d of %d labeled images are not shown: the dataset has them no "
-            "more as the run began with them (such as %s)",
-            *(len(gone), len(slots), loading.ids(run.content)[gone[0]]),
+            "%d of %d labeled images are not shown: they are no longer in the "
+            "dataset as the run began with them (such as %s)",
+            *(len(missing), len(slots), slot_names(content)[missing[0]]),
         )
-    slots = [slot for slot in slots if labeled[slot] >= 0]
-    how = run.classifier.preprocessing
-    found = {}
-    for start in range(0, len(slots), _AT_ONCE):
-        part = list(slots[start : start + _AT_ONCE])
+    slots = [slot for slot in slots if indices[slot] >= 0]
+    pictures = {}
+    for start in range(0, len(slots), _BATCH_SIZE):
+        part = slots[start : start + _BATCH_SIZE]
         images = cropping.whole(
             source.train,
-            tf.constant([labeled[slot] for slot in part], tf.int64),
-            side=how.image_shape[0],
-            resize=how.resize,
+            tf.constant(indices[part], tf.int64),
+            side=preprocess.image_shape[0],
+            resize=preprocess.resize,
         )
-        for slot, pixels in zip(part, images.numpy(), strict=True):
-            found[slot] = jpeg(pixels)
-    return found
+        pictures |= zip(part, map(jpeg, images.numpy()), strict=True)
+    return pictures
 
 
-def _places(run: loading.Run, source: source_lib.Source) -> np.ndarray:
-    """Where the image of each slot is in the dataset now [K]; -1: nowhere."""
-    content, here = run.content, source.train.names
-    then, changed = _changes(run, source)
+def _current_indices(
+    source: source_lib.Source, content: dict[str, Any], data: pathlib.Path
+) -> np.ndarray:
+    """Index of each slot's image in the dataset now [K]; -1: not there."""
+    current_names = source.train.names
     names = list(map(io_lib.nfc, content.get("names") or ()))
-    if not names or here is None:
-        same = splits.is_of(content, source) and not changed
+    named = bool(names) and current_names is not None
+    files, changed = _compare_files(source, data)
+    if named:
+        # Unless names are those of files, a file holds many images.
+        same = not changed or files.issuperset(names)
     else:
-        # Otherwise a file holds many images.
-        same = not changed or then.issuperset(names)
+        same = splits.is_of(content, source) and not changed
     if not same:
         return np.full(len(content["labels"]), -1)
-    if not names or here is None:
+    if not named:
         return splits.slots(content)
-    numbers = {io_lib.nfc(name): number for number, name in enumerate(here)}
+    numbers = {
+        io_lib.nfc(name): number for number, name in enumerate(current_names)
+    }
     for name in changed:
         numbers.pop(name, None)
     return np.array([numbers.get(name, -1) for name in names])
 
 
-def _changes(
-    run: loading.Run, source: source_lib.Source
+def _compare_files(
+    source: source_lib.Source, data: pathlib.Path
 ) -> tuple[set[str], set[str]]:
-    """The files that a run began with, and those of other content now."""
+    """Files that a run was begun with, and those whose content has changed."""
     try:
-        then = fingerprint.read(run.data)
+        recorded = fingerprint.read(data)
     except (OSError, ValueError):
-        return set(), set()  # an imported run, or an older one
-    changes = fingerprint.compare(then, contents.fingerprint(source))
-    return set(then.files), set(changes.changed)
+        return set(), set()  # the run was imported, or is of an older version
+    changes = fingerprint.compare(recorded, contents.fingerprint(source))
+    return set(recorded.files), set(changes.changed)
 
 
-def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
-    """Thumbnails of whole image files as they are seen, where they can be read.
+def write_archive(folder: pathlib.Path, pictures: Mapping[int, bytes]) -> None:
+    """Writes thumbnails into the folder of an export.
 
     Args:
-        paths: Any number → path.
-    """
-    found = {}
-    with examination.silent_pillow():
-        for number, path in paths.items():
-            # Whatever Pillow cannot show is shown as an empty place.
-            with contextlib.suppress(Exception):
-                found[number] = encode(examination.small(path, 2 * SIDE))
-    return found
-
-
-def keep(folder: pathlib.Path, pictures: dict[int, bytes]) -> None:
-    """Writes thumbnails into an export.
+        folder: The version's folder.
+        pictures: Slot → JPEG.
 
     Raises:
         InputError: They cannot be written.
     """
-    path = folder / FILE
+    path = folder / ARCHIVE
     try:
         path.parent.mkdir(exist_ok=True)
         with zipfile.ZipFile(path, "w") as file:
@@ -159,15 +189,22 @@ def keep(folder: pathlib.Path, pictures: dict[int, bytes]) -> None:
         ) from None
 
 
-def kept(folder: pathlib.Path, slots: Sequence[int]) -> dict[int, bytes]:
-    """Thumbnails from an export, of those slots that have one."""
+def read_archive(
+    folder: pathlib.Path, slots: Sequence[int]
+) -> dict[int, bytes]:
+    """Reads thumbnails from the folder of an export.
+
+    Returns:
+        Slot → JPEG, of those slots that have one.
+    """
     try:
-        with zipfile.ZipFile(folder / FILE) as file:
-            there = set(file.namelist())
+        with zipfile.ZipFile(folder / ARCHIVE) as file:
+            names = {slot: f"{slot}.jpg" for slot in slots}
+            present = set(file.namelist())
             return {
-                slot: file.read(f"{slot}.jpg")
-                for slot in slots
-                if f"{slot}.jpg" in there
+                slot: file.read(name)
+                for slot, name in names.items()
+                if name in present
             }
     except (OSError, zipfile.BadZipFile):
         return {}

@@ -1,4 +1,4 @@
-"""Whether an export gives what the training network gives."""
+"""Compares an export with the training network on real images."""
 
 import dataclasses
 import pathlib
@@ -22,56 +22,56 @@ from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
 
-# Of probabilities and embeddings; features may be of any size, so of theirs.
+# Largest difference of probabilities and embeddings, and of features relative
+# to the largest feature.
 TOLERANCE = 1e-5
+# Number of images to compare on.
 IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Real images, as a network takes them and as files.
+    """Real images, decoded and as files.
 
     Attributes:
-        pixels: uint8 [N, H, W, C], as evaluation makes them.
-        encoded: bytes [N], of the same images.
+        pixels: uint8 [N, H, W, C], as evaluation decodes them.
+        encoded: Files of the same images, N strings.
     """
 
     pixels: np.ndarray
     encoded: list[bytes]
 
 
-def examples(
+def of_source(
     images: source_lib.Images | source_lib.Encoded,
-    places: np.ndarray,
     *,
     side: int,
     resize: int | None,
 ) -> Examples:
-    """Takes images, evenly spread.
+    """Takes at most `IMAGES` images of a set, evenly spread.
 
     Args:
         images: The set.
-        places: Which of them may be taken [n], n at least 1.
         side: See `cropping.whole`.
-        resize: Likewise.
+        resize: See `cropping.whole`.
     """
-    count = min(IMAGES, len(places))
-    places = places[np.linspace(0, len(places) - 1, count).round().astype(int)]
-    chosen = tf.constant(places, tf.int64)
+    count = min(IMAGES, len(images))
+    indices = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+    indices = tf.constant(indices)
     if isinstance(images, records.RecordImages):
-        images = _AsSeen(images)
-    pixels = cropping.whole(images, chosen, side=side, resize=resize)
+        images = _UprightRecords(images)
+    pixels = cropping.whole(images, indices, side=side, resize=resize)
     if images.encoded:
-        encoded = [images.read(place)[0].numpy() for place in chosen]
+        encoded = [images.read(index)[0].numpy() for index in indices]
     else:
         encoded = [
-            tf.io.encode_png(image).numpy() for image in images.fetch(chosen)
+            tf.io.encode_png(image).numpy() for image in images.fetch(indices)
         ]
     return Examples(pixels.numpy(), encoded)
 
 
-class _AsSeen:
-    """Records as viewers show them: so their bytes are served.
+class _UprightRecords:
+    """Records turned as their EXIF orientation says, as an export serves them.
 
     Training and evaluation take them as stored.
     """
@@ -89,31 +89,51 @@ class _AsSeen:
         return encoded, orientation.orientation(encoded)
 
 
-def readable(images: str, most: int) -> files.FileImages:
-    """The first readable ones, as training would read them.
+def of_files(images: str, preprocess: preprocessing.Preprocessing) -> Examples:
+    """Takes the first `IMAGES` readable ones of a user's files.
+
+    Files in color are decoded as evaluation does. Networks for grey images are
+    only ever evaluated on images in memory, so grey files can only be decoded
+    by the export's own preprocessing.
 
     Args:
-        images: See `selection.find`.
-        most: How many at most.
+        images: A folder, a pattern or a list; see `selection.find`.
+        preprocess: How files become the network's input.
+
+    Raises:
+        InputError: None of them can be read.
+    """
+    chosen = _readable(images)
+    height, width, channels = preprocess.image_shape
+    if channels == 3 and height == width:
+        return of_source(chosen, side=height, resize=preprocess.resize)
+    encoded = [pathlib.Path(path).read_bytes() for path in chosen.paths]
+    pixels = [preprocess.decode(tf.constant(data)).numpy() for data in encoded]
+    return Examples(np.stack(pixels), encoded)
+
+
+def _readable(images: str) -> files.FileImages:
+    """The first readable files, with their orientation, as training has them.
 
     Raises:
         InputError: None can be read.
     """
-    found = selection.find(images)
     paths, orientations, reason = [], [], ""
     with examination.silent_pillow():
-        for path in found.paths:
+        for path in selection.find(images).paths:
             try:
-                turn, _ = examination.examine(path)
+                orientation_tag, _ = examination.examine(path)
             except ValueError as error:
                 reason = reason or f"{io.printable(path)}: {error}"
                 continue
             paths.append(path)
-            orientations.append(turn)
-            if len(paths) == most:
+            orientations.append(orientation_tag)
+            if len(paths) == IMAGES:
                 break
     if not paths:
-        raise InputError(f"--images={images}: none can be read; {reason}")
+        raise InputError(
+            f"--images={images}: no image can be read, such as {reason}"
+        )
     return files.FileImages(
         paths=paths,
         labels=np.zeros(len(paths), np.int32),
@@ -124,63 +144,50 @@ def readable(images: str, most: int) -> files.FileImages:
     )
 
 
-def of_files(
-    images: files.FileImages, how: preprocessing.Preprocessing
-) -> Examples:
-    """Takes a user's files, in colour decoded as evaluation does.
-
-    Networks for grey images are evaluated on images in memory alone: for them
-    there is no other way from a file to pixels than that of the export.
-
-    Args:
-        images: Readable ones.
-        how: How they become the network's input.
-    """
-    height, width, channels = how.image_shape
-    if channels == 3 and height == width:
-        places = np.arange(len(images))
-        return examples(images, places, side=height, resize=how.resize)
-    encoded = [pathlib.Path(path).read_bytes() for path in images.paths]
-    pixels = [how.decode(tf.constant(data)).numpy() for data in encoded]
-    return Examples(np.stack(pixels), encoded)
-
-
 def reference(
-    made: classifier_lib.Classifier, pixels: np.ndarray
+    classifier: classifier_lib.Classifier, pixels: np.ndarray
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What the training network says, by signature, without its functions.
+    """Computes the outputs of all signatures from the training network.
+
+    Everything after the network itself is computed here in float64, without
+    the functions that are exported.
 
     Args:
-        made: Its network, class names and memory count.
+        classifier: Its network, class names and memory are used.
         pixels: uint8 [N, H, W, C].
+
+    Returns:
+        Signature → output → values.
     """
-    out = made.network(tf.constant(pixels), training=False)
+    out = classifier.network(tf.constant(pixels), training=False)
     out = {name: np.asarray(value, np.float64) for name, value in out.items()}
     p = _softmax(out["logits"])
     order = np.argsort(-p, axis=1, kind="stable")[:, : classifier_lib.LISTED]
-    found = {
+    classes = {
         "probabilities": p,
         "scores": np.take_along_axis(p, order, axis=1),
     }
-    wanted = {
-        classifier_lib.SERVED: found,
-        "classify_bytes": found,
+    expected = {
+        classifier_lib.SERVED: classes,
+        "classify_bytes": classes,
         "embed": {k: v for k, v in out.items() if k != "logits"},
     }
-    if made.labeled is not None:
-        wanted["explain"] = {**found, **_neighbors(made, p, out["embeddings"])}
-    return wanted
+    if classifier.labeled is not None:
+        neighbors = _neighbors(classifier, p, out["embeddings"])
+        expected["explain"] = {**classes, **neighbors}
+    return expected
 
 
 def _neighbors(
-    made: classifier_lib.Classifier, p: np.ndarray, z: np.ndarray
+    classifier: classifier_lib.Classifier, p: np.ndarray, z: np.ndarray
 ) -> dict[str, np.ndarray]:
-    labeled = made.labeled
+    labeled = classifier.labeled
     cosines = z @ labeled.features.astype(np.float64).T
     q = _softmax(cosines / labeled.temperature)
     aggregated = np.zeros_like(p)
     np.add.at(aggregated.T, labeled.labels, q.T)
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, : made.neighbors]
+    nearest = np.argsort(-cosines, axis=1, kind="stable")
+    nearest = nearest[:, : classifier.neighbors]
     return {
         "similarities": np.take_along_axis(cosines, nearest, axis=1),
         "weights": np.take_along_axis(q, nearest, axis=1),
@@ -194,67 +201,84 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def inputs(signature: str, shown: Examples, dtype: str) -> dict[str, tf.Tensor]:
-    """The examples as a signature takes them."""
+def inputs(
+    signature: str, examples: Examples, dtype: str
+) -> dict[str, tf.Tensor]:
+    """Returns the examples as arguments of a signature.
+
+    Args:
+        signature: Its name.
+        examples: The images.
+        dtype: Data type of decoded images.
+    """
     if signature == "classify_bytes":
-        return {"image_bytes": tf.constant(shown.encoded)}
-    return {"images": tf.constant(shown.pixels.astype(dtype))}
+        return {"image_bytes": tf.constant(examples.encoded)}
+    return {"images": tf.constant(examples.pixels.astype(dtype))}
 
 
 def compare(
-    made: classifier_lib.Classifier,
+    classifier: classifier_lib.Classifier,
     signatures: Mapping[str, Any],
-    shown: Examples,
+    examples: Examples,
 ) -> dict[str, float]:
-    """Runs every signature on the examples, and on the first alone.
+    """Compares every signature on all examples, and on the first alone.
 
     Args:
-        made: The classifier that was exported.
-        signatures: Of the export, loaded again.
-        shown: The examples.
+        classifier: The classifier that was exported.
+        signatures: Those of the export, loaded again.
+        examples: The images.
 
     Returns:
-        "SIGNATURE/OUTPUT" → the largest difference, of features relative to
-        the largest of them.
+        "SIGNATURE/OUTPUT" → the largest difference; that of features is
+        relative to the largest feature.
 
     Raises:
-        InputError: One is above `TOLERANCE`, or an output is missing.
+        InputError: A difference is above `TOLERANCE`, or a signature is
+            missing.
     """
-    wanted = reference(made, shown.pixels)
-    if set(wanted) != set(signatures):
+    expected = reference(classifier, examples.pixels)
+    if set(expected) != set(signatures):
         raise InputError(
-            f"the export has the signatures {sorted(signatures)}, but "
-            f"{sorted(wanted)} are wanted; nothing was written"
+            f"the export has the signatures {sorted(signatures)}, but must "
+            f"have {sorted(expected)}; nothing was written"
         )
-    gaps = {}
-    for name, outputs in wanted.items():
-        first = Examples(shown.pixels[:1], shown.encoded[:1])
-        for part in (shown, first):
-            found = signatures[name](**inputs(name, part, made.input_dtype))
-            for key, values in outputs.items():
-                gap = _gap(key, values[: len(part.encoded)], found[key].numpy())
-                where = f"{name}/{key}"
-                gaps[where] = max(gap, gaps.get(where, 0.0))
-    for where, gap in gaps.items():
-        check(where, gap)
-    return gaps
+    differences: dict[str, float] = {}
+    first = Examples(examples.pixels[:1], examples.encoded[:1])
+    for signature, outputs in expected.items():
+        for part in (examples, first):
+            arguments = inputs(signature, part, classifier.input_dtype)
+            values = signatures[signature](**arguments)
+            for key, wanted in outputs.items():
+                name = f"{signature}/{key}"
+                wanted = wanted[: len(part.encoded)]
+                difference = _difference(key, wanted, values[key].numpy())
+                differences[name] = max(difference, differences.get(name, 0.0))
+    for name, difference in differences.items():
+        check(name, difference)
+    return differences
 
 
-def check(where: str, gap: float, tolerance: float = TOLERANCE) -> None:
-    """Refuses a difference.
+def check(name: str, difference: float, tolerance: float = TOLERANCE) -> None:
+    """Checks the difference of an output.
+
+    Args:
+        name: Name of the output.
+        difference: The largest difference.
+        tolerance: The largest difference allowed.
 
     Raises:
-        InputError: It is above the tolerance, or NaN.
+        InputError: The difference is above the tolerance, or NaN.
     """
-    if not gap <= tolerance:
+    if not difference <= tolerance:
         raise InputError(
-            f"the export differs from the training network: {where} by "
-            f"{gap:.2g}, but {tolerance:.0e} is allowed; nothing was written"
+            f"the export differs from the training network: {name} by "
+            f"{difference:.2g}, but must differ by at most {tolerance:.0e}; "
+            "nothing was written"
         )
 
 
-def _gap(key: str, wanted: np.ndarray, found: np.ndarray) -> float:
-    if wanted.shape != found.shape:
+def _difference(key: str, wanted: np.ndarray, value: np.ndarray) -> float:
+    if wanted.shape != value.shape:
         return float("inf")
     scale = max(1.0, np.abs(wanted).max()) if key == "features" else 1.0
-    return float(np.abs(wanted - found).max() / scale)
+    return float(np.abs(wanted - value).max() / scale)

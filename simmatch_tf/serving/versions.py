@@ -1,11 +1,12 @@
-"""Folders of versions, as TensorFlow Serving polls them.
+"""Folders of exported versions and their model cards.
 
-Nothing here imports TensorFlow.
+TensorFlow Serving polls a folder of versions and loads the largest number in
+it. The model card says what a version is, for programs (JSON) and for people
+(Markdown). Nothing here imports TensorFlow.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -15,66 +16,66 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io
+from simmatch_tf import io, tables
 from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import results, workdir
 
-# Of an export: what it is, for programs.
+# The model card's file for programs, in the folder of a version.
 CARD = "model_card.json"
+_PAGE = "model_card.md"
 _UNFINISHED = ".unfinished-"
 
 
-class Aside:
-    """A folder that becomes a version once it is complete.
+@dataclasses.dataclass
+class Version:
+    """The folder of a version that is being written.
 
     Attributes:
-        path: Where it is written; then where it is.
+        path: The folder: a temporary one, and the version's in the end.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Names the folder."""
-        self.path = path
+    path: pathlib.Path
 
 
 @contextlib.contextmanager
-def new(output: str | os.PathLike) -> Iterator[Aside]:
+def new(output: str | os.PathLike) -> Iterator[Version]:
     """Writes a version: whole, under the next number, or not at all.
 
-    A server that polls `output` looks at numbers only, so it never sees the
+    A server that polls `output` only looks at numbers, so it never sees the
     folder before its content is complete.
 
     Args:
-        output: The folder of versions; made if it is not there.
+        output: The folder of versions; created if it does not exist.
 
     Yields:
-        The folder to fill. Behind the block its `path` is the version's.
+        The folder to fill. After the block its `path` is the version's.
 
     Raises:
         InputError: The folder cannot be written.
     """
-    output = pathlib.Path(output).expanduser()
-    aside, stack = None, contextlib.ExitStack()
+    output = io.expand(output)
+    version, stack = None, contextlib.ExitStack()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _remove_dead(output)
-        aside = Aside(
+        _remove_abandoned(output)
+        version = Version(
             pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=output))
         )
-        # The system frees a dead process's lock.
-        lock = stack.enter_context(_opened(aside.path))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield aside
-        # For the server, which may run as another user.
+        # The lock tells other exports that this folder is not abandoned.
+        io.lock(stack.enter_context(_opened(version.path)), wait=True)
+        yield version
+        # The server may run as another user.
         mask = os.umask(0)
         os.umask(mask)
-        aside.path.chmod(0o777 & ~mask)
-        aside.path = _rename(aside.path, output)
+        version.path.chmod(0o777 & ~mask)
+        version.path = _rename(version.path, output)
     except OSError as error:
         raise InputError(
             f"--output={output}: cannot be written ({error.strerror or error})"
         ) from error
     finally:
-        if aside is not None and aside.path.name.startswith(_UNFINISHED):
-            shutil.rmtree(aside.path, ignore_errors=True)
+        if version is not None and version.path.name.startswith(_UNFINISHED):
+            shutil.rmtree(version.path, ignore_errors=True)
         stack.close()
 
 
@@ -87,28 +88,28 @@ def _opened(folder: pathlib.Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _remove_dead(output: pathlib.Path) -> None:
-    """Removes what exports left that were killed."""
+def _remove_abandoned(output: pathlib.Path) -> None:
+    """Removes the folders of exports that were killed."""
     for folder in output.glob(_UNFINISHED + "*"):
-        with contextlib.suppress(OSError), _opened(folder) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError), _opened(folder) as descriptor:
+            if io.lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rename(aside: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
-    """Gives the folder the next free number."""
+def _rename(folder: pathlib.Path, output: pathlib.Path) -> pathlib.Path:
+    """Gives a folder the next free number."""
     while True:
-        version = output / str(1 + max(numbers(output), default=0))
+        path = output / str(1 + max(numbers(output), default=0))
         try:
-            return aside.rename(version)
+            return folder.rename(path)
         except OSError:
-            # Another export took the number in between.
-            if not version.exists():
+            # Unless another export has just taken the number.
+            if not path.exists():
                 raise
 
 
 def numbers(output: pathlib.Path) -> list[int]:
-    """The versions that are there, in no order."""
+    """Returns the numbers of the versions in a folder, in no order."""
     return [int(p.name) for p in output.iterdir() if p.name.isdecimal()]
 
 
@@ -117,27 +118,27 @@ def check_model(
     config: config_lib.Config,
     images: Mapping[str, Any],
 ) -> None:
-    """Checks that a folder of versions has no other run's model.
+    """Checks that a folder of versions does not hold another run's model.
 
-    A server takes the newest version for the same model. A run is the same in
-    the same workdir, however often it was trained there on its dataset with
-    its classes; or where flags and training images are the same, wherever it
-    lies.
+    A server takes the newest version for the same model. Two exports are of
+    the same model if their runs have the same workdir, dataset and classes,
+    however often it was trained; or if flags and training images are equal,
+    wherever the workdirs are.
 
     Args:
         output: The folder of versions.
         config: The run's flags.
-        images: What tells its training images from others, see
+        images: What identifies its training images, see
             `workdir.Workdir.images`.
 
     Raises:
-        InputError: The newest version there is another run's.
+        InputError: The newest version is of another run.
     """
-    output = pathlib.Path(output).expanduser()
+    output = io.expand(output)
     if not output.is_dir():
         return
-    there = (output / str(n) for n in sorted(numbers(output), reverse=True))
-    newest = next((p for p in there if p.is_dir() and any(p.iterdir())), None)
+    folders = (output / str(n) for n in sorted(numbers(output), reverse=True))
+    newest = next((p for p in folders if p.is_dir() and any(p.iterdir())), None)
     if newest is None:
         return
     try:
@@ -145,16 +146,18 @@ def check_model(
         flags, data = card["flags"], card["data"]
         if _is_same(flags, data, config, images):
             return
-        whose = f"run {flags['workdir']}, {flags['algorithm']} on "
-        whose += f"{flags.get('data_dir') or data['dataset']}, exported "
-        whose += card["date"]
+        owner = (
+            f"is of run {flags['workdir']}, {flags['algorithm']} on "
+            f"{flags.get('data_dir') or data['dataset']}, exported "
+            f"{card['date']}"
+        )
     except (OSError, ValueError, KeyError, TypeError):
-        whose = f"none that export wrote: {newest.name}/ has no {CARD}"
+        owner = f"was not written by export: {newest.name}/ has no {CARD}"
     name = pathlib.Path(os.path.realpath(config.workdir)).name
     raise InputError(
-        f"--output={output}: holds another model (version {newest.name}: "
-        f"{whose}), and a server would take this one for its next version; "
-        f"name a folder of its own, such as {output / name}, or give "
+        f"--output={output}: holds another model (version {newest.name} "
+        f"{owner}), and a server would take this one for its next version; "
+        f"give each model its own folder, such as {output / name}, or "
         "--replace_model"
     )
 
@@ -165,13 +168,12 @@ def _is_same(
     config: config_lib.Config,
     images: Mapping[str, Any],
 ) -> bool:
-    """Whether a model card is of this run; see `check_model`."""
+    """Whether a model card's flags and data are of a run; see `check_model`."""
     train_sha256 = images.get("train_sha256")
-    here, there = map(os.path.realpath, (config.workdir, flags["workdir"]))
-    if here == there:
+    if os.path.realpath(config.workdir) == os.path.realpath(flags["workdir"]):
         names = images.get("class_names", data["class_names"])
-        # Another folder may have become this workdir's, as its name is the
-        # default's; one that was moved has the same images.
+        # Another folder of images may have come to this workdir, whose default
+        # is named after it; a folder that was moved has the same images.
         moved = flags.get("data_dir") != config.data_dir
         return (
             data["dataset"] == config.dataset
@@ -187,3 +189,138 @@ def _is_same(
     return data["train_sha256"] == train_sha256 and all(
         flags.get(name) == getattr(config, name) for name in decides
     )
+
+
+def accuracy(
+    folder: workdir.Workdir, weights: str, step: int
+) -> dict[str, Any] | None:
+    """Returns the accuracy that was measured of a run's weights at a step.
+
+    Args:
+        folder: The run's folder.
+        weights: "student" or "ema".
+        step: Training steps done.
+
+    Returns:
+        `top1` and `top5` in [0, 1], `scored_on`, `images`; also
+        `calibration_error` in [0, 1], if `evaluate` measured it. None: nothing
+        was measured.
+    """
+    measured = None
+    if folder.results.is_file():
+        result = results.read(folder.results)
+        last = getattr(result, weights)["last"]
+        if last["step"] == step:
+            measured = {
+                "top1": last["top1"],
+                "top5": last["top5"],
+                "scored_on": result.scored_on,
+                "images": result.test_images,
+            }
+    return with_calibration(measured, folder.evaluation, weights, step)
+
+
+def with_calibration(
+    measured: dict[str, Any] | None,
+    evaluation: pathlib.Path,
+    weights: str,
+    step: int,
+) -> dict[str, Any] | None:
+    """Adds what `evaluate` measured of the same weights on the same images.
+
+    What it measured on images that have changed is not taken.
+
+    Args:
+        measured: See `accuracy`.
+        evaluation: The file that `evaluate` writes; it need not exist.
+        weights: "student" or "ema".
+        step: Training steps done.
+    """
+    try:
+        report = json.loads(evaluation.read_text(encoding="utf-8"))
+        evaluated = {
+            "top1": report[weights]["top1"],
+            "top5": report[weights]["top5"],
+            "scored_on": report["scored_on"],
+            "images": report["test_images"],
+            "calibration_error": report[weights]["calibration_error"],
+        }
+        same = (
+            report["step"] == step
+            and "images_changed" not in report
+            and all(
+                evaluated[name] == measured[name]
+                for name in ("scored_on", "images")
+                if measured is not None
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return measured
+    return {**evaluated, **(measured or {})} if same else measured
+
+
+def write_card(folder: pathlib.Path, card: dict[str, Any]) -> None:
+    """Writes a model card as JSON and as Markdown.
+
+    Args:
+        folder: The version's folder.
+        card: See `exporting`.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    io.write_json(folder / CARD, card)
+    io.write_text(folder / _PAGE, _markdown(card))
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    """The card as a page."""
+    model, data, split = card["model"], card["data"], card["split"]
+    measured = card["accuracy"]
+    score = "not measured"
+    if measured:
+        score = f"top-1 {measured['top1']:.2%}"
+        # Of five classes or fewer, top-5 is always 100 %.
+        if len(data["class_names"]) > 5:
+            score += f", top-5 {measured['top5']:.2%}"
+        score += f" on {measured['images']} {measured['scored_on']} images"
+    rows = [
+        ("accuracy", score),
+        ("algorithm", model["algorithm"]),
+        ("backbone", f"{model['backbone']}, {model['parameters']} parameters"),
+        ("weights", f"{model['weights']}, step {model['step']}"),
+        ("input", f"{_size(model['input'])}, {model['input_dtype']}, 0 to 255"),
+        ("dataset", data["dataset"]),
+        ("labeled images", split["labeled_images"]),
+        ("unlabeled images", data["unlabeled_images"]),
+        ("split seed", split["split_seed"]),
+        ("exported", card["date"]),
+        *card["versions"].items(),
+    ]
+    parts = ["# Model card", _table([("", ""), *rows])]
+    for name, interface in card.get("interface", {}).items():
+        fields = [
+            (kind, key, spec["dtype"], _size(spec["shape"]))
+            for kind in ("inputs", "outputs")
+            for key, spec in interface[kind].items()
+        ]
+        head = ("", "name", "type", "shape")
+        parts += [f"## `{name}`", _table([head, *fields])]
+    per_class = split["labeled_per_class"].items()
+    parts += ["## Classes", _table([("class", "labeled images"), *per_class])]
+    parts += ["## Flags", _table([("flag", "value"), *card["flags"].items()])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: list[tuple]) -> str:
+    return tables.markdown([[*map(_text, row)] for row in rows])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " × ".join(map(str, value))
+    return str(value)
+
+
+def _size(shape: list[int | None]) -> str:
+    return " × ".join("N" if side is None else str(side) for side in shape)

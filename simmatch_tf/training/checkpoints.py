@@ -1,60 +1,64 @@
-"""Checkpoints: one file pair a step, the newest readable one is resumed."""
+"""Checkpoints: one pair of files for a step; the newest readable one counts."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import reasons
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.modules import shard
 
-# Counted up when the state of a run changes: what one version saves, another
-# may not be able to take.
+# Incremented when the state of a run changes, so that a version of the package
+# refuses checkpoints that it would misread.
 FORMAT = 2
 
 
 class _Data(tf.train.experimental.PythonState):
-    """What data the state belongs to, as JSON.
+    """Identity of the data that a state belongs to, saved as JSON.
 
     Attributes:
-        here: This run's.
+        current: That of this run.
         saved: That of the checkpoint that was read last.
     """
 
-    def __init__(self, here: dict[str, Any]) -> None:
-        self.here, self.saved = here, here
+    def __init__(self, current: dict[str, Any]) -> None:
+        self.current, self.saved = current, current
 
     def serialize(self) -> str:
-        """Written into a checkpoint."""
-        return json.dumps({"format": FORMAT, **self.here})
+        """Returns the text to save."""
+        return json.dumps({"format": FORMAT, **self.current})
 
     def deserialize(self, value: str) -> None:
-        """Read from one."""
+        """Reads a saved text."""
         self.saved = json.loads(value)
 
 
 def digest(folder: pathlib.Path, step: int) -> str:
-    """What tells a checkpoint from others of the same step.
+    """Returns a hash that tells a checkpoint from others of the same step.
 
-    The index holds a checksum of every tensor.
+    It is that of the index, which holds a checksum of every tensor.
     """
     index = folder / f"step_{step:08d}.index"
     return hashlib.sha256(index.read_bytes()).hexdigest()
 
 
 class Checkpoints:
-    """All state of an algorithm, and what data it belongs to.
+    """Saves and restores all state of an algorithm.
 
-    TensorFlow renames the .index file into place last: a checkpoint that has
-    one is whole. It is read back and on the disk before older ones go.
+    TensorFlow renames the .index file into place last, so a checkpoint that has
+    one is complete. It is read back and flushed to disk before older ones are
+    deleted.
     """
 
     def __init__(
@@ -64,15 +68,14 @@ class Checkpoints:
         data: dict[str, Any],
         keep: int = 3,
     ) -> None:
-        """Names the folder; creates nothing.
+        """Creates nothing on disk.
 
         Args:
-            folder: Where the checkpoints are.
-            algorithm: What is saved.
-            data: What tells its data from others, as JSON can have it; see
-                `splits.identity`. It is saved, too, and must be the same when
-                the state is restored.
-            keep: How many to keep.
+            folder: Folder of the checkpoints.
+            algorithm: Its state is saved.
+            data: JSON values that identify its data; see `splits.identity`.
+                They are saved, and a checkpoint with others is refused.
+            keep: Number of checkpoints to keep.
         """
         self._folder, self._keep = folder, keep
         self._data = _Data(data)
@@ -81,23 +84,23 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in the folder, oldest first."""
+        """Returns the steps of the checkpoints in the folder, oldest first."""
         names = [path.name for path in self._folder.glob("step_*.index")]
         matches = [re.fullmatch(r"step_(\d+)\.index", name) for name in names]
         return sorted(int(match[1]) for match in matches if match)
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint, then deletes those beyond `keep`.
+        """Writes a checkpoint, then deletes the oldest beyond `keep`.
 
         Raises:
-            InputError: It cannot be written; those before stay.
+            InputError: It cannot be written; the earlier ones stay.
         """
         try:
             self._folder.mkdir(exist_ok=True)
             self._checkpoint.write(self._prefix(step))
             self._verify(step)
         except (OSError, tf.errors.OpError) as error:
-            text = reasons.reason(error)
+            text = errors.reason(error)
             with contextlib.suppress(OSError):
                 self._delete(step)
                 self.tidy()
@@ -110,7 +113,7 @@ class Checkpoints:
             self._delete(old)
 
     def _verify(self, step: int) -> None:
-        """Reads a checkpoint back, by its checksums, and flushes it.
+        """Reads a checkpoint back, with its checksums, and flushes it.
 
         Raises:
             OSError, tf.errors.OpError: It is not what was written.
@@ -119,26 +122,26 @@ class Checkpoints:
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
         for path in (*self._folder.glob(f"step_{step:08d}.*"), self._folder):
-            number = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.fsync(number)
+                os.fsync(descriptor)
             finally:
-                os.close(number)
+                os.close(descriptor)
 
     def restore(self, at: int | None = None) -> int | None:
-        """Reads the newest checkpoint that can be read; changes nothing.
+        """Reads the newest checkpoint that can be read.
 
         Args:
-            at: Only this step's.
+            at: Step of the only one to read.
 
         Returns:
-            Its step; None if there is no checkpoint at all.
+            Its step; None if there is no checkpoint.
 
         Raises:
-            InputError: There are some, and none can be read; or the newest
-                readable one does not hold what this run needs.
+            InputError: None of them can be read, or the newest readable one
+                does not fit this run.
         """
-        errors = []
+        failures = []
         for step in reversed(self.steps() if at is None else [at]):
             try:
                 self._check_format(step)
@@ -147,9 +150,10 @@ class Checkpoints:
             except InputError:
                 raise
             except Exception as error:
-                text = reasons.reason(error)
-                errors.append(f"step {step}: {text}")
-                logging.warning("cannot read the checkpoint of %s", errors[-1])
+                failures.append(f"step {step}: {errors.reason(error)}")
+                logging.warning(
+                    "cannot read the checkpoint of %s", failures[-1]
+                )
                 continue
             try:
                 status.assert_consumed()
@@ -160,44 +164,44 @@ class Checkpoints:
                     f"{str(error).splitlines()[0]}"
                 ) from None
             self._check_data(step)
-            if errors:
+            if failures:
                 logging.warning("falling back to the one of step %d", step)
             return step
-        if errors:
+        if failures:
             raise InputError(
                 f"no checkpoint in {self._folder} can be read ("
-                + "; ".join(errors)
-                + "). If flags or backbone are not the run's own, that is "
-                "why; --overwrite starts anew"
+                + "; ".join(failures)
+                + "). This also happens with other flags or another backbone "
+                "than the run's own; --overwrite starts anew"
             )
         return None
 
     def _check_format(self, step: int) -> None:
         reader = tf.train.load_checkpoint(self._prefix(step))
         saved = json.loads(reader.get_tensor("data/.ATTRIBUTES/py_state"))
-        there = saved.get("format", 1)
-        if there != FORMAT:
+        version = saved.get("format", 1)
+        if version != FORMAT:
             raise InputError(
                 f"{self._prefix(step)} was written by another version of "
-                f"simmatch_tf (its format is {there}, this one's {FORMAT}): "
+                f"simmatch_tf (its format is {version}, this one's {FORMAT}): "
                 "go on with that version, or --overwrite to start anew"
             )
 
     def _check_data(self, step: int) -> None:
-        for name, here in self._data.here.items():
-            there = self._data.saved.get(name)
-            if there != here:
+        for name, current in self._data.current.items():
+            saved = self._data.saved.get(name)
+            if saved != current:
                 raise InputError(
                     f"{self._prefix(step)} was trained on other data than "
-                    f"split.json names: {name} is {there} there and {here} "
+                    f"split.json names: {name} is {saved} there and {current} "
                     "here; restore the run's own split.json"
                 )
 
     def tidy(self) -> None:
         """Removes what a kill in the middle of a write left behind.
 
-        For the process that trains alone: of another, it would be the
-        checkpoint that is being written.
+        Only the process that trains may call this: another one would remove
+        the checkpoint that is being written.
         """
         for path in self._folder.glob("step_*_temp*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -206,8 +210,63 @@ class Checkpoints:
         return str(self._folder / f"step_{step:08d}")
 
     def _delete(self, step: int) -> None:
-        """The index first: without it the rest is no checkpoint."""
+        """Deletes a checkpoint, its index first: then it is none any more."""
         prefix = self._prefix(step)
         pathlib.Path(prefix + ".index").unlink(missing_ok=True)
         for path in self._folder.glob(f"step_{step:08d}.data-*"):
             path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------ state that is divided --
+@contextlib.contextmanager
+def gathered(
+    strategy: tf.distribute.Strategy, algorithm: algorithm_lib.Algorithm
+) -> Iterator[None]:
+    """Gathers state that is divided over the replicas, to write a checkpoint.
+
+    In the body `Shard.whole` has all rows. All workers must enter it, whichever
+    of them writes.
+    """
+    shards = algorithm.shards()
+    if not shards:
+        yield
+        return
+    for each in shards:
+        whole = _gather(strategy, each)()
+        each.whole = strategy.experimental_local_results(whole)[0]
+    try:
+        yield
+    finally:
+        for each in shards:
+            each.whole = each.whole[:0]
+
+
+# Traced once a run, not at each checkpoint.
+@functools.lru_cache(maxsize=2)
+def _gather(
+    strategy: tf.distribute.Strategy, rows: shard.Shard
+) -> Callable[[], tf.Tensor]:
+    return tf.function(lambda: strategy.run(rows.gather), autograph=False)
+
+
+def spread(
+    strategy: tf.distribute.Strategy, algorithm: algorithm_lib.Algorithm
+) -> None:
+    """Divides restored state over the replicas: each takes its own rows.
+
+    Raises:
+        InputError: The checkpoint has another number of rows.
+    """
+    for each in algorithm.shards():
+        if each.whole.shape[:1] != [each.rows]:
+            raise InputError(
+                f"the checkpoint's {each.name} has shape {each.whole.shape}, "
+                f"but {each.rows} rows are wanted"
+            )
+
+        @tf.function(autograph=False)
+        def divide(whole, each=each):
+            strategy.run(each.spread, args=(whole,))
+
+        divide(each.whole)
+        each.whole = each.whole[:0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks, io
+from simmatch_tf import checks, io, registry
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import lists, pipeline, service, splits, views
 from simmatch_tf.data.sources import dataset_names, digits, folder
@@ -16,7 +16,6 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import backbone_names
 from simmatch_tf.training import workdir as workdir_lib
 
 
@@ -43,7 +42,7 @@ def make_source(
             f"which is {height}"
         )
     for side in {height, width} if config.backbone != "custom" else ():
-        backbone_names.check_side(config.backbone, side)
+        registry.networks.check_side(config.backbone, side)
     return source
 
 

@@ -3,22 +3,23 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import keras
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime, terminal
+from simmatch_tf import runtime, signals, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.distributed import placement, strategies, workers
+from simmatch_tf.distributed import strategies, workers
 from simmatch_tf.evaluation import evaluator
+from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor, profiler
-from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -27,7 +28,6 @@ from simmatch_tf.training import (
     outcome,
     progress,
     results,
-    signals,
     state,
 )
 from simmatch_tf.training import step as step_lib
@@ -38,7 +38,7 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: network.MakeBackbone | None = None,
+    backbone: Callable[..., keras.Model] | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.
@@ -89,7 +89,7 @@ def fit_in(
     with (
         runtime.pinned(),
         signals.watch() as request,
-        workers.lost(folder, config),
+        workers.lost(config, folder.checkpoints),
     ):
         return _Run(folder, config, custom).train(request)
 
@@ -143,7 +143,7 @@ class _Run:
             )
         # --------------------------------------------------------- workdir --
         self.workers.by_chief(self._begin)
-        self.workers.same_folder(folder)
+        self.workers.same_folder(folder.path, (folder.flagfile, folder.split))
         self.checkpoints = checkpoints.Checkpoints(
             folder.checkpoints,
             self.algorithm,
@@ -337,13 +337,13 @@ class _Run:
             if start and not self.workers.chief:
                 self.checkpoints.restore(at=start)
         if start:
-            placement.spread(self.strategy, self.algorithm)
+            checkpoints.spread(self.strategy, self.algorithm)
         return start
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint, unless the state is broken."""
         self._check_finite(step)
-        with placement.gathered(self.strategy, self.algorithm):
+        with checkpoints.gathered(self.strategy, self.algorithm):
             self.workers.by_chief(lambda: self.checkpoints.save(step))
 
     def _say_what(self, bar: progress.Progress, start: int) -> None:
@@ -416,10 +416,10 @@ class _Run:
         name_of_set, images, places = self.scored
         logits = self.evaluator.logits(images, places)
         labels = images.labels[places]
-        self.accuracy = chosen = evaluator.accuracy(logits, labels)
+        self.accuracy = chosen = metrics_lib.accuracy(logits, labels)
         if len(self.split.validation) and self.source.test is not None:
             train, aside = self.source.train, self.split.validation
-            chosen = evaluator.accuracy(
+            chosen = metrics_lib.accuracy(
                 self.evaluator.logits(train, aside), train.labels[aside]
             )
         values = {}

@@ -6,8 +6,6 @@ import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-import tqdm
-
 from simmatch_tf import terminal
 from simmatch_tf.monitoring import diagnosis
 
@@ -49,24 +47,20 @@ class Progress:
         self._first, self._began = start, time.monotonic()
         self._loud = loud and not terminal.quiet()
         self._warns = loud and terminal.warns()
-        live = bar and self._loud and sys.stderr.isatty()
-        self._bar = tqdm.tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not live,
+        show = bar and self._loud
+        self._bar = terminal.progress(
+            steps,
+            "step",
+            done=start,
+            shown=show,
             smoothing=0,  # the mean of all steps, as below
             bar_format=(
                 "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} "
                 "{rate_fmt}, {remaining} left"
             ),
         )
-        self._below = tqdm.tqdm(
-            bar_format="{desc}",
-            dynamic_ncols=True,
-            disable=not live,
-            position=1,
+        self._below = terminal.progress(
+            steps, "step", shown=show, bar_format="{desc}", position=1
         )
         self._accuracy = ""
 
@@ -139,13 +133,13 @@ class Progress:
         if self._loud and not self._bar.disable:
             text = _fill(text)
         if self._loud:
-            tqdm.tqdm.write(text, file=sys.stderr)
+            self._bar.write(text, file=sys.stderr)
 
     def warn(self, findings: Sequence[diagnosis.Finding]) -> None:
         """Warns of patterns: what is seen, why, and what to turn."""
         for found in findings if self._warns else ():
             text = f"warning: {found.says} {found.why} {found.turn}"
-            tqdm.tqdm.write(_fill(text), file=sys.stderr)
+            self._bar.write(_fill(text), file=sys.stderr)
 
     def close(self) -> None:
         """Ends the live lines."""

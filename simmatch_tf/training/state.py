@@ -4,16 +4,15 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime
+from simmatch_tf import registry, runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import fixmatch, simmatch, supervised
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -22,11 +21,6 @@ from simmatch_tf.networks import heads, network
 from simmatch_tf.training import checkpoints
 from simmatch_tf.training import workdir as workdir_lib
 
-ALGORITHMS: dict[str, type[algorithm_lib.Algorithm]] = {
-    "simmatch": simmatch.SimMatch,
-    "fixmatch": fixmatch.FixMatch,
-    "supervised": supervised.Supervised,
-}
 _BUILDING = threading.Lock()
 
 
@@ -41,7 +35,7 @@ class Custom:
     """
 
     source: source_lib.Source | None = None
-    backbone: network.MakeBackbone | None = None
+    backbone: Callable[..., keras.Model] | None = None
     algorithm: type[algorithm_lib.Algorithm] | None = None
 
     def check(
@@ -93,25 +87,21 @@ def make_algorithm(
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
-    kind = custom.algorithm or ALGORITHMS[config.algorithm]
+    kind = custom.algorithm
+    if kind is None:
+        kind = registry.algorithms.find(config.algorithm)[0].value
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 
-    norm = {
-        "batch_norm_momentum": config.batch_norm_momentum,
-        "synchronized": strategy.num_replicas_in_sync > 1
-        and config.batch_norm == "synchronized",
-    }
-    if custom.backbone:
-        backbone = network.own(custom.backbone, **norm)
-    else:
-        backbone = network.backbone(
-            config.backbone, stem_stride=config.stem_stride, **norm
-        )
+    options = {}
+    if not custom.backbone:
+        entry, _ = registry.networks.find(config.backbone)
+        names = entry.facts.get("options", ())
+        options = {name: getattr(config, name) for name in names}
 
     def make_network() -> keras.Model:
         return network.build(
-            backbone,
+            custom.backbone or config.backbone,
             image_shape=image_shape,
             num_classes=num_classes,
             projection_dim=(
@@ -119,6 +109,10 @@ def make_algorithm(
             ),
             mean=mean,
             std=std,
+            batch_norm_momentum=config.batch_norm_momentum,
+            synchronized=strategy.num_replicas_in_sync > 1
+            and config.batch_norm == "synchronized",
+            options=options,
         )
 
     with building(config.seed, config.precision), strategy.scope():
@@ -188,7 +182,7 @@ def load(
     workdir: str | os.PathLike | None,
     *,
     weights: str | None = None,
-    backbone: network.MakeBackbone | None = None,
+    backbone: Callable[..., keras.Model] | None = None,
     algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> keras.Model:
     """Loads the trained network of a run.

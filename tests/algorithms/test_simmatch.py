@@ -43,7 +43,7 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
 
     def make_network():
         return network.build(
-            network.Backbone(small_backbone),
+            small_backbone,
             image_shape=(8, 8, 1),
             num_classes=L,
             projection_dim=8 if kind.needs_embeddings else None,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import command_flags
 from simmatch_tf.data import pipeline
 from simmatch_tf.distributed import strategies
 from simmatch_tf.serving import scoring
@@ -196,10 +195,8 @@ def assert_as_alone(alone, workdir, records):
     # ----------------------------------------------------- what is kept --
     test_strategies.assert_near(one, workdir, step=50)
     result = results.read(workdir / "results.json")
-    scores = scoring.of_run(
-        workdir_lib.Workdir(workdir),
-        command_flags.EvaluateConfig(workdir=str(workdir)),
-    )
+    folder = workdir_lib.Workdir(workdir)
+    scores = scoring.of_run(folder, folder.read_config(), batch_size=256)
     for name, logits in scores.logits.items():
         top1 = np.mean(logits.argmax(1) == scores.labels)
         assert getattr(result, name)["last"]["top1"] == pytest.approx(top1)

@@ -12,8 +12,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import workers as workers_lib
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import workdir as workdir_lib
+from simmatch_tf.flags.errors import InputError
 from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -65,10 +64,10 @@ def test_a_worker_s_first_replica_fills_its_row():
 
 def test_a_folder_that_is_not_shared(told, tmp_path, monkeypatch):
     """It ends the others, too, with a status that no start mends."""
-    folder = workdir_lib.Workdir(tmp_path)
+    files = [tmp_path / "flags.cfg"]  # not there
     one = told(1, [3], [3])
     with pytest.raises(InputError, match="this worker does not see there"):
-        one.same_folder(folder)
+        one.same_folder(tmp_path, files)
     chief, same = told(0), workers_lib._number(b"")
     for other, failed in ((same, 0), (3, 1)):
         # What each saw, then whether it goes on.
@@ -78,9 +77,9 @@ def test_a_folder_that_is_not_shared(told, tmp_path, monkeypatch):
         )
         if failed:
             with pytest.raises(InputError, match="^worker 1 cannot go on"):
-                chief.same_folder(folder)
+                chief.same_folder(tmp_path, files)
         else:
-            chief.same_folder(folder)
+            chief.same_folder(tmp_path, files)
 
 
 def test_all_know_the_same(told):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from simmatch_tf import command_flags, experiment
+from simmatch_tf import experiment
 from simmatch_tf.experiments import costs, finished, grid, plan
 from simmatch_tf.flags.commandline import InputError
 from tests import runs
@@ -21,7 +21,7 @@ PYTHON = sys.executable
 
 
 def flags(*words):
-    return command_flags.ExperimentConfig.from_argv(["experiment", *words])
+    return experiment.ExperimentConfig.from_argv(["experiment", *words])
 
 
 def write_plan(folder, methods, **changes):
@@ -126,10 +126,10 @@ def experimenting(stub):
     code = (
         # Whoever runs the tests may have told them to ignore it (nohup).
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
-        "import sys; from simmatch_tf import experiment, command_flags\n"
+        "import sys; from simmatch_tf import experiment\n"
         f"sys.executable = {str(stub / 'python')!r}\n"
         "sys.exit(experiment.main("
-        "command_flags.ExperimentConfig.from_argv(sys.argv)))"
+        "experiment.ExperimentConfig.from_argv(sys.argv)))"
     )
     process = subprocess.Popen(
         [PYTHON, "-c", code,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.distributed import placement
 from simmatch_tf.modules import memory, shard
+from simmatch_tf.training import checkpoints
 
 L, D, N = 4, 6, 8
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_does_not_tell_them_apart(slots, two_replicas, tmp_path):
 
     owner = Owner(divided)
     saved = tf.train.Checkpoint(algorithm=owner)
-    with placement.gathered(two_replicas, owner):
+    with checkpoints.gathered(two_replicas, owner):
         path = saved.write(str(tmp_path / "divided"))
     assert divided.shard.whole.shape == [0, D]  # not kept
     reader = tf.train.load_checkpoint(path)
@@ -161,7 +161,7 @@ def test_a_checkpoint_does_not_tell_them_apart(slots, two_replicas, tmp_path):
             memory.MemoryBuffer(alone.labels.numpy(), D, 0.7, sharded=True)
         )
     tf.train.Checkpoint(algorithm=again).read(path).assert_consumed()
-    placement.spread(two_replicas, again)
+    checkpoints.spread(two_replicas, again)
     np.testing.assert_array_equal(
         whole(two_replicas, again.memory), whole(two_replicas, divided)
     )

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from simmatch_tf import export, transfer_flags
-from simmatch_tf.command_flags import ExportConfig
+from simmatch_tf import export, transfer
 from simmatch_tf.data.sources import digits
+from simmatch_tf.export import ExportConfig
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import network, zoo
-from simmatch_tf.probes import encoders
+from simmatch_tf.networks import library, network
+from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
 from tests import runs
 
@@ -18,10 +18,10 @@ MOBILE = "keras_applications:MobileNetV2"
 
 
 def find(*models, **values):
-    flags = transfer_flags.TransferConfig(
+    flags = transfer.TransferConfig(
         model=tuple(map(str, models)), datasets="digits", **values
     )
-    return encoders.find(flags)
+    return transfer.load_models(flags)
 
 
 def features(encoder, images=TEST):
@@ -105,9 +105,9 @@ def test_published_weights_are_the_library_s(monkeypatch):
         return made
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
-    values = zoo.published("keras_applications", "MobileNetV2", (64, 64, 3))
+    values = library.published("keras_applications", "MobileNetV2", (64, 64, 3))
     monkeypatch.undo()
-    monkeypatch.setattr(zoo, "published", lambda *args: values)
+    monkeypatch.setattr(library, "published", lambda *args: values)
     (found,) = find(MOBILE, image_size=64)
     images = np.random.default_rng(0).integers(0, 256, [2, 64, 64, 3])
     wanted = made(
@@ -122,7 +122,7 @@ def test_published_weights_of_keras_cv(monkeypatch):
     import keras_cv
 
     kind = keras_cv.models.ResNetBackbone
-    core, _ = zoo._keras_cv("resnet18", (32, 32, 3))
+    core, _ = library._keras_cv("resnet18", (32, 32, 3))
 
     def fetch(name):
         assert name == "resnet18_imagenet"
@@ -155,13 +155,7 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
         find("keras_cv:mit_b0", image_size=240)
     (run,) = find(finished_run[0])
     with pytest.raises(InputError, match="takes images of 8×9, but square one"):
-        encoders._side(
-            transfer_flags.Named("x", "x", None),
-            (8, 9, 1),
-            transfer_flags.TransferConfig(
-                model=(MOBILE,), datasets="digits", weights="random"
-            ),
-        )
+        encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)
 
 
 def test_parts_that_came_from_python_are_refused(tmp_path):

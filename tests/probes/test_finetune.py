@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simmatch_tf import transfer_flags
+from simmatch_tf import transfer
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import finetune, tasks
@@ -34,7 +34,7 @@ def make_task(channels=3, validation=False):
 
 
 def flags(tmp_path, **values):
-    return transfer_flags.TransferConfig(
+    return transfer.TransferConfig(
         **{
             "model": ("keras_cv:resnet18",),
             "datasets": "digits",
@@ -56,7 +56,7 @@ def encoder():
 
 
 def run(encoder, task, flags, tmp_path):
-    grid = finetune.Grid(encoder, task, flags, tmp_path)
+    grid = finetune.Grid(encoder, task, flags.chosen(), tmp_path)
     told = []
     score, details = grid.run(lambda *what: told.append(what))
     return grid, told, score, details
@@ -67,7 +67,9 @@ def test_the_grid_chooses_and_trains_once_more(encoder, tmp_path):
     how = flags(tmp_path, decays="0.0001")
     grid, told, score, details = run(encoder, task, how, tmp_path)
     assert [(p.rate, p.decay) for p, _ in told] == [(0.001, 1e-4), (0.05, 1e-4)]
-    points = finetune.Grid(encoder, task, flags(tmp_path), tmp_path).points()
+    points = finetune.Grid(
+        encoder, task, flags(tmp_path).chosen(), tmp_path
+    ).points()
     assert [(p.rate, p.decay) for p in points] == [
         (0.001, 0), (0.001, 1e-4), (0.05, 0), (0.05, 1e-4),
     ]  # fmt: skip
@@ -171,13 +173,13 @@ def test_a_rate_that_diverges_is_the_worst(encoder, tmp_path, monkeypatch):
 def test_images_in_memory_must_be_square(encoder, tmp_path):
     task = test_features.make_task()
     with pytest.raises(InputError, match="images are 12×16, but --protocol=f"):
-        finetune.Grid(encoder, task, flags(tmp_path), tmp_path)
+        finetune.Grid(encoder, task, flags(tmp_path).chosen(), tmp_path)
 
 
 def test_encoded_colours_and_a_grey_network(encoder, tmp_path, small_tfds):
-    task = tasks.load(
+    task = transfer.load_task(
         "imagenet2012",
         flags(tmp_path, tfds_dir=small_tfds, datasets="imagenet2012"),
     )
     with pytest.raises(InputError, match="--protocol=linear makes them grey"):
-        finetune.Grid(encoder, task, flags(tmp_path), tmp_path)
+        finetune.Grid(encoder, task, flags(tmp_path).chosen(), tmp_path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simmatch_tf import transfer_flags
+from simmatch_tf import transfer
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import tasks
@@ -30,7 +30,7 @@ def task(train, test, validation=None, name="own", classes="abcdef"):
 
 
 def flags(**values):
-    return transfer_flags.TransferConfig(
+    return transfer.TransferConfig(
         **{"model": ("keras_cv:resnet18",), "datasets": "digits", **values}
     )
 
@@ -126,7 +126,7 @@ def test_images_without_a_class_are_left_out():
 
 
 def test_datasets_of_tfds(tmp_path, small_tfds):
-    found = tasks.load(
+    found = transfer.load_task(
         "cifar100", flags(datasets="cifar100", tfds_dir=small_tfds)
     )
     assert len(found.train) == 200 and found.validation is None
@@ -136,7 +136,7 @@ def test_datasets_of_tfds(tmp_path, small_tfds):
         "cifar10",
         splits=("train", "test", "validation"),
     )
-    found = tasks.load(
+    found = transfer.load_task(
         "cifar10", flags(datasets="cifar10", tfds_dir=str(tmp_path))
     )
     assert len(found.validation) == len(found.test) == 10
@@ -144,7 +144,7 @@ def test_datasets_of_tfds(tmp_path, small_tfds):
 
 
 def test_the_digits_are_the_originals():
-    found = tasks.load("digits", flags())
+    found = transfer.load_task("digits", flags())
     assert found.train.images.shape == (1400, 8, 8, 1)
     assert len(found.test) == 397 and not found.flip
 
@@ -159,7 +159,7 @@ def test_a_folder(tmp_path):
             PIL.Image.new("RGB", (20, 30), (level, 9, 99)).save(
                 tmp_path / place / f"{number}.png"
             )
-    found = tasks.load(
+    found = transfer.load_task(
         "folder", flags(datasets="folder", data_dir=str(tmp_path))
     )
     assert found.train.labels.tolist() == [0] * 3 + [1] * 3
@@ -168,6 +168,6 @@ def test_a_folder(tmp_path):
 
 def test_messages_name_this_command_s_flag(small_tfds):
     with pytest.raises(InputError, match="^--datasets=cifar10:9.9.9: TFDS can"):
-        tasks.load(
+        transfer.load_task(
             "cifar10:9.9.9", flags(datasets="cifar10", tfds_dir=small_tfds)
         )

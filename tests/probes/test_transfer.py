@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from simmatch_tf import transfer, transfer_flags
+from simmatch_tf import transfer
 from simmatch_tf.data.sources import digits, source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import (
@@ -25,7 +25,7 @@ MODEL = "keras_applications:ResNet50"
 
 
 def flags(**values):
-    return transfer_flags.TransferConfig(
+    return transfer.TransferConfig(
         **{
             "model": (MODEL,),
             "datasets": "digits",
@@ -44,8 +44,8 @@ def test_linear_is_scikit_learn_by_hand_to_the_last_image(
     assert transfer.main(config) is None
     (found,) = json.loads((output / "linear.json").read_text())["outcomes"]
 
-    (encoder,) = encoders.find(config)
-    task = tasks.load("digits", config)
+    (encoder,) = transfer.load_models(config)
+    task = transfer.load_task("digits", config)
     (train, test) = (
         np.load(features.default_folder() / _file(encoder, task, which))
         for which in ("train", "test")
@@ -125,7 +125,7 @@ def measure(tmp_path, monkeypatch):
 
     def measure(task, **values):
         config = flags(output=str(tmp_path / "out"), **values)
-        return measuring.Measurer(config).measure(encoder, task)
+        return measuring.Measurer(config.chosen()).measure(encoder, task)
 
     return measure
 
@@ -220,7 +220,7 @@ def test_too_many_neighbors(measure):
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--output=.*cannot be written"):
-        measuring.Measurer(flags(output=str(tmp_path / "file" / "x")))
+        measuring.Measurer(flags(output=str(tmp_path / "file" / "x")).chosen())
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_datasets_without_classes_are_named(tmp_path):
         InputError,
         match="--datasets=pictures/1.0.0: is no image classification",
     ):
-        tasks.load("pictures", config)
+        transfer.load_task("pictures", config)
 
 
 def test_a_source_of_images_is_a_task():

@@ -10,11 +10,9 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf import (
-    command_flags,
     evaluate,
     export_pytorch,
     import_pytorch,
-    pytorch_flags,
 )
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -85,7 +83,7 @@ def file(tmp_path_factory):
 
 
 def flags(file, *words):
-    return pytorch_flags.ImportPytorchConfig.from_argv(
+    return import_pytorch.ImportPytorchConfig.from_argv(
         ["import_pytorch", str(file), *words]
     )
 
@@ -123,7 +121,7 @@ def imported(file, small_tfds, tmp_path_factory):
 def test_a_round_trip_gives_the_same_tensors(file, imported, tmp_path):
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        pytorch_flags.ExportPytorchConfig(
+        export_pytorch.ExportPytorchConfig(
             workdir=str(imported), output=str(back)
         )
     )
@@ -188,7 +186,7 @@ def test_evaluate_and_train_take_the_run(
     split = json.loads((workdir / "split.json").read_text())
     assert split["labeled"] == [int(x) for x in path.read_text().split()]
     assert split["labels"] == [(slot * 7 + 3) % 10 for slot in range(SLOTS)]
-    evaluate.main(command_flags.EvaluateConfig(workdir=str(workdir)))
+    evaluate.main(evaluate.EvaluateConfig(workdir=str(workdir)))
     assert json.loads((workdir / "evaluation.json").read_text())["step"] == 10
     # The list may be gone now: the run has its split.
     path.unlink()
@@ -213,7 +211,7 @@ def test_evaluate_and_train_take_the_run(
     json.loads((done / "results.json").read_text(), parse_constant=pytest.fail)
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        pytorch_flags.ExportPytorchConfig(
+        export_pytorch.ExportPytorchConfig(
             workdir=str(workdir), output=str(back)
         )
     )
@@ -233,7 +231,7 @@ def test_slots_of_unknown_images(file, tmp_path, small_tfds):
     workdir = tmp_path / "run"
     words = (f"--workdir={workdir}", f"--tfds_dir={small_tfds}", *RECIPE)
     import_pytorch.main(flags(file, *words))
-    evaluate.main(command_flags.EvaluateConfig(workdir=str(workdir)))
+    evaluate.main(evaluate.EvaluateConfig(workdir=str(workdir)))
     config = simmatch_tf.Config.from_flagfile(workdir / "flags.cfg")
     with pytest.raises(InputError, match="import the file again with --label"):
         simmatch_tf.fit(config)
@@ -284,7 +282,7 @@ def test_published_runs_need_no_recipe(tmp_path):
     assert split["class_names"][0] == "n01440764"
     with pytest.raises(InputError, match="give the flags of configs/imagenet"):
         import_pytorch.main(
-            pytorch_flags.ImportPytorchConfig(
+            import_pytorch.ImportPytorchConfig(
                 file=str(path), workdir=str(tmp_path / "other")
             )
         )
@@ -514,7 +512,7 @@ def test_our_own_runs_go_to_pytorch(finished_run, tmp_path):
     workdir, _ = finished_run
     output = tmp_path / "run.pth"
     export_pytorch.main(
-        pytorch_flags.ExportPytorchConfig(
+        export_pytorch.ExportPytorchConfig(
             workdir=str(workdir), output=str(output)
         )
     )
@@ -536,29 +534,29 @@ def test_our_own_runs_go_to_pytorch(finished_run, tmp_path):
     import_pytorch.main(flags(output, *words))
     back = tmp_path / "back.pth"
     export_pytorch.main(
-        pytorch_flags.ExportPytorchConfig(workdir=str(again), output=str(back))
+        export_pytorch.ExportPytorchConfig(workdir=str(again), output=str(back))
     )
     same(state, torch.load(back, weights_only=True)["state_dict"])
 
 
 def test_export_of_what_cannot_be(tmp_path, finished_run):
     with pytest.raises(InputError, match="must be a file in a folder"):
-        pytorch_flags.ExportPytorchConfig(workdir="x", output=str(tmp_path))
+        export_pytorch.ExportPytorchConfig(workdir="x", output=str(tmp_path))
     with pytest.raises(InputError, match="no run here"):
         export_pytorch.main(
-            pytorch_flags.ExportPytorchConfig(
+            export_pytorch.ExportPytorchConfig(
                 workdir=str(tmp_path), output=str(tmp_path / "a.pth")
             )
         )
     workdir, _ = finished_run
     output = pathlib.Path("/dev/full/none.pth")
     with pytest.raises(InputError, match="must be a file in a folder"):
-        pytorch_flags.ExportPytorchConfig(workdir="x", output=str(output))
+        export_pytorch.ExportPytorchConfig(workdir="x", output=str(output))
     monkey = tmp_path / "a.pth.tmp"
     monkey.mkdir()  # stands where the file would be written
     with pytest.raises(InputError, match="a.pth: cannot be written"):
         export_pytorch.main(
-            pytorch_flags.ExportPytorchConfig(
+            export_pytorch.ExportPytorchConfig(
                 workdir=str(workdir), output=str(tmp_path / "a.pth")
             )
         )

@@ -12,7 +12,7 @@ from simmatch_tf.pytorch import layout, network_layout
 def build(backbone="resnet18", num_classes=3, dim=4):
     keras.utils.set_random_seed(0)
     return network.build(
-        network.backbone(backbone),
+        backbone,
         image_shape=(32, 32, 3),
         num_classes=num_classes,
         projection_dim=dim,
@@ -115,14 +115,12 @@ def test_no_backbone_of_ours():
     with pytest.raises(InputError, match="no backbone that is known here"):
         network_layout.guess_backbone({"blocks.0.attn.qkv.weight": np.zeros(1)})
     model = network.build(
-        network.Backbone(
-            lambda shape: keras.Sequential(
-                [
-                    keras.Input(shape),
-                    keras.layers.DepthwiseConv2D(3),
-                    keras.layers.GlobalAveragePooling2D(),
-                ]
-            )
+        lambda shape: keras.Sequential(
+            [
+                keras.Input(shape),
+                keras.layers.DepthwiseConv2D(3),
+                keras.layers.GlobalAveragePooling2D(),
+            ]
         ),
         image_shape=(8, 8, 3),
         num_classes=2,

@@ -61,12 +61,13 @@ def both(name, height, width, dtype="float32"):
     theirs = pytorch_networks.Network(backbone, backbone.width, CLASSES, DIM)
     pytorch_networks.randomize(theirs, seed=0)
     ours = network.build(
-        network.backbone(name, **options),
+        name,
         image_shape=(height, width, 3),
         num_classes=CLASSES,
         projection_dim=DIM,
         mean=MEAN,
         std=STD,
+        options=options,
     )
     if dtype != "float32":  # a policy would leave the heads in float32
         config = json.dumps(ours.get_config()).replace("float32", dtype)

@@ -12,11 +12,11 @@ import xml.etree.ElementTree
 import PIL.Image
 import pytest
 
-from simmatch_tf import command_flags, report
+from simmatch_tf import report
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import report_page, runs
-from simmatch_tf.serving import mistakes
+from simmatch_tf.serving import scoring
 from tests.reporting import written
 
 CHROMIUM = next(
@@ -42,13 +42,13 @@ def jpeg(colour):
 
 def shown(name, true, predicted, confidence, near="dog"):
     neighbor = {"slot": 3, "id": "7", "class": near, "similarity": 0.876}
-    return mistakes.Shown(
+    return scoring.InspectedImage(
         name, true, predicted, confidence, 0.1, jpeg("red"), [neighbor]
     )
 
 
 def looked(name, **changes):
-    """What `serving.inspection` finds of a run."""
+    """What `serving.scoring` gives of a run."""
     values = {
         "report": {
             "calibration_error": 0.05,
@@ -62,7 +62,7 @@ def looked(name, **changes):
         "neighbors": {3: jpeg("blue")},
         "why_not": "",
     }
-    found = mistakes.Found(**{**values, **changes})
+    found = scoring.Inspection(**{**values, **changes})
     return report_page.Looked({name: found}, [name], {})
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_is_under_way(tmp_path):
 def test_a_supervised_run_without_memory(tmp_path):
     curves = {"loss/total": {10: 1.0}, "test/ema_top1": {30: 0.7}}
     folder = written.run(tmp_path / "a", curves=curves, algorithm="supervised")
-    item = mistakes.Shown("1", "cat", "dog", 0.9, 0.1, None, [])
+    item = scoring.InspectedImage("1", "cat", "dog", 0.9, 0.1, None, [])
     found = looked(
         "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
     )
@@ -264,7 +264,7 @@ def test_figures(tmp_path):
 
 
 def command(*words):
-    flags = command_flags.ReportConfig.from_argv(["report", *map(str, words)])
+    flags = report.ReportConfig.from_argv(["report", *map(str, words)])
     report.main(flags)
 
 
@@ -302,7 +302,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
     code = (
         "import sys; from simmatch_tf import report\n"
         "from simmatch_tf.flags.commandline import InputError\n"
-        "from simmatch_tf.command_flags import ReportConfig\n"
+        "from simmatch_tf.report import ReportConfig\n"
         f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
         "try: report.main(ReportConfig.from_argv(argv))\n"
         "except InputError: pass\n"

@@ -1,7 +1,6 @@
-"""Pictures of labeled images are those that the run was trained on."""
+"""Thumbnails show the labeled images that the run was trained on."""
 
 import io
-import types
 
 import numpy as np
 import PIL.Image
@@ -26,17 +25,17 @@ def save(path, colour):
 
 
 def of_source(source, data):
-    """As much of a run as pictures need, that begins with these images."""
+    """What thumbnails need of a run that begins with these images."""
     labeled = np.arange(4)
     unlabeled = np.arange(len(source.train))
     split = splits.Split(labeled, np.zeros([0], np.int64), unlabeled)
     source.origin().write(data)
-    how = preprocessing.Preprocessing(source.image_shape, None)
-    return types.SimpleNamespace(
-        content=splits.describe(split, source),
-        data=data,
-        classifier=types.SimpleNamespace(preprocessing=how),
-    )
+    preprocess = preprocessing.Preprocessing(source.image_shape, None)
+    return {
+        "content": splits.describe(split, source),
+        "data": data,
+        "preprocess": preprocess,
+    }
 
 
 @pytest.fixture
@@ -66,54 +65,55 @@ def check(pictures, slots):
         np.testing.assert_allclose(seen[slot], LABELED[slot][1], atol=4)
 
 
-def test_images_are_found_by_name(root, tmp_path, caplog):
+def test_labeled_images_are_matched_by_name(root, tmp_path, caplog):
     run = of_source(load(root), tmp_path / "data.json")
-    check(thumbnails.of_slots(run, load(root), range(4)), [0, 1, 2, 3])
+    check(thumbnails.of_slots(load(root), range(4), **run), [0, 1, 2, 3])
     assert not caplog.messages
     # One more label in front, one less.
     save(root / "labeled/blue/0.png", (0, 255, 0))
     (root / LABELED[2][0]).unlink()
-    check(thumbnails.of_slots(run, load(root), range(4)), [0, 1, 3])
+    check(thumbnails.of_slots(load(root), range(4), **run), [0, 1, 3])
+    name = run["content"]["names"][2]
     assert caplog.messages[-1] == (
-        "1 of 4 labeled images are not shown: the dataset has them no more as "
-        f"the run began with them (such as {run.content['names'][2]})"
+        "1 of 4 labeled images are not shown: they are no longer in the "
+        f"dataset as the run began with them (such as {name})"
     )
 
 
-def test_an_image_of_other_content_is_not_shown(root, tmp_path, caplog):
+def test_changed_images_are_left_out(root, tmp_path, caplog):
     run = of_source(load(root), tmp_path / "data.json")
     save(root / LABELED[1][0], (0, 255, 0))
     save(root / "unlabeled/0.png", (0, 255, 0))
-    check(thumbnails.of_slots(run, load(root), [0, 1, 3]), [0, 3])
+    check(thumbnails.of_slots(load(root), [0, 1, 3], **run), [0, 3])
     assert caplog.messages[-1].startswith("1 of 3 labeled images are not ")
-    # Without a list of what it began with, names have to do.
+    # Without a record of the original files, names decide.
     (tmp_path / "data.json").unlink()
-    assert sorted(thumbnails.of_slots(run, load(root), [0, 1])) == [0, 1]
+    assert sorted(thumbnails.of_slots(load(root), [0, 1], **run)) == [0, 1]
 
 
-def test_images_without_names(tmp_path, caplog):
+def test_labeled_images_without_names(tmp_path, caplog):
     source = digits.load(8)
     run = of_source(source, tmp_path / "data.json")
-    assert len(thumbnails.of_slots(run, source, range(4))) == 4
-    run.content["train_sha256"] = "other"
-    assert thumbnails.of_slots(run, source, range(4)) == {}
-    run.content["train_sha256"] = None  # an older file: by their number
-    assert len(thumbnails.of_slots(run, source, range(4))) == 4
-    run.content["train_images"] += 1
-    assert thumbnails.of_slots(run, source, range(4)) == {}
-    run.content["train_images"] -= 1
+    assert len(thumbnails.of_slots(source, range(4), **run)) == 4
+    run["content"]["train_sha256"] = "other"
+    assert thumbnails.of_slots(source, range(4), **run) == {}
+    run["content"]["train_sha256"] = None  # an older file: by their number
+    assert len(thumbnails.of_slots(source, range(4), **run)) == 4
+    run["content"]["train_images"] += 1
+    assert thumbnails.of_slots(source, range(4), **run) == {}
+    run["content"]["train_images"] -= 1
     # The file that holds them all has changed.
-    text = run.data.read_text().replace('": [', '": [1')
-    run.data.write_text(text)
-    assert thumbnails.of_slots(run, source, range(4)) == {}
+    text = run["data"].read_text().replace('": [', '": [1')
+    run["data"].write_text(text)
+    assert thumbnails.of_slots(source, range(4), **run) == {}
 
 
-def test_what_a_page_shows_is_what_the_network_saw(tmp_path):
+def test_thumbnails_of_files_show_what_the_network_sees(tmp_path):
     grey = np.linspace(0, 60000, 72).reshape(8, 9).astype(np.uint16)
     PIL.Image.fromarray(grey).save(tmp_path / "grey.png")
-    how = preprocessing.Preprocessing((8, 9, 3), None)
+    preprocess = preprocessing.Preprocessing((8, 9, 3), None)
     data = (tmp_path / "grey.png").read_bytes()
-    seen = how.decode(data).numpy().mean()
+    seen = preprocess.decode(data).numpy().mean()
     (picture,) = thumbnails.of_files({0: str(tmp_path / "grey.png")}).values()
     shown = np.asarray(PIL.Image.open(io.BytesIO(picture))).mean()
     assert shown == pytest.approx(seen, abs=4)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from simmatch_tf import command_flags, export
+from simmatch_tf import export
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import tables
 from simmatch_tf.serving import versions
@@ -56,13 +56,13 @@ def test_another_run_s_model_is_refused(tmp_path):
     write(output, 2, first)
     second = runs.config(tmp_path / "runs" / "digits_100", labels=100)
     text = refused(output, second)
-    assert f"(version 2: run {first.workdir}, simmatch on digits" in text
-    assert f"such as {output / 'digits_100'}, or give --replace_model" in text
+    assert f"(version 2 is of run {first.workdir}, simmatch on digits" in text
+    assert f"such as {output / 'digits_100'}, or --replace_model" in text
     # The newest counts, and an empty folder is no model.
     write(output, 10, second)
     (output / "11").mkdir()
     assert not refused(output, second)
-    assert f"(version 10: run {second.workdir}, " in refused(output, first)
+    assert f"(version 10 is of run {second.workdir}, " in refused(output, first)
 
 
 def test_the_same_run_goes_on(tmp_path):
@@ -120,7 +120,7 @@ def test_what_export_did_not_write_is_another_model(tmp_path):
     (tmp_path / "out" / "1").mkdir(parents=True)
     (tmp_path / "out" / "1" / "saved_model.pb").touch()
     text = refused(tmp_path / "out", runs.config(tmp_path / "run"))
-    assert "none that export wrote: 1/ has no model_card.json" in text
+    assert "was not written by export: 1/ has no model_card.json" in text
 
 
 def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
@@ -132,10 +132,10 @@ def test_export_answers_before_tensorflow(tmp_path, monkeypatch):
     write(tmp_path / "exports", 1, runs.config(tmp_path / "runs" / "first"))
     flags = {"workdir": str(workdir), "output": str(tmp_path / "exports")}
     with pytest.raises(InputError, match="holds another model"):
-        export.main(command_flags.ExportConfig(**flags))
+        export.main(export.ExportConfig(**flags))
     # With the flag it goes on, to what this workdir lacks.
     with pytest.raises(InputError, match="split"):
-        export.main(command_flags.ExportConfig(**flags, replace_model=True))
+        export.main(export.ExportConfig(**flags, replace_model=True))
 
 
 def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
@@ -148,3 +148,29 @@ def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
     assert f"--output=exports/{tmp_path.name}" in tables.next_steps(
         tmp_path.relative_to(tmp_path)
     )
+
+
+MEASURED = {"top1": 0.5, "top5": 1.0, "scored_on": "test", "images": 20}
+
+
+def evaluation(**changes):
+    record = {"top1": 0.5, "top5": 1.0, "calibration_error": 0.2}
+    report = {"step": 6, "scored_on": "test", "test_images": 20, "ema": record}
+    return json.dumps({**report, **changes})
+
+
+@pytest.mark.parametrize("known", [MEASURED, None])
+def test_what_evaluate_measured_on_changed_images_is_not_taken(tmp_path, known):
+    path = tmp_path / "evaluation.json"
+    assert versions.with_calibration(known, path, "ema", 6) == known
+    path.write_text(evaluation())
+    assert versions.with_calibration(known, path, "ema", 6) == {
+        **MEASURED,
+        "calibration_error": 0.2,
+    }
+    for changes in (
+        {"images_changed": "15 are changed (test/a/0.png, …)"},
+        {"step": 7},
+    ):
+        path.write_text(evaluation(**changes))
+        assert versions.with_calibration(known, path, "ema", 6) == known

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import command_flags, evaluate
+from simmatch_tf import evaluate
 from simmatch_tf.data import examination
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import inputs, workdir
@@ -84,7 +84,7 @@ def test_a_folder_without_test_images(photos, tmp_path, capsys):
     assert result.class_names == ["b", "ä"]  # by code point
     assert (result.labels, result.unlabeled) == (8, 14)
     assert "has no test images" in capsys.readouterr().err
-    evaluate.main(command_flags.EvaluateConfig(workdir=str(tmp_path / "run")))
+    evaluate.main(evaluate.EvaluateConfig(workdir=str(tmp_path / "run")))
     report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert report["scored_on"] == "validation" and report["test_images"] == 4
     record = report[report["weights_of_record"]]
@@ -461,6 +461,6 @@ def test_flags_of_a_run_hold_in_any_folder(photos, tmp_path, monkeypatch):
     made = {**FOLDER, "data_dir": "photos", "validation_fraction": 0.3}
     runs.fit(tmp_path / "run", **made)
     monkeypatch.chdir("/")
-    evaluate.main(command_flags.EvaluateConfig(workdir=str(tmp_path / "run")))
+    evaluate.main(evaluate.EvaluateConfig(workdir=str(tmp_path / "run")))
     flags = (tmp_path / "run" / "flags.cfg").read_text("utf-8")
     assert f"--data_dir={photos}" in flags

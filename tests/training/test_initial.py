@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, command_flags
+from simmatch_tf import availability
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -113,10 +113,7 @@ def rows(model):
 @pytest.fixture(scope="module")
 def export_of_ours(finished_run, tmp_path_factory):
     output = tmp_path_factory.mktemp("exports") / "digits"
-    flags = command_flags.ExportConfig(
-        workdir=str(finished_run[0]), output=str(output)
-    )
-    return exporting.write(flags).path.parent
+    return exporting.write(finished_run[0], output).path.parent
 
 
 @pytest.mark.parametrize(

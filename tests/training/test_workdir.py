@@ -10,8 +10,8 @@ import pytest
 from absl import logging
 
 import simmatch_tf
-from simmatch_tf import command_flags, evaluate, train
 from simmatch_tf import config as config_lib
+from simmatch_tf import evaluate, train
 from simmatch_tf.data import contents, fingerprint
 from simmatch_tf.data.sources import listing
 from simmatch_tf.data.sources import source as source_lib
@@ -300,7 +300,7 @@ def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
     content.write_bytes(b"two")
     refused(config, rf"has now: 1 is changed \(--{flag}\)")
     # Its images are the same, for `evaluate` and `report`.
-    evaluated = command_flags.EvaluateConfig(workdir=config.workdir)
+    evaluated = evaluate.EvaluateConfig(workdir=config.workdir)
     assert evaluate._changes(workdir.Workdir(config.workdir), evaluated) == {}
     # A run that has begun needs none of them again.
     content.unlink()
@@ -320,7 +320,7 @@ def test_a_later_checkpoint_of_the_first_weights(tmp_path):
 
 def test_evaluation_of_other_images_says_so(config, root, logged):
     folder = workdir.Workdir(config.workdir)
-    flags = command_flags.EvaluateConfig(workdir=config.workdir)
+    flags = evaluate.EvaluateConfig(workdir=config.workdir)
     assert evaluate._changes(folder, flags) == {} and logged == []
     write(root / "unlabeled/1.png", b"other")
     os.utime(root / "unlabeled/1.png", (5, 5))

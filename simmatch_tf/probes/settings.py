@@ -1,0 +1,92 @@
+"""The settings of `transfer`. Imports no TensorFlow."""
+
+import dataclasses
+
+from simmatch_tf.flags.commandline import InputError
+
+# Names of the two kinds of weights of a library's architecture that are no
+# file.
+PUBLISHED, NEW = "imagenet", "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A model of the command line.
+
+    Attributes:
+        name: Of its row in the table.
+        what: A folder, or LIBRARY:NAME.
+        library: "keras_applications", "keras_cv" or None.
+    """
+
+    name: str
+    what: str
+    library: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How models are measured; each field is a flag of `transfer`.
+
+    Attributes:
+        protocol: "linear", "finetune" or "knn".
+        output: Folder of the table and of finished measurements.
+        max_iter: Iterations of L-BFGS for each regularization strength.
+        tol: Largest slope of the mean loss at which L-BFGS ends.
+        neighbors: Images that vote in k-NN.
+        temperature: Of the k-NN votes, exp(cosine / temperature).
+        steps: Steps of each fine-tuning run.
+        rates: Peak learning rates of the fine-tuning grid; see `numbers`.
+        decays: Weight decays of the grid, likewise; each is divided by the
+            rate.
+        crop_area: Least share of the image in a random crop.
+        batch_size: Images at once; of a step, in fine-tuning.
+        seed: Of new weights, and of the order and views of fine-tuning.
+        cache_dir: Folder that keeps features; None: the default.
+        parallel_calls: Batches of images prepared at once.
+        progress: Whether progress bars are shown.
+    """
+
+    protocol: str
+    output: str
+    max_iter: int
+    tol: float
+    neighbors: int
+    temperature: float
+    steps: int
+    rates: str
+    decays: str
+    crop_area: float
+    batch_size: int
+    seed: int
+    cache_dir: str | None
+    parallel_calls: int
+    progress: bool
+
+
+def numbers(name: str, value: str) -> tuple[float, ...]:
+    """Returns the sorted numbers of --rates or --decays.
+
+    Args:
+        name: "rates", whose numbers are above 0, or "decays", at least 0.
+        value: Numbers with commas between them.
+
+    Raises:
+        InputError: One is no number in that range, or stands there twice.
+    """
+    least = "above 0" if name == "rates" else "at least 0"
+    try:
+        found = tuple(float(word) for word in value.split(","))
+        right = all(
+            0 <= x <= 100 and (x > 0 or name == "decays") for x in found
+        )
+        # As their runs' folders are named.
+        right &= len({f"{x:g}" for x in found}) == len(found)
+    except ValueError:
+        right = False
+    if not right:
+        raise InputError(
+            f"--{name}={value}: must be numbers {least} and at most 100, "
+            "each once, with commas between"
+        )
+    return tuple(sorted(found))

@@ -1,0 +1,136 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import simmatch_tf
+from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.serving import exporting, loading
+from tests import runs
+from tests.serving.helpers import SIGNATURES, TEST, run_predict
+
+
+def evaluated(workdir, result, error):
+    report = {
+        "step": result.steps,
+        "scored_on": result.scored_on,
+        "test_images": result.test_images,
+        result.weights_of_record: {
+            "top1": result.top1,
+            "top5": result.top5,
+            "calibration_error": error,
+        },
+    }
+    (workdir / "evaluation.json").write_text(json.dumps(report))
+
+
+@pytest.mark.slow
+def test_large_calibration_error_is_noted(
+    finished_run, photos, tmp_path, capsys
+):
+    workdir, result = tmp_path / "run", finished_run[1]
+    shutil.copytree(finished_run[0], workdir)
+    assert not simmatch_tf.predict(workdir, TEST.images[:12]).note
+    evaluated(workdir, result, 0.049)
+    assert not simmatch_tf.predict(workdir, TEST.images[:12]).note
+    evaluated(workdir, result, 0.123)
+    found = simmatch_tf.predict(workdir, TEST.images[:12])
+    assert found.note == (
+        "Confidences are off by 12.3% on average: the calibration error of "
+        "397 test images."
+    )
+    assert str(found).endswith(found.note)
+    assert not simmatch_tf.predict(
+        workdir, TEST.images[:12], weights="student"
+    ).note
+    run_predict(
+        workdir, photos, tmp_path / "a.csv", html=str(tmp_path / "a.html")
+    )
+    assert found.note in capsys.readouterr().out
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert found.note in page
+    assert "The order is that of the confidence alone" in page
+    assert "teaches" not in page
+
+
+@pytest.mark.slow
+def test_export_keeps_its_calibration_error(finished_run, tmp_path):
+    workdir, result = tmp_path / "run", finished_run[1]
+    shutil.copytree(finished_run[0], workdir)
+
+    def export(name):
+        return exporting.write(workdir, tmp_path / name)
+
+    before = export("before")
+    assert "calibration_error" not in before.card["accuracy"]
+    evaluated(workdir, result, 0.2)
+    after = export("after")
+    assert after.card["accuracy"] == {
+        **before.card["accuracy"],
+        "calibration_error": 0.2,
+    }
+    found = simmatch_tf.predict(after.path.parent, TEST.images[:12])
+    assert "off by 20.0% on average" in found.note
+    np.testing.assert_allclose(
+        found.probabilities,
+        simmatch_tf.predict(before.path, TEST.images[:12]).probabilities,
+        atol=1e-6,
+    )
+    assert not simmatch_tf.predict(before.path, TEST.images[:12]).note
+    # `evaluate --export` leaves its file beside the card.
+    shutil.copy(workdir / "evaluation.json", before.path)
+    assert simmatch_tf.predict(before.path, TEST.images[:12]).note == found.note
+
+
+@pytest.mark.slow
+def test_explain_without_a_memory(tmp_path, photos):
+    workdir = tmp_path / "run"
+    runs.fit(workdir, algorithm="supervised", steps=1)
+    with pytest.raises(InputError, match="--explain: the run has no memory"):
+        run_predict(workdir, photos, tmp_path / "a.csv", explain=True)
+    assert not list(tmp_path.glob("a.csv*"))
+    written = exporting.write(workdir, tmp_path / "out")
+    assert set(loading.export(written.path).signatures) == SIGNATURES - {
+        "explain"
+    }
+    assert any("no memory" in note for note in written.notes)
+    with pytest.raises(InputError, match="exported without explain"):
+        run_predict(written.path, photos, tmp_path / "a.csv", explain=True)
+
+
+def test_saved_models_of_other_programs_are_refused(tmp_path):
+    tf.saved_model.save(tf.Module(), str(tmp_path / "other"))
+    with pytest.raises(InputError, match="is no export of simmatch_tf.export"):
+        loading.export(tmp_path / "other")
+    (tmp_path / "saved_model.pb").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        loading.export(tmp_path)
+
+
+def test_a_loaded_network_refuses_scaled_images(model):
+    floats = (TEST.images[:12] / 255.0).astype(np.float32)
+    for images in (floats, 2 * floats - 1):
+        with pytest.raises(ValueError, match=r"images are from -?\d to 1, but"):
+            model(images)
+    black = np.zeros([1, 8, 8, 1], np.uint8)
+    for images in (
+        TEST.images[:12],
+        TEST.images[:12].astype(np.float32),
+        black,
+        black + 1,
+    ):
+        logits = model(images, training=False)["logits"]
+    logits = model(TEST.images[:12], training=False)["logits"]
+    predicted = model.predict(TEST.images[:12], verbose=0)["logits"]
+    np.testing.assert_allclose(predicted, logits, atol=1e-5)
+
+
+def test_a_loaded_network_has_class_names(finished_run, tmp_path):
+    model = simmatch_tf.load(finished_run[0])
+    assert list(model.class_names) == list(finished_run[1].class_names)
+    model.save(tmp_path / "a.keras")  # it is no part of the model
+    assert not hasattr(
+        tf.keras.models.load_model(tmp_path / "a.keras"), "class_names"
+    )

@@ -1,0 +1,122 @@
+import re
+import sys
+
+import pytest
+
+from simmatch_tf import terminal
+from simmatch_tf.monitoring import diagnosis
+from simmatch_tf.training import progress
+
+
+def test_plain_lines_where_there_is_no_terminal(capsys):
+    shown = progress.Progress(5, 10, bar=True)
+    shown.advance(6, None)
+    shown.advance(
+        7, {"loss/total": 1.5, "pseudo_label/mask_rate": 0.25, "x": 1.0}
+    )
+    shown.close()
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("step 7/10: loss 1.500, mask 25% (")
+    assert line.endswith("s left)") and "steps/s" in line
+
+
+class _Clock:
+    """In place of the module `time`: stands until it is moved."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+    time = monotonic
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_compilation_is_no_step_in_the_time_left(live, capsys, monkeypatch):
+    """30 s compile the first step; the others take 1 s: 8 of them are left."""
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live, raising=False)
+    shown = progress.Progress(0, 10, bar=live)
+    bar = shown._bar
+    if live:
+        monkeypatch.setattr(bar, "_time", clock.time)
+        bar.start_t = clock.now
+    with shown.steps(1, compiled=False):
+        clock.now += 30
+    shown.advance(1, {"loss/total": 1.5})
+    with shown.steps(1, compiled=True):
+        clock.now += 1
+    shown.advance(2, {"loss/total": 1.5})
+    if live:
+        bar.refresh()
+        rate = bar.format_dict
+        left = (rate["total"] - rate["n"]) * (
+            rate["elapsed"] / (rate["n"] - rate["initial"])
+        )
+        assert left == 8 and "00:08 left" in capsys.readouterr().err
+    else:
+        compiling, first, second = capsys.readouterr().err.splitlines()
+        assert compiling == "compiling the step"
+        assert first == "step 1/10: loss 1.500"  # nothing is known yet
+        assert second == "step 2/10: loss 1.500 (1.00 steps/s, 8 s left)"
+    shown.close()
+
+
+def test_quiet(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "quiet", lambda: True)
+    shown = progress.Progress(0, 10, bar=True)
+    shown.advance(1, {"loss/total": 1.5})
+    shown.say("nothing")
+    shown.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = progress.Progress(5, 10, bar=True)
+    shown.advance(7, {"loss/total": 1.5})
+    shown.close()
+    out = capsys.readouterr().err
+    assert "7/10" in out and "loss 1.500" in out
+
+
+FOUND = diagnosis.Finding("x", "It is so. " * 12, "Why.", "Turn --alpha.")
+
+
+def test_live_lines_fit_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = progress.Progress(0, 1_048_576, bar=True)
+    shown.say("a path/" + "x" * 90 + " " + "word " * 30)
+    shown.evaluated(500_000, "validation", {"ema": {"top1": 0.12345}}, "ema")
+    tags = ("loss/total", "loss/s", "loss/u", "loss/in")
+    values = dict.fromkeys(tags, 123.4567)
+    values |= {"pseudo_label/mask_rate": 1.0, "pseudo_label/accuracy_all": 1.0}
+    shown.advance(1_000_000, values)
+    shown.warn([FOUND])
+    shown.close()
+    out = capsys.readouterr().err
+    assert (
+        "1000000/1048576" in out
+        and "mask 100%  right 100%  validation 12.3%" in out
+    )
+    assert "warning: It is so." in out
+    for line in re.split(r"[\r\n]", re.sub(r"\x1b\[.", "", out)):
+        # A path is not cut: that it can be copied is worth more.
+        assert len(line) <= 80 or "xxx" in line, line
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "says", "warns"), [(0, True, True), (-1, False, True),
+    (-2, False, False)],
+)  # fmt: skip
+def test_verbosity(verbosity, says, warns, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "_verbosity", lambda: verbosity)
+    shown = progress.Progress(0, 10, bar=True)
+    shown.say("something")
+    shown.warn([FOUND])
+    shown.close()
+    out = capsys.readouterr().err
+    assert ("something" in out) == says and ("warning: " in out) == warns
