@@ -30,6 +30,8 @@ COMMANDS = sorted(
         name,
     ),
 )
+# A command that shares more flags than these with train has all of them.
+_MANY = 20
 _HEAD = """\
 # Flags
 
@@ -102,6 +104,10 @@ def page() -> str:
     for command in COMMANDS:
         summary, flags = _help(command)
         lines += [f"## {command}", "", summary, ""]
+        shared = [flag for flag in flags if flag in _help("train")[1]]
+        if command != "train" and len(shared) > _MANY:
+            flags = [flag for flag in flags if flag not in shared]
+            lines += ["It also takes the flags of [train](#train).", ""]
         for topic, group in itertools.groupby(flags, lambda flag: flag.topic):
             lines += [f"### {topic}", ""] if topic != "Flags" else []
             lines += ["| flag | meaning |", "|---|---|"]
