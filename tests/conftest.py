@@ -1,6 +1,10 @@
-"""One process for all tests: two logical CPUs, and small runs to share."""
+"""Fixtures that tests share. TensorFlow is imported by the tests alone."""
 
+import functools
+import importlib.abc
+import importlib.util
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # The same kernels in this process and in those that it starts, commands or not;
@@ -9,33 +13,54 @@ os.environ.setdefault("SIMMATCH_TF_ONEDNN", "0")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", os.environ["SIMMATCH_TF_ONEDNN"])
 
 import pytest
-import tensorflow as tf
 
-from simmatch_tf.distributed import strategies
-from tests import runs, small_datasets
 
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(
-    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-)
+class _DividedCpu(importlib.abc.MetaPathFinder):
+    """Gives TensorFlow two logical CPUs, for two replicas, once imported."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        spec.loader.exec_module = functools.partial(
+            _import_and_divide, spec.loader.exec_module
+        )
+        return spec
+
+
+def _import_and_divide(execute, module):
+    execute(module)
+    cpu = module.config.list_physical_devices("CPU")[0]
+    module.config.set_logical_device_configuration(
+        cpu, [module.config.LogicalDeviceConfiguration()] * 2
+    )
+
+
+sys.meta_path.insert(0, _DividedCpu())
 
 
 @pytest.fixture(scope="session")
 def two_replicas():
+    from simmatch_tf.distributed import strategies
+
     return strategies.mirrored(("CPU:0", "CPU:1"))
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A workdir of a finished small run, not to be written to."""
+    from tests import runs
+
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    result = runs.fit(workdir)
-    return workdir, result
+    return workdir, runs.fit(workdir)
 
 
 @pytest.fixture(scope="session")
 def small_tfds(tmp_path_factory):
     """A TFDS folder with small datasets in place of the real ones."""
+    from tests import small_datasets
+
     folder = tmp_path_factory.mktemp("tfds")
     for name in small_datasets.KINDS:
         many = small_datasets.KINDS[name][3] > 10
@@ -48,7 +73,7 @@ def small_tfds(tmp_path_factory):
 
 @pytest.fixture
 def one_torch_thread():
-    """Two pools of threads get into each other's way."""
+    """Keeps PyTorch's threads out of TensorFlow's way."""
     import torch
 
     threads = torch.get_num_threads()
@@ -59,6 +84,6 @@ def one_torch_thread():
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Indices that are kept stay out of the user's folder."""
+    """Keeps the tests' caches out of the user's folder."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

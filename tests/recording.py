@@ -31,7 +31,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
     """
     found = {"training": [], "evaluation": [], "rows": [], "means": []}
     iterate, are_copied_to = strategies.iterate, strategies._are_copied_to
-    picture = tensorboard_writer.Summaries.picture
+    picture = tensorboard_writer.TensorBoardWriter.picture
 
     def recorded(strategy, dataset):
         for element in iterate(strategy, dataset):
@@ -58,7 +58,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
         picture(self, step, seen)
 
     strategies.iterate = recorded
-    tensorboard_writer.Summaries.picture = drawn
+    tensorboard_writer.TensorBoardWriter.picture = drawn
     if copied:
         strategies._are_copied_to = lambda devices: True
     try:
@@ -66,7 +66,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
     finally:
         strategies.iterate = iterate
         strategies._are_copied_to = are_copied_to
-        tensorboard_writer.Summaries.picture = picture
+        tensorboard_writer.TensorBoardWriter.picture = picture
 
 
 def main() -> None:

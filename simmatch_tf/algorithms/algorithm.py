@@ -1,10 +1,11 @@
-"""What every algorithm is: the state of a run and one step over it."""
+"""The base class of all methods: the state of a run, and one step of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import lazy
@@ -20,68 +21,134 @@ from simmatch_tf.modules import (
 )
 from simmatch_tf.ops import schedules
 
-Metrics = dict[str, "tf.Tensor"]
+Batch = dict[str, "tf.Tensor"]
+Metrics = dict[str, Any]
 
 
-def state(
-    owner: tf.Module | keras.Layer | keras.optimizers.Optimizer | tf.Variable,
-) -> list[tf.Variable]:
-    """The variables under `owner`, each once, by the view of checkpoints."""
-    found = [
-        # What Keras' variable stands for may be found beside it.
-        each.value if isinstance(each, keras.Variable) else each
-        for each in tf.train.TrackableView(owner).descendants()
-        if isinstance(each, tf.Variable | keras.Variable)
-    ]
-    return list({id(variable): variable for variable in found}.values())
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A view of the images that an algorithm asks for.
+
+    Where a value is None, that of the run's flags is taken.
+
+    Attributes:
+        name: The view's name; its images are `batch["unlabeled_NAME"]` or
+            `batch["labeled_NAME"]`.
+        augmentation: "weak"; "strong" (that of --strong); or one of the
+            choices of --strong, whatever the flag says.
+        crop: "flip_crop" or "resized_crop"; default: --weak.
+        side: Height and width in pixels; default: those of the images.
+        crop_area: Least and greatest share of the image's area in a
+            "resized_crop"; default: --crop_area to 1.
+    """
+
+    name: str
+    augmentation: str
+    crop: str | None = None
+    side: int | None = None
+    crop_area: tuple[float, float] | None = None
+
+    @classmethod
+    def parse(cls, view: str | View) -> View:
+        """Returns the view that a name stands for: "weak_2" is a weak view.
+
+        Raises:
+            ValueError: The name says neither weak nor strong.
+        """
+        if isinstance(view, View):
+            return view
+        augmentation = view.partition("_")[0]
+        if augmentation not in ("weak", "strong"):
+            raise ValueError(
+                f"view {view!r}: must be weak, strong, weak_… or strong_…; "
+                "describe any other by a View"
+            )
+        return cls(view, augmentation)
 
 
 class Algorithm(lazy.Module):
-    """All state of a run; `tf.train.Checkpoint(algorithm=…)` saves it whole.
+    """A method: everything that a checkpoint holds, and one training step.
 
-    A subclass writes `train_step`, and adds its own state in `__init__`.
+    A method is a subclass in a file of its own, registered by name:
+
+        @registry.algorithms.register("mine")
+        class Mine(algorithm.Algorithm):
+            labeled_views = ("weak",)
+            unlabeled_views = ("weak", "weak_2")
+
+            def train_step(self, batch):
+                ...
+
+    `train_step` is all that it must write. What else a method may say:
+
+    * Views. `labeled_views` and `unlabeled_views` name the views that a batch
+      has of its labeled and unlabeled images, any number of them, or none:
+      "weak", "strong", further ones such as "weak_2", or a `View` with an
+      augmentation, crop or size of its own. All views of an image differ.
+      Other copies, such as rotated or mixed images, are made in the step by a
+      pure function of `ops`. `needs_index` asks for the place of each
+      unlabeled image in its set. `data.pipeline` lists the keys of a batch.
+    * Outputs of the network. `needs_embeddings` asks for SimMatch's projection
+      head, `heads` for any others.
+    * State of its own. `build_state` makes modules and variables (see
+      `modules.replica.variable`) as attributes.
+    * `evaluated_weights`, "student" or "ema": whose results are the run's. A
+      property, where that depends on the run's flags.
+    * Work on the host between steps, such as clustering: `between_steps`.
+
+    A step computes targets, runs the student under a tape, and calls
+    `minimize`, which updates weights, EMA and the count of steps. `call` runs a
+    network in one of three modes of BatchNorm.
 
     Attributes:
+        config: The run's flags, with durations in steps.
+        num_classes: Number of classes L.
+        slot_labels: Class of each labeled image [K], in the order of
+            `batch["slots"]`.
+        unlabeled_images: Size N of the unlabeled set.
         student: The network that is trained.
         teacher: Its EMA.
         optimizer: SGD with one velocity for each weight.
-        record: Last loss and best step.
-        guard: Finds steps whose numbers are not finite.
-        layout: Of what is seen of a step that is watched.
-        loss_scale: Of float16; None otherwise.
-        dtype: Of losses and state: float32, or float64.
+        record: The last loss and the best step.
+        guard: Detects steps with numbers that are not finite.
+        loss_scale: The loss scale of float16, else None.
+        dtype: Type of losses and state: "float32", or "float64".
         generators: States of the networks' own random generators (Dropout's),
             which tf.train.Checkpoint does not find by itself.
-        step: Steps done, int64.
-        weights_of_record: "student" or "ema": whose figures are the result.
-        needs_unlabeled: Whether batches need unlabeled views.
-        needs_embeddings: Whether the network needs its projection head.
+        step: Number of steps done, int64.
     """
 
-    needs_unlabeled: ClassVar[bool] = True
-    needs_embeddings: ClassVar[bool] = True
-    weights_of_record: str = "ema"
+    labeled_views: ClassVar[tuple[str | View, ...]] = ("weak",)
+    unlabeled_views: ClassVar[tuple[str | View, ...]] = ("weak", "strong")
+    needs_index: ClassVar[bool] = False
+    needs_embeddings: ClassVar[bool] = False
+    evaluated_weights: str = "ema"
+    # Steps between two calls of `between_steps`; None: never called.
+    between_steps_every: int | None = None
 
     def __init__(
         self,
         config: config_lib.Config,
-        make_network: Callable[[], keras.Model],
+        make_network: Callable[..., keras.Model],
         *,
         num_classes: int,
         slot_labels: np.ndarray,
+        unlabeled_images: int = 0,
     ) -> None:
-        """Makes networks, optimizer and counters.
+        """Makes the networks, the optimizer, the counters and own state.
 
         Args:
-            config: The run's, with its durations in steps.
-            make_network: Makes a network (see `networks.network.build`).
-            num_classes: L.
+            config: The run's flags, with durations in steps.
+            make_network: Makes a network from the keyword argument `heads`;
+                see `networks.network.build`.
+            num_classes: Number of classes L.
             slot_labels: Class of each labeled image [K], in slot order.
+            unlabeled_images: Size of the unlabeled set.
 
         Raises:
             ValueError: A class is not in [0, num_classes).
         """
-        # Keras' classes derive from it, so it is imported with TensorFlow.
+        # Its class derives from one of Keras', so its import needs TensorFlow.
         from simmatch_tf.modules import optimizer
 
         super().__init__(name=type(self).__name__.lower())
@@ -91,11 +158,12 @@ class Algorithm(lazy.Module):
                 f"be in [0, {num_classes})"
             )
         self.config, self.num_classes = config, num_classes
+        self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
-        self.student = make_network()
+        self.student = make_network(heads=self.heads())
         self.teacher = teacher.Teacher(
-            make_network(),
+            make_network(heads=self.heads()),
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
@@ -124,69 +192,94 @@ class Algorithm(lazy.Module):
         self.optimizer.build(self.student.trainable_variables)
         self.record = record.Record()
         self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
-        self.layout = diagnostics.Layout()
         self.loss_scale = None
         if config.precision == "mixed_float16":
             self.loss_scale = loss_scale.LossScale()
         self.step = replica.variable(0, "step", tf.int64)
+        self.build_state()
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> Metrics:
-        """One step on one replica's share of a batch.
+    # ------------------------------------------- what a method declares --
+
+    def heads(self) -> Mapping[str, Callable[[Any], Any]]:
+        """Returns further heads of the network; none by default.
+
+        Returns:
+            The name of an output → a function from the features [N, width] to
+            it, such as `{"rotation": lambda x: keras.layers.Dense(4)(x)}`.
+            Heads are part of the student, its EMA and the checkpoint, and may
+            have a BatchNorm.
+        """
+        return {}
+
+    def build_state(self) -> None:
+        """Makes the method's own state, as attributes; nothing by default."""
+
+    def train_step(self, batch: Batch) -> Metrics:
+        """Takes one step on one replica's share of a batch.
 
         Args:
             batch: See `data.pipeline` for its keys.
 
         Returns:
-            Scalars whose names are the TensorBoard tags; "loss/total" at
-            least. Each is this replica's share of the mean. Of a batch that
-            is watched, what is seen (`watching.Layout`), too.
+            Scalars by their TensorBoard tags, at least "loss/total". Each is
+            the mean over this replica's images. `diagnose` gives a further
+            entry.
         """
         raise TypeError(f"{type(self).__name__} has no train_step")
 
-    def guarded_step(self, batch: dict[str, tf.Tensor]) -> Metrics:
-        """`train_step`, undone if a number of it must not stay.
-
-        Undone is all but the counts: what comes next is the next step.
-        """
-        undone = self.guard.skips or self.loss_scale is not None
-        variables = self._changing() if undone else []
-        before = [tf.identity(variable) for variable in variables]
-        metrics = self.train_step(batch)
-        # The total comes last, so that its first bad part is named.
-        losses = [name for name in metrics if name != diagnostics.SEEN]
-        losses.sort(key=lambda name: name == "loss/total")
-        undo = self.guard.examine(
-            self.step, {n: metrics[n] for n in losses}, self.loss_scale
-        )
-        guard.put_back(variables, before, undo)
-        if self.loss_scale:
-            metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
-        return metrics
-
-    def _changing(self) -> list[tf.Variable]:
-        """All state but what counts steps."""
-        counts = [self.step, self.optimizer.iterations.value]
-        for module in (self.guard, self.loss_scale):
-            counts += module.variables if module else []
-        left_out = {id(variable) for variable in counts}
-        own = [each.local for each in self.shards()]
-        return [v for v in state(self) if id(v) not in left_out] + own
-
-    def shards(self) -> list[shard.Shard]:
-        """What is divided over the replicas; a checkpoint has it whole."""
-        return [m for m in self.submodules if isinstance(m, shard.Shard)]
-
-    def networks(self) -> dict[str, keras.Model]:
-        """The networks to evaluate, by name."""
-        return {"student": self.student, "ema": self.teacher.model}
-
-    def minimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
-        """Ends a step: optimizer, EMA, the loss on record, the count.
+    def between_steps(self, step: int) -> None:
+        """Works on the host after every `between_steps_every` steps.
 
         Args:
-            tape: It recorded the student's work.
-            loss: Mean over this replica's images. The only place that divides
-                by the number of replicas, whose gradients are summed.
+            step: Number of steps done.
+        """
+
+    # --------------------------------------------- what a step is made of --
+
+    def call(
+        self, network: keras.Model, images: tf.Tensor, batch_norm: str = "train"
+    ) -> dict[str, tf.Tensor]:
+        """Runs a network on images, as a part of a training step.
+
+        Args:
+            network: The student, or `teacher.model`.
+            images: [N, H, W, C], 0 to 255.
+            batch_norm: "train": BatchNorm uses the statistics of these images
+                and updates its running averages by them. "batch": it uses the
+                statistics of these images, and the averages stay unchanged.
+                "inference": it uses the averages.
+
+        Returns:
+            The network's outputs by name: "features" [N, width], "logits"
+            [N, L], and those of other heads.
+
+        Raises:
+            ValueError: `batch_norm` is none of the three.
+        """
+        from simmatch_tf.networks import batch_norm as batch_norm_lib
+
+        if batch_norm not in ("train", "batch", "inference"):
+            raise ValueError(
+                f"batch_norm={batch_norm!r}: must be train, batch or inference"
+            )
+        if batch_norm != "batch":
+            return network(images, training=batch_norm == "train")
+        # Not by a setting of the layers: these may be of any library.
+        averages = [v.value for v in batch_norm_lib.statistics(network)]
+        before = [tf.identity(average) for average in averages]
+        outputs = network(images, training=True)
+        for average, value in zip(averages, before, strict=True):
+            average.assign(value)
+        return outputs
+
+    def minimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
+        """Ends a step: updates weights, EMA, the loss on record and the count.
+
+        Args:
+            tape: The tape that recorded the student's forward and the losses.
+            loss: Mean over this replica's images, a scalar. This is the only
+                place that divides by the number of replicas, whose gradients
+                are summed.
         """
         from simmatch_tf.networks import batch_norm
 
@@ -213,10 +306,27 @@ class Algorithm(lazy.Module):
         self.record.keep_loss(loss)
         self.step.assign_add(1)
 
+    def diagnose(
+        self,
+        batch: Batch,
+        compute: Callable[[], diagnostics.Diagnostics],
+    ) -> Metrics:
+        """Returns the diagnostics of a step, as a part of its metrics.
+
+        Args:
+            batch: The step's batch.
+            compute: Computes them; called in steps that are logged only. It
+                must not communicate with other replicas.
+
+        Returns:
+            An entry for the metrics; none where the run writes no summaries.
+        """
+        return diagnostics.in_logged_steps(batch, compute)
+
     def _share_statistics(self) -> None:
         """Gives each replica the mean of all replicas' BatchNorm statistics.
 
-        Differs: the published runs keep those of the first.
+        Differs: the published runs keep those of the first replica.
         """
         from simmatch_tf.networks import batch_norm
 
@@ -225,3 +335,68 @@ class Algorithm(lazy.Module):
             variables += batch_norm.statistics(self.teacher.model)
         for variable in variables:
             variable.value.assign(replica.mean(variable.value))
+
+    # --------------------------------------------- what the loop calls --
+
+    def guarded_step(self, batch: Batch) -> Metrics:
+        """Takes a `train_step`, and undoes it if it broke the state.
+
+        Where --on_nonfinite=skip or the loss scale asks for it, a step with
+        numbers that are not finite is undone, all but the counts: the batch
+        that follows is that of the next step.
+
+        Args:
+            batch: One replica's share of a batch.
+
+        Returns:
+            The metrics of `train_step`.
+        """
+        undone = self.guard.skips or self.loss_scale is not None
+        variables = self._changing() if undone else []
+        before = [tf.identity(variable) for variable in variables]
+        metrics = self.train_step(batch)
+        # The total comes last, so that its first bad part is named.
+        losses = [name for name in metrics if name != diagnostics.DIAGNOSTICS]
+        losses.sort(key=lambda name: name == "loss/total")
+        undo = self.guard.examine(
+            self.step, {n: metrics[n] for n in losses}, self.loss_scale
+        )
+        guard.put_back(variables, before, undo)
+        if self.loss_scale:
+            metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
+        return metrics
+
+    def _changing(self) -> list[tf.Variable]:
+        """Returns all state but what counts steps."""
+        counts = [self.step, self.optimizer.iterations.value]
+        for module in (self.guard, self.loss_scale):
+            counts += module.variables if module else []
+        left_out = {id(variable) for variable in counts}
+        own = [each.local for each in self.shards()]
+        return [v for v in state(self) if id(v) not in left_out] + own
+
+    def shards(self) -> list[shard.Shard]:
+        """Returns the state that is divided over the replicas."""
+        return [m for m in self.submodules if isinstance(m, shard.Shard)]
+
+    @property
+    def needs_unlabeled(self) -> bool:
+        """Whether batches have unlabeled images."""
+        return bool(self.unlabeled_views)
+
+    def networks(self) -> dict[str, keras.Model]:
+        """Returns the networks to evaluate, by name."""
+        return {"student": self.student, "ema": self.teacher.model}
+
+
+def state(
+    owner: tf.Module | keras.Layer | keras.optimizers.Optimizer | tf.Variable,
+) -> list[tf.Variable]:
+    """Returns the variables that a checkpoint of `owner` holds, each once."""
+    variables = [
+        # Keras' variable and the one inside it are both listed.
+        each.value if isinstance(each, keras.Variable) else each
+        for each in tf.train.TrackableView(owner).descendants()
+        if isinstance(each, tf.Variable | keras.Variable)
+    ]
+    return list({id(variable): variable for variable in variables}.values())

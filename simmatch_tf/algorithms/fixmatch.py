@@ -1,8 +1,17 @@
-"""FixMatch (NeurIPS 2020): confident weak views label strong ones.
+"""FixMatch: confident predictions of weak views are the labels of strong ones.
 
-What it shares with SimMatch is the same code: views, forwards, alignment,
-optimizer, EMA. What it lacks is the memory, and so p̂ is p^w and L_in is 0. The
-letters are those of `simmatch`.
+It shares views, forwards, alignment, optimizer and EMA with SimMatch. It has no
+memory bank: p̂ is p^w, and there is no L_in. The letters are those of
+`simmatch`.
+
+References:
+    Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with
+    Consistency and Confidence", NeurIPS 2020,
+    https://arxiv.org/abs/2001.07685. Code:
+    https://github.com/google-research/fixmatch
+    Cai et al., "Exponential Moving Average Normalization for Self-supervised
+    and Semi-supervised Learning" (FixMatch-EMAN), CVPR 2021,
+    https://arxiv.org/abs/2101.08482.
 """
 
 from __future__ import annotations
@@ -14,17 +23,16 @@ from simmatch_tf.ops import losses
 
 
 @registry.algorithms.register("fixmatch")
-class FixMatch(pseudo_labeling.WeakStrong):
-    """With hard pseudo-labels or soft ones, aligned or not.
+class FixMatch(pseudo_labeling.PseudoLabeling):
+    """With hard or soft pseudo-labels, aligned or not.
 
     With --memory=teacher the EMA teacher sees the weak views (FixMatch-EMAN);
-    else the student does, as published.
+    otherwise the student does, as published.
     """
 
-    needs_embeddings = False
     published_align = False
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
+    def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:
         """One step: L_s + λ_u L_u."""
         config = self.config
         x_l, y = batch["labeled_weak"], batch["labels"]  # [B, ...], [B]
@@ -49,11 +57,13 @@ class FixMatch(pseudo_labeling.WeakStrong):
             loss = loss_s + config.lambda_u * loss_u
 
         self.minimize(tape, loss)
-        seen = self.watch(batch, targets, targets.p_w, mask)
+        shown = self.diagnose(
+            batch, lambda: self._diagnostics(batch, targets, targets.p_w, mask)
+        )
         return {
             "loss/total": loss,
             "loss/s": loss_s,
             "loss/u": loss_u,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
-            **seen,
+            **shown,
         }

@@ -1,63 +1,57 @@
-"""SimMatch: matching classes and instances at once (CVPR 2022, Algorithm 1).
+"""SimMatch: matches classes and instances at the same time (Algorithm 1).
 
 | here        | shape   | meaning                                              |
 |-------------|---------|------------------------------------------------------|
-| B, U        |         | labeled and unlabeled images here, U = μB            |
-| L, K, D     |         | classes; slots of the memory; width of embeddings    |
+| B, U        |         | labeled and unlabeled images on this replica, U = μB |
+| L, K, D     |         | classes; slots of the memory bank; embedding width   |
 | x_l, x_w, x_s | [·, H, W, C] | labeled, weak and strong unlabeled views      |
 | p_w         | [U, L]  | aligned class probabilities of the weak views        |
 | z_l, z_w, z_s | [·, D] | unit embeddings                                     |
-| Q_f, Q_l    | [K, D], [K] | memory: embeddings and classes of labeled images |
-| p_hat       | [U, L]  | class pseudo-labels, smoothed by the memory          |
+| Q_f, Q_l    | [K, D], [K] | memory bank: its embeddings, its classes |
+| p_hat       | [U, L]  | class pseudo-labels, smoothed by the memory bank     |
 
-Instance similarity and its pseudo-labels, q^w, q^s and q̂ [U, K], exist in
-`ops.matching` alone, block by block.
+Instance similarities and instance pseudo-labels, q^w, q^s and q̂ [U, K], exist
+in `ops.matching` alone, block by block.
+
+References:
+    Zheng, You, Huang, Wang, Qian, Xu, "SimMatch: Semi-supervised Learning with
+    Similarity Matching", CVPR 2022, https://arxiv.org/abs/2203.06915; "the
+    slides" that comments and `ops` cite are a summary of it. Code:
+    https://github.com/mingkai-zheng/simmatch
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from simmatch_tf import config as config_lib
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
-from simmatch_tf.lazy import keras, np, tf
+from simmatch_tf.lazy import tf
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
 
 
 @registry.algorithms.register("simmatch")
-class SimMatch(pseudo_labeling.WeakStrong):
-    """Both forms: student–teacher, and temporal ensemble.
+class SimMatch(pseudo_labeling.PseudoLabeling):
+    """Both published forms: student–teacher, and temporal ensemble.
 
     Attributes:
         memory: Q_f and Q_l.
     """
 
-    def __init__(
-        self,
-        config: config_lib.Config,
-        make_network: Callable[[], keras.Model],
-        *,
-        num_classes: int,
-        slot_labels: np.ndarray,
-    ) -> None:
-        """See `WeakStrong`; adds the memory."""
-        super().__init__(
-            config,
-            make_network,
-            num_classes=num_classes,
-            slot_labels=slot_labels,
-        )
+    needs_embeddings = True
+
+    def build_state(self) -> None:
+        """Makes the alignment's window and the memory bank."""
+        super().build_state()
+        config = self.config
         self.memory = memory.MemoryBuffer(
-            slot_labels,
+            self.slot_labels,
             config.projection_dim,
             momentum=0.0 if self.from_teacher else config.memory_momentum,
             dtype=self.dtype,
             sharded=config.memory_placement == "sharded",
         )
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
+    def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:
         """One step of Algorithm 1."""
         config = self.config
         x_l, y = batch["labeled_weak"], batch["labels"]  # [B, ...], [B]
@@ -96,7 +90,9 @@ class SimMatch(pseudo_labeling.WeakStrong):
             )
 
         self.minimize(tape, loss)
-        seen = self.watch(batch, targets, p_hat, mask)
+        shown = self.diagnose(
+            batch, lambda: self._diagnostics(batch, targets, p_hat, mask)
+        )
         norm = self.memory.update(batch["slots"], z_l, self.step)
         return {
             "loss/total": loss,
@@ -105,19 +101,21 @@ class SimMatch(pseudo_labeling.WeakStrong):
             "loss/in": loss_in,
             "pseudo_label/mask_rate": tf.reduce_mean(mask),
             "memory/norm": norm,
-            **seen,
+            **shown,
         }
 
-    def _look(
+    def _diagnostics(
         self,
-        batch: dict[str, tf.Tensor],
+        batch: algorithm.Batch,
         targets: pseudo_labeling.Targets,
         p_hat: tf.Tensor,
         mask: tf.Tensor,
-    ) -> diagnostics.Seen:
-        """See `WeakStrong`; adds what is seen of the memory."""
-        seen = super()._look(batch, targets, p_hat, mask)
-        more = diagnostics.labeled_memory(
+    ) -> diagnostics.Diagnostics:
+        """Computes those of the pseudo-labels and of the memory bank."""
+        labels = super()._diagnostics(batch, targets, p_hat, mask)
+        bank = diagnostics.memory_bank(
             self.memory, targets.z_w, targets.p_w, self.step, self.config
         )
-        return diagnostics.Seen(seen.means | more.means, seen.rows | more.rows)
+        return diagnostics.Diagnostics(
+            labels.means | bank.means, labels.rows | bank.rows
+        )

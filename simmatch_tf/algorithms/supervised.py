@@ -1,4 +1,4 @@
-"""The yardstick: the labeled images alone."""
+"""The supervised baseline: the labeled images alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from simmatch_tf.ops import losses
 
 @registry.algorithms.register("supervised")
 class Supervised(algorithm.Algorithm):
-    """Cross-entropy on weak views of the labeled images."""
+    """Minimizes the cross-entropy of weak views of the labeled images."""
 
-    needs_unlabeled = False
-    needs_embeddings = False
+    unlabeled_views = ()
 
-    def train_step(self, batch: dict[str, tf.Tensor]) -> algorithm.Metrics:
+    def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:
         """One step: L_s alone."""
         with tf.GradientTape() as tape:
-            outputs = self.student(batch["labeled_weak"], training=True)
+            outputs = self.call(self.student, batch["labeled_weak"])
             loss = losses.supervised_loss(outputs["logits"], batch["labels"])
         self.minimize(tape, loss)
         return {"loss/total": loss, "loss/s": loss}

@@ -55,7 +55,7 @@ def resized(
     draws: tf.Tensor,
     *,
     side: int,
-    area: float,
+    area: tuple[float, float],
 ) -> list[tf.Tensor]:
     """Random crops, resized: one or more of each image.
 
@@ -64,7 +64,7 @@ def resized(
         indices: Which of them, int64 [n].
         draws: Numbers in [0, 1) [n, crops, decoding.BOX_DRAWS].
         side: Of the crops.
-        area: Least share of the image's area in a crop.
+        area: Least and greatest share of the image's area in a crop.
 
     Returns:
         As many uint8 [n, side, side, C] as there are crops of an image.
@@ -77,15 +77,13 @@ def resized(
         if images.encoded:
             encoded, orientation = images.read(index)
             size = decoding.image_size(encoded, orientation)
-            boxes = decoding.crop_box(numbers, size, scale=(area, 1.0))
+            boxes = decoding.crop_box(numbers, size, scale=area)
             found = decoding.resized_crops(
                 encoded, orientation, boxes, side, size=size
             )
         else:
             pixels = images.fetch(index)
-            boxes = decoding.crop_box(
-                numbers, tf.shape(pixels)[:2], scale=(area, 1.0)
-            )
+            boxes = decoding.crop_box(numbers, tf.shape(pixels)[:2], scale=area)
             found = [
                 decoding.resized_crop(pixels, box, side)
                 for box in tf.unstack(boxes)

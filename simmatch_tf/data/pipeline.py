@@ -1,21 +1,30 @@
-"""Batches: every one a function of (seed, step), so nothing to save.
+"""Batches of training images: each a function of (seed, step).
 
-The batch's keys are this module's contract with the algorithms:
+So nothing of the input has to be saved, and a run resumes with the batches that
+it would have had. An algorithm finds in a batch, of B labeled and U unlabeled
+images:
 
-    labeled_weak      uint8 [B, H, W, C]    weak views of labeled images
+    labeled_VIEW      uint8 [B, H, W, C]    a view of each labeled image
     labels            int32 [B]             their classes
-    slots             int64 [B]             their memory slots
-    unlabeled_weak    uint8 [U, H, W, C]    weak views of unlabeled images
-    unlabeled_strong  uint8 [U, H, W, C]    strong views of the same images
-    unlabeled_labels  int32 [U]             their classes, -1 where not known;
-                                            for figures alone, and left out
-                                            where none is known
+    slots             int64 [B]             their slots in the memory bank
+    unlabeled_VIEW    uint8 [U, H, W, C]    a view of each unlabeled image
+    unlabeled_labels  int32 [U]             their classes, -1 where unknown, for
+                                            diagnostics alone; left out where
+                                            none is known
+    unlabeled_index   int64 [U]             their places in the unlabeled set,
+                                            where the algorithm asks for them
+
+VIEW is the name of a view that the algorithm declares, such as weak or strong.
+Without labeled views the first three are left out, without unlabeled views the
+others. Each view of an image has random numbers of its own.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,23 +44,27 @@ class Pipeline:
     Attributes:
         source: The dataset.
         split: Its labeled and unlabeled images.
-        recipe: The views.
+        labeled_views: Name → recipe of each view of the labeled images.
+        unlabeled_views: Likewise of the unlabeled images.
         batch_size: Labeled images of the global batch.
-        unlabeled_batch_size: Unlabeled ones; 0 leaves them out.
-        seed: Of order and views.
+        unlabeled_batch_size: Unlabeled images of the global batch.
+        seed: Seed of the order and of the views.
         parallel_calls: Batches prepared at once; no batch depends on it.
-        finished: Whether views are finished here; if not, the batch has the
-            crops and, as `draws/VIEW`, what `recipe.finish_batch` needs.
+        finished: Whether views are finished here. If not, a batch has the
+            crops and, as `draws/KEY`, what `finish` needs.
+        needs_index: Whether batches have `unlabeled_index`.
     """
 
     source: source_lib.Source
     split: splits.Split
-    recipe: views.Recipe
+    labeled_views: Mapping[str, views.Recipe]
+    unlabeled_views: Mapping[str, views.Recipe]
     batch_size: int
     unlabeled_batch_size: int
     seed: int
     parallel_calls: int = 2
     finished: bool = True
+    needs_index: bool = False
 
     def dataset(
         self,
@@ -80,8 +93,12 @@ class Pipeline:
         replicas = context.num_replicas_in_sync
         here = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * here
-        for name in ("batch_size", "unlabeled_batch_size"):
-            if getattr(self, name) % replicas:
+        sizes = {
+            "batch_size": self.labeled_views,
+            "unlabeled_batch_size": self.unlabeled_views,
+        }
+        for name, needed in sizes.items():
+            if needed and getattr(self, name) % replicas:
                 raise ValueError(
                     f"{name}={getattr(self, name)} does not divide by "
                     f"{replicas} replicas"
@@ -113,24 +130,20 @@ class Pipeline:
             first: Number of this worker's first replica.
         """
         step, replica = element // here, first + element % here
-        slots, epoch = self._positions(
-            "labeled",
-            step * self.batch_size,
-            replica,
-            self.batch_size // replicas,
-            len(self.split.labeled),
-        )
-        labels = self.source.train.labels[self.split.labeled]
-        batch = {
-            "labels": tf.gather(_held(labels), slots),
-            "slots": slots,
-            **self._crops(
-                tf.gather(_held(self.split.labeled), slots),
-                epoch,
-                ["labeled_weak"],
-            ),
-        }
-        if self.unlabeled_batch_size:
+        batch: Batch = {}
+        if self.labeled_views:
+            slots, epoch = self._positions(
+                "labeled",
+                step * self.batch_size,
+                replica,
+                self.batch_size // replicas,
+                len(self.split.labeled),
+            )
+            labels = self.source.train.labels[self.split.labeled]
+            batch |= {"labels": tf.gather(_held(labels), slots), "slots": slots}
+            index = tf.gather(_held(self.split.labeled), slots)
+            batch |= self._crops(index, epoch, self._recipes("labeled"))
+        if self.unlabeled_views:
             place, epoch = self._positions(
                 "unlabeled",
                 step * self.unlabeled_batch_size,
@@ -139,12 +152,34 @@ class Pipeline:
                 len(self.split.unlabeled),
             )
             index = tf.gather(_held(self.split.unlabeled), place)
-            batch |= self._crops(
-                index, epoch, ["unlabeled_weak", "unlabeled_strong"]
-            )
+            batch |= self._crops(index, epoch, self._recipes("unlabeled"))
             if self._truth is not None:
                 batch["unlabeled_labels"] = tf.gather(self._truth, place)
-        return self.recipe.finish_batch(batch) if self.finished else batch
+            if self.needs_index:
+                batch["unlabeled_index"] = place
+        return self.finish(batch) if self.finished else batch
+
+    def finish(self, batch: Batch, *, dense: bool = False) -> Batch:
+        """Finishes the views of a batch.
+
+        Args:
+            batch: A batch with the crops and draws of its views.
+            dense: See `views.Recipe.finish`.
+
+        Returns:
+            The batch with its views, and without their draws.
+        """
+        batch = dict(batch)
+        for images in ("labeled", "unlabeled"):
+            for key, recipe in self._recipes(images).items():
+                draws = batch.pop(f"draws/{key}")
+                batch[key] = recipe.finish(batch[key], draws, dense=dense)
+        return batch
+
+    def _recipes(self, images: str) -> dict[str, views.Recipe]:
+        """The recipes of the views of "labeled" or "unlabeled", by key."""
+        recipes = getattr(self, f"{images}_views")
+        return {f"{images}_{name}": recipe for name, recipe in recipes.items()}
 
     @functools.cached_property
     def _truth(self) -> tf.Tensor | None:
@@ -160,20 +195,19 @@ class Pipeline:
         return _held(truth) if np.any(truth >= 0) else None
 
     def _crops(
-        self, index: tf.Tensor, epoch: tf.Tensor, names: list[str]
+        self,
+        index: tf.Tensor,
+        epoch: tf.Tensor,
+        recipes: Mapping[str, views.Recipe],
     ) -> Batch:
-        """The crops of some views of the same images, and their draws."""
-        seeds = [
-            randomness.seeds(randomness.key(self.seed, name), epoch, index)
-            for name in names
-        ]
-        crops = self.recipe.crops(self.source.train, index, seeds)
-        batch = dict(zip(names, crops, strict=True))
-        for name, seed in zip(names, seeds, strict=True):
-            batch[f"draws/{name}"] = self.recipe.draws(
-                seed, strong=name.endswith("strong")
-            )
-        return batch
+        """The crops of all views of the same images, and their draws."""
+        seeds = {
+            key: randomness.seeds(randomness.key(self.seed, key), epoch, index)
+            for key in recipes
+        }
+        crops = views.crops(recipes, self.source.train, index, seeds)
+        draws = {f"draws/{k}": r.draws(seeds[k]) for k, r in recipes.items()}
+        return crops | draws
 
     def _positions(
         self,

@@ -1,14 +1,16 @@
-"""Weak and strong views, in two stages.
+"""Views of images: random crops, flips, colours and shapes, in two stages.
 
 Crops are cut on the host, where images are read. Views are finished from them
-a whole batch at a time, on the host or on the device of the step: functions of
-the crops and of numbers drawn beforehand, so the place changes nothing. One
-image's views are the same whatever else is in the batch.
+one batch at a time, on the host or on the device of the step. Both stages are
+functions of the images and of numbers drawn beforehand, so the place changes
+nothing, and one image's views are the same whatever else is in the batch.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
@@ -17,38 +19,37 @@ from simmatch_tf.data.augment import geometry as geometry_lib
 from simmatch_tf.data.augment import moco, randaugment
 from simmatch_tf.data.sources import source
 
-# The views of a batch; all but the last are weak.
-VIEWS = ("labeled_weak", "unlabeled_weak", "unlabeled_strong")
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The two views of one run.
+    """How one view is made.
 
     Attributes:
-        side: Of the crops of encoded images.
-        weak: "flip_crop": mirror, and shift within a reflected border;
-            "resized_crop": a random crop, resized, and mirror.
-        strong: What the strong view adds: "randaugment" and cutout, "moco"
-            (colour jitter, grey, blur), "keras_cv" (that library's
-            RandAugment) and cutout, or "none".
-        flip: Mirror half of the images.
-        pad: Pixels of the reflected border.
-        crop_area: Least share of the image in a resized crop.
-        cutout: Side of the square cutout in pixels; 0: none.
-        operations: RandAugment's n; 0: none.
-        probability: That a drawn operation is applied.
-        low: Least strength, in [0, 1].
+        side: Height and width of the crop in pixels. In a "flip_crop", images
+            in memory whose shorter side is this are taken as they are.
+        crop: "flip_crop": flip, and shift within a reflected border;
+            "resized_crop": a random crop, resized, and flip.
+        strong: What a strong view adds: "randaugment" and cutout, "moco"
+            (colour jitter, grayscale, blur), "keras_cv" (RandAugment of that
+            library) and cutout, or "none" (a weak view).
+        flip: Flip half of the images horizontally.
+        pad: Width of the reflected border in pixels.
+        crop_area: Least and greatest share of the image's area in a resized
+            crop.
+        cutout: Side of the square cutout in pixels; 0 for none.
+        operations: RandAugment's n, operations to sample; 0 for none.
+        probability: Probability of applying each sampled operation.
+        low: Least strength of an operation, in [0, 1].
         high: Greatest strength.
-        levels: Number of strengths between them; 0: any.
+        levels: Number of strengths between the two; 0 for any.
     """
 
     side: int
-    weak: str = "flip_crop"
-    strong: str = "randaugment"
+    crop: str = "flip_crop"
+    strong: str = "none"
     flip: bool = True
     pad: int = 4
-    crop_area: float = 0.2
+    crop_area: tuple[float, float] = (0.2, 1.0)
     cutout: int = 16
     operations: int = 2
     probability: float = 0.5
@@ -56,72 +57,41 @@ class Recipe:
     high: float = 0.9
     levels: int = 9
 
-    def crops(
-        self,
-        images: source.Images | source.Encoded,
-        indices: tf.Tensor,
-        seeds: Sequence[tf.Tensor],
-    ) -> list[tf.Tensor]:
-        """The first stage: one crop for each view of the images.
-
-        Args:
-            images: The set.
-            indices: Which of them, int64 [n].
-            seeds: Of each view, int32 [n, 3].
-
-        Returns:
-            uint8 [n, H, W, C] for each view.
-        """
-        if self.weak == "flip_crop":
-            crop = cropping.whole(images, indices, side=self.side)
-            return [crop] * len(seeds)
-        draws = [_draw(s, "resized_crop", decoding.BOX_DRAWS) for s in seeds]
-        return cropping.resized(
-            images,
-            indices,
-            tf.stack(draws, axis=1),
-            side=self.side,
-            area=self.crop_area,
-        )
-
-    def draws(self, seeds: tf.Tensor, *, strong: bool) -> tf.Tensor:
-        """The numbers in [0, 1) that finish a view: float32 [n, draws].
+    def draws(self, seeds: tf.Tensor) -> tf.Tensor:
+        """Draws the numbers in [0, 1) that finish a view.
 
         Args:
             seeds: int32 [n, 3].
-            strong: Of a strong view, not a weak one.
+
+        Returns:
+            float32 [n, draws].
         """
         drawn = [_draw(seeds, "flip_crop", 3)]
-        if strong and self.strong == "randaugment":
+        if self.strong == "randaugment":
             drawn.append(randomness.uniform(seeds, 4 * self.operations))
-        if strong and self.strong in ("randaugment", "keras_cv"):
+        if self.strong in ("randaugment", "keras_cv"):
             drawn.append(_draw(seeds, "cutout", 2))
-        if strong and self.strong == "moco":
+        if self.strong == "moco":
             drawn.append(_draw(seeds, "moco", moco.DRAWS))
         return tf.concat(drawn, axis=1)
 
     def finish(
-        self,
-        crops: tf.Tensor,
-        draws: tf.Tensor,
-        *,
-        strong: bool,
-        dense: bool = False,
+        self, crops: tf.Tensor, draws: tf.Tensor, *, dense: bool = False
     ) -> tf.Tensor:
-        """The second stage: views from crops.
+        """Makes views from crops: the second stage.
 
         Args:
             crops: uint8 [n, H, W, C].
-            draws: See `draws`.
-            strong: A strong view, not a weak one.
-            dense: Do everything to every image and choose, at static shapes,
-                as accelerators want it; False: only what was drawn.
+            draws: float32 [n, draws], see `draws`.
+            dense: Apply every operation to every image and choose afterwards,
+                at static shapes, as accelerators want it; False: apply only
+                what was drawn. The views are the same.
 
         Returns:
             uint8 [n, H, W, C].
         """
         geometry, rest = draws[:, :3], draws[:, 3:]
-        if self.weak == "flip_crop":
+        if self.crop == "flip_crop":
             views = geometry_lib.flip_crop(
                 crops, geometry, flip=self.flip, pad=self.pad
             )
@@ -129,7 +99,7 @@ class Recipe:
             views = crops
             if self.flip:
                 views = geometry_lib.flip(crops, geometry[:, 2:])
-        if not strong or self.strong == "none":
+        if self.strong == "none":
             return views
         if self.strong == "moco":
             return moco.color(views, rest, dense=dense)
@@ -148,20 +118,46 @@ class Recipe:
             )
         return geometry_lib.cutout(views, rest[:, -2:], side=self.cutout)
 
-    def finish_batch(
-        self, batch: dict[str, tf.Tensor], *, dense: bool = False
-    ) -> dict[str, tf.Tensor]:
-        """Finishes all views of a batch; its draws are used up."""
-        batch = dict(batch)
-        for view in VIEWS:
-            if view in batch:
-                batch[view] = self.finish(
-                    batch[view],
-                    batch.pop(f"draws/{view}"),
-                    strong=view.endswith("strong"),
-                    dense=dense,
-                )
-        return batch
+
+def crops(
+    recipes: Mapping[str, Recipe],
+    images: source.Images | source.Encoded,
+    indices: tf.Tensor,
+    seeds: Mapping[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    """Cuts one crop for each view of the images: the first stage.
+
+    Views that differ in nothing but their draws are cut together, so that an
+    encoded image is decoded once for them.
+
+    Args:
+        recipes: Name of the view → how it is made.
+        images: The set.
+        indices: Which of its images, int64 [n].
+        seeds: Name of the view → int32 [n, 3].
+
+    Returns:
+        Name of the view → uint8 [n, H, W, C].
+    """
+    groups: dict[tuple, list[str]] = {}
+    for name, recipe in recipes.items():
+        area = recipe.crop_area if recipe.crop == "resized_crop" else None
+        groups.setdefault((recipe.side, area), []).append(name)
+    made = {}
+    for (side, area), names in groups.items():
+        if area is None:
+            crop = cropping.whole(images, indices, side=side)
+            made |= dict.fromkeys(names, crop)
+            continue
+        draws = [
+            _draw(seeds[name], "resized_crop", decoding.BOX_DRAWS)
+            for name in names
+        ]
+        cut = cropping.resized(
+            images, indices, tf.stack(draws, axis=1), side=side, area=area
+        )
+        made |= dict(zip(names, cut, strict=True))
+    return {name: made[name] for name in recipes}
 
 
 def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:

@@ -1,22 +1,44 @@
-"""All that is seen of a run while it trains: figures, pictures, signs."""
+"""All that is watched while a run trains: scalars, speed and warnings."""
 
+import collections
 import contextlib
+import math
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
+from simmatch_tf import checks
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.monitoring import diagnosis, step_metrics, tensorboard_writer
-from simmatch_tf.training import step as step_lib
+from simmatch_tf.monitoring import diagnosis, tensorboard_writer
+
+# TensorBoard tag → the two shares whose quotient it is.
+_QUOTIENTS = {
+    "pseudo_label/accuracy": ("kept_right", "kept"),
+    "pseudo_label/accuracy_all": ("right", "known"),
+    "pseudo_label/sure": ("sure", "known"),
+    "pseudo_label/sure_accuracy": ("sure_right", "sure"),
+}
+# The balance of classes is shown once there are this many pseudo-labels for
+# each class on average.
+_LABELS_PER_CLASS = 10
 
 
-class Observer:
-    """Keeps what steps and evaluations give, and hands it to TensorBoard."""
+class Monitor:
+    """Collects what steps and evaluations give, and writes it to TensorBoard.
+
+    Attributes:
+        scalars: All scalars of this session.
+        writer: Writes to TensorBoard; nothing, if the run writes none.
+    """
 
     def __init__(
         self,
@@ -31,8 +53,8 @@ class Observer:
         """Opens the event file.
 
         Args:
-            folder: For it.
-            config: The run's, with its durations in steps.
+            folder: Folder of the event files.
+            config: The run's flags, with durations in steps.
             source: Its dataset.
             split: Its labeled images.
             algorithm: What is trained.
@@ -45,75 +67,246 @@ class Observer:
         unlabeled = 0
         if algorithm.needs_unlabeled:
             unlabeled = config.batch_size * config.unlabeled_ratio
-        self._figures = step_metrics.Figures(config, unlabeled)
-        self._speed = step_metrics.Speed(config.batch_size + unlabeled)
-        self._summaries = tensorboard_writer.Summaries(
+        self.scalars = Scalars(config, unlabeled)
+        self._speed = Speed(config.batch_size + unlabeled)
+        self.writer = tensorboard_writer.TensorBoardWriter(
             folder, config, source, split, writes=writes
         )
 
     def begin(self, step: int) -> None:
-        """Starts: `step` steps were done before."""
+        """Writes what the run is, at its start (`step` 0)."""
         if not step:
-            self._summaries.describe()
+            self.writer.describe()
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """What is done inside is no training, for the speed."""
+        """Leaves the time of the body out of the training speed."""
         return self._speed.paused()
 
     def log(
         self,
         step: int,
         metrics: Mapping[str, tf.Tensor],
-        stepper: step_lib.Stepper,
+        shown: diagnostics.Diagnostics | None,
+        waited: float,
     ) -> dict[str, float]:
-        """Keeps and writes a step's figures.
+        """Keeps and writes the scalars of a step.
 
         Args:
             step: Steps done.
-            metrics: Of the last.
-            stepper: It knows what was seen of it, and how long it waited.
+            metrics: What the last of them returned.
+            shown: Diagnostics of the last step, if it was logged with them.
+            waited: Seconds spent waiting for batches since the session began.
 
         Returns:
-            Tag → value.
+            TensorBoard tag → value.
         """
-        means = stepper.seen.means if stepper.seen else None
         rate = self._algorithm.learning_rate(step - 1)
-        values = self._figures.of_step(metrics, means)
+        values = self.scalars.of_step(metrics, shown.means if shown else None)
         values["learning_rate"] = float(rate)
         looped = self._config.steps_per_loop > 1
-        waited = None if looped else stepper.waited
-        values |= self._speed.measure(step, waited)
-        self._figures.keep(step, values)
-        self._summaries.scalars(step, values)
+        values |= self._speed.measure(step, None if looped else waited)
+        self.keep(step, values)
         return values
 
-    def picture(self, step: int, stepper: step_lib.Stepper) -> None:
-        """Writes pictures and histograms of a watched step, and the memory."""
-        if stepper.seen is None:
+    def keep(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps and writes scalars: TensorBoard tag → value."""
+        self.scalars.keep(step, values)
+        self.writer.scalars(step, values)
+
+    def picture(self, step: int, shown: diagnostics.Diagnostics | None) -> None:
+        """Writes pictures and histograms of a logged step, and the memory."""
+        if shown is None:
             return
-        self._summaries.histograms(
-            step, stepper.seen.means, self._figures.classes
-        )
-        self._summaries.picture(step, stepper.seen)
-        store = getattr(self._algorithm, "memory", None)
-        if store is not None:
-            self._summaries.memory(store)
+        self.writer.histograms(step, shown.means, self.scalars.classes)
+        self.writer.picture(step, shown)
+        memory = getattr(self._algorithm, "memory", None)
+        if memory is not None:
+            self.writer.memory(memory)
 
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Keeps and writes the accuracies of an evaluation, by tag."""
-        self._figures.keep(step, values)
-        self._summaries.scalars(step, values)
 
-    def confusion(
-        self, step: int, logits: np.ndarray, labels: np.ndarray, title: str
-    ) -> None:
-        """Writes a confusion matrix; see `summaries`."""
-        self._summaries.confusion(step, logits, labels, title)
+class Scalars:
+    """The scalars of a session, and what they tell.
+
+    Attributes:
+        values: TensorBoard tag → step → value.
+        classes: Share of each class in recent pseudo-labels [L], or None.
+    """
+
+    def __init__(self, config: config_lib.Config, unlabeled: int) -> None:
+        """Starts with no values.
+
+        Args:
+            config: The run's flags, with durations in steps.
+            unlabeled: Unlabeled images of a step; 0 without.
+        """
+        self._config, self._unlabeled = config, unlabeled
+        self.values: dict[str, dict[int, float]] = {}
+        self.classes: np.ndarray | None = None
+        self._recent: collections.deque[np.ndarray] | None = None
+        self._told: set[str] = set()
+
+    def keep(self, step: int, values: Mapping[str, float]) -> None:
+        """Keeps the values of a step: TensorBoard tag → value."""
+        for tag, value in values.items():
+            self.values.setdefault(tag, {})[step] = value
+
+    def of_step(
+        self, metrics: Mapping[str, Any], means: Mapping[str, Any] | None
+    ) -> dict[str, float]:
+        """Computes the scalars of a step.
+
+        Args:
+            metrics: What the step returned.
+            means: Means of its diagnostics, if it has any.
+
+        Returns:
+            TensorBoard tag → value. What has no value at this step, such as
+            an accuracy of no images, is left out.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        for tag in [tag for tag in values if tag.startswith("loss/")]:
+            name = tag.removeprefix("loss/")
+            weight = getattr(self._config, f"lambda_{name}", None)
+            if weight is not None:
+                values[f"loss/weighted_{name}"] = weight * values[tag]
+        means = {name: np.asarray(x) for name, x in (means or {}).items()}
+        values |= {
+            tag: float(mean)
+            for tag, mean in means.items()
+            if "/" in tag and not mean.ndim
+        }
+        for tag, (part, whole) in _QUOTIENTS.items():
+            if means.get(whole, 0) > 0:
+                values[tag] = float(means[part] / means[whole])
+        if "predicted" in means:
+            values["alignment/divergence"] = divergence(means["predicted"])
+        if "classes" in means and self._add(means["classes"]):
+            balance = math.exp(-divergence(self.classes))
+            values["pseudo_label/balance"] = balance
+        return values
+
+    def _add(self, shares: np.ndarray) -> bool:
+        """Adds a step's shares of classes; returns whether they are enough."""
+        if self._recent is None:
+            labels = _LABELS_PER_CLASS * len(shares)
+            self._recent = collections.deque(
+                maxlen=-(-labels // self._unlabeled)
+            )
+        self._recent.append(shares)
+        self.classes = np.mean(self._recent, axis=0)
+        return len(self._recent) == self._recent.maxlen
 
     def findings(self, step: int) -> list[diagnosis.Finding]:
-        """Patterns that show by now, each once a session."""
-        return self._figures.findings(step)
+        """Returns known problems that show by now, each once a session."""
+        config = self._config
+        findings = diagnosis.find(
+            config, self.values, step=step, steps=config.steps
+        )
+        new = [each for each in findings if each.name not in self._told]
+        self._told |= {each.name for each in new}
+        return new
+
+
+def divergence(p: np.ndarray) -> float:
+    """Returns how far a distribution is from uniform: KL(p ‖ 1/L), in nats.
+
+    Args:
+        p: Probabilities [L].
+
+    Returns:
+        From 0 (uniform) to log L. exp(-KL) · L is the number of equally likely
+        classes that would be as uneven.
+    """
+    p = np.asarray(p, np.float64)
+    positive = p[p > 0]
+    return float(np.sum(positive * np.log(positive * len(p))))
+
+
+class Speed:
+    """Images a second and the share of time spent waiting for batches."""
+
+    def __init__(self, images: int) -> None:
+        """Starts at the first `measure`, so that start-up does not count.
+
+        Args:
+            images: Labeled and unlabeled images of a step.
+        """
+        self._images = images
+        self._step: int | None = None
+        self._began = self._waited = self._paused = 0.0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out the body's time: that of evaluations and checkpoints."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - began
+
+    def measure(self, step: int, waited: float | None) -> dict[str, float]:
+        """Returns the speed since the last call, by tag; {} at the first.
+
+        Args:
+            step: Steps done.
+            waited: Seconds waited for batches so far; None if not known.
+        """
+        now, values = time.monotonic(), {}
+        if self._step is not None and step > self._step:
+            seconds = max(now - self._began - self._paused, 1e-9)
+            images = self._images * (step - self._step)
+            values["speed/images_per_second"] = images / seconds
+            if waited is not None:
+                share = (waited - self._waited) / seconds
+                values["speed/input_wait"] = min(1.0, share)
+        self._step, self._began, self._paused = step, now, 0.0
+        self._waited = waited or 0.0
+        return values
+
+
+class Profile:
+    """Profiles steps START + 1 … START + COUNT of --profile=START:COUNT."""
+
+    def __init__(
+        self, flag: str | None, folder: pathlib.Path, done: int = 0
+    ) -> None:
+        """Reads the flag.
+
+        Args:
+            flag: START:COUNT, or None.
+            folder: Folder of the event files.
+            done: Steps done before; those are not profiled any more.
+        """
+        self._folder, self._running = str(folder), False
+        self._start = self._stop = -1
+        if flag is not None:
+            start, count = checks.profiled_steps(flag)
+            self._start, self._stop = start, start + count
+            if start < done:
+                logging.warning(
+                    "--profile=%s: %d steps are done already; nothing is "
+                    "profiled",
+                    flag,
+                    done,
+                )
+                self._start = self._stop = -1
+
+    def until_next(self, step: int) -> int:
+        """Returns the number of steps until `at` has something to do."""
+        left = [n - step for n in (self._start, self._stop) if n > step]
+        return min(left, default=2**62)
+
+    def at(self, step: int) -> None:
+        """Starts or stops the profiler, when `step` steps are done."""
+        if step == self._start and not self._running:
+            tf.profiler.experimental.start(self._folder)
+            self._running = True
+        elif self._running and step >= self._stop:
+            self.close()
 
     def close(self) -> None:
-        """Ends the event file."""
-        self._summaries.close()
+        """Stops the profiler, which writes its files."""
+        if self._running:
+            self._running = False
+            tf.profiler.experimental.stop()
+            logging.info("profile in %s", self._folder)

@@ -1,35 +1,50 @@
-"""What TensorBoard shows of a run: scalars, histograms, pictures, text."""
+"""Writes a run's event files: scalars, histograms, pictures, text, embeddings.
+
+TensorBoard's projector reads the labeled memory from files beside them, which
+are replaced each time: `memory.bytes` (float32 [n, D]), `memory.tsv` (class and
+name of each image), `memory.png` (thumbnails) and the projector's own
+configuration.
+"""
 
 import contextlib
 import importlib.metadata
+import io as io_lib
 import pathlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 from absl import logging
+from google.protobuf import text_format
 from tensorboard.compat.proto import summary_pb2
+from tensorboard.plugins import projector
 from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 
 import simmatch_tf
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, tables
 from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.data import cropping, pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags import errors
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import memory as memory_lib
-from simmatch_tf.monitoring import pictures, projector
+from simmatch_tf.monitoring import pictures
 
-_PICTURES = 6  # labeled images whose names stand in the text, of each class
-_CLASSES = 100  # classes listed in the text
+_LISTED_IMAGES = 6  # labeled images of each class that the text names
+_LISTED_CLASSES = 100  # classes that the text names
+_MAX_POINTS = 2_048  # slots of the memory that the projector shows
+_THUMBNAIL = 32  # side in pixels
 
 
-class Summaries:
-    """Writes to a run's event files; or nowhere.
+class TensorBoardWriter:
+    """Writes a run's event files.
+
+    A file that cannot be written ends the writing, not the run.
 
     Attributes:
         writes: Whether anything is written.
@@ -47,11 +62,11 @@ class Summaries:
         """Opens a new event file.
 
         Args:
-            folder: For the event files.
-            config: The run's, with its durations in steps.
+            folder: Folder of the event files.
+            config: The run's flags, with durations in steps.
             source: Its dataset.
             split: Its labeled images.
-            writes: False: every call does nothing.
+            writes: With False every call does nothing.
 
         Raises:
             InputError: The file cannot be written.
@@ -72,7 +87,7 @@ class Summaries:
 
     @contextlib.contextmanager
     def _at(self, step: int) -> Iterator[None]:
-        """For writing; what cannot be written ends that, not the run."""
+        """Writes at a step in the body; gives up when that fails."""
         try:
             # A writer that failed stays the thread's default.
             with tf.summary.record_if(self.writes):
@@ -94,10 +109,10 @@ class Summaries:
 
     # ------------------------------------------------------------- numbers --
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars: all as one event, which is one call."""
+        """Writes scalars: TensorBoard tag → value."""
         if not self.writes:
             return
-        event = summary_pb2.Summary()
+        event = summary_pb2.Summary()  # one event, which is one call
         for tag, value in values.items():
             event.MergeFrom(scalar_summary.scalar_pb(tag, value))
         with self._at(step):
@@ -109,12 +124,12 @@ class Summaries:
         means: Mapping[str, np.ndarray],
         classes: np.ndarray | None,
     ) -> None:
-        """Writes the distributions of a watched step.
+        """Writes the distributions of a logged step.
 
         Args:
-            step: Its number.
-            means: See `watching.Seen`.
-            classes: Share of each class in the last pseudo-labels [L].
+            step: Steps done.
+            means: Means of its diagnostics.
+            classes: Share of each class in recent pseudo-labels, [L].
         """
         unlabeled = self._config.batch_size * self._config.unlabeled_ratio
         with self._at(step):
@@ -141,7 +156,7 @@ class Summaries:
             step: Steps done.
             logits: [N, L].
             labels: [N].
-            title: What it is of.
+            title: Which images and weights it is of.
         """
         if not self.writes:
             return
@@ -155,10 +170,10 @@ class Summaries:
         with self._at(step):
             tf.summary.image("pictures/confusion", shown[None])
 
-    def picture(self, step: int, seen: diagnostics.Seen) -> None:
+    def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
-        rows = seen.rows
-        if not rows or not self.writes:
+        rows = shown.rows
+        if not self.writes or not {"weak", "strong", "p_hat"} <= rows.keys():
             return
         hat = rows["p_hat"]
         truth = rows.get("truth", np.full(len(hat), -1))
@@ -169,18 +184,19 @@ class Summaries:
                 strong=rows["strong"][i],
                 probabilities={name: rows[name][i] for name in names},
                 truth=int(truth[i]),
-                counts=hat[i].max() >= self._config.threshold,
+                counts=bool(rows["mask"][i]),
             )
             for i in range(len(hat))
         ]
-        shown = {"views": pictures.views(images, self._class_names)}
+        images_of = {"views": pictures.views(images, self._class_names)}
         if "neighbors" in rows:
-            found = self._neighbors(rows["neighbors"], rows["cosines"])
-            shown["neighbors"] = pictures.neighbors(
-                images, found, self._class_names
+            images_of["neighbors"] = pictures.neighbors(
+                images,
+                self._neighbors(rows["neighbors"], rows["cosines"]),
+                self._class_names,
             )
         with self._at(step):
-            for name, pixels in shown.items():
+            for name, pixels in images_of.items():
                 tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(
@@ -197,14 +213,14 @@ class Summaries:
                     float(cosines[i, j]),
                 )
                 for j in range(slots.shape[1])
-                # A slot that is not written yet resembles nothing.
+                # A slot that is not written yet is similar to nothing.
                 if np.isfinite(cosines[i, j])
             ]
             for i in range(len(slots))
         ]
 
     def _labeled(self, slots: np.ndarray) -> np.ndarray:
-        """Labeled images as evaluation sees them: uint8 [n, H, W, C].
+        """Returns labeled images as evaluation sees them, [n, H, W, C].
 
         Raises:
             InputError: One cannot be read.
@@ -222,10 +238,13 @@ class Summaries:
             ) from None
 
     def memory(self, store: memory_lib.MemoryBuffer) -> None:
-        """Writes the memory's embeddings for the projector."""
+        """Writes the memory's embeddings for the projector.
+
+        Of a memory that is divided over replicas nothing is written.
+        """
         if not self.writes or store.shard:
             return
-        slots = projector.chosen(store.filled.numpy())
+        slots = shown_slots(store.filled.numpy())
         if not len(slots):
             return
         images = None
@@ -234,7 +253,7 @@ class Summaries:
         names = self._names(slots)
         labels = self._source.train.labels[self._split.labeled[slots]]
         try:
-            projector.write(
+            write_embeddings(
                 self._folder,
                 store.features.numpy()[slots],
                 [self._class_names[label] for label in labels],
@@ -245,14 +264,14 @@ class Summaries:
             self._give_up(error)
 
     def _names(self, slots: Sequence[int]) -> list[str]:
-        """What labeled images are called: by name, or place in the set."""
-        places = self._split.labeled[slots]
+        """Names labeled images, or numbers them if they have no names."""
+        indices = self._split.labeled[slots]
         names = self._source.train.names
-        return [str(p) if names is None else names[p] for p in places]
+        return [str(i) if names is None else names[i] for i in indices]
 
     # ---------------------------------------------------------------- text --
     def describe(self) -> None:
-        """Writes what a run is: flags, data, split, versions."""
+        """Writes a run's flags, data, split and versions."""
         if not self.writes:
             return
         config = self._config
@@ -267,9 +286,9 @@ class Summaries:
         chosen |= {"seed": config.seed, "split_seed": config.split_seed}
         texts = {
             "flags": _code(config.to_flagfile(without=("overwrite",))),
-            "data": _table(self._data()),
-            "split": _table(self._labeled_of_classes()),
-            "versions": _table(_versions()),
+            "data": tables.markdown([("", ""), *self._data()]),
+            "split": tables.markdown([("", ""), *self._labels_by_class()]),
+            "versions": tables.markdown([("", ""), *_versions()]),
         }
         with self._at(0):
             hparams_api.hparams(chosen)
@@ -291,20 +310,22 @@ class Summaries:
             rows.append(("test", f"{len(source.test):,}"))
         return rows
 
-    def _labeled_of_classes(self) -> list[tuple[str, str]]:
+    def _labels_by_class(self) -> list[tuple[str, str]]:
         labels = self._source.train.labels[self._split.labeled]
         rows = []
-        for label, name in enumerate(self._class_names[:_CLASSES]):
+        for label, name in enumerate(self._class_names[:_LISTED_CLASSES]):
             slots = np.flatnonzero(labels == label)
-            shown = ", ".join(self._names(slots[:_PICTURES]))
-            more = " …" if len(slots) > _PICTURES else ""
+            shown = ", ".join(self._names(slots[:_LISTED_IMAGES]))
+            more = " …" if len(slots) > _LISTED_IMAGES else ""
             rows.append((name, f"{len(slots)}: {shown}{more}"))
-        if len(self._class_names) > _CLASSES:
-            rows.append((f"{len(self._class_names) - _CLASSES} more", "…"))
+        if len(self._class_names) > _LISTED_CLASSES:
+            rows.append(
+                (f"{len(self._class_names) - _LISTED_CLASSES} more", "…")
+            )
         return rows
 
     def close(self) -> None:
-        """Ends the event file."""
+        """Closes the event file."""
         try:
             self._writer.close()
         except tf.errors.OpError as error:
@@ -312,7 +333,7 @@ class Summaries:
 
 
 def _histogram(tag: str, counts: np.ndarray, end: float) -> None:
-    """Writes counts of equal parts of [0, end] as they are."""
+    """Writes a histogram from counts in equal parts of [0, end]."""
     edges = np.linspace(0.0, end, len(counts) + 1)
     metadata = histogram_metadata.create_summary_metadata(tag, None)
     tf.summary.write(
@@ -326,11 +347,10 @@ def _histogram(tag: str, counts: np.ndarray, end: float) -> None:
 
 def _versions() -> list[tuple[str, str]]:
     names = ("tensorflow", "keras", "numpy")
-    found = [(name, importlib.metadata.version(name)) for name in names]
     return [
         ("simmatch_tf", simmatch_tf.__version__),
         ("Python", platform.python_version()),
-        *found,
+        *((name, importlib.metadata.version(name)) for name in names),
         ("machine", f"{platform.system()} {platform.machine()}"),
     ]
 
@@ -339,9 +359,66 @@ def _code(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
-    lines = ["| | |", "|---|---|"]
-    for row in rows:
-        cells = (cell.replace("|", "\\|") for cell in row)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def shown_slots(filled: np.ndarray) -> np.ndarray:
+    """Returns the slots to show: those written, evenly thinned out if many.
+
+    Args:
+        filled: bool [K], True for slots that are written.
+    """
+    slots = np.flatnonzero(filled)
+    if len(slots) <= _MAX_POINTS:
+        return slots
+    return slots[np.linspace(0, len(slots) - 1, _MAX_POINTS).astype(int)]
+
+
+def write_embeddings(
+    folder: pathlib.Path,
+    features: np.ndarray,
+    classes: Sequence[str],
+    names: Sequence[str],
+    images: Sequence[np.ndarray] | None,
+) -> None:
+    """Writes the files of the projector.
+
+    Args:
+        folder: Folder of the event files.
+        features: Embeddings of the slots to show, [n, D], n ≥ 1.
+        classes: Class of each, n names.
+        names: Name of each image, n names.
+        images: uint8 [H, W, C] each; None keeps the thumbnails written before.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    config = projector.ProjectorConfig()
+    points = config.embeddings.add()
+    points.tensor_name = "memory"
+    points.tensor_path = "memory.bytes"
+    points.tensor_shape.extend(features.shape)
+    points.metadata_path = "memory.tsv"
+    points.sprite.image_path = "memory.png"
+    points.sprite.single_image_dim.extend([_THUMBNAIL, _THUMBNAIL])
+    rows = ["class\timage"]
+    rows += [
+        f"{_cell(label)}\t{_cell(name)}"
+        for label, name in zip(classes, names, strict=True)
+    ]
+    contents = {
+        "memory.bytes": features.astype("<f4").tobytes(),
+        "memory.tsv": ("\n".join(rows) + "\n").encode(errors="replace"),
+    }
+    if images is not None:
+        file = io_lib.BytesIO()
+        grid = pictures.sprite(images, _THUMBNAIL)
+        PIL.Image.fromarray(grid).save(file, "PNG")
+        contents["memory.png"] = file.getvalue()
+    text = text_format.MessageToString(config)
+    contents["projector_config.pbtxt"] = text.encode()
+    for name, content in contents.items():
+        with io.replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def _cell(text: str) -> str:
+    """Writes a name as a cell of the .tsv table: one line, without tabs."""
+    return " ".join(str(text).split()) or "-"

@@ -88,7 +88,7 @@ def run(
     config = folder.read_config()
     algorithm, _, step = state.restore(path, state.Custom())
     content = splits.read_content(folder.split)
-    weights = weights or algorithm.weights_of_record
+    weights = weights or algorithm.evaluated_weights
     labeled = _labeled(algorithm, content, config)
     classifier = classifier_lib.Classifier(
         algorithm.networks()[weights],
@@ -113,7 +113,7 @@ def run(
         step=step,
         checkpoint=checkpoints.digest(folder.checkpoints, step),
         weights=weights,
-        weights_of_record=algorithm.weights_of_record,
+        weights_of_record=algorithm.evaluated_weights,
         why_no_neighbors=why_no_neighbors,
     )
 

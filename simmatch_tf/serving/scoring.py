@@ -79,7 +79,7 @@ def of_run(
     terminal.say(f"scoring {len(indices)} {scored_on} images")
     about = {
         "step": step,
-        "weights_of_record": algorithm.weights_of_record,
+        "weights_of_record": algorithm.evaluated_weights,
         "class_names": list(source.class_names),
         "scored_on": scored_on,
         "test_images": len(indices),

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from simmatch_tf import checks, io, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import lists, pipeline, service, splits, views
 from simmatch_tf.data.sources import dataset_names, digits, folder
 from simmatch_tf.data.sources import source as source_lib
@@ -211,34 +212,52 @@ def make_pipeline(
     config: config_lib.Config,
     source: source_lib.Source,
     split: splits.Split,
-    *,
-    unlabeled: bool,
+    algorithm: algorithm_lib.Algorithm | type[algorithm_lib.Algorithm],
 ) -> pipeline.Pipeline:
-    """The training input; `unlabeled`: whether it has unlabeled views."""
+    """Puts the training input together.
+
+    Args:
+        config: The run's flags.
+        source: The dataset.
+        split: Its labeled and unlabeled images.
+        algorithm: Declares the views; an instance, or a class whose
+            declarations do not depend on flags.
+    """
     side = min(source.image_shape[:2])
-    ratio = config.unlabeled_ratio if unlabeled else 0
-    return pipeline.Pipeline(
-        source=source,
-        split=split,
-        recipe=views.Recipe(
-            side=side,
-            weak=config.weak,
-            strong=config.strong,
+
+    def recipe(view: algorithm_lib.View) -> views.Recipe:
+        strong = {"weak": "none", "strong": config.strong}
+        own_side = view.side or side
+        return views.Recipe(
+            side=own_side,
+            crop=view.crop or config.weak,
+            strong=strong.get(view.augmentation, view.augmentation),
             flip=source.flip if config.flip is None else config.flip,
-            pad=side // 8,
-            crop_area=config.crop_area,
-            cutout=round(config.cutout * side),
+            pad=own_side // 8,
+            crop_area=view.crop_area or (config.crop_area, 1.0),
+            cutout=round(config.cutout * own_side),
             operations=config.randaugment_operations,
             probability=config.randaugment_probability,
             low=config.randaugment_low,
             high=config.randaugment_high,
             levels=config.randaugment_levels,
-        ),
+        )
+
+    def recipes(declared: tuple) -> dict[str, views.Recipe]:
+        parsed = map(algorithm_lib.View.parse, declared)
+        return {view.name: recipe(view) for view in parsed}
+
+    return pipeline.Pipeline(
+        source=source,
+        split=split,
+        labeled_views=recipes(algorithm.labeled_views),
+        unlabeled_views=recipes(algorithm.unlabeled_views),
         batch_size=config.batch_size,
-        unlabeled_batch_size=config.batch_size * ratio,
+        unlabeled_batch_size=config.batch_size * config.unlabeled_ratio,
         seed=config.seed,
         parallel_calls=config.parallel_calls,
         finished=config.views_on == "host",
+        needs_index=algorithm.needs_index,
     )
 
 

@@ -19,7 +19,7 @@ from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.modules import guard as guard_lib
-from simmatch_tf.monitoring import monitor, profiler
+from simmatch_tf.monitoring import monitor as monitor_lib
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -129,6 +129,7 @@ class _Run:
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
             # A checkpoint brings them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -158,7 +159,14 @@ class _Run:
             resize=config.eval_resize,
             parallel_calls=config.parallel_calls,
         )
-        self.observer = self._make_observer()
+        self.monitor = monitor_lib.Monitor(
+            folder.tensorboard,
+            self.config,
+            self.source,
+            self.split,
+            self.algorithm,
+            writes=self.config.summaries and self.workers.chief,
+        )
         self.accuracy: dict[str, dict[str, float]] = {}
 
     def _say(self, text: str) -> None:
@@ -197,16 +205,6 @@ class _Run:
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
-    def _make_observer(self) -> monitor.Observer:
-        return monitor.Observer(
-            self.folder.tensorboard,
-            self.config,
-            self.source,
-            self.split,
-            self.algorithm,
-            writes=self.config.summaries and self.workers.chief,
-        )
-
     def _make_stepper(self, start: int) -> step_lib.Stepper:
         """What takes the steps from `start` on, with its input."""
         config = self.config
@@ -214,9 +212,9 @@ class _Run:
             config,
             self.source,
             self.split,
-            unlabeled=self.algorithm.needs_unlabeled,
+            self.algorithm,
         )
-        finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+        finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
             self.algorithm,
@@ -224,7 +222,7 @@ class _Run:
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
             workers=self.workers.count,
-            watches=config.summaries,
+            logs=config.summaries,
         )
 
     def train(self, request: signals.Request) -> results.Result:
@@ -237,10 +235,10 @@ class _Run:
         )
         self._say_what(bar, start)
         stepper = self._make_stepper(start)
-        profile = profiler.Profile(
+        profile = monitor_lib.Profile(
             config.profile, self.folder.tensorboard, start
         )
-        self.observer.begin(start)
+        self.monitor.begin(start)
         with self._session(bar, profile):
             self._loop(request, bar, stepper, profile)
         # ---------------------------------------------------------- result --
@@ -258,7 +256,7 @@ class _Run:
         request: signals.Request,
         bar: progress.Progress,
         stepper: step_lib.Stepper,
-        profile: profiler.Profile,
+        profile: monitor_lib.Profile,
     ) -> None:
         """Takes the steps that are left, and does what is due between them."""
         config, step = self.config, bar.done
@@ -275,18 +273,18 @@ class _Run:
             asked_before = stepper.stop
             with bar.steps(count, compiled=not stepper.compiles(count)):
                 metrics = stepper(
-                    step + 1, count, bool(request.signal), watch=logs or shows
+                    step + 1, count, bool(request.signal), logged=logs or shows
                 )
             step += count
             values = self._log(step, metrics, stepper) if logs else None
             bar.advance(step, values)
-            with self.observer.paused():
+            with self.monitor.paused():
                 if shows:
-                    self.observer.picture(step, stepper)
+                    self.monitor.picture(step, stepper.diagnostics)
                 if itstime(config.eval_every):
                     self._evaluate(step, bar)
                 if logs:
-                    bar.warn(self.observer.findings(step))
+                    bar.warn(self.monitor.scalars.findings(step))
                 stop = self.workers.stop(request, asked_before)
                 if itstime(config.checkpoint_every) or stop:
                     self._save(step)
@@ -298,7 +296,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _session(
-        self, bar: progress.Progress, profile: profiler.Profile
+        self, bar: progress.Progress, profile: monitor_lib.Profile
     ) -> Iterator[None]:
         """Around the steps of a session: writes its time, however it ends."""
         start, began = bar.done, time.monotonic()
@@ -322,11 +320,13 @@ class _Run:
             self.scored,
         )
 
-    def _close(self, bar: progress.Progress, profile: profiler.Profile) -> None:
+    def _close(
+        self, bar: progress.Progress, profile: monitor_lib.Profile
+    ) -> None:
         """Ends what shows the run."""
         profile.close()
         bar.close()
-        self.observer.close()
+        self.monitor.writer.close()
 
     def _restore(self) -> int:
         """Reads the last checkpoint: the chief says which one that is."""
@@ -381,7 +381,9 @@ class _Run:
     ) -> dict[str, float]:
         """Fetches a step's figures, and writes them to TensorBoard."""
         self._check_finite(step)
-        return self.observer.log(step, metrics, stepper)
+        return self.monitor.log(
+            step, metrics, stepper.diagnostics, stepper.waited
+        )
 
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint."""
@@ -429,17 +431,18 @@ class _Run:
             values[f"{name_of_set}/{name}_top1"] = top1
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
-        self.observer.evaluated(step, values)
-        record = self.algorithm.weights_of_record
+        self.monitor.keep(step, values)
+        record = self.algorithm.evaluated_weights
         title = f"{len(places)} {name_of_set} images, {record}"
-        self.observer.confusion(step, logits[record], labels, title)
+        self.monitor.writer.confusion(step, logits[record], labels, title)
         bar.evaluated(step, name_of_set, self.accuracy, record)
 
     def _write_timing(self, start: int, stop: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        images = self.config.batch_size
-        if self.algorithm.needs_unlabeled:
-            images *= 1 + 2 * self.config.unlabeled_ratio
+        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        views = len(algorithm.labeled_views)
+        views += ratio * len(algorithm.unlabeled_views)
+        images = views * self.config.batch_size
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,

@@ -45,14 +45,14 @@ def collect(
                 "chosen_on": chosen_on,
             },
         }
-    last = networks[algorithm.weights_of_record]["last"]
+    last = networks[algorithm.evaluated_weights]["last"]
     loss = float(record.loss.numpy())
     return results.Result(
         top1=last["top1"],
         top5=last["top5"],
         loss=None if math.isnan(loss) else loss,
         steps=config.steps,
-        weights_of_record=algorithm.weights_of_record,
+        weights_of_record=algorithm.evaluated_weights,
         **networks,
         algorithm=config.algorithm,
         dataset=source.name,

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -73,6 +73,7 @@ def make_algorithm(
     image_shape: tuple[int, int, int],
     slot_labels: np.ndarray,
     num_classes: int,
+    unlabeled_images: int = 0,
     statistics: tuple[list[float], list[float]] | None = None,
 ) -> algorithm_lib.Algorithm:
     """Builds networks and state, initialised from the run's seed.
@@ -84,6 +85,7 @@ def make_algorithm(
         image_shape: (height, width, channels).
         slot_labels: Class of each labeled image [K], in slot order.
         num_classes: L.
+        unlabeled_images: Size of the unlabeled set.
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
@@ -99,7 +101,7 @@ def make_algorithm(
         names = entry.facts.get("options", ())
         options = {name: getattr(config, name) for name in names}
 
-    def make_network() -> keras.Model:
+    def make_network(heads: Mapping[str, Callable]) -> keras.Model:
         return network.build(
             custom.backbone or config.backbone,
             image_shape=image_shape,
@@ -113,6 +115,7 @@ def make_algorithm(
             synchronized=strategy.num_replicas_in_sync > 1
             and config.batch_norm == "synchronized",
             options=options,
+            heads=heads,
         )
 
     with building(config.seed, config.precision), strategy.scope():
@@ -121,6 +124,7 @@ def make_algorithm(
             make_network,
             num_classes=num_classes,
             slot_labels=slot_labels,
+            unlabeled_images=unlabeled_images,
         )
 
 
@@ -165,6 +169,7 @@ def restore(
         image_shape=tuple(content["image_shape"]),
         slot_labels=slot_labels,
         num_classes=len(content["class_names"]),
+        unlabeled_images=content["unlabeled_images"],
     )
     with strategy.scope():
         saved = checkpoints.Checkpoints(
@@ -206,7 +211,7 @@ def load(
     custom = Custom(backbone=backbone, algorithm=algorithm)
     restored, _, _ = restore(workdir, custom)
     networks = restored.networks()
-    name = weights or restored.weights_of_record
+    name = weights or restored.evaluated_weights
     if name not in networks:
         raise InputError(f"weights={weights!r}: must be student or ema")
     model = networks[name]

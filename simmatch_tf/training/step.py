@@ -1,25 +1,30 @@
 """The compiled training step, one at a time or several in a row."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.algorithms import diagnostics as diagnostics_lib
 from simmatch_tf.data import pipeline as pipeline_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import replica
 
 
 class Stepper:
-    """Takes steps, on all replicas.
+    """Takes training steps on all replicas.
 
     Attributes:
         stop: Whether any worker asked to stop: a tensor of the last call.
-        seen: What was seen of the last step, if it was watched, or None.
-        waited: Seconds spent waiting for batches, but for those of several
-            steps in a row: there it is not known.
+        diagnostics: Diagnostics of the last step as NumPy arrays, if it was
+            logged and the algorithm has any, else None.
+        waited: Seconds spent waiting for batches, except in calls of several
+            steps, where this is unknown.
     """
 
     def __init__(
@@ -31,30 +36,30 @@ class Stepper:
         finish: Callable[[pipeline_lib.Batch], pipeline_lib.Batch] | None,
         jit_compile: bool,
         workers: int,
-        watches: bool = False,
+        logs: bool = False,
     ) -> None:
-        """Compiles nothing yet; the first call does.
+        """Prepares the step; the first call compiles it.
 
         Args:
-            strategy: Where it trains.
-            algorithm: What takes a step.
+            strategy: The distribution strategy.
+            algorithm: The algorithm whose steps are taken.
             batches: See `inputs.make_batches`.
-            finish: What is done to a batch on the device first.
-            jit_compile: Compile it with XLA.
-            workers: Processes that may be asked to stop.
-            watches: Whether any step will be watched.
+            finish: Applied to each batch on the device first; None if batches
+                are complete.
+            jit_compile: Compile the step with XLA.
+            workers: Number of worker processes.
+            logs: Whether any step will be logged with diagnostics.
         """
-        self._batches, self._watches = batches, watches
-        self._layout = algorithm.layout
+        self._batches, self._logs = batches, logs
         self.stop: tf.Tensor = tf.constant(False)
-        self.seen: diagnostics.Seen | None = None
+        self.diagnostics: diagnostics_lib.Diagnostics | None = None
         self.waited = 0.0
 
-        def replica_step(batch, asked, watch):
+        def replica_step(batch, asked, logged):
             if finish:
                 batch = finish(batch)
-            if watches:
-                batch = {**batch, diagnostics.WATCH: watch}
+            if logs:
+                batch = {**batch, diagnostics_lib.LOGGED: logged}
             if workers > 1:
                 asked = replica.mean(tf.cast(asked, tf.float32)) > 0
             return algorithm.guarded_step(batch), asked
@@ -67,68 +72,69 @@ class Stepper:
         self._mean = _mean_of_workers(strategy) if workers > 1 else None
 
     def __call__(
-        self, first: int, count: int, asked: bool, watch: bool = False
+        self, first: int, count: int, asked: bool, logged: bool = False
     ) -> dict[str, tf.Tensor]:
         """Takes `count` steps.
 
         Args:
-            first: Number of the first, for messages.
-            count: At least 1.
+            first: Number of the first step, for messages.
+            count: Number of steps, at least 1.
             asked: Whether this process was asked to stop.
-            watch: Whether the last of them is watched.
+            logged: Whether the last step gives diagnostics.
 
         Returns:
-            The metrics of the last.
+            The metrics of the last step.
 
         Raises:
             InputError: An image cannot be read.
         """
-        watch &= self._watches
-        asked, watched = tf.constant(asked), tf.constant(watch)
+        logged &= self._logs
+        flags = tf.constant(asked), tf.constant(logged)
         if count == 1:
             began = time.monotonic()
             batch = pipeline_lib.read_next(self._batches, f"at step {first}")
             self.waited += time.monotonic() - began
-            metrics, seen, self.stop = self._step(batch, asked, watched)
-            self._keep(seen if watch else None)
-            return metrics
-        try:
-            metrics, seen, self.stop = self._steps(
-                self._batches, tf.constant(count), asked, watched
-            )
-        except tf.errors.OpError as error:
-            if "IteratorGetNext" not in error.message:
-                raise
-            raise InputError(
-                pipeline_lib.unreadable(f"from step {first} on", error)
-            ) from None
-        self._keep(seen if watch else None)
+            metrics, shown, self.stop = self._step(batch, *flags)
+        else:
+            try:
+                metrics, shown, self.stop = self._steps(
+                    self._batches, tf.constant(count), *flags
+                )
+            except tf.errors.OpError as error:
+                if "IteratorGetNext" not in error.message:
+                    raise
+                raise InputError(
+                    pipeline_lib.unreadable(f"from step {first} on", error)
+                ) from None
+        self.diagnostics = None
+        if logged and shown:
+            if self._mean:
+                shown = shown._replace(means=self._mean(shown.means))
+            self.diagnostics = tf.nest.map_structure(np.asarray, shown)
         return metrics
 
     def compiles(self, count: int) -> bool:
-        """Whether the next call with `count` steps compiles them first."""
+        """Returns whether the next call with `count` steps compiles first."""
         function = self._step if count == 1 else self._steps
         return not function.experimental_get_tracing_count()
-
-    def _keep(self, seen: diagnostics.Packed | tuple[()] | None) -> None:
-        if seen and self._mean:
-            seen = seen._replace(means=self._mean(seen.means))
-        self.seen = self._layout.unpack(seen) if seen else None
 
 
 def _mean_of_workers(
     strategy: tf.distribute.Strategy,
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From a value on each worker to the mean of all."""
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """Returns a function from values on each worker to the means of all."""
 
     # An argument itself cannot be reduced, its copy can.
-    def reduce(value):
-        return replica.mean(tf.identity(value))
+    def reduce(values):
+        return {n: replica.mean(tf.identity(v)) for n, v in values.items()}
 
     @tf.function(autograph=False)
-    def mean(value):
-        means = strategy.run(reduce, args=(value,))
-        return strategy.experimental_local_results(means)[0]
+    def mean(values):
+        means = strategy.run(reduce, args=(values,))
+        return {
+            name: strategy.experimental_local_results(value)[0]
+            for name, value in means.items()
+        }
 
     return mean
 
@@ -136,7 +142,10 @@ def _mean_of_workers(
 def _compiled(
     strategy: tf.distribute.Strategy, replica_step: Callable
 ) -> tuple[Callable, Callable]:
-    """One step on all replicas; and several, of which the last is watched."""
+    """Returns one step on all replicas; and several, with the last logged.
+
+    Either returns (metrics, diagnostics or (), whether to stop).
+    """
 
     # AutoGraph would read a thousand lines for seconds and change none.
     def mean(value):
@@ -145,28 +154,30 @@ def _compiled(
     def first(value):
         return strategy.experimental_local_results(value)[0]
 
-    def here(value):
+    def mean_here(value):
         values = strategy.experimental_local_results(value)
         if len(values) == 1:
             return values[0]
         return tf.add_n(values) / len(values)
 
     @tf.function(autograph=False)
-    def step(batch, asked, watch):
-        metrics, stop = strategy.run(replica_step, args=(batch, asked, watch))
-        # Not None where nothing is watched: a loop cannot carry it.
-        seen = metrics.pop(diagnostics.SEEN, ())
-        if seen:
-            # Those of this worker: others' would cost each step a message,
-            # and are asked for after a step that is watched.
-            means = here(seen.means)
-            seen = tf.nest.map_structure(first, seen)._replace(means=means)
-        return {n: mean(v) for n, v in metrics.items()}, seen, first(stop)
+    def step(batch, asked, logged) -> tuple[dict, Any, tf.Tensor]:
+        metrics, stop = strategy.run(replica_step, args=(batch, asked, logged))
+        # Not None where there are none: a loop cannot carry it.
+        shown = metrics.pop(diagnostics_lib.DIAGNOSTICS, ())
+        if shown:
+            # Means of this worker: others' would cost a message in each step,
+            # and are asked for after a step that is logged.
+            shown = diagnostics_lib.Diagnostics(
+                {n: mean_here(v) for n, v in shown.means.items()},
+                {n: first(v) for n, v in shown.rows.items()},
+            )
+        return {n: mean(v) for n, v in metrics.items()}, shown, first(stop)
 
     @tf.function(autograph=False)
-    def steps(batches, count, asked, watch):
+    def steps(batches, count, asked, logged):
         def one(done):
-            last = watch & (done + 1 == count)
+            last = logged & (done + 1 == count)
             return done + 1, step(next(batches), asked, last)
 
         return tf.while_loop(

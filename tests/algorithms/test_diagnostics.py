@@ -1,4 +1,4 @@
-"""What is seen of a watched step, against NumPy; and it changes nothing."""
+"""Diagnostics equal NumPy, and computing them changes nothing."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ from tests.algorithms import test_simmatch as small
 TRUTH = np.array([0, -1, 2, 3, 1, 1], np.int32)
 
 
-def watched(seed=0, watch=True):
+def logged(seed=0, log=True):
     return {
         **small.batch(seed),
         "unlabeled_labels": tf.constant(TRUTH),
-        diagnostics.WATCH: tf.constant(watch),
+        diagnostics.LOGGED: tf.constant(log),
     }
 
 
@@ -30,9 +30,9 @@ def test_equals_the_equations(memory):
     algorithm = small.make(memory=memory, weak_forward="joint", threshold=0.2)
     small.fill(algorithm)
     before = np.array(algorithm.memory.features)
-    inputs = watched()
-    seen = tf.function(algorithm.train_step)(inputs)[diagnostics.SEEN]
-    means, rows = algorithm.layout.unpack(seen)
+    inputs = logged()
+    shown = tf.function(algorithm.train_step)(inputs)[diagnostics.DIAGNOSTICS]
+    means, rows = tf.nest.map_structure(np.asarray, shown)
     # The rows are the definition of the rest: all six images are shown.
     p_w, p_hat, q_agg = (np.float64(rows[n]) for n in ("p_w", "p_hat", "q_agg"))
     np.testing.assert_allclose(
@@ -44,18 +44,20 @@ def test_equals_the_equations(memory):
     known, right = TRUTH >= 0, label == TRUTH
     kept, sure = confidence >= 0.2, confidence >= diagnostics.SURE
     wanted = {
-        "confidence": confidence.mean(),
-        "p_w": entropy(p_w),
-        "p_hat": entropy(p_hat),
+        "pseudo_label/confidence": confidence.mean(),
+        "sharpness/p_w": entropy(p_w),
+        "sharpness/p_hat": entropy(p_hat),
         "known": known.mean(),
         "right": (known & right).mean(),
         "kept": (known & kept).mean(),
         "kept_right": (known & kept & right).mean(),
         "sure": (known & sure).mean(),
         "sure_right": (known & sure & right).mean(),
-        "agreement": (p_w.argmax(axis=1) == q_agg.argmax(axis=1)).mean(),
-        "filled": 1.0,
-        "age": 1.0,  # filled before the first step
+        "matching/agreement": (
+            p_w.argmax(axis=1) == q_agg.argmax(axis=1)
+        ).mean(),
+        "memory/filled": 1.0,
+        "memory/age": 1.0,  # filled before the first step
     }
     for name, value in wanted.items():
         np.testing.assert_allclose(means[name], value, atol=1e-5, err_msg=name)
@@ -88,7 +90,7 @@ def test_entropies_of_instances():
     algorithm = small.make(memory="teacher")
     small.fill(algorithm)
     memory = np.array(algorithm.memory.features)
-    inputs = watched()
+    inputs = logged()
     out = algorithm.teacher.model(inputs["unlabeled_weak"], training=False)
     z_w = np.float64(out["embeddings"])
     p_w = reference.softmax(np.float64(out["logits"]))
@@ -96,54 +98,58 @@ def test_entropies_of_instances():
     t = algorithm.config.temperature
     q_w = reference.instance_similarity(z_w, memory, t)
     q_hat = reference.scale(q_w, reference.unfold(p_w, small.LABELS))
-    seen = algorithm.train_step(inputs)[diagnostics.SEEN]
-    means = algorithm.layout.unpack(seen).means
-    np.testing.assert_allclose(means["q_w"], entropy(q_w), rtol=1e-5)
-    np.testing.assert_allclose(means["q_hat"], entropy(q_hat), rtol=1e-5)
+    shown = algorithm.train_step(inputs)[diagnostics.DIAGNOSTICS]
+    means = shown.means
+    np.testing.assert_allclose(means["sharpness/q_w"], entropy(q_w), rtol=1e-5)
+    np.testing.assert_allclose(
+        means["sharpness/q_hat"], entropy(q_hat), rtol=1e-5
+    )
     assert abs(entropy(q_hat) - entropy(q_w)) > 2e-5
 
 
-def test_watching_changes_nothing():
-    plain, seen = small.make(), small.make()
+def test_diagnostics_change_nothing():
+    plain, other = small.make(), small.make()
     small.fill(plain)
-    small.fill(seen)
+    small.fill(other)
     step = tf.function(plain.train_step)
-    watch = tf.function(seen.train_step)
+    with_them = tf.function(other.train_step)
     for number in range(3):
         without = step(small.batch(number))
-        metrics = watch(watched(number, watch=number % 2 == 0))
-        found = seen.layout.unpack(metrics.pop(diagnostics.SEEN))
-        assert (found.means["confidence"] == 0) == (number % 2 == 1)
+        metrics = with_them(logged(number, log=number % 2 == 0))
+        shown = metrics.pop(diagnostics.DIAGNOSTICS)
+        assert (shown.means["pseudo_label/confidence"] == 0) == (
+            number % 2 == 1
+        )
         for name, value in without.items():
             assert metrics[name].numpy() == value.numpy(), name
-    for a, b in zip(plain.variables, seen.variables, strict=True):
+    for a, b in zip(plain.variables, other.variables, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_not_watched_at_all():
+def test_without_any():
     algorithm = small.make()
-    assert diagnostics.SEEN not in algorithm.train_step(small.batch())
+    assert diagnostics.DIAGNOSTICS not in algorithm.train_step(small.batch())
 
 
 def test_classes_that_are_not_known():
     algorithm = small.make(fixmatch.FixMatch)
-    inputs = watched()
+    inputs = logged()
     del inputs["unlabeled_labels"]
-    seen = algorithm.train_step(inputs)[diagnostics.SEEN]
-    means, rows = algorithm.layout.unpack(seen)
+    shown = algorithm.train_step(inputs)[diagnostics.DIAGNOSTICS]
+    means, rows = tf.nest.map_structure(np.asarray, shown)
     assert "known" not in means and "truth" not in rows
     # FixMatch has no memory, and by default no alignment.
-    assert not {"filled", "q_w", "predicted"} & set(means)
-    assert set(rows) == {"weak", "strong", "p_w", "p_hat"}
+    assert not {"memory/filled", "sharpness/q_w", "predicted"} & set(means)
+    assert set(rows) == {"weak", "strong", "p_w", "p_hat", "mask"}
 
 
 def test_compiled_by_xla():
     algorithm = small.make()
     small.fill(algorithm)
     step = tf.function(algorithm.train_step, jit_compile=True)
-    metrics = step(watched())
-    means = algorithm.layout.unpack(metrics[diagnostics.SEEN]).means
-    assert means["confidence"] > 0.25
+    metrics = step(logged())
+    means = metrics[diagnostics.DIAGNOSTICS].means
+    assert means["pseudo_label/confidence"] > 0.25
 
 
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
@@ -156,23 +162,23 @@ def test_on_two_replicas(placement, two_replicas):
     )
     parts = [
         {
-            k: v if k == diagnostics.WATCH else v[half::2]
-            for k, v in watched().items()
+            k: v if k == diagnostics.LOGGED else v[half::2]
+            for k, v in logged().items()
         }
         for half in (0, 1)
     ]
     inputs = two_replicas.experimental_distribute_values_from_function(
         lambda context: parts[context.replica_id_in_sync_group]
     )
-    packed = step(inputs)[diagnostics.SEEN]
+    values = step(inputs)[diagnostics.DIAGNOSTICS]
     for replica in (0, 1):
         own = tf.nest.map_structure(
             lambda x, i=replica: two_replicas.experimental_local_results(x)[i],
-            packed,
+            values,
         )
-        means, rows = algorithm.layout.unpack(own)
+        means, rows = own
         np.testing.assert_array_equal(
             rows["weak"], parts[replica]["unlabeled_weak"]
         )
-        assert ("q_w" in means) == (placement == "replicated")
-        assert means["filled"] == 0
+        assert ("sharpness/q_w" in means) == (placement == "replicated")
+        assert means["memory/filled"] == 0

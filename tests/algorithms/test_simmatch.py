@@ -41,7 +41,8 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
     keras.utils.set_random_seed(seed)
     config = dataclasses.replace(CONFIG, **changes)
 
-    def make_network():
+    def make_network(heads):
+        del heads  # none
         return network.build(
             small_backbone,
             image_shape=(8, 8, 1),
@@ -211,10 +212,10 @@ def test_ema_follows_the_student_after_the_optimizer():
         )
 
 
-def test_which_weights_are_of_record():
-    assert make(memory="teacher").weights_of_record == "student"
-    assert make(memory="ensemble").weights_of_record == "ema"
-    assert make(supervised.Supervised).weights_of_record == "ema"
+def test_which_weights_are_evaluated():
+    assert make(memory="teacher").evaluated_weights == "student"
+    assert make(memory="ensemble").evaluated_weights == "ema"
+    assert make(supervised.Supervised).evaluated_weights == "ema"
 
 
 def test_the_teacher_form_writes_without_momentum():

@@ -8,7 +8,7 @@ from simmatch_tf.data import decoding, pipeline, splits, views
 from simmatch_tf.data.sources import digits
 
 
-def small(**of_the_views):
+def small(strong="randaugment"):
     data = digits.load(8)
     split = splits.draw(
         data,
@@ -18,12 +18,13 @@ def small(**of_the_views):
         validation_fraction=0.0,
         unlabeled_includes_labeled=True,
     )
+    weak = views.Recipe(side=8, flip=False, pad=1, cutout=4)
+    strong = dataclasses.replace(weak, strong=strong)
     return pipeline.Pipeline(
         source=data,
         split=split,
-        recipe=views.Recipe(
-            side=8, flip=False, pad=1, cutout=4, **of_the_views
-        ),
+        labeled_views={"weak": weak},
+        unlabeled_views={"weak": weak, "strong": strong},
         batch_size=8,
         unlabeled_batch_size=16,
         seed=0,
@@ -110,9 +111,9 @@ def test_labels_belong_to_slots(make):
 
 
 def test_every_unlabeled_image_once_in_an_epoch(make):
+    plain = views.Recipe(side=8, flip=False, pad=0)
     plain = dataclasses.replace(
-        make,
-        recipe=views.Recipe(side=8, flip=False, pad=0, strong="none"),
+        make, unlabeled_views={"weak": plain, "strong": plain}
     )
     steps = 1400 // 16
     found = np.concatenate(
@@ -125,9 +126,9 @@ def test_every_unlabeled_image_once_in_an_epoch(make):
 
 
 def test_weak_and_strong_are_views_of_the_same_images(make):
+    plain = views.Recipe(side=8, flip=False, pad=0)
     plain = dataclasses.replace(
-        make,
-        recipe=views.Recipe(side=8, flip=False, pad=0, strong="none"),
+        make, unlabeled_views={"weak": plain, "strong": plain}
     )
     for batch in read(plain.dataset(0, 3)):
         np.testing.assert_array_equal(
@@ -162,12 +163,62 @@ def test_a_batch_that_does_not_divide(make):
 
 
 def test_without_unlabeled_images(make):
-    alone = dataclasses.replace(make, unlabeled_batch_size=0)
+    alone = dataclasses.replace(make, unlabeled_views={})
     batch = read(alone.dataset(0, 1))[0]
     assert set(batch) == {"labeled_weak", "labels", "slots"}
     np.testing.assert_array_equal(
         batch["labeled_weak"], read(make.dataset(0, 1))[0]["labeled_weak"]
     )
+
+
+def test_without_labeled_images(make):
+    alone = dataclasses.replace(make, labeled_views={}, needs_index=True)
+    batch, whole = (read(each.dataset(0, 1))[0] for each in (alone, make))
+    index = batch.pop("unlabeled_index")
+    assert set(batch) == {
+        "unlabeled_weak",
+        "unlabeled_strong",
+        "unlabeled_labels",
+    }
+    for name, value in batch.items():
+        np.testing.assert_array_equal(value, whole[name])
+    assert index.dtype == np.int64
+    wanted = make.source.train.labels[make.split.unlabeled[index]]
+    known = batch["unlabeled_labels"] >= 0
+    np.testing.assert_array_equal(
+        batch["unlabeled_labels"][known], wanted[known]
+    )
+    assert not np.isin(
+        make.split.unlabeled[index[known]], make.split.labeled
+    ).any()
+
+
+def test_two_weak_views_differ_and_change_no_other(make):
+    weak = make.labeled_views["weak"]
+    more = dataclasses.replace(
+        make,
+        unlabeled_views={**make.unlabeled_views, "weak_2": weak},
+        labeled_views={"weak_2": weak, "weak": weak},
+    )
+    whole, batch = (read(each.dataset(0, 1))[0] for each in (make, more))
+    for images in ("labeled", "unlabeled"):
+        one, other = batch[f"{images}_weak"], batch.pop(f"{images}_weak_2")
+        assert (one != other).any(axis=(1, 2, 3)).mean() > 0.5
+    assert_equal([whole], [batch])
+
+
+def test_views_of_several_sizes(make):
+    weak = make.unlabeled_views["weak"]
+    sizes = {
+        f"crop_{side}": dataclasses.replace(
+            weak, side=side, crop=crop, crop_area=(0.1, side / 8)
+        )
+        for side, crop in ((8, "resized_crop"), (6, "resized_crop"))
+    } | {"small": dataclasses.replace(weak, side=4, pad=0)}
+    more = dataclasses.replace(make, unlabeled_views=sizes)
+    batch = read(more.dataset(0, 1))[0]
+    for name, side in (("crop_8", 8), ("crop_6", 6), ("small", 4)):
+        assert batch[f"unlabeled_{name}"].shape == (16, side, side, 1)
 
 
 def test_evaluation_pads_the_last_batch(make):

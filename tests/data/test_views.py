@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.algorithms import fixmatch
 from simmatch_tf.data import (
     cropping,
     decoding,
@@ -20,8 +21,9 @@ from simmatch_tf.training import inputs
 from tests import runs
 
 SIDE = 24
-FLIP_CROP = views.Recipe(side=SIDE, pad=3, cutout=12)
-RESIZED = dataclasses.replace(FLIP_CROP, weak="resized_crop")
+WEAK = views.Recipe(side=SIDE, pad=3, cutout=12)
+FLIP_CROP = dataclasses.replace(WEAK, strong="randaugment")
+RESIZED = dataclasses.replace(FLIP_CROP, crop="resized_crop")
 RECIPES = {
     "flip_crop, randaugment": FLIP_CROP,
     "flip_crop, moco": dataclasses.replace(FLIP_CROP, strong="moco"),
@@ -82,7 +84,11 @@ def make(recipe, images, **changes):
         unlabeled_includes_labeled=True,
     )
     options = {"batch_size": 4, "unlabeled_batch_size": 8, "seed": 0}
-    return pipeline.Pipeline(data, split, recipe, **{**options, **changes})
+    weak = dataclasses.replace(recipe, strong="none")
+    labeled, unlabeled = {"weak": weak}, {"weak": weak, "strong": recipe}
+    return pipeline.Pipeline(
+        data, split, labeled, unlabeled, **{**options, **changes}
+    )
 
 
 def read(dataset):
@@ -104,7 +110,7 @@ def test_batches_are_the_same_however_they_are_made(name, encoded):
     images = Encoded(20) if encoded else in_memory(20)
     made = make(RECIPES[name], images, parallel_calls=1)
     whole = read(made.dataset(0, 4))
-    for view in views.VIEWS:
+    for view in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"):
         assert whole[0][view].dtype == np.uint8
         assert whole[0][view].shape[1:] == (SIDE, SIDE, 3)
     strong, weak = whole[0]["unlabeled_strong"], whole[0]["unlabeled_weak"]
@@ -128,7 +134,7 @@ def test_finished_in_front_of_the_step(name):
     crops = dataclasses.replace(made, finished=False).dataset(0, 2)
     host = read(made.dataset(0, 2))
     finish = tf.function(
-        lambda batch: made.recipe.finish_batch(batch, dense=True),
+        lambda batch: made.finish(batch, dense=True),
         autograph=False,
     )
     device = read([finish(batch) for batch in crops])
@@ -145,11 +151,10 @@ def test_grey_and_colour_in_memory(channels):
 
 def test_epoch_and_seed_change_the_view():
     x = in_memory(64).images
-    for strong in (False, True):
+    for recipe in (WEAK, FLIP_CROP):
 
-        def view(s, strong=strong):
-            draws = FLIP_CROP.draws(s, strong=strong)
-            return FLIP_CROP.finish(x, draws, strong=strong).numpy()
+        def view(s, recipe=recipe):
+            return recipe.finish(x, recipe.draws(s)).numpy()
 
         first = view(seeds(64))
         for other in (seeds(64, epoch=1), seeds(64, seed=1)):
@@ -159,18 +164,19 @@ def test_epoch_and_seed_change_the_view():
 
 def test_weak_views_have_the_geometry_alone():
     x = in_memory(40).images
-    draws = FLIP_CROP.draws(seeds(40), strong=False)
+    draws = WEAK.draws(seeds(40))
     np.testing.assert_array_equal(
-        FLIP_CROP.finish(x, draws, strong=False),
+        WEAK.finish(x, draws),
         geometry.flip_crop(x, draws, flip=True, pad=3),
     )
-    draws = RESIZED.draws(seeds(40), strong=False)
-    view = RESIZED.finish(x, draws, strong=False).numpy()
+    resized = dataclasses.replace(WEAK, crop="resized_crop")
+    draws = resized.draws(seeds(40))
+    view = resized.finish(x, draws).numpy()
     mirrored = (view != x).any(axis=(1, 2, 3))
     assert 0.2 < mirrored.mean() < 0.8
     np.testing.assert_array_equal(view[mirrored], x[mirrored][:, :, ::-1])
-    still = dataclasses.replace(RESIZED, flip=False)
-    np.testing.assert_array_equal(still.finish(x, draws, strong=False), x)
+    still = dataclasses.replace(resized, flip=False)
+    np.testing.assert_array_equal(still.finish(x, draws), x)
 
 
 # Both ends of every range that a flag of the views declares.
@@ -207,19 +213,22 @@ def test_the_flags_own_bounds(flags, tmp_path):
         validation_fraction=0.0,
         unlabeled_includes_labeled=True,
     )
-    recipe = inputs.make_pipeline(config, data, split, unlabeled=True).recipe
+    made = inputs.make_pipeline(config, data, split, fixmatch.FixMatch)
+    recipe = made.unlabeled_views["strong"]
     indices, numbers = tf.range(4, dtype=tf.int64), seeds(4)
-    (crops,) = recipe.crops(data.train, indices, [numbers])
+    (crops,) = views.crops(
+        {"strong": recipe}, data.train, indices, {"strong": numbers}
+    ).values()
     found = {}
     for name, dense in (("host", False), ("device", True)):
-        draws = recipe.draws(numbers, strong=True)
-        found[name] = recipe.finish(crops, draws, strong=True, dense=dense)
+        draws = recipe.draws(numbers)
+        found[name] = recipe.finish(crops, draws, dense=dense)
     assert found["host"].shape == (4, SIDE, SIDE, 3)
     np.testing.assert_array_equal(found["host"], found["device"])
     if not config.randaugment_operations:
         weak = dataclasses.replace(recipe, strong="none")
-        draws = recipe.draws(numbers, strong=True)
-        plain = weak.finish(crops, draws, strong=True)
+        draws = recipe.draws(numbers)
+        plain = weak.finish(crops, draws)
         wanted = geometry.cutout(plain, draws[:, 3:], side=recipe.cutout)
         np.testing.assert_array_equal(found["host"], wanted)
 
@@ -247,7 +256,7 @@ def test_crops_are_those_of_their_boxes():
     indices = tf.range(6, dtype=tf.int64)
     draws = np.random.default_rng(1).random([6, 2, decoding.BOX_DRAWS])
     draws = tf.constant(draws, tf.float32)
-    found = cropping.resized(images, indices, draws, side=SIDE, area=0.3)
+    found = cropping.resized(images, indices, draws, side=SIDE, area=(0.3, 1.0))
     assert len(found) == 2
     for place in range(6):
         encoded, orientation = images.read(tf.constant(place, tf.int64))

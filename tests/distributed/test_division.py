@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simmatch_tf.algorithms import simmatch
 from simmatch_tf.data import pipeline
 from simmatch_tf.distributed import strategies
 from simmatch_tf.serving import scoring
@@ -63,7 +64,7 @@ def batches(tmp_path_factory):
     config = runs.config(folder, batch_size=12, steps=4)
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(folder))
-    return inputs.make_pipeline(config, source, split, unlabeled=True)
+    return inputs.make_pipeline(config, source, split, simmatch.SimMatch)
 
 
 def shares(strategy, elements):

@@ -5,7 +5,7 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.monitoring import pictures, profiler, projector
+from simmatch_tf.monitoring import pictures, tensorboard_writer
 from simmatch_tf.reporting import scalars
 from tests import runs
 from tests.training import test_loop
@@ -47,15 +47,6 @@ def test_often_and_in_loops_it_is_the_same_run(finished_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_profile(tmp_path):
-    runs.fit(tmp_path / "run", profile="2:3", algorithm="supervised")
-    (found,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
-        "*.xplane.pb"
-    )
-    assert found.stat().st_size > 1000
-
-
-@pytest.mark.slow
 def test_the_event_file_cannot_be_written(tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
     with pytest.raises(InputError, match="tensorboard: cannot be written"):
@@ -93,41 +84,30 @@ def test_images_whose_classes_are_not_known(tmp_path):
 def test_slots_to_show():
     filled = np.ones(10_000, bool)
     filled[:7] = False
-    found = projector.chosen(filled)
-    assert len(found) == projector.MOST == len(set(found))
+    found = tensorboard_writer.shown_slots(filled)
+    assert len(found) == tensorboard_writer._MAX_POINTS == len(set(found))
     assert found[0] == 7 and found[-1] == 9_999
-    assert projector.chosen(filled[:9]).tolist() == [7, 8]
+    assert tensorboard_writer.shown_slots(filled[:9]).tolist() == [7, 8]
 
 
 def test_the_projector_s_files_replace_those_before(tmp_path):
     features = np.eye(3, dtype=np.float32)
     images = [np.zeros([4, 4, 1], np.uint8)] * 3
     names = ["a\tb", "", "c"]
-    projector.write(tmp_path, features, ["x", "y", "z"], names, images)
+    tensorboard_writer.write_embeddings(
+        tmp_path, features, ["x", "y", "z"], names, images
+    )
     before = (tmp_path / "memory.png").read_bytes()
-    projector.write(tmp_path, 2 * features, ["x", "y", "z"], names, None)
+    tensorboard_writer.write_embeddings(
+        tmp_path, 2 * features, ["x", "y", "z"], names, None
+    )
     assert (tmp_path / "memory.png").read_bytes() == before
     rows = np.fromfile(tmp_path / "memory.bytes", "<f4").reshape(3, 3)
     np.testing.assert_array_equal(rows, 2 * features)
     assert (tmp_path / "memory.tsv").read_text() == (
         "class\timage\nx\ta b\ny\t-\nz\tc\n"
     )
-    assert not list(tmp_path.glob("*.tmp"))
-
-
-def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
-    profile = profiler.Profile("2:3", tmp_path, done=4)
-    assert "4 steps are done already" in caplog.text
-    assert profile.until_next(4) > 2**31
-    profile.at(4)
-    profile.close()
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("value", ["5", "5:", ":5", "a:b", "5:0", "-1:5"])
-def test_a_profile_flag_that_is_wrong(value):
-    with pytest.raises(InputError, match="must be START:COUNT"):
-        runs.config("unused", profile=value)
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_pictures_without_summaries():
@@ -150,8 +130,3 @@ def test_pictures_of_a_memory_that_is_not_full(tmp_path, monkeypatch):
     runs.fit(tmp_path / "run", steps=2, picture_every=1, batch_size=4)
     assert [len(near) for near in found] == [0] * 8 + [4] * 8
     assert all(np.isfinite(one.cosine) for near in found for one in near)
-
-
-def test_a_profile_beyond_the_end():
-    with pytest.raises(InputError, match="ends after --steps=6"):
-        runs.config("unused", profile="5:2")

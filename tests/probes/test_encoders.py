@@ -1,5 +1,7 @@
 """Networks as far as their features, from wherever they come."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -13,8 +15,12 @@ from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
 from tests import runs
 
-TEST = digits.load(8).test.images[:9]
 MOBILE = "keras_applications:MobileNetV2"
+
+
+@functools.cache
+def some_digits():
+    return digits.load(8).test.images[:9]
 
 
 def find(*models, **values):
@@ -24,7 +30,8 @@ def find(*models, **values):
     return transfer.load_models(flags)
 
 
-def features(encoder, images=TEST):
+def features(encoder, images=None):
+    images = some_digits() if images is None else images
     out = encoder.network(images, training=False)
     return out["features"].numpy()
 
@@ -32,14 +39,16 @@ def features(encoder, images=TEST):
 def test_a_run_s_weights_of_record_and_others(finished_run):
     workdir = finished_run[0]
     (record,) = find(workdir)
-    wanted = state.load(workdir)(TEST, training=False)["features"]
+    wanted = state.load(workdir)(some_digits(), training=False)["features"]
     np.testing.assert_array_equal(features(record), wanted)
     assert (record.name, record.image_shape) == ("run", (8, 8, 1))
     # 6 steps of 16 unlabeled images, of 1,400.
     assert record.epochs == "0.0686"
     (student,) = find(f"mine={workdir}", weights="student")
     assert student.name == "mine" and student.digest != record.digest
-    wanted = state.load(workdir, weights="student")(TEST, training=False)
+    wanted = state.load(workdir, weights="student")(
+        some_digits(), training=False
+    )
     np.testing.assert_array_equal(features(student), wanted["features"])
     assert find(workdir)[0].digest == record.digest
 

@@ -41,14 +41,11 @@ def make(**changes):
         num_classes=source.num_classes,
         statistics=source.statistics(),
     )
-    pipeline = inputs.make_pipeline(
-        config, source, split, unlabeled=algorithm.needs_unlabeled
-    )
-    return algorithm, pipeline
+    return algorithm, inputs.make_pipeline(config, source, split, algorithm)
 
 
 def lowered(algorithm, pipeline):
-    finish = functools.partial(pipeline.recipe.finish_batch, dense=True)
+    finish = functools.partial(pipeline.finish, dense=True)
 
     @tf.function(autograph=False, jit_compile=True)
     def step(batch):
@@ -56,9 +53,9 @@ def lowered(algorithm, pipeline):
             batch if pipeline.finished else finish(batch)
         )
 
-    # As a run does by default: some of its steps are watched.
+    # As a run does by default: some of its steps are logged.
     batch = next(iter(pipeline.dataset(0, 1)))
-    batch[diagnostics.WATCH] = tf.constant(True)
+    batch[diagnostics.LOGGED] = tf.constant(True)
     return step.experimental_get_compiler_ir(batch)(stage="stablehlo")
 
 

@@ -28,7 +28,8 @@ def test_labels_are_never_wrong(momentum, batch_size, replicas, two_replicas):
         source=source,
         split=split,
         # Views are the images themselves, which tell what they show.
-        recipe=views.Recipe(side=8, strong="none", flip=False, pad=0, cutout=0),
+        labeled_views={"weak": views.Recipe(side=8, flip=False, pad=0)},
+        unlabeled_views={},
         batch_size=batch_size,
         unlabeled_batch_size=0,
         seed=3,

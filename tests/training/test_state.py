@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
+from simmatch_tf.algorithms import simmatch
 from simmatch_tf.distributed import strategies
 from simmatch_tf.training import inputs
 from simmatch_tf.training import workdir as workdir_lib
@@ -22,7 +23,7 @@ def config(tmp_path):
 def batches(config, tmp_path):
     source = inputs.make_source(config)
     split = inputs.make_split(config, source, workdir_lib.Workdir(tmp_path))
-    return inputs.make_pipeline(config, source, split, unlabeled=True)
+    return inputs.make_pipeline(config, source, split, simmatch.SimMatch)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

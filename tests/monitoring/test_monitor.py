@@ -1,16 +1,17 @@
-"""From what a step gives to tags and numbers, by hand."""
+"""Scalars from what a step gives, by hand; the speed; the profiler."""
 
 import numpy as np
 import pytest
 
-from simmatch_tf.monitoring import step_metrics
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.monitoring import monitor
 from tests import runs
 
 CONFIG = runs.config("unused", lambda_u=2.0, lambda_in=3.0)
 
 
 def test_weighted_losses():
-    made = step_metrics.Figures(CONFIG, 16)
+    made = monitor.Scalars(CONFIG, 16)
     values = made.of_step({"loss/s": 1.0, "loss/u": 0.5, "loss/in": 0.25}, None)
     assert values == {
         "loss/s": 1.0,
@@ -23,7 +24,7 @@ def test_weighted_losses():
 
 
 def test_accuracies_are_of_known_images():
-    made = step_metrics.Figures(CONFIG, 16)
+    made = monitor.Scalars(CONFIG, 16)
     means = {
         "known": 0.8, "right": 0.6, "kept": 0.4, "kept_right": 0.1,
         "sure": 0.0, "sure_right": 0.0,
@@ -41,7 +42,7 @@ def test_accuracies_are_of_known_images():
 
 
 def test_balance_waits_for_enough_labels():
-    made = step_metrics.Figures(CONFIG, 13)
+    made = monitor.Scalars(CONFIG, 13)
     # Ten of each of two classes are two steps of 13.
     one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
     assert "pseudo_label/balance" not in made.of_step({}, {"classes": one})
@@ -53,13 +54,13 @@ def test_balance_waits_for_enough_labels():
 
 
 def test_divergence():
-    assert step_metrics.divergence(np.full(7, 1 / 7)) == pytest.approx(0)
-    assert step_metrics.divergence([1.0, 0, 0, 0]) == pytest.approx(np.log(4))
-    assert step_metrics.divergence([0.5, 0.5, 0, 0]) == pytest.approx(np.log(2))
+    assert monitor.divergence(np.full(7, 1 / 7)) == pytest.approx(0)
+    assert monitor.divergence([1.0, 0, 0, 0]) == pytest.approx(np.log(4))
+    assert monitor.divergence([0.5, 0.5, 0, 0]) == pytest.approx(np.log(2))
 
 
 def test_a_finding_is_told_once():
-    made = step_metrics.Figures(CONFIG, 16)
+    made = monitor.Scalars(CONFIG, 16)
     for step in range(1, 11):
         made.keep(step, {"pseudo_label/mask_rate": 0.0})
     assert [f.name for f in made.findings(6)] == ["no_pseudo_labels"]
@@ -68,8 +69,8 @@ def test_a_finding_is_told_once():
 
 def test_speed(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(step_metrics.time, "monotonic", lambda: now[0])
-    speed = step_metrics.Speed(images=50)
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: now[0])
+    speed = monitor.Speed(images=50)
     assert speed.measure(1, 3.0) == {}  # start-up
     now[0] += 10
     with speed.paused():
@@ -80,3 +81,32 @@ def test_speed(monkeypatch):
     }
     now[0] += 1
     assert speed.measure(12, None) == {"speed/images_per_second": 50.0}
+
+
+def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
+    profile = monitor.Profile("2:3", tmp_path, done=4)
+    assert "4 steps are done already" in caplog.text
+    assert profile.until_next(4) > 2**31
+    profile.at(4)
+    profile.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["5", "5:", ":5", "a:b", "5:0", "-1:5"])
+def test_a_profile_flag_that_is_wrong(value):
+    with pytest.raises(InputError, match="must be START:COUNT"):
+        runs.config("unused", profile=value)
+
+
+def test_a_profile_beyond_the_end():
+    with pytest.raises(InputError, match="ends after --steps=6"):
+        runs.config("unused", profile="5:2")
+
+
+@pytest.mark.slow
+def test_profile(tmp_path):
+    runs.fit(tmp_path / "run", profile="2:3", algorithm="supervised")
+    (found,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
+        "*.xplane.pb"
+    )
+    assert found.stat().st_size > 1000
