@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tqdm import auto
 
-from simmatch_tf import checks, signals, terminal
+from simmatch_tf import preflight, signals, terminal
 from simmatch_tf.experiments import finished, grid, plan, summary
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
@@ -80,12 +80,18 @@ class ExperimentConfig(commandline.Flags):
     def chosen_seeds(self) -> tuple[int, ...]:
         """Returns the numbers of --seeds."""
         return (
-            () if self.seeds is None else checks.numbers("--seeds", self.seeds)
+            ()
+            if self.seeds is None
+            else commandline.numbers("--seeds", self.seeds)
         )
 
     def chosen_gpus(self) -> tuple[int, ...]:
         """Returns the numbers of --gpus."""
-        return () if self.gpus is None else checks.numbers("--gpus", self.gpus)
+        return (
+            ()
+            if self.gpus is None
+            else commandline.numbers("--gpus", self.gpus)
+        )
 
 
 def main(flags: ExperimentConfig) -> int | None:
@@ -142,9 +148,9 @@ def main(flags: ExperimentConfig) -> int | None:
 
 
 def _check_available(cell: plan.Cell) -> None:
-    """Checks that a run has what it needs; see `Config.check_available`."""
+    """Checks that a run has what it needs; see `preflight.check_available`."""
     try:
-        cell.config.check_available()
+        preflight.check_available(cell.config)
     except InputError as error:
         raise InputError(f"{summary.title(cell)}: {error}") from None
 

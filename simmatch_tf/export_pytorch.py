@@ -6,7 +6,7 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 import dataclasses
 import pathlib
 
-from simmatch_tf import availability, preflight
+from simmatch_tf import preflight
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.training import workdir
@@ -28,7 +28,7 @@ class ExportPytorchConfig(commandline.Flags):
 
 def main(flags: ExportPytorchConfig) -> None:
     """Exports one run."""
-    availability.trained(workdir.Workdir(flags.workdir))
+    workdir.Workdir(flags.workdir).trained()
     preflight.start(fast=False)
     from simmatch_tf.pytorch import files, outgoing
 

@@ -11,16 +11,17 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
-from simmatch_tf import availability, preflight, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, terminal
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class ImportPytorchConfig(config_lib.Config):
     """The flags of `python -m simmatch_tf.import_pytorch`: FILE, and a run's.
 
@@ -39,6 +40,9 @@ class ImportPytorchConfig(config_lib.Config):
         "overwrite",
     )
     positional: ClassVar[tuple[str, ...]] = ("file",)
+    topics: ClassVar[Mapping[str, str]] = types.MappingProxyType(
+        {**config_lib.Config.topics, "file": "Import"}
+    )
 
     file: str | None = flag(
         None, "The PyTorch file. May be given without --file=."
@@ -88,12 +92,13 @@ class ImportPytorchConfig(config_lib.Config):
                 raise InputError(f"--{name}={value}: is for train")
         if self.output is None:
             return
-        for field in dataclasses.fields(self):
-            if field.name in ("file", "output"):
+        fields = self.fields()
+        for name, value in self.values().items():
+            if name in ("file", "output"):
                 continue
-            if (value := getattr(self, field.name)) != field.default:
+            if value != fields[name].default:
                 raise InputError(
-                    f"--{field.name}={value}: says nothing of an encoder; give "
+                    f"--{name}={value}: says nothing of an encoder; give "
                     "FILE and --output alone"
                 )
         output = pathlib.Path(self.output).expanduser()
@@ -134,8 +139,10 @@ class ImportPytorchConfig(config_lib.Config):
                 "validation_fraction": 0.0,
             }
         taken = {
-            field.name: getattr(flags, field.name)
-            for field in dataclasses.fields(config_lib.Config)
+            name: value
+            for name, value in flags.values().items()
+            if name in flags.hyper.declared()
+            or name in config_lib.Config.__dataclass_fields__
         }
         return config_lib.Config(**{**taken, **values})
 
@@ -158,7 +165,7 @@ def main(flags: ImportPytorchConfig) -> None:
             "--output=NAME.keras, then train with --init_from=NAME.keras"
         )
     if is_run and flags.dataset is not None:
-        availability.check_images(flags)
+        preflight.check_images(flags)
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
     from simmatch_tf.pytorch import incoming, plain_encoders

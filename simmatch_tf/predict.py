@@ -12,14 +12,13 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import (
-    availability,
     io,
     preflight,
     signals,
     terminal,
 )
-from simmatch_tf import config as config_lib
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
@@ -108,11 +107,11 @@ class PredictConfig(config_lib.ImageFolders):
 
 def _check(flags: PredictConfig) -> selection.Selection:
     """Checks what needs no TensorFlow; finds the images."""
-    kind, path = availability.kind_of_model("model", flags.model)
+    kind, path = preflight.kind_of_model("model", flags.model)
     if kind == "workdir":
-        availability.trained(workdir.Workdir(path))
+        workdir.Workdir(path).trained()
     else:
-        availability.exported(path)
+        preflight.exported(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:
@@ -250,7 +249,6 @@ class _Callable(types.ModuleType):
             InputError: The model cannot be loaded; there are no images; or one
                 cannot be read, or is no uint8 array.
         """
-        preflight.check(exact=False)
         preflight.load_tensorflow(fast=False)
         from simmatch_tf.serving import prediction
 

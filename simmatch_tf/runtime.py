@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tf_context
 from tensorflow.python.framework import config as tf_config
 
-from simmatch_tf import preflight
 from simmatch_tf.flags.errors import InputError
 
 
@@ -158,14 +156,9 @@ def _check() -> None:
 def check_exact() -> None:
     """Checks what changes a run's last bits, and cannot be given back.
 
-    Warns of other kernels: a program may well import TensorFlow first.
-
     Raises:
         InputError: The process was told such a thing.
     """
-    warning = preflight.other_kernels()
-    if warning is not None:
-        logging.warning("%s", warning)
     options = {
         name: value
         for name, value in (

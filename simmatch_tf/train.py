@@ -21,9 +21,9 @@ def _train(
     with signals.watch():
         # TensorFlow is imported only now that all that is cheap is checked.
         preflight.start(loud=cluster.chief(config))
-        from simmatch_tf.training import loop, state
+        from simmatch_tf.training import loop
 
-        return loop.fit_in(folder, config, state.Custom())
+        return loop.fit_in(folder, config)
 
 
 def _describe(config: config_lib.Config) -> None:
@@ -36,9 +36,8 @@ def _describe(config: config_lib.Config) -> None:
 def main(config: config_lib.Config) -> None:
     """Trains, prints the result; exits with 42 if interrupted and saved."""
     workdir.Workdir(config.workdir).check_available(config)
-    for name in ("dataset", "backbone", "algorithm"):
-        if getattr(config, name) == "custom":
-            raise InputError(f"--{name}=custom is for simmatch_tf.fit only")
+    if config.dataset == "custom":
+        raise InputError("--dataset=custom is for simmatch_tf.fit only")
     if config.describe:
         _describe(config)
         return

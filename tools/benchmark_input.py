@@ -12,6 +12,7 @@ strong view). Both end in arrays of bytes; normalisation is not part of it.
 a resumed one does again, with an index of 1,281,167 images and no pixels.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -47,22 +48,22 @@ def cifar(images: int) -> dict[str, Part]:
 
     pixels = np.random.default_rng(0).integers(0, 256, [images, 8, 8, 3])
     pixels = pixels.astype(np.uint8).repeat(4, axis=1).repeat(4, axis=2)
-    recipe = views.Recipe(side=32)
+    recipe = views.Recipe(side=32, strong="randaugment")
     held = source.Images(pixels, np.zeros(images, int))
     index = tf.range(images, dtype=tf.int64)
 
     def both(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return _both(recipe, held, index, seed)
 
-    draws = recipe.draws(_seeds(index, tf.constant(0)), strong=True)
+    draws = recipe.draws(_seeds(index, tf.constant(0)))
     x = tf.constant(pixels)
     return {
         "both views": _compiled(both),
         "Pillow": lambda seed: _pillow(pillow_views.cifar, pixels, seed),
         "draws": _compiled(
             lambda seed: [
-                recipe.draws(_seeds(index, seed), strong=strong)
-                for strong in (False, True)
+                each.draws(_seeds(index, seed))
+                for each in _weak_and_strong(recipe).values()
             ]
         ),
         "flip and crop, twice": _compiled(
@@ -89,13 +90,13 @@ def imagenet(images: int) -> dict[str, Part]:
     from simmatch_tf.data.augment import moco
 
     photos = _Photos(images)
-    recipe = views.Recipe(side=224, weak="resized_crop", strong="moco")
+    recipe = views.Recipe(side=224, crop="resized_crop", strong="moco")
     index = tf.range(images, dtype=tf.int64)
 
     def both(seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return _both(recipe, photos, index, seed)
 
-    draws = recipe.draws(_seeds(index, tf.constant(0)), strong=True)
+    draws = recipe.draws(_seeds(index, tf.constant(0)))
     whole = cropping.whole(photos, index, side=224)
 
     def decode(seed: tf.Tensor) -> tf.Tensor:
@@ -106,8 +107,9 @@ def imagenet(images: int) -> dict[str, Part]:
         )
 
     def crops(seed: tf.Tensor) -> list[tf.Tensor]:
-        seeds = [_seeds(index, seed + i) for i in range(2)]
-        return recipe.crops(photos, index, seeds)
+        recipes = _weak_and_strong(recipe)
+        seeds = {n: _seeds(index, seed + i) for i, n in enumerate(recipes)}
+        return list(views.crops(recipes, photos, index, seeds).values())
 
     return {
         "both views": _compiled(both),
@@ -157,10 +159,15 @@ def startup() -> dict[str, float]:
         note("write it")
         split = splits.read(path, data)
         note("read it again")
+    weak = views.Recipe(side=224, crop="resized_crop")
     batches = pipeline.Pipeline(
         source=data,
         split=split,
-        recipe=views.Recipe(side=224, weak="resized_crop", strong="moco"),
+        labeled_views={"weak": weak},
+        unlabeled_views={
+            "weak": weak,
+            "strong": dataclasses.replace(weak, strong="moco"),
+        },
         batch_size=64,
         unlabeled_batch_size=320,
         seed=0,
@@ -223,16 +230,23 @@ def _seeds(index, epoch):
 
 def _both(recipe, images, index, seed):
     """Both views, as the input path makes them in one batch."""
-    seeds = [_seeds(index, 2 * seed + i) for i in range(2)]
-    crops = recipe.crops(images, index, seeds)
+    from simmatch_tf.data import views
+
+    recipes = _weak_and_strong(recipe)
+    seeds = {n: _seeds(index, 2 * seed + i) for i, n in enumerate(recipes)}
+    crops = views.crops(recipes, images, index, seeds)
     return [
-        recipe.finish(
-            crops[i],
-            recipe.draws(seeds[i], strong=bool(i)),
-            strong=bool(i),
-        )
-        for i in range(2)
+        each.finish(crops[name], each.draws(seeds[name]))
+        for name, each in recipes.items()
     ]
+
+
+def _weak_and_strong(recipe):
+    """The recipes of a weak and of a strong view, by name."""
+    return {
+        "weak": dataclasses.replace(recipe, strong="none"),
+        "strong": recipe,
+    }
 
 
 def _compiled(function) -> Part:

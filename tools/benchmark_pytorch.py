@@ -47,7 +47,7 @@ import tool_flags
 from absl import flags
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight
+from simmatch_tf import preflight, registry
 
 COMPETITORS = (
     "tensorflow",
@@ -191,9 +191,10 @@ def without_matching() -> type:
     class Network(simmatch.SimMatch):
         """The network's work alone."""
 
+        aligns = False
+
         def train_step(self, batch):
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
-            self.aligns = False
             targets = self.label(x_l, x_w)
             with tf.GradientTape() as tape:
                 logits_l, logits_s, z_s, targets = self.forward(
@@ -225,9 +226,11 @@ def tensorflow_step(
     tf.config.threading.set_intra_op_parallelism_threads(THREADS.value)
     tf.config.threading.set_inter_op_parallelism_threads(THREADS.value)
     strategy = strategies.one()
+    if algorithm is not None:
+        registry.algorithms.register("benchmark")(algorithm)
+        config = dataclasses.replace(config, algorithm="benchmark")
     method = state.make_algorithm(
         config,
-        state.Custom(algorithm=algorithm),
         strategy,
         image_shape=data.shape,
         slot_labels=data.slot_labels,

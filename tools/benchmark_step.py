@@ -63,14 +63,13 @@ def put_together(config: config_lib.Config, folder: str) -> tuple:
     strategy = strategies.make(config)
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategy,
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
         num_classes=source.num_classes,
         statistics=source.statistics(),
     )
-    pipeline = inputs.make_pipeline(config, source, split, unlabeled=True)
+    pipeline = inputs.make_pipeline(config, source, split, algorithm)
     return algorithm, pipeline, strategy, config
 
 
@@ -86,7 +85,7 @@ class Parts:
         self.batches = iter(self.pipeline.dataset(0, 10**6).repeat())
         self.batch = batch = next(self.batches)
         self.b, self.u = len(batch["labels"]), len(batch["unlabeled_weak"])
-        self.has_teacher = config.memory == "teacher"
+        self.has_teacher = config.targets_from == "teacher"
         self.apart = config.weak_forward == "separate"
         names = ["labeled_weak", "unlabeled_strong"]
         if not (self.has_teacher or self.apart):

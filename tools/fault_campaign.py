@@ -62,7 +62,7 @@ KINDS = [
     Kind(
         "one process, teacher", 1, 0.0,
         ("--steps=400", "--checkpoint_every=15", "--eval_every=50",
-         "--memory=teacher", "--steps_per_loop=5", "--on_nonfinite=skip"),
+         "--targets_from=teacher", "--steps_per_loop=5", "--on_nonfinite=skip"),
     ),
 ]  # fmt: skip
 

@@ -104,6 +104,7 @@ LEFT_OUT = {
     "describe": "trains nothing",
     "tpu": "looks for one in the network",
     "data_service": "needs its processes",
+    "plugin": "needs a file of the user's",
 }
 # Not drawn of the choices.
 _LEFT_OUT_CHOICES = {"strategy": ("tpu",)}
@@ -136,11 +137,10 @@ class Draw:
 def values() -> dict[str, list[str]]:
     """Flag → the command line's words for each of its values."""
     found = {}
-    for field in dataclasses.fields(config_lib.Config):
-        name = field.name
+    for name, each in config_lib.Config.declared().items():
         if name in LEFT_OUT:
             continue
-        choices = field.metadata["choices"]
+        choices = each.choices
         if name in VALUES:
             found[name] = [f"--{name}={value}" for value in VALUES[name]]
         elif choices:

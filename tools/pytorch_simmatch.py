@@ -236,7 +236,7 @@ class SimMatch:
         x_w, x_s = batch["unlabeled_weak"], batch["unlabeled_strong"]
         c, b, u = self.config, len(x_l), len(x_w)
         ready = self.steps >= c.matching_start_steps and self.filled.all()
-        if c.memory == "teacher":
+        if c.targets_from == "teacher":
             with torch.no_grad():
                 logits, z = self.forward(self.teacher, x_l, x_w)
             logits_w, z_l, z_w = logits[b:], z[:b], z[b:]
@@ -296,7 +296,7 @@ class SimMatch:
     def write(self, slots: torch.Tensor, z: torch.Tensor) -> None:
         """Writes embeddings [B, D]; of a slot that occurs twice the mean."""
         m = 0.0
-        if self.config.memory == "ensemble":
+        if self.config.targets_from == "student":
             m = self.config.memory_momentum
         slots, places = slots.unique(return_inverse=True)
         z = torch.zeros_like(z[: len(slots)]).index_add_(0, places, z)

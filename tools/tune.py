@@ -60,7 +60,7 @@ def main() -> None:
     tool_flags.refuse(words, names, "is this tool's own; leave it out")
     config = tool_flags.run(words)
     try:
-        config.check_available()
+        preflight.check_available(config)
         check(config)
     except InputError as error:
         sys.exit(f"error: {error}")

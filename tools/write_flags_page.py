@@ -2,17 +2,17 @@
 
 python tools/write_flags_page.py
 
-The page has what each command prints by --helpfull.
+The page has what --helpfull prints.
 """
 
-import dataclasses
-import functools
-import itertools
-import os
+import ast
+import importlib
 import pathlib
 import re
-import subprocess
-import sys
+
+from simmatch_tf import config
+from simmatch_tf.flags import command as command_lib
+from simmatch_tf.flags import commandline
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "flags.md"
@@ -30,8 +30,6 @@ COMMANDS = sorted(
         name,
     ),
 )
-# A command that shares more flags than these with train has all of them.
-_MANY = 20
 _HEAD = """\
 # Flags
 
@@ -46,76 +44,62 @@ TensorFlow's own messages.
 """
 
 
-@dataclasses.dataclass
-class _Flag:
-    """A flag as --helpfull lists it."""
-
-    topic: str
-    name: str
-    switch: bool
-    meaning: str
-
-
-@functools.cache
-def _help(command: str) -> tuple[str, list[_Flag]]:
-    """Reads a command's --helpfull.
-
-    Returns:
-        Its first paragraph, and its flags in the order of the help.
-    """
-    lines = subprocess.run(
-        [sys.executable, "-m", f"simmatch_tf.{command}", "--helpfull"],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    summary = " ".join(lines[: lines.index("")])
-    topic, flags = None, []
-    for line in lines:
-        if title := re.fullmatch(r"(\S.*):", line):
-            topic = title[1]
-        elif flag := re.match(r"  --(\[no\])?([\w.]+)(?:\s+(.*))?$", line):
-            switch, name, meaning = flag.groups()
-            flags.append(_Flag(topic, name, bool(switch), meaning or ""))
-        elif line.startswith("   ") and flags:
-            flags[-1].meaning += " " + line.strip()
-    return summary, [flag for flag in flags if flag.topic != "Also"]
+def _kind(command: str) -> type[commandline.Flags]:
+    """Returns the class that declares a command's flags."""
+    module = importlib.import_module(f"simmatch_tf.{command}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, commandline.Flags)
+        and value.__module__ == module.__name__
+    ]
+    return own[0] if own else config.Config
 
 
 def names(command: str) -> set[str]:
-    """Returns the names of a command's flags, `no…` of the switches included.
+    """Returns the names of a command's flags, `no…` of the booleans included.
 
     Args:
         command: A name in `COMMANDS`.
     """
     own = {"help", "helpfull", "flagfile", "verbosity"}
-    for flag in _help(command)[1]:
+    for flag in _kind(command).declared().values():
         own.add(flag.name)
-        if flag.switch:
+        if flag.type is bool:
             own.add(f"no{flag.name}")
     return own
+
+
+def _row(flag: commandline.Flag) -> str:
+    """Returns a flag's row in the table of its topic."""
+    default = commandline.shown(flag.default)
+    default = default and f"`{default}`"
+    text = flag.help
+    if flag.choices:
+        text += f" One of: {', '.join(flag.choices)}."
+    text = re.sub(r"([|*<\[])", r"\\\1", text)
+    switch = "[no]" if flag.type is bool else ""
+    return f"| `--{switch}{flag.name}` | {default} | {text} |"
 
 
 def page() -> str:
     """Returns the text of the page."""
     lines = [_HEAD]
     for command in COMMANDS:
-        summary, flags = _help(command)
-        lines += [f"## {command}", "", summary, ""]
-        shared = [flag for flag in flags if flag in _help("train")[1]]
-        if command != "train" and len(shared) > _MANY:
-            flags = [flag for flag in flags if flag not in shared]
+        source = (ROOT / "simmatch_tf" / f"{command}.py").read_text("utf-8")
+        summary = ast.get_docstring(ast.parse(source)).split("\n\n")[0]
+        lines += [f"## {command}", "", " ".join(summary.split()), ""]
+        kind, shared = _kind(command), set()
+        if kind is not config.Config and issubclass(kind, config.Config):
             lines += ["It also takes the flags of [train](#train).", ""]
-        for topic, group in itertools.groupby(flags, lambda flag: flag.topic):
-            lines += [f"### {topic}", ""] if topic != "Flags" else []
-            lines += ["| flag | meaning |", "|---|---|"]
-            for flag in group:
-                name = f"`--{'[no]' if flag.switch else ''}{flag.name}`"
-                meaning = re.sub(r"([|*<\[])", r"\\\1", flag.meaning.strip())
-                lines.append(f"| {name} | {meaning} |")
-            lines.append("")
+            shared = {_row(x) for x in config.Config.declared().values()}
+        for title, flags in command_lib.topics(kind).items():
+            rows = [row for row in map(_row, flags) if row not in shared]
+            if rows:
+                lines += [f"### {title}", ""] if title != "Flags" else []
+                lines += ["| flag | default | meaning |", "|---|---|---|"]
+                lines += [*rows, ""]
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from simmatch_tf import config as config_lib
 from simmatch_tf import lazy
 from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.flags import commandline
 from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import (
     guard,
@@ -101,6 +102,7 @@ class Algorithm(lazy.Module):
     network in one of three modes of BatchNorm.
 
     Attributes:
+        hyper: Hyper-parameters, of the class HyperParameters.
         config: The run's flags, with durations in steps.
         num_classes: Number of classes L.
         slot_labels: Class of each labeled image [K], in the order of
@@ -118,6 +120,7 @@ class Algorithm(lazy.Module):
         step: Number of steps done, int64.
     """
 
+    HyperParameters = commandline.HyperParameters
     labeled_views: ClassVar[tuple[str | View, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[str | View, ...]] = ("weak", "strong")
     needs_index: ClassVar[bool] = False
@@ -158,6 +161,7 @@ class Algorithm(lazy.Module):
                 f"be in [0, {num_classes})"
             )
         self.config, self.num_classes = config, num_classes
+        self.hyper = config.hyper
         self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
@@ -167,7 +171,7 @@ class Algorithm(lazy.Module):
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
-            eman=config.teacher_norm == "eman",
+            eman=getattr(config, "teacher_norm", "eman") == "eman",
             shuffles=config.batch_norm == "local",
         )
         self.generators = [

@@ -17,8 +17,8 @@ from typing import Self
 
 from absl import logging
 
-from simmatch_tf import availability, checks
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight
 from simmatch_tf.data.sources import dataset_names, listing
 from simmatch_tf.flags.errors import InputError
 
@@ -226,7 +226,7 @@ def of_flags(
     paths = {}
     for flag in ("labeled_list", "split_file"):
         value = getattr(config, flag)
-        if value is not None and value not in checks.SUBSETS:
+        if value is not None and value not in config_lib.SUBSETS:
             paths[f"--{flag}"] = os.path.expanduser(value)
     weights = config.init_from and _weights(config.init_from)
     if weights:
@@ -247,7 +247,7 @@ def of_flags(
 def _weights(path: str) -> str | None:
     """A file that changes with the weights that --init_from names."""
     try:
-        kind, found = availability.kind_of_weights(path)
+        kind, found = preflight.kind_of_weights(path)
     except InputError:
         return None  # gone
     if kind == "saved_model":

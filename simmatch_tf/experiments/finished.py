@@ -140,7 +140,7 @@ class Store:
             ) from None
         now, then = _by_flag(identity.flags(config)), _by_flag(found.flags)
         # What did not exist then is no difference at its default.
-        usual = identity.usual()
+        usual = identity.usual(config)
         now = {k: w for k, w in now.items() if k in then or w not in usual}
         changed = sorted(set(now.values()) ^ set(then.values()))
         if changed:
@@ -258,7 +258,7 @@ def _warn_once(text: str) -> None:
 
 def _by_flag(words: list[str]) -> dict[str, str]:
     """Flag → word: --x, --nox and --x=1 are all of the flag x."""
-    names = {field.name for field in dataclasses.fields(config_lib.Config)}
+    names = config_lib.Config.declared()
     found = {}
     for word in words:
         name = word.removeprefix("--").split("=")[0]

@@ -3,7 +3,6 @@
 Nothing here imports TensorFlow.
 """
 
-import dataclasses
 import functools
 import glob
 import hashlib
@@ -25,9 +24,7 @@ _READ = 256 * 2**20
 def flags(config: config_lib.Config) -> list[str]:
     """The flags that decide what is trained, as words; paths are absolute."""
     operational = {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.metadata["operational"]
+        name for name, each in config.fields().items() if each.operational
     }
     if config.dataset == "folder":
         operational.remove("data_dir")
@@ -41,7 +38,7 @@ def name(config: config_lib.Config) -> str:
     Flags at their default have no part in it, so that one that is new does not
     rename what was run without it.
     """
-    at_default = usual()
+    at_default = usual(config)
     given = [word for word in flags(config) if word not in at_default]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
     dataset = dataset_names.base(config.dataset)
@@ -179,7 +176,13 @@ def _in_folder(path: str) -> fingerprint.Fingerprint:
     )
 
 
-def usual() -> set[str]:
-    """All flags at their defaults, as words."""
-    config = config_lib.Config(labels=10, steps=1)
-    return set(flags(config)) - {"--labels=10", "--steps=1"}
+def usual(config: config_lib.Config) -> set[str]:
+    """Returns all flags at their defaults for a run's algorithm, as words."""
+    at_default = config_lib.Config(
+        labels=10, steps=1, algorithm=config.algorithm, plugin=config.plugin
+    )
+    words = set(flags(at_default)) - {"--labels=10", "--steps=1"}
+    default = config_lib.Config.declared()["algorithm"].default
+    return words - {f"--algorithm={config.algorithm}"} | {
+        f"--algorithm={default}"
+    }

@@ -26,8 +26,8 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io
 from simmatch_tf.experiments import identity
 from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.commandline import InputError
@@ -178,7 +178,9 @@ def read(name: str) -> Plan:
         path=path,
         title=own.get("title", path.stem),
         base=_words(name, "[plan] base", own.get("base", "")),
-        seeds=checks.numbers(f"{name}: [plan] seeds", own.get("seeds", "0")),
+        seeds=commandline.numbers(
+            f"{name}: [plan] seeds", own.get("seeds", "0")
+        ),
         lists=lists,
         columns=own.get("columns"),
         reference=own.get("reference"),
@@ -230,8 +232,6 @@ def _where(row: str, column: str) -> str:
 
 def _check_own(config: config_lib.Config) -> None:
     """Checks what a flagfile may have brought in."""
-    if config.algorithm == "custom":
-        raise InputError("--algorithm=custom: is for `fit`, not for a plan")
     for name in ("overwrite", "describe"):
         if getattr(config, name):
             raise InputError(f"--{name}: is the experiment's own")

@@ -147,9 +147,7 @@ def _collapse(seen: _Seen) -> Finding | bool | None:
     if share is None or share >= 0.5:
         return None if balance is None else False
     turn = "Lower --learning_rate or --lambda_u, or raise --threshold."
-    if seen.config.align is False or (
-        seen.config.align is None and seen.config.algorithm == "fixmatch"
-    ):
+    if not seen.config.align:
         turn = f"Turn on --align. {turn}"
     return Finding(
         "collapse",
@@ -166,7 +164,7 @@ def _confident_but_wrong(seen: _Seen) -> Finding | bool | None:
         return False
     share = seen.recent("pseudo_label/sure")
     confidence = seen.recent("pseudo_label/confidence")
-    network = "student" if seen.config.memory == "teacher" else "ema"
+    network = "student" if seen.config.targets_from == "teacher" else "ema"
     top1 = seen.top1(network, "pseudo_label/confidence")
     if share is not None:
         right = seen.recent("pseudo_label/sure_accuracy")
@@ -273,7 +271,7 @@ def _ema_lags(seen: _Seen) -> Finding | bool | None:
 
 def _statistics_lag(seen: _Seen) -> Finding | bool | None:
     # In training the ensemble's own batches give BatchNorm its statistics.
-    if seen.config.memory == "teacher" or not seen.learns_unlabeled:
+    if not seen.learns_unlabeled or seen.config.targets_from == "teacher":
         return False
     tag = "pseudo_label/accuracy_all"
     training, student = seen.recent(tag), seen.top1("student", tag)

@@ -275,7 +275,9 @@ class TensorBoardWriter:
         if not self.writes:
             return
         config = self._config
-        default = config_lib.Config(labels=10, steps=1)
+        default = config_lib.Config(
+            labels=10, steps=1, algorithm=config.algorithm
+        )
         own = config.differences(default)
         chosen = {
             name: str(value) if value is None else value

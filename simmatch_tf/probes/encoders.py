@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from simmatch_tf import availability, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, registry
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
@@ -104,7 +104,7 @@ def find(
         if named.library is not None:
             made = _of_library(named, weights, image_size, seed)
         else:
-            kind, path = availability.kind_of_model("model", named.what)
+            kind, path = preflight.kind_of_model("model", named.what)
             made = {"workdir": _of_run, "saved_model": _of_export}[kind](
                 named, path, weights, image_size
             )
@@ -117,7 +117,6 @@ def find(
 def _of_run(named, path, weights, image_size) -> Encoder:
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    _check_own(named, config)
     model = state.load(path, weights=weights)
     return _encoder(
         named,
@@ -132,12 +131,11 @@ def _of_export(named, path, weights, image_size) -> Encoder:
     del weights  # it has but one network's
     export = loading.export(path)
     try:
-        config = config_lib.Config(**export.card["flags"])
+        config = config_lib.Config.from_recorded(export.card["flags"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"--model={named.what}: was exported by another version ({error})"
         ) from None
-    _check_own(named, config)
     shape = export.preprocessing.image_shape
     made = _build(config.backbone, shape, config.stem_stride)
     taken = initial.fill(
@@ -169,15 +167,6 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
     if weights != settings.NEW:
         return found
     return dataclasses.replace(found, name=_new(named.name), epochs="0")
-
-
-def _check_own(named, config: config_lib.Config) -> None:
-    for name in ("backbone", "algorithm"):
-        if getattr(config, name) == "custom":
-            raise InputError(
-                f"--model={named.what}: its {name} was given from Python, so "
-                "it cannot be built here"
-            )
 
 
 def _side(

@@ -218,13 +218,13 @@ class Grid:
         )
         with workdir.claim(config) as run:
             if not run.finished():
-                loop.fit_in(run, config, state.Custom(source=source))
+                loop.fit_in(run, config, source)
         return self._score(config, source)
 
     def _score(
         self, config: config_lib.Config, source: source_lib.Source
     ) -> float:
-        restored, strategy, _ = state.restore(config.workdir, state.Custom())
+        restored, strategy, _ = state.restore(config.workdir)
         # Differs: BYOL resizes to 256 and crops 224; here to 224, bilinearly.
         evaluator = evaluator_lib.Evaluator(
             strategy,

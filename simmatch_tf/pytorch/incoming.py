@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import lists, splits
-from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -55,13 +54,13 @@ def run(
         projection_dim=sizes.dim,
         da_window=sizes.window,
     )
-    known = checks.SIZES.get(dataset_names.base(config.dataset))
+    known = config_lib.known_size(config.dataset)
     if known is not None:
         _check_classes(config.dataset, known[0], sizes)
     _check_statistics(found, sizes)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
-    config.check_available(resumed=True)  # its split is the memory's
+    preflight.check_available(config, resumed=True)  # its split is the memory's
     outline, source = _data(config, found.statistics)
     _check_classes(config.dataset, len(outline.class_names), sizes)
     if outline.image_shape[-1] != sizes.channels:
@@ -81,7 +80,6 @@ def run(
         strategy = strategies.one()
         algorithm = state.make_algorithm(
             plan,
-            state.Custom(),
             strategy,
             image_shape=outline.image_shape,
             slot_labels=np.asarray(split["labels"], np.int32),

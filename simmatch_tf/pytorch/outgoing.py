@@ -29,17 +29,12 @@ def run(path: pathlib.Path) -> dict[str, Any]:
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    if config.algorithm == "custom" or config.backbone == "custom":
-        raise InputError(
-            f"--workdir={path}: a run with its own backbone or algorithm has "
-            "no form in PyTorch that is known here"
-        )
     if config.algorithm != "simmatch":
         raise InputError(
             f"--workdir={path}: a run of --algorithm={config.algorithm} has no "
             "memory and no projection head, so it is no SimMatch checkpoint"
         )
-    algorithm, _, step = state.restore(folder.path, state.Custom())
+    algorithm, _, step = state.restore(folder.path)
     origin = _origin(folder, algorithm.student, step)
     networks = dict(
         zip(

@@ -50,7 +50,6 @@ def of_flags(config: config_lib.Config) -> str:
     )
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategies.one(),
         image_shape=outline.image_shape,
         slot_labels=np.arange(slots) % num_classes,

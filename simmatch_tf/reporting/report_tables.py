@@ -66,7 +66,8 @@ def _labels(run: runs_lib.Run) -> str:
 
 def _algorithm(config: Any) -> str:
     if config.algorithm == "simmatch":
-        return f"simmatch, {config.memory}"
+        forms = {"student": "ensemble", "teacher": "teacher"}
+        return f"simmatch, {forms[config.targets_from]}"
     return config.algorithm
 
 

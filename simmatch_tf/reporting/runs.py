@@ -81,8 +81,8 @@ class Run:
             return self.result.weights_of_record
         # As the algorithms have it, which cannot be asked without TensorFlow.
         config = self.config
-        known = config.algorithm in ("simmatch", "fixmatch")
-        return "student" if known and config.memory == "teacher" else "ema"
+        teacher = getattr(config, "targets_from", None) == "teacher"
+        return "student" if teacher else "ema"
 
     @property
     def record_tag(self) -> str:
@@ -294,15 +294,14 @@ def _evaluation(
 def deciding(config: config_lib.Config) -> dict[str, Any]:
     """The flags that decide what is trained, but for the seeds."""
     return {
-        field.name: value
-        for field in dataclasses.fields(config)
+        name: value
+        for name, value in config.values().items()
         if (
-            not field.metadata["operational"]
+            not config.fields()[name].operational
             # Which images these are is said by their folder alone.
-            or (field.name == "data_dir" and config.dataset == "folder")
+            or (name == "data_dir" and config.dataset == "folder")
         )
-        and field.name not in _SEEDS
-        for value in [getattr(config, field.name)]
+        and name not in _SEEDS
     }
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, terminal
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier as classifier_lib
@@ -121,7 +121,7 @@ def _of_dataset(
     try:
         source = inputs.make_source(config)
     except InputError as error:
-        raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
+        raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
     preprocess = run.classifier.preprocessing
     return source, verification.of_source(
         source.test or source.train,
@@ -166,9 +166,9 @@ def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "split_seed": config.split_seed,
         },
         "flags": {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if getattr(config, field.name) is not None
+            name: value
+            for name, value in config.values().items()
+            if value is not None
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "versions": {

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability, preflight
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.flags.commandline import InputError
@@ -249,7 +249,7 @@ def open_model(
     Raises:
         InputError: It cannot be loaded, or an option does not apply to it.
     """
-    kind, path = availability.kind_of_model("model", model)
+    kind, path = preflight.kind_of_model("model", model)
     if kind == "workdir":
         return _open_run(path, weights, neighbors, data_dir, tfds_dir)
     if weights is not None:

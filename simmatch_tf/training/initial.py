@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, io
+from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.flags.commandline import InputError
@@ -63,7 +63,6 @@ class Found(NamedTuple):
 def initialise(
     algorithm: algorithm_lib.Algorithm,
     init_from: str,
-    custom: state.Custom,
     class_names: Sequence[str],
 ) -> str:
     """Starts student and teacher from other weights.
@@ -76,7 +75,6 @@ def initialise(
     Args:
         algorithm: A new run's.
         init_from: As in --init_from.
-        custom: The caller's own parts.
         class_names: L names, the run's.
 
     Returns:
@@ -89,7 +87,6 @@ def initialise(
         algorithm.student,
         init_from,
         backbone=f"--backbone={algorithm.config.backbone}",
-        custom=custom,
         class_names=class_names,
     )
     algorithm.teacher.copy(algorithm.student)
@@ -102,7 +99,6 @@ def fill(
     *,
     backbone: str,
     flag: str = "init_from",
-    custom: state.Custom | None = None,
     class_names: Sequence[str] = (),
 ) -> dict[str, str | None]:
     """Fills a network from other weights; see `initialise`.
@@ -112,7 +108,6 @@ def fill(
         path: As in --init_from.
         backbone: The name of its own, for a message.
         flag: What named the path, likewise.
-        custom: The caller's own parts.
         class_names: L names, of a network with a classifier.
 
     Returns:
@@ -122,13 +117,13 @@ def fill(
     Raises:
         InputError: The path cannot be read, or holds another backbone.
     """
-    kind, found = availability.kind_of_weights(path, flag)
+    kind, found = preflight.kind_of_weights(path, flag)
     parts, remarks = network.parts(model), {}
     try:
         if kind == "h5" and not _is_whole_model(found):
             taken, names = _from_h5(model, found), None
         else:
-            weights, names = _READERS[kind](found, custom or state.Custom())
+            weights, names = _READERS[kind](found)
             taken = {
                 name: _find(weights, _of(part.variables))
                 for name, part in parts.items()
@@ -266,20 +261,13 @@ def _find(
     return None
 
 
-def _from_workdir(path: pathlib.Path, custom: state.Custom) -> Found:
-    folder = workdir.Workdir(path)
-    config = folder.read_config()
-    model = state.load(
-        path,
-        backbone=custom.backbone if config.backbone == "custom" else None,
-        algorithm=custom.algorithm if config.algorithm == "custom" else None,
-    )
-    content = splits.read_content(folder.split)
+def _from_workdir(path: pathlib.Path) -> Found:
+    model = state.load(path)
+    content = splits.read_content(workdir.Workdir(path).split)
     return Found(_of(model.variables), content["class_names"])
 
 
-def _from_keras(path: pathlib.Path, custom: state.Custom) -> Found:
-    del custom
+def _from_keras(path: pathlib.Path) -> Found:
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras lets through whatever goes wrong
@@ -287,8 +275,7 @@ def _from_keras(path: pathlib.Path, custom: state.Custom) -> Found:
     return Found(_of(model.variables))
 
 
-def _from_saved_model(path: pathlib.Path, custom: state.Custom) -> Found:
-    del custom
+def _from_saved_model(path: pathlib.Path) -> Found:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks, io, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import lists, pipeline, service, splits, views
 from simmatch_tf.data.sources import dataset_names, digits, folder
@@ -42,7 +42,7 @@ def make_source(
             f"--eval_resize={resize}: must be at least the side of the images, "
             f"which is {height}"
         )
-    for side in {height, width} if config.backbone != "custom" else ():
+    for side in {height, width}:
         registry.networks.check_side(config.backbone, side)
     return source
 
@@ -55,7 +55,7 @@ def _load(config: config_lib.Config) -> source_lib.Source:
             config.data_dir,
             image_size=config.image_size,
             on_bad_image=config.on_bad_image,
-            need_unlabeled=checks.needs_unlabeled_folder(config),
+            need_unlabeled=config.needs_unlabeled_folder(),
         )
     return tfds_source.load(
         config.dataset, image_size=config.image_size, **_tfds_folders(config)
@@ -82,7 +82,7 @@ def outline(config: config_lib.Config) -> source_lib.Outline:
         image_size=config.image_size,
     )
     if found.train_images is None:
-        known = checks.SIZES.get(dataset_names.base(config.dataset), (0, None))
+        known = config_lib.known_size(config.dataset) or (0, None)
         found = dataclasses.replace(found, train_images=known[1])
     return found
 
@@ -108,12 +108,12 @@ def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
         path = pathlib.Path(config.split_file).expanduser()
         return len(splits.read_content(path)["labels"])
     name = config.labeled_list or config.published_list()
-    if name is not None and name not in checks.SUBSETS:
+    if name is not None and name not in config_lib.SUBSETS:
         path = pathlib.Path(name).expanduser()
         text = io.read_text(path, f"--labeled_list={name}")
         count = sum(bool(line.strip()) for line in text.splitlines())
     elif name is not None:
-        count = checks.SUBSETS[name]
+        count = config_lib.SUBSETS[name]
     elif config.labels is not None:
         count = config.labels
     elif found.train_images is not None:
@@ -184,7 +184,7 @@ def _listed(
     name = config.labeled_list or config.published_list()
     if name is None:
         return None
-    if name in checks.SUBSETS:
+    if name in config_lib.SUBSETS:
         names = tfds_source.listed(name, **_tfds_folders(config))
         return lists.find(names, source, name)
     return lists.read(pathlib.Path(name).expanduser(), source)

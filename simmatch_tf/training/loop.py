@@ -3,15 +3,13 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import keras
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime, signals, terminal
-from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf import preflight, runtime, signals, terminal
 from simmatch_tf.data import contents, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
@@ -38,17 +36,12 @@ def fit(
     config: config_lib.Config,
     *,
     source: source_lib.Source | None = None,
-    backbone: Callable[..., keras.Model] | None = None,
-    algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> results.Result:
     """Trains, or resumes what stands in the workdir.
 
     Args:
         config: The run.
-        source: Images, for `dataset="custom"`.
-        backbone: From an image shape to a Keras model that ends in a global
-            pool, for `backbone="custom"`.
-        algorithm: A subclass of Algorithm, for `algorithm="custom"`.
+        source: The images, for `dataset="custom"`, and only for it.
 
     Returns:
         The result. A finished run's is read, not computed again.
@@ -61,10 +54,15 @@ def fit(
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
+    preflight.warn_of_kernels()
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
-    custom = state.Custom(source, backbone, algorithm)
-    custom.check(config)
+    if (config.dataset == "custom") != (source is not None):
+        raise InputError(
+            f"--dataset={config.dataset}, and source is "
+            f"{'not ' if source is None else ''}given: "
+            'with dataset="custom", and only then, pass source= from Python'
+        )
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
@@ -74,13 +72,13 @@ def fit(
                 "trained; overwrite=True trains anew",
                 folder.path,
             )
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
 
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
-    custom: state.Custom,
+    source: source_lib.Source | None = None,
 ) -> results.Result:
     """As `fit`, in a workdir that is already claimed."""
     if folder.finished():
@@ -91,7 +89,7 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        return _Run(folder, config, custom).train(request)
+        return _Run(folder, config, source).train(request)
 
 
 def _itstime(step: int, last: int, every: int) -> bool:
@@ -106,7 +104,7 @@ class _Run:
         self,
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
-        custom: state.Custom,
+        source: source_lib.Source | None,
     ) -> None:
         self.folder, self.given = folder, config
         # First: once TensorFlow has begun, a CPU is not divided any more.
@@ -117,14 +115,13 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------ data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self._read(custom.source, resumed)
+        self.source, self.split = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = state.make_algorithm(
             self.config,
-            custom,
             self.strategy,
             image_shape=self.source.image_shape,
             slot_labels=self.source.train.labels[self.split.labeled],
@@ -139,7 +136,6 @@ class _Run:
             self.initial = initial.initialise(
                 self.algorithm,
                 config.init_from,
-                custom,
                 self.source.class_names,
             )
         # --------------------------------------------------------- workdir --

@@ -19,7 +19,7 @@ _WARM_UP = 2
 # Flags that decide what a step costs.
 _OF_A_STEP = (
     "algorithm",
-    "memory",
+    "targets_from",
     "weak_forward",
     "backbone",
     "stem_stride",
@@ -55,7 +55,7 @@ class Outline:
     def work(self) -> tuple:
         """Equal for runs whose steps take as long."""
         config = self.config
-        flags = tuple(getattr(config, name) for name in _OF_A_STEP)
+        flags = tuple(getattr(config, name, None) for name in _OF_A_STEP)
         return (*flags, self.image_shape, self.num_classes)
 
 
@@ -116,7 +116,6 @@ def seconds_per_step(
     labels = np.arange(found.slots) % found.num_classes
     algorithm = state.make_algorithm(
         config,
-        state.Custom(),
         strategy,
         image_shape=found.image_shape,
         slot_labels=labels,

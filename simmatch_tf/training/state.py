@@ -1,7 +1,6 @@
 """Puts a run together from its flags: strategy, networks, algorithm."""
 
 import contextlib
-import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,6 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import registry, runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
-from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import heads, network
@@ -24,50 +22,8 @@ from simmatch_tf.training import workdir as workdir_lib
 _BUILDING = threading.Lock()
 
 
-@dataclasses.dataclass(frozen=True)
-class Custom:
-    """Parts that the caller brings instead of naming them in a flag.
-
-    Attributes:
-        source: For --dataset=custom.
-        backbone: For --backbone=custom, from an image shape to a Keras model.
-        algorithm: For --algorithm=custom, a subclass of Algorithm.
-    """
-
-    source: source_lib.Source | None = None
-    backbone: Callable[..., keras.Model] | None = None
-    algorithm: type[algorithm_lib.Algorithm] | None = None
-
-    def check(
-        self, config: config_lib.Config, *, needs_source: bool = True
-    ) -> None:
-        """Checks that the parts and the flags agree.
-
-        Args:
-            config: The run's flags.
-            needs_source: Whether the images are needed, too.
-
-        Raises:
-            InputError: A part is given whose flag is not "custom", or the
-                other way round.
-        """
-        parts = {"backbone": self.backbone, "algorithm": self.algorithm}
-        if needs_source:
-            parts["dataset"] = self.source
-        for flag, part in parts.items():
-            value = getattr(config, flag)
-            name = "source" if flag == "dataset" else flag
-            if (value == "custom") != (part is not None):
-                raise InputError(
-                    f"--{flag}={value}, and {name} is "
-                    f"{'not ' if part is None else ''}given: with "
-                    f'{flag}="custom", and only then, pass {name}= from Python'
-                )
-
-
 def make_algorithm(
     config: config_lib.Config,
-    custom: Custom,
     strategy: tf.distribute.Strategy,
     *,
     image_shape: tuple[int, int, int],
@@ -80,7 +36,6 @@ def make_algorithm(
 
     Args:
         config: The run's, with its durations in steps.
-        custom: The caller's own parts.
         strategy: Where the state lives.
         image_shape: (height, width, channels).
         slot_labels: Class of each labeled image [K], in slot order.
@@ -89,21 +44,18 @@ def make_algorithm(
         statistics: The images' mean and standard deviation; None, where a
             checkpoint brings them.
     """
-    kind = custom.algorithm
-    if kind is None:
-        kind = registry.algorithms.find(config.algorithm)[0].value
+    kind = registry.algorithms.find(config.algorithm)[0].value
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 
-    options = {}
-    if not custom.backbone:
-        entry, _ = registry.networks.find(config.backbone)
-        names = entry.facts.get("options", ())
-        options = {name: getattr(config, name) for name in names}
+    entry, _ = registry.networks.find(config.backbone)
+    options = {
+        name: getattr(config, name) for name in entry.facts.get("options", ())
+    }
 
     def make_network(heads: Mapping[str, Callable]) -> keras.Model:
         return network.build(
-            custom.backbone or config.backbone,
+            config.backbone,
             image_shape=image_shape,
             num_classes=num_classes,
             projection_dim=(
@@ -142,13 +94,12 @@ def building(seed: int, precision: str) -> Iterator[None]:
 
 @runtime.pinned()
 def restore(
-    workdir: str | os.PathLike | None, custom: Custom
+    workdir: str | os.PathLike | None,
 ) -> tuple[algorithm_lib.Algorithm, tf.distribute.Strategy, int]:
     """Rebuilds the algorithm of a run from its last checkpoint.
 
     Args:
         workdir: The run's folder.
-        custom: Backbone and algorithm of a run that has its own; no source.
 
     Returns:
         The algorithm, its strategy and the checkpoint's step.
@@ -158,13 +109,11 @@ def restore(
     """
     folder = workdir_lib.Workdir(workdir)
     config = folder.read_config()
-    custom.check(config, needs_source=False)
     content = splits.read_content(folder.split)
     slot_labels = np.asarray(content["labels"], np.int32)
     strategy = strategies.one()
     algorithm = make_algorithm(
         config.with_durations(content["unlabeled_images"]),
-        custom,
         strategy,
         image_shape=tuple(content["image_shape"]),
         slot_labels=slot_labels,
@@ -187,16 +136,12 @@ def load(
     workdir: str | os.PathLike | None,
     *,
     weights: str | None = None,
-    backbone: Callable[..., keras.Model] | None = None,
-    algorithm: type[algorithm_lib.Algorithm] | None = None,
 ) -> keras.Model:
     """Loads the trained network of a run.
 
     Args:
         workdir: The run's folder; None is runs/default, as for `fit`.
         weights: "student" or "ema"; default: the weights of record.
-        backbone: That of a run with --backbone=custom.
-        algorithm: That of a run with --algorithm=custom.
 
     Returns:
         A Keras model from images [N, H, W, C], 0 to 255 (called with others
@@ -208,8 +153,7 @@ def load(
         InputError: There is no run or no checkpoint, it does not fit, or
             `weights` is unknown.
     """
-    custom = Custom(backbone=backbone, algorithm=algorithm)
-    restored, _, _ = restore(workdir, custom)
+    restored, _, _ = restore(workdir)
     networks = restored.networks()
     name = weights or restored.evaluated_weights
     if name not in networks:

@@ -23,13 +23,14 @@ from typing import Any
 
 from absl import logging
 
-from simmatch_tf import availability, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
+from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.commandline import InputError
 
-FLAGFILE = config_lib.RUN_FLAGFILE
+FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"
 # Flags that are no part of a run: where it is, and what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
@@ -89,6 +90,16 @@ class Workdir:
                 "simmatch_tf)"
             ) from None
 
+    def trained(self) -> config_lib.Config:
+        """Returns the flags of the run in this folder, if it has a checkpoint.
+
+        Raises:
+            InputError: There is no run or no checkpoint.
+        """
+        config = self.read_config()
+        preflight.check_checkpoint(self.checkpoints)
+        return config
+
     def images(self) -> dict[str, Any]:
         """What tells the run's training images from others, where known.
 
@@ -122,9 +133,9 @@ class Workdir:
         """
         if config.overwrite or not self.finished():
             resumed = self.started() and not config.overwrite
-            config.check_available(resumed=resumed)
+            preflight.check_available(config, resumed=resumed)
         else:
-            availability.check_data_dir(config)
+            preflight.check_data_dir(config)
 
     def check_data(
         self,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import availability
+from simmatch_tf import preflight
 from simmatch_tf.data import pipeline, service
 from simmatch_tf.flags.commandline import InputError
 from tests import runs
@@ -162,7 +162,7 @@ def test_nobody_there(make):
         with pytest.raises(InputError, match=message):
             service.ordered(make.dataset(0, 2, numbered=True), address)
         with pytest.raises(InputError, match=message):
-            runs.config("x", data_service=address).check_available()
+            preflight.check_available(runs.config("x", data_service=address))
 
 
 def test_someone_else_there(make, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_port_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"--port={port}: cannot be liste"):
-            availability.check_port("port", port)
+            preflight.check_port("port", port)
 
 
 def start(*words):

@@ -97,7 +97,6 @@ def test_one_at_a_time(tmp_path):
         ("seeds = 0 3", f"seeds = {'9' * 5000}", "must be numbers from 0"),
         ("40 =", "40 = --overwrite", "--overwrite is the experiment's own"),
         ("40 =", "40 = --flagfile=FILE", "few, 40: --overwrite: is the exp"),
-        ("SimMatch =", "SimMatch = --algorithm=custom", "custom: is for `fit`"),
         # Devices decide no result; the base has 40 labels.
         ("40 =", "30 = --devices=2\n40 =", "30 and .*few, 40: are one and the"),
     ],

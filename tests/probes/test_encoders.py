@@ -13,7 +13,6 @@ from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import library, network
 from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
-from tests import runs
 
 MOBILE = "keras_applications:MobileNetV2"
 
@@ -165,23 +164,3 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
     (run,) = find(finished_run[0])
     with pytest.raises(InputError, match="takes images of 8×9, but square one"):
         encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)
-
-
-def test_parts_that_came_from_python_are_refused(tmp_path):
-    import simmatch_tf
-
-    config = runs.config(
-        tmp_path / "own", backbone="custom", dataset="digits", steps=2
-    )
-
-    def backbone(shape):
-        images = keras.Input(shape)
-        pool = keras.layers.GlobalAveragePooling2D()
-        return keras.Model(
-            images,
-            pool(keras.layers.Conv2D(4, 3)(keras.ops.cast(images, "float32"))),
-        )
-
-    simmatch_tf.fit(config, backbone=backbone)
-    with pytest.raises(InputError, match="is a run of --backbone=custom"):
-        find(tmp_path / "own")

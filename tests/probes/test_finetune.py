@@ -111,11 +111,11 @@ def test_a_killed_grid_goes_on(encoder, tmp_path, monkeypatch):
     trained = []
     fit_in = loop.fit_in
 
-    def fit(folder, config, custom):
+    def fit(folder, config, source):
         trained.append(folder.path.name)
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
     monkeypatch.setattr(loop, "fit_in", fit)
     with pytest.raises(KeyboardInterrupt):
@@ -132,12 +132,11 @@ def test_official_validation_images_and_colour(tmp_path, monkeypatch):
     seen = []
     fit_in = loop.fit_in
 
-    def fit(folder, config, custom):
-        made = custom.source
-        assert made.train.images.shape[-1] == 3 and made.flip
-        assert made.image_shape == (8, 8, 3)
-        seen.append((len(made.train), len(made.test)))
-        return fit_in(folder, config, custom)
+    def fit(folder, config, source):
+        assert source.train.images.shape[-1] == 3 and source.flip
+        assert source.image_shape == (8, 8, 3)
+        seen.append((len(source.train), len(source.test)))
+        return fit_in(folder, config, source)
 
     monkeypatch.setattr(loop, "fit_in", fit)
     how = flags(tmp_path, rates="0.05", decays="0", steps=2)
@@ -153,10 +152,10 @@ def test_official_validation_images_and_colour(tmp_path, monkeypatch):
 def test_a_rate_that_diverges_is_the_worst(encoder, tmp_path, monkeypatch):
     fit_in = loop.fit_in
 
-    def fit(folder, config, custom):
+    def fit(folder, config, source):
         if config.learning_rate > 1:
             raise FloatingPointError("loss is not finite")
-        return fit_in(folder, config, custom)
+        return fit_in(folder, config, source)
 
     monkeypatch.setattr(loop, "fit_in", fit)
     how = flags(tmp_path, rates="50,0.01", decays="0", steps=2)

@@ -33,7 +33,7 @@ CLASSES, DIM, SLOTS, WINDOW = 10, 16, 20, 8
 RECIPE = (
     "--dataset=cifar10",
     "--backbone=resnet18",
-    "--memory=teacher",
+    "--targets_from=teacher",
     "--weight_decay_on=all",
     "--batch_size=4",
     "--unlabeled_ratio=2",
@@ -272,7 +272,7 @@ def test_published_runs_need_no_recipe(tmp_path):
         flags(path, f"--workdir={workdir}", f"--tfds_dir={tmp_path}/none")
     )
     config = simmatch_tf.Config.from_flagfile(workdir / "flags.cfg")
-    assert config.dataset == "imagenet2012" and config.memory == "teacher"
+    assert config.dataset == "imagenet2012" and config.targets_from == "teacher"
     assert config.label_fraction is None
     assert config.split_file == str(workdir / "split.json")
     assert (config.backbone, config.batch_size) == ("resnet18", 64)
@@ -474,15 +474,12 @@ def test_encoders_become_first_weights(file, tmp_path):
     )
     made = state_lib.make_algorithm(
         config.with_durations(1000),
-        state_lib.Custom(),
         strategies.one(),
         image_shape=(32, 32, 3),
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,
     )
-    initial.initialise(
-        made, str(output), state_lib.Custom(), list("0123456789")
-    )
+    initial.initialise(made, str(output), list("0123456789"))
     for trained in made.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(

@@ -40,7 +40,6 @@ PROJECTION = 64 * 64 + 64 + 64 * D + D
 def algorithm():
     return state.make_algorithm(
         CONFIG,
-        state.Custom(),
         tf.distribute.OneDeviceStrategy("/cpu:0"),
         image_shape=(8, 8, 1),
         slot_labels=np.arange(K) % L,

@@ -94,8 +94,8 @@ def test_an_unfinished_run(tmp_path):
     ("flags", "record"),
     [
         ({}, "ema"),
-        ({"memory": "teacher"}, "student"),
-        ({"memory": "teacher", "algorithm": "fixmatch"}, "student"),
+        ({"targets_from": "teacher"}, "student"),
+        ({"targets_from": "teacher", "algorithm": "fixmatch"}, "student"),
         ({"algorithm": "supervised"}, "ema"),
     ],
 )

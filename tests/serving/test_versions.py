@@ -20,9 +20,9 @@ def write(output, number, config, digest="abc", names=NAMES):
     folder = output / str(number)
     folder.mkdir(parents=True)
     flags = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) is not None
+        name: value
+        for name, value in config.values().items()
+        if value is not None
     }
     card = {
         "flags": flags,

@@ -49,9 +49,9 @@ CONFIG = {
     "lambda_in": 3.0,
 }
 FORMS = {
-    "teacher": {"memory": "teacher", "weight_decay_on": "all"},
-    "ensemble": {"memory": "ensemble", "weight_decay_on": "kernels"},
-    "separate": {"memory": "ensemble", "weak_forward": "separate"},
+    "teacher": {"targets_from": "teacher", "weight_decay_on": "all"},
+    "ensemble": {"targets_from": "student", "weight_decay_on": "kernels"},
+    "separate": {"targets_from": "student", "weak_forward": "separate"},
 }
 
 
@@ -100,7 +100,6 @@ def both(rows, **changes):
     )
     ours = state_lib.make_algorithm(
         config,
-        state_lib.Custom(),
         strategies.one(),
         image_shape=(SIDE, SIDE, 3),
         slot_labels=LABELS,
@@ -279,7 +278,7 @@ def test_benchmark(tmp_path):
         [
             sys.executable,
             TOOLS / "benchmark_pytorch.py",
-            *runs.argv(tmp_path / "run", memory="teacher"),
+            *runs.argv(tmp_path / "run", targets_from="teacher"),
             f"--competitors={','.join(names)}",
             "--rounds=2",
             f"--output={output}",

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
+from simmatch_tf import registry
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import checkpoints, loop
 from tests import runs
@@ -149,11 +150,11 @@ def test_flags_of_another_version(finished_run, tmp_path):
         runs.fit(tmp_path / "run")
 
 
+@registry.algorithms.register("breaking")
 class Breaking(simmatch_tf.Algorithm):
     """From step BREAKS on, the loss is no number for LONG steps."""
 
-    needs_unlabeled = False
-    needs_embeddings = False
+    unlabeled_views = ()
     breaks, long = 3, 1
 
     def train_step(self, batch):
@@ -166,36 +167,34 @@ class Breaking(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
+@registry.algorithms.register("broken")
 class Broken(Breaking):
     long = 99
 
 
-def fit_custom(workdir, kind, **changes):
+def fit(workdir, algorithm, **changes):
     changes = {"steps": 20, "log_every": 5, "checkpoint_every": 2, **changes}
-    return simmatch_tf.fit(
-        runs.config(workdir, algorithm="custom", eval_every=20, **changes),
-        algorithm=kind,
-    )
+    return runs.fit(workdir, algorithm=algorithm, eval_every=20, **changes)
 
 
 def test_stop_says_step_tensor_and_checkpoint(tmp_path):
     message = r"loss/total is not finite at step 4; last good .* step 2, in"
     with pytest.raises(FloatingPointError, match=message):
-        fit_custom(tmp_path, Breaking)
+        fit(tmp_path, "breaking")
     # What comes next may be tried at once.
-    result = fit_custom(tmp_path, Breaking, on_nonfinite="skip")
+    result = fit(tmp_path, "breaking", on_nonfinite="skip")
     assert result.steps == 20 and np.isfinite(result.loss)
 
 
 def test_skip_goes_on_and_says_so(tmp_path, caplog):
-    result = fit_custom(tmp_path, Breaking, on_nonfinite="skip")
+    result = fit(tmp_path, "breaking", on_nonfinite="skip")
     assert np.isfinite(result.loss)
     assert "step 4 was skipped: loss/total is not finite" in caplog.text
 
 
 def test_skip_gives_up_after_ten(tmp_path):
     with pytest.raises(FloatingPointError, match=r"\(10 such steps in a row"):
-        fit_custom(tmp_path, Broken, on_nonfinite="skip")
+        fit(tmp_path, "broken", on_nonfinite="skip")
     saved = sorted((tmp_path / "checkpoints").glob("*.index"))
     for value in test_loop.tensors(tmp_path, int(saved[-1].stem[-8:])).values():
         value = np.asarray(value)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability
+from simmatch_tf import preflight
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -255,10 +255,10 @@ def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
         (tmp_path / "none.keras", "no such file or folder"),
     ):
         with pytest.raises(InputError, match=message):
-            availability.kind_of_weights(str(path))
+            preflight.kind_of_weights(str(path))
     (tmp_path / "a.pth").touch()
     with pytest.raises(InputError, match="must be a run's folder"):
-        availability.kind_of_weights(str(tmp_path / "a.pth"))
+        preflight.kind_of_weights(str(tmp_path / "a.pth"))
     config = runs.config(tmp_path / "run", init_from=str(tmp_path / "none"))
     with pytest.raises(InputError, match="--init_from=.*none: no such file"):
         simmatch_tf.fit(config)

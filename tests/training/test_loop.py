@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
+from simmatch_tf import registry
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.ops import losses
 from simmatch_tf.training import loop, results
@@ -128,6 +129,7 @@ def test_tensorboard_scalars(finished_run):
     )
 
 
+@registry.networks.register("with_dropout")
 def with_dropout(shape):
     images = keras.Input(shape)
     x = keras.layers.Conv2D(8, 3, strides=2)(images)
@@ -136,17 +138,17 @@ def with_dropout(shape):
 
 
 @pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
+    "targets_from", ["student", pytest.param("teacher", marks=pytest.mark.slow)]
 )
 def test_interrupted_and_resumed_is_the_same_run(
-    memory, tmp_path, monkeypatch, finished_run
+    targets_from, tmp_path, monkeypatch, finished_run
 ):
     """With a network that draws random numbers of its own, too."""
-    changes, parts, whole = {"memory": memory}, {}, finished_run[0]
-    if memory == "teacher":
-        changes["backbone"], parts = "custom", {"backbone": with_dropout}
+    changes, whole = {"targets_from": targets_from}, finished_run[0]
+    if targets_from == "teacher":
+        changes["backbone"] = "with_dropout"
         whole = tmp_path / "whole"
-        simmatch_tf.fit(runs.config(whole, **changes), **parts)
+        runs.fit(whole, **changes)
     # Dies after step 3: the checkpoint of step 2 is the last.
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
@@ -159,11 +161,11 @@ def test_interrupted_and_resumed_is_the_same_run(
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)
         with pytest.raises(RuntimeError, match="killed"):
-            simmatch_tf.fit(runs.config(broken, **changes), **parts)
+            runs.fit(broken, **changes)
     assert not (broken / "results.json").exists()
     # Operational flags may differ.
     changes |= {"log_every": 1, "parallel_calls": 1}
-    simmatch_tf.fit(runs.config(broken, **changes), **parts)
+    runs.fit(broken, **changes)
     assert runs.began_after(broken) == 2
     assert_same_run(whole, broken, 6)
 
@@ -454,9 +456,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path):
     assert np.isfinite(loss)
 
 
+@registry.algorithms.register("quiet")
 class Quiet(simmatch_tf.Algorithm):
-    needs_unlabeled = False
-    needs_embeddings = False
+    unlabeled_views = ()
 
     def train_step(self, batch):
         with tf.GradientTape() as tape:
@@ -466,6 +468,7 @@ class Quiet(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
+@registry.networks.register("tiny")
 def tiny(shape):
     images = keras.Input(shape)
     x = keras.layers.Conv2D(4, 3)(images)
@@ -485,24 +488,21 @@ def test_own_source_backbone_and_algorithm(tmp_path):
     config = runs.config(
         tmp_path,
         dataset="custom",
-        backbone="custom",
-        algorithm="custom",
+        backbone="tiny",
+        algorithm="quiet",
         labels=6,
         image_size=None,
     )
-    result = simmatch_tf.fit(
-        config, source=source, backbone=tiny, algorithm=Quiet
-    )
+    result = simmatch_tf.fit(config, source=source)
     assert result.dataset == "mine" and result.test_images == 9
     assert result.class_names == ["a", "b", "c"]
-    model = simmatch_tf.load(tmp_path, backbone=tiny, algorithm=Quiet)
+    model = simmatch_tf.load(tmp_path)
     assert model(np.zeros([1, 10, 12, 3], np.uint8))["logits"].shape == (1, 3)
-    with pytest.raises(InputError, match="only then, pass backbone= from Py"):
-        simmatch_tf.load(tmp_path, algorithm=Quiet)
-    with pytest.raises(
-        InputError, match="--backbone=wrn_10_1, and backbone is g"
-    ):
-        simmatch_tf.fit(runs.config(tmp_path / "x"), backbone=tiny)
+    with pytest.raises(InputError, match="--dataset=digits, and source is g"):
+        simmatch_tf.fit(runs.config(tmp_path / "x"), source=source)
+    own = runs.config(tmp_path / "x", dataset="custom", image_size=None)
+    with pytest.raises(InputError, match="only then, pass source= from Py"):
+        simmatch_tf.fit(own)
 
 
 def test_load_without_a_run(tmp_path):

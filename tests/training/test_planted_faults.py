@@ -164,7 +164,7 @@ SHARP = {**SHARDED, "temperature": 0.01}
     "changes",
     [
         {},
-        {"memory": "teacher"},
+        {"targets_from": "teacher"},
         pytest.param(SHARDED, marks=pytest.mark.slow),
         pytest.param(SHARP, marks=pytest.mark.slow),
     ],

@@ -57,7 +57,7 @@ def test_work_is_equal_where_steps_are():
     assert work() == work(seed=3, labels=40, alpha=0.5, steps=9)
     for change in (
         {"algorithm": "fixmatch"},
-        {"memory": "teacher"},
+        {"targets_from": "teacher"},
         {"batch_size": 16},
         {"image_size": 16},
         {"backbone": "wrn_10_2"},
