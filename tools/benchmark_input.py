@@ -86,7 +86,7 @@ def imagenet(images: int) -> dict[str, Part]:
     import pillow_views
     import tensorflow as tf
 
-    from simmatch_tf.data import cropping, decoding, views
+    from simmatch_tf.data import decoding, views
     from simmatch_tf.data.augment import moco
 
     photos = _Photos(images)
@@ -97,7 +97,7 @@ def imagenet(images: int) -> dict[str, Part]:
         return _both(recipe, photos, index, seed)
 
     draws = recipe.draws(_seeds(index, tf.constant(0)))
-    whole = cropping.whole(photos, index, side=224)
+    whole = decoding.centre_crops(photos, index, side=224)
 
     def decode(seed: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(

@@ -5,7 +5,7 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import config as config_lib
 from simmatch_tf.experiments import costs as costs_lib
 from simmatch_tf.experiments import finished, plan
 from simmatch_tf.flags.commandline import InputError
@@ -47,7 +47,7 @@ def compare(
             scores.append(score)
             images[cell.column].add(
                 (
-                    dataset_names.base(cell.config.dataset),
+                    config_lib.base_name(cell.config.dataset),
                     found.scored_on,
                     found.test_images,
                 )

@@ -82,6 +82,20 @@ class Flag:
     rare: bool
     operational: bool
 
+    def with_defaults(self, names: Mapping[Any, Sequence[str]]) -> Flag:
+        """Returns the flag with several defaults in its help text.
+
+        Args:
+            names: Default → the algorithms that have it.
+        """
+        text = ", ".join(
+            f"{shown(value)} for {' and '.join(each)}"
+            for value, each in names.items()
+        )
+        return dataclasses.replace(
+            self, default=None, help=f"{self.help} Default: {text}."
+        )
+
     def word(self, value: Any) -> str:
         """Returns the word of a command line that gives the flag a value."""
         if self.type is bool:

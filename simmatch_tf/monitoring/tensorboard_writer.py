@@ -28,7 +28,7 @@ import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
 from simmatch_tf.algorithms import diagnostics
-from simmatch_tf.data import cropping, pipeline, splits
+from simmatch_tf.data import decoding, pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
@@ -226,7 +226,7 @@ class TensorBoardWriter:
             InputError: One cannot be read.
         """
         try:
-            return cropping.whole(
+            return decoding.centre_crops(
                 self._source.train,
                 tf.constant(self._split.labeled[slots], tf.int64),
                 side=self._source.image_shape[0],

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-import os
 
 import numpy as np
 
-from simmatch_tf.data import contents, records
-from simmatch_tf.data.sources import dataset_names, digits, folder
+from simmatch_tf import config as config_lib
+from simmatch_tf import registry
+from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
 
 Set = source_lib.Images | source_lib.Encoded
@@ -26,8 +25,6 @@ _BY_CLASS = (
 _HELD_OUT = 0.2
 # ... which are the same in every run.
 _SEED = 0
-# Side of the originals of the digits.
-_DIGITS_SIDE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +80,9 @@ class Task:
         sets = {"train": self.train, "test": self.test}
         if self.validation is not None:
             sets["validation"] = self.validation
-        return {name: contents.digest(images) for name, images in sets.items()}
+        return {
+            name: source_lib.digest(images) for name, images in sets.items()
+        }
 
     @functools.cached_property
     def identity(self) -> str:
@@ -97,7 +96,7 @@ class Task:
     @property
     def metric(self) -> str:
         """What is reported: "top1" or "mean_per_class"."""
-        by_class = dataset_names.base(self.name) in _BY_CLASS
+        by_class = config_lib.base_name(self.name) in _BY_CLASS
         return "mean_per_class" if by_class else "top1"
 
     @functools.cached_property
@@ -145,24 +144,25 @@ def load(
         InputError: It cannot be had, or has no classes, no test images, or a
             class without a training image.
     """
-    if name == "digits":
-        source = digits.load(_DIGITS_SIDE)
-    elif name == "folder":
-        source = folder.load(
-            data_dir, on_bad_image=on_bad_image, unlabeled=False
-        )
-    else:
-        try:
-            source = tfds_source.load(
-                name,
-                tfds_dir=_expanded(tfds_dir),
-                manual_dir=_expanded(tfds_manual_dir),
-                validation=True,
-            )
-        except InputError as error:
-            # The message speaks of train's flag.
-            text = str(error).replace("--dataset=", "--datasets=")
-            raise InputError(text) from None
+    entry, _ = registry.sources.find(name)
+    folder = entry.facts.get("needs_data_dir")
+    # A run whose training images are all labeled.
+    config = config_lib.Config(
+        dataset=name,
+        label_fraction=1.0,
+        steps=1,
+        data_dir=data_dir if folder else None,
+        on_bad_image=on_bad_image if folder else "error",
+        tfds_dir=tfds_dir,
+        tfds_manual_dir=tfds_manual_dir,
+    )
+    load_source = entry.facts.get("load_for_transfer", entry.value)
+    try:
+        source = load_source(config)
+    except InputError as error:
+        # The message speaks of train's flag.
+        text = str(error).replace("--dataset=", "--datasets=")
+        raise InputError(text) from None
     return of_source(source)
 
 
@@ -217,7 +217,3 @@ def _without_empty_classes(task: Task) -> Task:
         validation=task.validation and numbered(task.validation),
         test=numbered(task.test),
     )
-
-
-def _expanded(path: str | None) -> str | None:
-    return path and os.path.expanduser(path)

@@ -12,7 +12,7 @@ import numpy as np
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import lists, splits
+from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -222,7 +222,7 @@ def _split(
             "unlabeled_excludes": [],
         }
     path = pathlib.Path(config.labeled_list).expanduser()
-    listed = lists.read(path, source, in_order=True)
+    listed = splits.read_list(path, source, in_order=True)
     if len(listed) != len(labels):
         raise InputError(
             f"--labeled_list={path}: names {len(listed)} images, but the "

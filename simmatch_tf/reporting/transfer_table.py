@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import config as config_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.reporting import comparison, tables
 
@@ -85,9 +85,9 @@ class Table:
             for name, epochs, figures in PUBLISHED:
                 known = dict(zip(TITLES, figures, strict=True))
                 known = {
-                    c: known[dataset_names.base(c)]
+                    c: known[config_lib.base_name(c)]
                     for c in self.columns
-                    if dataset_names.base(c) in known
+                    if config_lib.base_name(c) in known
                 }
                 if known:
                     found.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
@@ -187,7 +187,7 @@ class Table:
 
 def title(dataset: str) -> str:
     """What a dataset is called in the slides; its own name, if not at all."""
-    return TITLES.get(dataset_names.base(dataset), dataset)
+    return TITLES.get(config_lib.base_name(dataset), dataset)
 
 
 def line(outcome: Any) -> str:

@@ -10,14 +10,16 @@ from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
-from simmatch_tf.data import contents, fingerprint, splits
+from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
 from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
+from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -66,7 +68,7 @@ def fit(
     with workdir_lib.claim(config) as folder:
         if folder.finished():
             if source is not None and folder.data.is_file():
-                folder.check_data(config, contents.fingerprint(source))
+                folder.check_data(config, source.fingerprint())
             logging.warning(
                 "%s holds a finished run: its result is read, nothing is "
                 "trained; overwrite=True trains anew",
@@ -182,7 +184,7 @@ class _Run:
 
         def known() -> dict[str, str]:
             parts = splits.parts(split, source)
-            parts["the images"] = contents.identity(source)
+            parts["the images"] = source.identity()
             if not resumed:
                 named = fingerprint.of_flags(config).files
                 _, _, digest = named.get("--init_from", (0, 0, None))
@@ -197,7 +199,7 @@ class _Run:
     def _begin(self) -> None:
         """Writes what a new run begins with."""
         resumed = self.folder.resumed()
-        self.folder.begin(self.given, lambda: contents.fingerprint(self.source))
+        self.folder.begin(self.given, self.source.fingerprint)
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
@@ -242,10 +244,32 @@ class _Run:
             self._evaluate(config.steps, bar)
         self._close(bar, profile)
         result = self._result()
-        if self.workers.chief:
-            result.write(self.folder.results)
-        self.workers.wait()
+        self.workers.by_chief(lambda: self._write(result))
         return result
+
+    def _write(self, result: results.Result) -> None:
+        """Writes model.keras, then results.json, which ends the run."""
+        path = self.folder.model
+        model = self.algorithm.networks()[result.weights_of_record]
+        try:
+            network.save(model, path, result.class_names)
+        except OSError as error:
+            reason = error.strerror or errors.reason(error)
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room and start "
+                "the run again: it goes on from its last checkpoint"
+            ) from None
+        # Keras lets through whatever a layer's get_config raises.
+        except Exception as error:
+            logging.warning(
+                "%s: cannot be written (%s); evaluate, predict and export use "
+                "the last checkpoint instead. Layers of an own backbone must "
+                "be registered with keras.saving",
+                path,
+                errors.reason(error),
+            )
+            path.unlink(missing_ok=True)
+        result.write(self.folder.results)
 
     def _loop(
         self,
