@@ -680,7 +680,8 @@ class Config(commandline.Flags):
         for known, chooser in _CHOSEN.values():
             names = flagfiles.value_of(chooser, files + own)
             default = cls.__dataclass_fields__[chooser].default
-            chosen = known.find(names[-1] if names else default)[0]
+            name = names[-1] if names else default
+            chosen = known.find(name)[0] if name is not None else None
             others = {
                 name for entry in known for name in _kind(entry).declared()
             }
@@ -707,7 +708,7 @@ class Config(commandline.Flags):
         for path in values.get("plugin", ()):
             registry.load_plugin(path)
         for known, chooser in _CHOSEN.values():
-            if chooser in values:
+            if values.get(chooser) is not None:
                 chosen = _kind(known.find(values[chooser])[0]).declared()
                 for entry in known:
                     for name in _kind(entry).declared():
@@ -1071,6 +1072,8 @@ def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
 
 def _choose(part: str, name: str) -> type[commandline.HyperParameters]:
     known, chooser = _CHOSEN[part]
+    if name is None:  # a command whose file says it
+        return commandline.HyperParameters
     if type(name) is not str:
         raise InputError(f"--{chooser}={name!r} is not of type str")
     return _kind(known.find(name)[0])

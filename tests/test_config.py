@@ -150,7 +150,10 @@ def test_bad_values(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "digit"}, "--dataset=digit is unknown; did you mean dig"),
+        (
+            {"dataset": "Cifar10"},
+            "--dataset=Cifar10 is unknown .names are in l",
+        ),
         (
             {"dataset": "folder", "data_dir": "/no/such"},
             "--data_dir=/no/such: no such folder",
@@ -534,8 +537,8 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
             "--backbone=resnet51: the depth must be 18, 34, 50",
         ),
         (
-            ["--labels=40", "--steps=5", "--dataset=cifar01"],
-            "--dataset=cifar01 is unknown; did you mean cifar10",
+            ["--labels=40", "--steps=5", "--dataset=Cifar10"],
+            "--dataset=Cifar10 is unknown (names are in lower case); did you",
         ),
         (
             ["--labels=40", "--steps=5", "--dataset=custom"],
