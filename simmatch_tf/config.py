@@ -40,8 +40,8 @@ _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 _CHOSEN = types.MappingProxyType(
     {
         "hyper": (registry.algorithms, "algorithm"),
-        "network": (registry.networks, "backbone"),
         "source": (registry.sources, "dataset"),
+        "network": (registry.networks, "backbone"),
     }
 )
 
@@ -73,8 +73,8 @@ class Config(commandline.Flags):
 
     Attributes:
         hyper: Hyper-parameters of the algorithm.
-        network: Flags of the backbone.
-        source: Flags of the dataset.
+        source: Flags of the dataset's own.
+        network: Flags of the backbone's own.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -99,8 +99,8 @@ class Config(commandline.Flags):
     )
 
     hyper: commandline.HyperParameters = dataclasses.field(default=None)
-    network: commandline.HyperParameters = dataclasses.field(default=None)
     source: commandline.HyperParameters = dataclasses.field(default=None)
+    network: commandline.HyperParameters = dataclasses.field(default=None)
 
     # Data.
     dataset: str = flag(
@@ -677,15 +677,14 @@ class Config(commandline.Flags):
         for word in files + own:
             if flagfiles.name_of(word) == "memory":
                 raise cls.unknown("memory", word.partition("=")[2])
-        for known, chooser in _CHOSEN.values():
+        for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, files + own)
             default = cls.__dataclass_fields__[chooser].default
-            name = names[-1] if names else default
-            chosen = known.find(name)[0] if name is not None else None
+            chosen = _choose(part, names[-1] if names else default)
             others = {
                 name for entry in known for name in _kind(entry).declared()
             }
-            others -= set(_kind(chosen).declared())
+            others -= set(chosen.declared())
             others |= {f"no{name}" for name in others}
             files = [w for w in files if flagfiles.name_of(w) not in others]
         return files + own
@@ -707,13 +706,12 @@ class Config(commandline.Flags):
             values[name] = value
         for path in values.get("plugin", ()):
             registry.load_plugin(path)
-        for known, chooser in _CHOSEN.values():
-            if values.get(chooser) is not None:
-                chosen = _kind(known.find(values[chooser])[0]).declared()
-                for entry in known:
-                    for name in _kind(entry).declared():
-                        if name not in chosen:
-                            values.pop(name, None)
+        for part, (known, chooser) in _CHOSEN.items():
+            chosen = _choose(part, values.get(chooser)).declared()
+            for entry in known:
+                for name in _kind(entry).declared():
+                    if name not in chosen:
+                        values.pop(name, None)
         return cls(
             **{n: tuple(v) if type(v) is list else v for n, v in values.items()}
         )
@@ -1071,12 +1069,9 @@ def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
 
 
 def _choose(part: str, name: str) -> type[commandline.HyperParameters]:
-    known, chooser = _CHOSEN[part]
-    if name is None:  # a command whose file says it
+    if not isinstance(name, str):  # its own check says so
         return commandline.HyperParameters
-    if type(name) is not str:
-        raise InputError(f"--{chooser}={name!r} is not of type str")
-    return _kind(known.find(name)[0])
+    return _kind(_CHOSEN[part][0].find(name)[0])
 
 
 def _build(

@@ -312,9 +312,9 @@ def check_images(config: config_lib.Config) -> None:
         InputError: There is no such dataset or folder, or none of the layout.
     """
     check_data_dir(config)
-    facts = registry.sources.find(config.dataset)[0].facts
-    if "check_images" in facts:
-        facts["check_images"](config)
+    entry, _ = registry.sources.find(config.dataset)
+    if "check_images" in entry.facts:
+        entry.facts["check_images"](config)
 
 
 def check_data_dir(config: config_lib.Config) -> None:

@@ -151,8 +151,8 @@ def test_bad_values(changes, message):
     ("changes", "message"),
     [
         (
-            {"dataset": "Cifar10"},
-            "--dataset=Cifar10 is unknown .names are in l",
+            {"dataset": "Digits"},
+            "--dataset=Digits is unknown .* did you mean dig",
         ),
         (
             {"dataset": "folder", "data_dir": "/no/such"},
@@ -537,8 +537,8 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
             "--backbone=resnet51: the depth must be 18, 34, 50",
         ),
         (
-            ["--labels=40", "--steps=5", "--dataset=Cifar10"],
-            "--dataset=Cifar10 is unknown (names are in lower case); did you",
+            ["--labels=40", "--steps=5", "--dataset=CIFAR10"],
+            "--dataset=CIFAR10 is unknown (names are in lower case); did you m",
         ),
         (
             ["--labels=40", "--steps=5", "--dataset=custom"],

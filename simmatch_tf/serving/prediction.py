@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from simmatch_tf import io, terminal
 from simmatch_tf.data import files, selection
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import loading, prediction_file
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.serving import classifier, loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.
 _LISTED = 5
@@ -228,7 +228,7 @@ def predict_to_file(
             batch_size=batch_size,
             parallel_calls=parallel_calls,
         ):
-            rows = _rows(batch.values, model)
+            rows = _rows(batch.values, model.class_names)
             rows = dict(zip(batch.indices.tolist(), rows, strict=True))
             add(rows, batch.last + 1)
             next_index = batch.last + 1
@@ -261,28 +261,26 @@ def _digest(
 
 
 def _rows(
-    values: dict[str, np.ndarray], model: loading.Model
-) -> Iterator[prediction_file.Row]:
-    """The rows of a batch."""
-    names, rounded = model.class_names, prediction_file.rounded
-    for number, p in enumerate(values.get("probabilities", ())):
-        row = prediction_file.likeliest(p, names)
-        if "propagated" in values:
-            propagated = values["propagated"][number]
-            best = int(propagated.argmax())
-            row["propagated_class"] = names[best]
-            row["propagated_confidence"] = rounded(propagated[best])
-            row["neighbors"] = [
-                {
-                    "slot": int(values["neighbor_slots"][number, k]),
-                    "id": values["neighbor_ids"][number, k].decode(),
-                    "class": values["neighbor_classes"][number, k].decode(),
-                    "similarity": rounded(values["similarities"][number, k]),
-                    "weight": rounded(values["weights"][number, k]),
-                }
-                for k in range(model.neighbors)
-            ]
-        yield row
+    values: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[prediction_file.Row]:
+    """The rows of a batch, without names and errors."""
+    rounded = prediction_file.rounded
+    rows = [
+        prediction_file.likeliest(p, class_names)
+        for p in values.get("probabilities", ())
+    ]
+    if "propagated" in values:
+        neighbors = classifier.neighbors(values)
+        for row, p, nearest in zip(
+            rows, values["propagated"], neighbors, strict=True
+        ):
+            row["propagated_class"] = class_names[int(p.argmax())]
+            row["propagated_confidence"] = rounded(p.max())
+            for neighbor in nearest:
+                for key in ("similarity", "weight"):
+                    neighbor[key] = rounded(neighbor[key])
+            row["neighbors"] = nearest
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from absl import logging
 from simmatch_tf import io as io_lib
 from simmatch_tf.data import decoding, files, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, preprocessing
 
 # Archive of an export's thumbnails, in its folder.

@@ -11,7 +11,8 @@ import tensorflow as tf
 from simmatch_tf import io
 from simmatch_tf.data import decoding, files, records, selection
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.evaluation import metrics
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
 
@@ -154,7 +155,7 @@ def reference(
     """
     out = classifier.network(tf.constant(pixels), training=False)
     out = {name: np.asarray(value, np.float64) for name, value in out.items()}
-    p = _softmax(out["logits"])
+    p = metrics.softmax(out["logits"])
     order = np.argsort(-p, axis=1, kind="stable")[:, : classifier_lib.LISTED]
     classes = {
         "probabilities": p,
@@ -163,7 +164,9 @@ def reference(
     expected = {
         classifier_lib.SERVED: classes,
         "classify_bytes": classes,
-        "embed": {k: v for k, v in out.items() if k != "logits"},
+        "embed": {
+            name: out[name] for name in classifier_lib.EMBED if name in out
+        },
     }
     if classifier.labeled is not None:
         neighbors = _neighbors(classifier, p, out["embeddings"])
@@ -176,7 +179,7 @@ def _neighbors(
 ) -> dict[str, np.ndarray]:
     labeled = classifier.labeled
     cosines = z @ labeled.features.astype(np.float64).T
-    q = _softmax(cosines / labeled.temperature)
+    q = metrics.softmax(cosines / labeled.temperature)
     aggregated = np.zeros_like(p)
     np.add.at(aggregated.T, labeled.labels, q.T)
     nearest = np.argsort(-cosines, axis=1, kind="stable")
@@ -187,11 +190,6 @@ def _neighbors(
         "aggregated": aggregated,
         "propagated": labeled.alpha * p + (1 - labeled.alpha) * aggregated,
     }
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def inputs(

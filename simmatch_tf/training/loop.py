@@ -15,9 +15,11 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
 from simmatch_tf.evaluation import evaluator
 from simmatch_tf.evaluation import metrics as metrics_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
+from simmatch_tf.networks import network
 from simmatch_tf.training import (
     allocator,
     checkpoints,
@@ -242,10 +244,32 @@ class _Run:
             self._evaluate(config.steps, bar)
         self._close(bar, profile)
         result = self._result()
-        if self.workers.chief:
-            result.write(self.folder.results)
-        self.workers.wait()
+        self.workers.by_chief(lambda: self._write(result))
         return result
+
+    def _write(self, result: results.Result) -> None:
+        """Writes model.keras, then results.json, which ends the run."""
+        path = self.folder.model
+        model = self.algorithm.networks()[result.weights_of_record]
+        try:
+            network.save(model, path, result.class_names)
+        except OSError as error:
+            reason = error.strerror or errors.reason(error)
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room and start "
+                "the run again: it goes on from its last checkpoint"
+            ) from None
+        # Keras lets through whatever a layer's get_config raises.
+        except Exception as error:
+            logging.warning(
+                "%s: cannot be written (%s); evaluate, predict and export use "
+                "the last checkpoint instead. Layers of an own backbone must "
+                "be registered with keras.saving",
+                path,
+                errors.reason(error),
+            )
+            path.unlink(missing_ok=True)
+        result.write(self.folder.results)
 
     def _loop(
         self,

@@ -4,6 +4,7 @@
     split.json     which images are labeled, in slot order
     checkpoints/   step_00000400.index …
     tensorboard/   scalars
+    model.keras    the network with the evaluation weights of the result
     results.json   the result, once the run is finished
     data.json      the files of its images, to know them again
     timing.json    when it ran and how fast
@@ -39,6 +40,7 @@ _OWN = (
     "split.json",
     "checkpoints",
     "tensorboard",
+    "model.keras",
     "results.json",
     "timing.json",
     "data.json",
@@ -66,6 +68,7 @@ class Workdir:
         self.split = self.path / "split.json"
         self.checkpoints = self.path / "checkpoints"
         self.tensorboard = self.path / "tensorboard"
+        self.model = self.path / "model.keras"
         self.results = self.path / "results.json"
         self.timing = self.path / "timing.json"
         self.data = self.path / "data.json"

@@ -62,7 +62,7 @@ def test_empty_batch_with_onednn_kernels(exported):
 def test_explain_agrees_with_the_method(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
-    restored, _, _ = state.restore(workdir, state.Custom())
+    restored, _, _ = state.restore(workdir)
     images = tf.constant(TEST.images[:9])
     explained = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)
