@@ -257,12 +257,12 @@ class Flags(Values):
     """Base of the configuration of a command.
 
     Attributes:
-        alternatives: Groups of flags of which one is given.
-        usual: Flags that --help lists, where these are not all but the rare.
+        alternatives: Groups of flags that exclude each other.
+        usual: Flags that --help lists; by default, all that are not rare.
         positional: Flags that may be given without their name, in this order;
             the last, if it may be repeated, takes all words that are left.
         topics: First flag of a group in --help → title of the group.
-        argv: The command line that it was read from, where there was one.
+        argv: The command line that the flags were read from, if any.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -272,7 +272,7 @@ class Flags(Values):
     argv: ClassVar[tuple[str, ...]] = ()
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
-        """Fills in what the last flagfile's name decides: nothing."""
+        """Returns the flags with what the name of the last flagfile decides."""
         del flagfile
         return self
 
@@ -370,7 +370,7 @@ class Flags(Values):
         """Reads the same command line with a flagfile in front of it.
 
         Raises:
-            InputError: See `from_argv`; or it was read from no command line.
+            InputError: See `from_argv`; or there was no command line.
         """
         if not self.argv:
             raise InputError(f"give the flags of {flagfile}, or your own")
@@ -379,15 +379,15 @@ class Flags(Values):
 
     @classmethod
     def from_flagfile(cls, path: str | os.PathLike, **values: Any) -> Self:
-        """Reads a .cfg flagfile (found in the folder or beside the package).
+        """Reads a flagfile from the current folder or the package.
 
         Args:
             path: The file.
-            **values: Flags behind it, such as `data_dir="photos", steps=100`.
-                They replace what the file says, and what excludes them.
+            **values: Flags after it, such as `data_dir="photos", steps=100`.
+                They replace those in the file, and flags that exclude them.
 
         Raises:
-            InputError: The file, its content, or a value is not right.
+            InputError: The file cannot be read, or a flag is wrong.
         """
         words = [f"--flagfile={os.fspath(path)}"]
         declared = cls.declared()
@@ -409,7 +409,7 @@ class Flags(Values):
         return cls.from_argv(["config", *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
-        """Returns the text of a flagfile that says the same.
+        """Returns the text of a flagfile with the same flags.
 
         Args:
             without: Names of flags to leave out.
