@@ -617,14 +617,14 @@ class Config(commandline.Flags):
         Raises:
             ValueError: Two of them declare a flag of one name.
         """
-        own, found = dict(super().declared()), {}
+        own, others = dict(super().declared()), {}
         for known, _ in _CHOSEN.values():
             defaults: dict[str, dict[Any, list[str]]] = {}
             for entry in known:
                 for name, each in _kind(entry).declared().items():
                     of_value = defaults.setdefault(name, {})
                     of_value.setdefault(each.default, []).extend(entry.names)
-                    other = own.get(name, found.setdefault(name, each))
+                    other = own.get(name, others.setdefault(name, each))
                     if other.owner is not each.owner:
                         raise ValueError(
                             f"--{name} is declared twice: by {other.owner} "
@@ -632,30 +632,30 @@ class Config(commandline.Flags):
                         )
             for name, of_value in defaults.items():
                 if len(of_value) > 1:
-                    found[name] = found[name].with_defaults(of_value)
+                    others[name] = others[name].with_defaults(of_value)
         own["algorithm"] = dataclasses.replace(
             own["algorithm"], choices=tuple(registry.algorithms.names())
         )
         names = [*own]
         # In --help, the flags of single methods follow those of all methods.
         place = names.index("batch_size")
-        order = [*names[:place], *found, *names[place:]]
-        return {name: (own | found)[name] for name in order}
+        order = [*names[:place], *others, *names[place:]]
+        return {name: (own | others)[name] for name in order}
 
     def fields(self) -> Mapping[str, commandline.Flag]:
         """Returns the flags that this run has, by name."""
-        found = dict(super().declared())
+        fields = dict(super().declared())
         for part in _CHOSEN:
-            found |= getattr(self, part).declared()
-        return found
+            fields |= getattr(self, part).declared()
+        return fields
 
     def values(self) -> dict[str, Any]:
         """Returns the value of each flag that this run has, by its name."""
         own = super().declared()
-        found = {name: getattr(self, name) for name in own}
+        values = {name: getattr(self, name) for name in own}
         for part in _CHOSEN:
-            found |= getattr(self, part).values()
-        return found
+            values |= getattr(self, part).values()
+        return values
 
     @classmethod
     def topic(cls, each: commandline.Flag, title: str) -> str:

@@ -119,14 +119,14 @@ def topics(
 
     A command's own flags come before those of its base classes.
     """
-    title, found = "Flags", {}
+    title, groups = "Flags", {}
     declared = list(kind.declared().values())
     if not kind.topics:
         declared.sort(key=lambda each: each.owner is not kind)
     for each in declared:
         title = kind.topics.get(each.name, title)
-        found.setdefault(kind.topic(each, title), []).append(each)
-    return found
+        groups.setdefault(kind.topic(each, title), []).append(each)
+    return groups
 
 
 def _entry(each: commandline.Flag, width: int) -> Iterator[str]:

@@ -203,7 +203,7 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
     """The fields of a class that are flags, in their order."""
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls)}
-    found = {}
+    declared_flags = {}
     for field in known.values():
         if "help" not in field.metadata:
             continue
@@ -217,7 +217,7 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
         if isinstance(declared, types.UnionType):
             declared = typing.get_args(declared)[0]
         name = f"{owner.prefix}{field.name}"
-        found[name] = Flag(
+        declared_flags[name] = Flag(
             name=name,
             owner=owner,
             field=field.name,
@@ -225,7 +225,7 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
             default=field.default,
             **field.metadata,
         )
-    return types.MappingProxyType(found)
+    return types.MappingProxyType(declared_flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,9 +351,9 @@ class Flags(Values):
             if values[name].present:
                 value = values[name].value
                 given[name] = tuple(value) if type(value) is list else value
-        found = cls(**given).named_after(flagfiles.last(argv))
-        object.__setattr__(found, "argv", tuple(argv))
-        return found
+        config = cls(**given).named_after(flagfiles.last(argv))
+        object.__setattr__(config, "argv", tuple(argv))
+        return config
 
     @classmethod
     def renamed(cls, word: str) -> str:
@@ -493,10 +493,10 @@ def numbers(given: str, value: str) -> tuple[int, ...]:
         raise InputError(
             f"{given}={value}: must be numbers from 0, such as 0,1,2"
         )
-    found = tuple(map(int, words))
-    if len(set(found)) < len(found):
+    values = tuple(map(int, words))
+    if len(set(values)) < len(values):
         raise InputError(f"{given}={value}: one of them is twice")
-    return found
+    return values
 
 
 def address(text: str) -> tuple[str, int] | None:
@@ -521,8 +521,8 @@ def check_address(
     Raises:
         InputError: It is no address.
     """
-    found = address((text or value).removeprefix(scheme))
-    if not found or not (text or value).startswith(scheme):
+    host_and_port = address((text or value).removeprefix(scheme))
+    if not host_and_port or not (text or value).startswith(scheme):
         wanted = "HOST" if text else f"{scheme}HOST:PORT"
         raise InputError(f"--{name}={value}: must be {wanted}")
-    return found
+    return host_and_port
