@@ -22,7 +22,7 @@ _OF_A_STEP = (
     "targets_from",
     "weak_forward",
     "backbone",
-    "stem_stride",
+    "network",
     "projection_dim",
     "precision",
     "batch_size",
