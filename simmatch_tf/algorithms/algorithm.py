@@ -147,8 +147,9 @@ class Algorithm(lazy.Module):
 
         Args:
             config: The run's flags, with durations in steps.
-            make_network: Makes a network from the keyword argument `heads`;
-                see `networks.network.build`.
+            make_network: Makes a network from the keyword arguments `heads`
+                (see `networks.network.build`) and `any_size`, whether it must
+                take images of several sizes.
             num_classes: Number of classes L.
             slot_labels: Class of each labeled image [K], in slot order.
             unlabeled_images: Size of the unlabeled set.
@@ -170,9 +171,14 @@ class Algorithm(lazy.Module):
         self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
-        self.student = make_network(heads=self.heads())
+        views = map(View.parse, (*self.labeled_views, *self.unlabeled_views))
+        network = {
+            "heads": self.heads(),
+            "any_size": any(view.side is not None for view in views),
+        }
+        self.student = make_network(**network)
         self.teacher = teacher.Teacher(
-            make_network(heads=self.heads()),
+            make_network(**network),
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,

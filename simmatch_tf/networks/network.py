@@ -38,7 +38,8 @@ def build(
     Args:
         backbone: A name of `registry.networks`, or a function from an image
             shape to a Keras model that takes normalized images.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels); height and width None for
+            images of several sizes.
         num_classes: Number of classes L; None leaves the classifier out.
         projection_dim: Width D of the embeddings; None leaves the projection
             head out.
@@ -66,7 +67,8 @@ def build(
     make, groups, facts = backbone, (), {}
     if isinstance(backbone, str):
         entry, match = registry.networks.find(backbone)
-        registry.networks.check_side(backbone, min(image_shape[:2]))
+        if None not in image_shape:
+            registry.networks.check_side(backbone, min(image_shape[:2]))
         make, groups, facts = entry.value, match.groups(), entry.facts
     initializer = facts.get("initializer", "glorot_normal")
 

@@ -31,7 +31,7 @@ from simmatch_tf.ops import propagation, tensors
 # within ±1/t, so sums over any memory are finite, and no term is flushed to 0.
 FIXED_SHIFT_FROM = 0.05
 # A block's [slots, N] stays in a processor's cache; few slots are one block
-# (tools/benchmark_matching.py).
+# (tools/benchmarks/benchmark_matching.py).
 _BLOCK, _WHOLE, _FEW = 655_360, 2_097_152, 8_192
 # A shift before the first block; -inf - -inf would be NaN.
 _NOTHING = -1e30

@@ -1,7 +1,8 @@
 """The Keras networks and their training equal PyTorch's.
 
-The other side is tools/pytorch_networks.py, on the same weights. Differences
-are relative: the largest one of a tensor over the tensor's largest value.
+The other side is tools/benchmarks/pytorch_networks.py, on the same weights.
+Differences are relative: the largest one of a tensor over the tensor's largest
+value.
 
 Training is compared in float64. In float32 rounding alone puts a few of a
 step's millions of activations on the other side of a kink, each of which

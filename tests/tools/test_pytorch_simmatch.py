@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
 ]
 
-TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools/benchmarks"
 CLASSES, SLOTS, SIDE, STEPS, TOLERANCE = 4, 20, 8, 3, 1e-12
 LABELS = np.arange(SLOTS) * 7 % CLASSES
 # Rate and EMA are powers of 2: exact in float32, in which a schedule computes.
