@@ -24,16 +24,6 @@ SUBSETS = {
     "imagenet2012_subset/1pct": 12_811,
     "imagenet2012_subset/10pct": 128_116,
 }
-# Name → (classes, training images).
-_SIZES = {
-    "digits": (10, 1_400),
-    "cifar10": (10, 50_000),
-    "cifar100": (100, 50_000),
-    "fashion_mnist": (10, 60_000),
-    "imagenet2012": (1_000, 1_281_167),
-    "stl10": (10, 5_000),
-    "svhn_cropped": (10, 73_257),
-}
 # Flags that name files and folders.
 PATHS = (
     "data_dir",
@@ -50,6 +40,7 @@ _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 _CHOSEN = types.MappingProxyType(
     {
         "hyper": (registry.algorithms, "algorithm"),
+        "source": (registry.sources, "dataset"),
         "network": (registry.networks, "backbone"),
     }
 )
@@ -82,7 +73,8 @@ class Config(commandline.Flags):
 
     Attributes:
         hyper: Hyper-parameters of the algorithm.
-        network: Flags of the backbone.
+        source: Flags of the dataset's own.
+        network: Flags of the backbone's own.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
@@ -107,6 +99,7 @@ class Config(commandline.Flags):
     )
 
     hyper: commandline.HyperParameters = dataclasses.field(default=None)
+    source: commandline.HyperParameters = dataclasses.field(default=None)
     network: commandline.HyperParameters = dataclasses.field(default=None)
 
     # Data.
@@ -564,7 +557,7 @@ class Config(commandline.Flags):
         self.__post_init__()
 
     def __getattr__(self, name: str) -> Any:
-        """Returns a flag of the algorithm or the backbone."""
+        """Returns a flag of the algorithm, the backbone or the dataset."""
         for part in _CHOSEN if not name.startswith("_") else ():
             values = self.__dict__.get(part)
             declared = {} if values is None else values.declared()
@@ -684,14 +677,14 @@ class Config(commandline.Flags):
         for word in files + own:
             if flagfiles.name_of(word) == "memory":
                 raise cls.unknown("memory", word.partition("=")[2])
-        for known, chooser in _CHOSEN.values():
+        for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, files + own)
             default = cls.__dataclass_fields__[chooser].default
-            chosen = known.find(names[-1] if names else default)[0]
+            chosen = _choose(part, names[-1] if names else default)
             others = {
                 name for entry in known for name in _kind(entry).declared()
             }
-            others -= set(_kind(chosen).declared())
+            others -= set(chosen.declared())
             others |= {f"no{name}" for name in others}
             files = [w for w in files if flagfiles.name_of(w) not in others]
         return files + own
@@ -713,13 +706,12 @@ class Config(commandline.Flags):
             values[name] = value
         for path in values.get("plugin", ()):
             registry.load_plugin(path)
-        for known, chooser in _CHOSEN.values():
-            if chooser in values:
-                chosen = _kind(known.find(values[chooser])[0]).declared()
-                for entry in known:
-                    for name in _kind(entry).declared():
-                        if name not in chosen:
-                            values.pop(name, None)
+        for part, (known, chooser) in _CHOSEN.items():
+            chosen = _choose(part, values.get(chooser)).declared()
+            for entry in known:
+                for name in _kind(entry).declared():
+                    if name not in chosen:
+                        values.pop(name, None)
         return cls(
             **{n: tuple(v) if type(v) is list else v for n, v in values.items()}
         )
@@ -758,16 +750,16 @@ class Config(commandline.Flags):
             registry.networks.check_side(self.backbone, self.image_size)
 
     def _check_data(self) -> None:
-        facts = _source_facts(self.dataset)
+        facts = registry.sources.find(self.dataset)[0].facts
         if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
             raise InputError(
                 f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
-                "--dataset=folder, and only that, needs --data_dir"
+                f"{_owners('needs_data_dir')}, and only that, needs --data_dir"
             )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(
-                "--on_bad_image=skip: is for --dataset=folder; the records of "
-                f"--dataset={self.dataset} have checksums"
+                "--on_bad_image=skip: is for "
+                f"{_owners('skips_bad_images')}, not {self.dataset}"
             )
         if facts.get("from_python") and self.image_size is not None:
             raise InputError(
@@ -783,7 +775,7 @@ class Config(commandline.Flags):
             )
 
     def _check_labels(self) -> None:
-        facts = _source_facts(self.dataset)
+        facts = registry.sources.find(self.dataset)[0].facts
         given = [n for n in _SPLITS if getattr(self, n) is not None]
         # A folder's labeled/ says by itself what is labeled.
         if len(given) > 1 or (not given and not facts.get("has_labels")):
@@ -1051,15 +1043,15 @@ def base_name(dataset: str) -> str:
     return re.split("[/:]", dataset)[0]
 
 
-def _source_facts(dataset: str) -> Mapping[str, Any]:
-    """What is known of a dataset before it is loaded."""
-    if dataset == "folder":
-        return {
-            "needs_data_dir": True,
-            "has_labels": True,
-            "skips_bad_images": True,
-        }
-    return {"from_python": dataset == "custom", "sizes": _SIZES}
+def _owners(fact: str) -> str:
+    """Returns the datasets that have a fact, for a message."""
+    names = [
+        name
+        for entry in registry.sources
+        if entry.facts.get(fact)
+        for name in entry.names
+    ]
+    return "--dataset=" + " or ".join(names)
 
 
 def known_size(dataset: str) -> tuple[int, int] | None:
@@ -1067,19 +1059,19 @@ def known_size(dataset: str) -> tuple[int, int] | None:
 
     None, if they are not known before the dataset is loaded.
     """
-    return _source_facts(dataset).get("sizes", {}).get(base_name(dataset))
+    facts = registry.sources.find(dataset)[0].facts
+    return facts.get("sizes", {}).get(base_name(dataset))
 
 
 def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
-    """The class that declares the flags of an algorithm or a backbone."""
+    """The class that declares the flags of a registered name."""
     return (entry and entry.flags) or commandline.HyperParameters
 
 
 def _choose(part: str, name: str) -> type[commandline.HyperParameters]:
-    known, chooser = _CHOSEN[part]
-    if type(name) is not str:
-        raise InputError(f"--{chooser}={name!r} is not of type str")
-    return _kind(known.find(name)[0])
+    if not isinstance(name, str):  # its own check says so
+        return commandline.HyperParameters
+    return _kind(_CHOSEN[part][0].find(name)[0])
 
 
 def _build(
@@ -1087,7 +1079,7 @@ def _build(
     before: commandline.HyperParameters | None,
     values: dict[str, Any],
 ) -> commandline.HyperParameters:
-    """Makes the flags of an algorithm or a backbone.
+    """Makes the flags of an algorithm, a backbone or a dataset.
 
     Args:
         kind: Their class.

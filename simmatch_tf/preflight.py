@@ -17,7 +17,7 @@ import sys
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import terminal
+from simmatch_tf import registry, terminal
 from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.errors import InputError
 
@@ -311,25 +311,10 @@ def check_images(config: config_lib.Config) -> None:
     Raises:
         InputError: There is no such dataset or folder, or none of the layout.
     """
-    # The layer above; it is found through the registry of sources.
-    from simmatch_tf.data.sources import dataset_names, listing
-
-    dataset_names.check(config.dataset, config.tfds_dir)
     check_data_dir(config)
-    if config.dataset == "folder":
-        _check_encoding_of_names()
-        found = listing.Listing(config.data_dir)
-        found.check(need_unlabeled=config.needs_unlabeled_folder())
-
-
-def _check_encoding_of_names() -> None:
-    """Refuses to read files' names in an encoding that not all have."""
-    encoding = sys.getfilesystemencoding()
-    if encoding != "utf-8":  # commands see to it themselves
-        raise InputError(
-            f"--dataset=folder: this Python reads the names of files, and so "
-            f"of classes, as {encoding}; start it as python -X utf8"
-        )
+    entry, _ = registry.sources.find(config.dataset)
+    if "check_images" in entry.facts:
+        entry.facts["check_images"](config)
 
 
 def check_data_dir(config: config_lib.Config) -> None:

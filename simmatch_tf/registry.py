@@ -131,7 +131,8 @@ class Registry:
                 problem: the end of a message, such as ": must be …".
         """
         given = f"--{flag or self.flag}={name}"
-        for entry in self:
+        # A name of its own comes before patterns that match it, too.
+        for entry in sorted(self, key=lambda entry: entry.pattern != name):
             if match := re.fullmatch(entry.pattern, name):
                 check = entry.facts.get("check")
                 problem = check(*match.groups()) if check else ""

@@ -12,8 +12,7 @@ import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from simmatch_tf import preflight, registry, signals, terminal
-from simmatch_tf.data.sources import dataset_names as dataset_names_lib
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.probes import settings
@@ -249,7 +248,7 @@ class TransferConfig(commandline.Flags):
             )
 
     def _check_datasets(self) -> None:
-        names = self.dataset_names()
+        names, of_tfds = self.dataset_names(), False
         if not names:
             raise InputError(
                 f"--datasets={self.datasets}: name some, such as "
@@ -258,20 +257,17 @@ class TransferConfig(commandline.Flags):
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"--datasets={self.datasets}: {name} twice")
-            if name == "custom":
-                raise InputError("--datasets=custom: is no dataset's name")
-            try:
-                dataset_names_lib.check(name, self.tfds_dir)
-            except InputError as error:
-                # The message speaks of train's flag.
-                text = str(error).replace("--dataset=", "--datasets=")
-                raise InputError(text) from None
+            facts = registry.sources.find(name, flag="datasets")[0].facts
+            if facts.get("from_python"):
+                raise InputError(f"--datasets={name}: is no dataset's name")
+            if "is_prepared" in facts:
+                tfds.check_name(name, self.tfds_dir, flag="datasets")
+                of_tfds = True
         if ("folder" in names) != (self.data_dir is not None):
             raise InputError(
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
-        of_tfds = set(names).difference(dataset_names_lib.OWN)
         for name, read in (
             ("on_bad_image", "folder" in names),
             ("tfds_dir", of_tfds),
@@ -284,7 +280,7 @@ class TransferConfig(commandline.Flags):
                     f"{self.datasets}"
                 )
         if self.data_dir is not None:
-            found = listing.Listing(self.data_dir, unlabeled=False)
+            found = folder.Listing(self.data_dir, unlabeled=False)
             found.check(need_unlabeled=False)
         manual = self.tfds_manual_dir
         if manual and not os.path.isdir(os.path.expanduser(manual)):

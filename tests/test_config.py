@@ -9,8 +9,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import experiment, predict, preflight, report
-from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import folder as folder_source
 from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import workdir
@@ -151,7 +150,10 @@ def test_bad_values(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "digit"}, "--dataset=digit is unknown; did you mean dig"),
+        (
+            {"dataset": "Digits"},
+            "--dataset=Digits is unknown .* did you mean dig",
+        ),
         (
             {"dataset": "folder", "data_dir": "/no/such"},
             "--data_dir=/no/such: no such folder",
@@ -535,8 +537,8 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
             "--backbone=resnet51: the depth must be 18, 34, 50",
         ),
         (
-            ["--labels=40", "--steps=5", "--dataset=cifar01"],
-            "--dataset=cifar01 is unknown; did you mean cifar10",
+            ["--labels=40", "--steps=5", "--dataset=CIFAR10"],
+            "--dataset=CIFAR10 is unknown (names are in lower case); did you m",
         ),
         (
             ["--labels=40", "--steps=5", "--dataset=custom"],
@@ -578,8 +580,8 @@ def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
         data_dir=str(tmp_path / "photos"),
     )
     with workdir.claim(config) as folder:
-        found = listing.Listing(config.data_dir)
-        folder.begin(config, lambda: fingerprint.of_listing(found))
+        found = folder_source.Listing(config.data_dir)
+        folder.begin(config, found.fingerprint)
         folder.results.write_text("{}")
     (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
     says("1 is new (labeled/b/2.png)")

@@ -30,7 +30,7 @@ from simmatch_tf import registry
 from simmatch_tf.flags import commandline
 from simmatch_tf.modules import optimizer
 from simmatch_tf.modules import teacher as teacher_lib
-from simmatch_tf.networks import keras_cv_presets, library, network
+from simmatch_tf.networks import keras_cv_presets, library_backbone, network
 from simmatch_tf.networks.backbones import libraries
 
 FEW = (
@@ -96,7 +96,9 @@ def check_published_size(name: str) -> None:
         return
     # The position embeddings of ViTDet are as large as its images.
     side = 1024 if name.startswith("vitdet") else 64
-    found = library.make("keras_cv", name, (side, side, 3)).count_params()
+    found = library_backbone.make(
+        "keras_cv", name, (side, side, 3)
+    ).count_params()
     wanted = published - COUNTED_BESIDE.get(name, 0)
     if found != wanted:
         raise Failure(f"{found} parameters, {wanted} published")

@@ -1,52 +1,121 @@
-"""Encoded images in files, and the inspection that they pass before training.
+"""Encoded images in files, and the check that they pass before training.
 
-Every file is decoded once: an unreadable image is found at the start, not on
-the third day. `examination` says what can be used, and how it is read.
+Every file is decoded once, so that an unreadable image is reported at the
+start and not on the third day. What TensorFlow 2.21 reads, compared with what
+viewers show (Pillow's `ImageOps.exif_transpose(image).convert("RGB")`):
+
+  JPEG, RGB or grey, baseline or progressive   the same, exactly
+  JPEG, CMYK as Adobe writes it                the same within 4 grey levels
+  JPEG, CMYK without Adobe's mark              refused: colours are inverted
+  PNG, 1 to 8 bits, palette, interlaced        the same, exactly
+  PNG, 16 bits                                 the upper byte
+  PNG, alpha or a transparent colour           alpha is dropped, as by Pillow
+  PNG, animated                                its still image
+  GIF, opaque                                  the first frame, exactly
+  GIF, first frame transparent or too small    refused: black there
+  BMP, 24 or 32 bits, 8 bits of grey           the same, exactly
+  BMP, palette of colours                      refused: indices taken for grey
+  BMP, 1, 4 or 16 bits, OS/2                   refused: cannot be decoded
+  WebP, opaque, not animated                   the same, exactly
+  WebP, alpha or animated                      refused: cannot be decoded
+  one of these under another's name            by content, as above
+  1×1 pixel                                    the same, exactly
+  truncated, empty, text, any other format     refused
+  more than 200 megapixels                     refused by its header
+
+The rows are about pixels as stored. Their orientation is the one that a served
+model reads, too (`decoding.exif_orientation`); files that viewers turn
+otherwise, as by XMP alone, are warned about. Formats that TensorFlow does not
+always read as Pillow does are compared file by file, so that a newer TensorFlow
+breaks no promise.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import os
 import pathlib
-import sys
-import tempfile
+import re
+import stat
 import threading
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
 import PIL
+import PIL.Image
 import tensorflow as tf
-import tqdm
 from absl import logging
 
-from simmatch_tf import io, terminal
-from simmatch_tf.data import examination
+from simmatch_tf import io as io_lib
+from simmatch_tf import terminal
+from simmatch_tf.data import cache as cache_lib
+from simmatch_tf.data import decoding, fingerprint
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 # Share of bad files up to which --on_bad_image=skip leaves them out.
 MAX_BAD = 0.01
-_SHOWN = 10
-# Files that a thread takes at once, at most.
-_CHUNK = 32
+MAX_PIXELS = 200_000_000
+_SHOWN = 10  # bad files in a message
+_CHUNK = 32  # files that a thread takes at once, at most
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+# Grey levels by which TensorFlow's reading may differ from Pillow's.
+_TOLERANCE = 4
+_ORIENTATION = 0x0112  # the EXIF tag
+# What marks EXIF data in a file: in JPEG, PNG and WebP.
+_EXIF = (b"Exif", b"eXIf", b"EXIF")
+# What marks an orientation in a PNG, as Pillow reads it.
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+_PNG_DEPTH = 24  # place of a PNG's bits a channel
+# 16-bit values that only use 12 bits have an upper byte below this.
+_DARK = 16
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (
+            PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+            PIL.Image.Transpose.ROTATE_180,
+            PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+            PIL.Image.Transpose.TRANSPOSE,
+            PIL.Image.Transpose.ROTATE_270,
+            PIL.Image.Transpose.TRANSVERSE,
+            PIL.Image.Transpose.ROTATE_90,
+        ),
+        strict=True,
+    )
+)
+# Remarks on images that can be used: bits, and the warning on each.
+TURNED, DARK = 1, 2
+_REMARKS = {
+    TURNED: (
+        "are turned otherwise by viewers than here",
+        "only the orientation in EXIF is read, by exports, too, and theirs "
+        "stands elsewhere, as in XMP: they are taken as stored; save them "
+        "upright, or write it into EXIF",
+    ),
+    DARK: (
+        "have 16 bits a channel, but all values below 4096",
+        "the upper 8 bits are read, so they are nearly black; multiply the "
+        "values by 16, as for 12 bits, or save them with 8 bits",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class FileImages:
-    """Encoded images in files, any sizes; see `source.Encoded`.
+    """Encoded images in files; see `source.Encoded`.
 
     Attributes:
         paths: N absolute paths.
         labels: int32 [N], classes from 0; -1 where the class is not known.
-        names: N names that lists of labeled images and reports use.
+        names: N names, by which lists and reports refer to images.
         orientations: uint8 [N], EXIF 1 … 8.
-        channel_mean: Mean of the red, green and blue of all pixels of the
-            whole images, in units of 1 (white).
-        channel_std: Their standard deviation.
-        digests: uint8 [N, 16], of the files' contents; None: not known.
+        digests: uint8 [N, 16], digests of the files; None: not known.
     """
 
     encoded: ClassVar[bool] = True
@@ -54,12 +123,14 @@ class FileImages:
     labels: np.ndarray
     names: Sequence[str]
     orientations: np.ndarray
-    channel_mean: Sequence[float]
-    channel_std: Sequence[float]
     digests: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Checks lengths and labels."""
+        """Checks lengths and labels.
+
+        Raises:
+            ValueError: They are wrong.
+        """
         lengths = {
             name: len(getattr(self, name))
             for name in ("paths", "labels", "names", "orientations")
@@ -67,61 +138,64 @@ class FileImages:
         if len(set(lengths.values())) > 1 or not len(self.paths):
             raise ValueError(
                 f"there are {lengths}, but as many of each, at least 1, are "
-                "wanted"
+                "needed"
             )
         labels = source_lib.check_labels(np.asarray(self.labels))
         object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return len(self.paths)
 
-    def take(self, places: np.ndarray) -> Self:
-        """The images at `places` [n], n at least 1."""
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns the images at `indices` [n], n at least 1."""
         return dataclasses.replace(
             self,
-            paths=[self.paths[place] for place in places],
-            labels=self.labels[places],
-            names=[self.names[place] for place in places],
-            orientations=self.orientations[places],
-            digests=None if self.digests is None else self.digests[places],
+            paths=[self.paths[index] for index in indices],
+            labels=self.labels[indices],
+            names=[self.names[index] for index in indices],
+            orientations=self.orientations[indices],
+            digests=None if self.digests is None else self.digests[indices],
         )
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One image's bytes and orientation; for use inside tf.data.
-
-        Args:
-            index: Which image, int64 scalar.
-
-        Returns:
-            The encoded image, a scalar string, and its EXIF orientation, an
-            int32 scalar.
-        """
+        """Returns an image's bytes and orientation; see `source.Encoded`."""
         paths, orientations = self._tensors
         orientation = tf.cast(tf.gather(orientations, index), tf.int32)
         return tf.io.read_file(tf.gather(paths, index)), orientation
 
+    def files(self) -> Sequence[str]:
+        """Returns the paths of the images."""
+        return self.paths
+
+    def layout(self) -> bytes:
+        """Returns the orientations; the rest is in the files."""
+        return np.asarray(self.orientations, np.uint8).tobytes()
+
     @functools.cached_property
     def _tensors(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Made once: a constant in a graph would be a copy in each."""
+        """Tensors for all graphs; constants in each would be copies."""
         with tf.init_scope(), tf.device("CPU"):
             # As bytes: a path need not be valid UTF-8.
             paths = tf.constant([os.fsencode(path) for path in self.paths])
             return paths, tf.constant(self.orientations, tf.uint8)
 
 
+# --------------------------------------------------------- inspecting files --
+
+
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What was found in N files; a bad file's figures are 0.
+    """The contents of N files; those of a bad file are 0.
 
     Attributes:
-        reasons: Index of each bad file → why it cannot be used.
-        orientations: uint8 [N], EXIF 1 … 8; 0 where not known.
-        pixels: int64 [N].
-        sums: uint64 [N, 3], sum of each channel's values 0 … 255.
-        squares: uint64 [N, 3], sum of their squares.
-        digests: uint8 [N, 16], of the files' contents.
-        remarks: uint8 [N], see `examination.warn`.
+        reasons: Index of a bad file → why it cannot be used.
+        orientations: uint8 [N], EXIF 1 … 8; 0 where it is not known.
+        pixels: int64 [N], numbers of pixels.
+        sums: uint64 [N, 3], sums of each channel's values 0 … 255.
+        squares: uint64 [N, 3], sums of their squares.
+        digests: uint8 [N, 16], digests of the files.
+        remarks: uint8 [N], see `warn`.
     """
 
     reasons: dict[int, str]
@@ -134,7 +208,7 @@ class Inspection:
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
-        """One of so many files, none of them seen yet."""
+        """Returns the inspection of files none of which has been seen."""
         return cls(
             reasons={},
             orientations=np.zeros(files, np.uint8),
@@ -146,13 +220,13 @@ class Inspection:
         )
 
     def statistics(self, indices: np.ndarray) -> source_lib.Statistics:
-        """Mean and standard deviation of the channels of some files.
+        """Returns mean and standard deviation of the channels of some files.
 
         Args:
             indices: Which files; none of them bad.
 
         Returns:
-            Two lists of 3 numbers, in units of 1 (white).
+            Two lists of 3 numbers; white is 1.
         """
         pixels = self.pixels[indices].sum()
         mean = self.sums[indices].sum(axis=0) / pixels
@@ -161,20 +235,52 @@ class Inspection:
         return (mean / 255).tolist(), np.maximum(std, 1e-3).tolist()
 
 
-# What is kept of each file, beside its key.
+# The fields that are kept of each file, beside its key.
 _COLUMNS = (
     *("orientations", "pixels", "sums", "squares", "digests", "remarks"),
 )
 
 
+def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
+    """Decodes every file once, except those that were inspected before.
+
+    Args:
+        paths: N absolute paths.
+        cache: File that keeps the inspection for the next time, or None. A
+            cache that cannot be used is only warned about.
+    """
+    inspection = Inspection.empty(len(paths))
+    keys = np.zeros([len(paths), 2], np.uint64)
+    with silent_pillow():
+        if cache is not None:
+            _in_threads(
+                lambda i: _note_key(keys, i, paths[i]), np.arange(len(paths))
+            )
+            _read_cache(cache, keys, inspection)
+        unseen = np.flatnonzero(inspection.orientations == 0)
+        if not len(unseen):
+            return inspection
+        logging.info("looking at %d new images, once", len(unseen))
+        try:
+            _in_threads(
+                lambda i: _inspect_file(inspection, i, paths[i]),
+                unseen,
+                bar=True,
+            )
+        finally:  # After an interruption the next start goes on from here.
+            if cache is not None:
+                _write_cache(cache, keys, inspection)
+    return inspection
+
+
 def usable(
     paths: Sequence[str], inspection: Inspection, on_bad_image: str
 ) -> np.ndarray:
-    """Decides what becomes of bad files.
+    """Refuses bad files, or leaves them out.
 
     Args:
         paths: N paths, for the messages.
-        inspection: What was found in them.
+        inspection: Of the files.
         on_bad_image: "error" or "skip".
 
     Returns:
@@ -188,7 +294,7 @@ def usable(
     if not bad:
         return np.arange(len(paths))
     lines = [
-        f"{io.printable(paths[i])}: {inspection.reasons[i]}"
+        f"{io_lib.printable(paths[i])}: {inspection.reasons[i]}"
         for i in bad[:_SHOWN]
     ]
     count = f"{len(bad)} of {len(paths)} images cannot be used"
@@ -209,157 +315,380 @@ def usable(
     return np.setdiff1d(np.arange(len(paths)), bad)
 
 
-def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
-    """Decodes every file once, but for those that were seen before.
-
-    Args:
-        paths: N absolute paths.
-        cache: File to keep what was found in, for the next time; or None. That
-            it cannot be used is logged, no more.
-    """
-    found = Inspection.empty(len(paths))
-    keys = np.zeros([len(paths), 2], np.uint64)
-    with examination.silent_pillow():
-        if cache is not None:
-            _in_threads(
-                lambda i: _note_key(keys, i, paths[i]), np.arange(len(paths))
-            )
-            _recall(cache, keys, found)
-        unseen = np.flatnonzero(found.orientations == 0)
-        if not len(unseen):
-            return found
-        logging.info("looking at %d new images, once", len(unseen))
-        try:
-            _in_threads(lambda i: _note(found, i, paths[i]), unseen, bar=True)
-        finally:  # Whoever interrupts need not wait as long again.
-            if cache is not None:
-                _keep(cache, keys, found)
-    return found
-
-
 def cache_path(data_dir: str) -> pathlib.Path | None:
-    """Where the inspection of a folder is kept; None: there is no such place.
+    """Returns the file that keeps a folder's inspection, or None.
 
     Args:
-        data_dir: The folder; however it is reached, the file is the same.
+        data_dir: The folder; its links are resolved.
     """
     real = os.fsencode(os.path.realpath(data_dir))
-    name = f"folder-{hashlib.sha256(real).hexdigest()[:16]}.npz"
-    try:
-        return io.cache_folder() / name
-    except RuntimeError as error:  # a user without a home
-        logging.warning("the inspection cannot be kept (%s)", error)
-        return None
+    return cache_lib.path(f"folder-{hashlib.sha256(real).hexdigest()[:16]}.npz")
 
 
 def _in_threads(
     work: Callable[[int], None], items: np.ndarray, *, bar: bool = False
 ) -> None:
-    """Calls `work` with each item; with a bar on a terminal, if wanted."""
+    """Calls `work` on each item, in threads.
+
+    Args:
+        work: May be called in any order.
+        items: int64 [n].
+        bar: Whether to show a progress bar on a terminal.
+    """
     size = min(_CHUNK, 1 + len(items) // 1000)
     chunks = [items[i : i + size] for i in range(0, len(items), size)]
-    left = threading.Event()
+    stopped = threading.Event()
 
     def work_on(chunk: np.ndarray) -> int:
         for item in chunk.tolist():
-            if left.is_set():  # A chunk of large photographs takes seconds.
+            if stopped.is_set():  # A chunk of large photographs takes seconds.
                 break
             work(item)
         return len(chunk)
 
-    shown = bar and not terminal.quiet() and sys.stderr.isatty()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    with tqdm.tqdm(
-        total=len(items), unit="image", dynamic_ncols=True, disable=not shown
-    ) as progress:
+    with terminal.progress(len(items), "image", shown=bar) as progress:
         try:
             for done in pool.map(work_on, chunks):
                 progress.update(done)
         finally:
-            left.set()
+            stopped.set()
             pool.shutdown(cancel_futures=True)
 
 
 def _note_key(keys: np.ndarray, index: int, path: str) -> None:
     """Enters what tells two states of a file apart, uint64 [2]."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return
-    # A program may set back the time of the last change, but not the time at
-    # which it did so.
+    # A program may set the modification time back, but not the time at which
+    # it did so.
     state = b"%b\0%d %d %d %d" % (
         os.fsencode(path),
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        found.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
     )
     digest = hashlib.blake2b(state, digest_size=16).digest()
     keys[index] = np.frombuffer(digest, np.uint64)
 
 
 def _version() -> np.ndarray:
-    """What was found holds for these only."""
+    """Returns what an inspection depends on, beside the files."""
     return np.array(f"3 {tf.__version__} {PIL.__version__}")
 
 
-def _recall(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
-    """Enters what is known from before."""
-    try:
-        with open(cache, "rb") as file:
-            kept = np.load(file, allow_pickle=False)
-            if kept["version"] != _version():
-                return
-            known = kept["keys"]
-            rows = np.searchsorted(known[:, 0], keys[:, 0])
-            rows = np.minimum(rows, len(known) - 1)
-            same = np.flatnonzero((known[rows] == keys).all(axis=1))
-            columns = {name: kept[name][rows[same]] for name in _COLUMNS}
-    except FileNotFoundError:
-        return
-    except Exception as error:  # a damaged file may raise anything
-        logging.warning("%s: is made anew (%r)", cache, error)
-        return
-    for name, column in columns.items():
-        getattr(found, name)[same] = column
+def _read_cache(
+    cache: pathlib.Path, keys: np.ndarray, inspection: Inspection
+) -> None:
+    """Enters the files that were inspected before."""
+    same = None
+
+    def select(kept: dict) -> dict:
+        nonlocal same
+        if kept["version"] != _version():
+            return {}
+        known = kept["keys"]
+        rows = np.searchsorted(known[:, 0], keys[:, 0])
+        rows = np.minimum(rows, len(known) - 1)
+        same = np.flatnonzero((known[rows] == keys).all(axis=1))
+        return {name: kept[name][rows[same]] for name in _COLUMNS}
+
+    for name, column in cache_lib.read(cache, select).items():
+        getattr(inspection, name)[same] = column
 
 
-def _keep(cache: pathlib.Path, keys: np.ndarray, found: Inspection) -> None:
-    """Keeps what was found in good files.
+def _write_cache(
+    cache: pathlib.Path, keys: np.ndarray, inspection: Inspection
+) -> None:
+    """Keeps the inspection of good files.
 
-    A bad one is looked at again: what was wrong may be put right without a
-    trace in its size and times, as on another machine's disk.
+    A bad one is inspected again: it may be repaired without a trace in its
+    size and times, as on another machine's disk.
     """
-    good = np.flatnonzero((found.orientations > 0) & keys.any(axis=1))
+    good = np.flatnonzero((inspection.orientations > 0) & keys.any(axis=1))
     if not len(good):
         return
     good = good[np.argsort(keys[good, 0], kind="stable")]
-    aside = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=cache.parent, prefix=f"{cache.name}.", delete=False
-        ) as file:
-            aside = pathlib.Path(file.name)
-            columns = {name: getattr(found, name)[good] for name in _COLUMNS}
-            np.savez(file, version=_version(), keys=keys[good], **columns)
-        aside.replace(cache)
-    except OSError as error:
-        logging.warning("%s: cannot be kept (%s)", cache, error)
-        if aside is not None:
-            aside.unlink(missing_ok=True)
+    columns = {name: getattr(inspection, name)[good] for name in _COLUMNS}
+    arrays = {"version": _version(), "keys": keys[good], **columns}
+    cache_lib.write(cache, arrays)
 
 
-def _note(found: Inspection, index: int, path: str) -> None:
-    """Enters what is in a file."""
+def _inspect_file(inspection: Inspection, index: int, path: str) -> None:
+    """Enters the contents of a file."""
     try:
-        image = examination.examine_content(path)
+        image = examine(path)
     except ValueError as error:
-        found.reasons[index] = str(error)
+        inspection.reasons[index] = str(error)
         return
-    found.sums[index], found.squares[index] = examination.sums(image.pixels)
-    found.pixels[index] = image.pixels.size // 3
-    found.digests[index] = np.frombuffer(image.digest, np.uint8)
-    found.remarks[index] = image.remarks
-    found.orientations[index] = image.orientation  # last: it marks it as seen
+    inspection.sums[index], inspection.squares[index] = _sums(image.pixels)
+    inspection.pixels[index] = image.pixels.size // 3
+    inspection.digests[index] = np.frombuffer(image.digest, np.uint8)
+    inspection.remarks[index] = image.remarks
+    # Last: this marks the file as seen.
+    inspection.orientations[index] = image.orientation
+
+
+def _sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sums of values and of squares [3]: exact, in little memory."""
+    flat = pixels.reshape(-1)
+    width, height = 3 * 4096, 256  # a block's squares fill 6 MB
+    whole = len(flat) // width * width
+    rows = flat[:whole].reshape(-1, width)
+    blocks = [rows[i : i + height] for i in range(0, len(rows), height)]
+    sums, squares = np.zeros([2, 3], np.uint64)
+    for block in (*blocks, flat[None, whole:]):
+        square = np.multiply(block, block, dtype=np.uint16)
+        for total, values in ((sums, block), (squares, square)):
+            columns = values.sum(axis=0, dtype=np.uint32)
+            total += columns.reshape(-1, 3).sum(axis=0, dtype=np.uint64)
+    return sums, squares
+
+
+# ----------------------------------------------------------------- one file --
+
+
+class Examined(NamedTuple):
+    """The contents of an image file.
+
+    Attributes:
+        orientation: EXIF, 1 … 8.
+        pixels: As stored, uint8 [H, W, 3].
+        digest: Of the file; see `fingerprint.digest`.
+        remarks: See `warn`.
+    """
+
+    orientation: int
+    pixels: np.ndarray
+    digest: bytes
+    remarks: int
+
+
+def examine(path: str) -> Examined:
+    """Reads an image file as training does.
+
+    Raises:
+        ValueError: It cannot be used; the message says why.
+    """
+    try:
+        # A named pipe would wait for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("is no regular file")
+        with open(path, "rb") as file:
+            return _examine(file)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            reason = "a symbolic link to a file that is not there"
+        raise ValueError(reason) from None
+
+
+def _examine(file: BinaryIO) -> Examined:
+    if not os.fstat(file.fileno()).st_size:
+        raise ValueError("the file is empty")
+    try:
+        image = PIL.Image.open(file, formats=_FORMATS)
+    except PIL.UnidentifiedImageError:
+        raise ValueError("is no JPEG, PNG, GIF, BMP or WebP image") from None
+    except Exception as error:  # Pillow's parsers may raise anything
+        raise ValueError(f"its header cannot be read ({error!r})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"has {image.width}×{image.height} pixels, more than "
+            f"{MAX_PIXELS // 10**6} megapixels"
+        )
+    file.seek(0)
+    data = file.read()
+    orientation = _own_orientation(data)
+    pixels = _decode(data)
+    if image.format not in ("JPEG", "MPO", "PNG") or image.mode == "CMYK":
+        _compare(image, pixels)
+    remarked = _remarks(image, data, orientation, pixels)
+    return Examined(orientation, pixels, fingerprint.digest(data), remarked)
+
+
+def _decode(data: bytes) -> np.ndarray:
+    try:
+        if data.startswith(b"\xff\xd8"):
+            # As viewers do it; the default is faster and less exact.
+            pixels = tf.io.decode_jpeg(
+                data, channels=3, dct_method="INTEGER_ACCURATE"
+            )
+        else:
+            pixels = tf.io.decode_image(
+                data, channels=3, expand_animations=False
+            )
+    except tf.errors.OpError as error:
+        message = re.sub(r"\{\{.*?\}\} | \[Op:\w+\]", "", error.message)
+        raise ValueError(f"TensorFlow cannot decode it ({message})") from None
+    return pixels.numpy()
+
+
+def _compare(image: PIL.Image.Image, pixels: np.ndarray) -> None:
+    """Refuses an image that TensorFlow and Pillow read differently."""
+    try:
+        shown = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders may raise anything
+        raise ValueError(f"Pillow cannot decode it ({error!r})") from None
+    if shown.shape == pixels.shape:
+        apart = np.maximum(shown, pixels) - np.minimum(shown, pixels)
+        if apart.max() <= _TOLERANCE:
+            return
+    raise ValueError(
+        f"TensorFlow reads this {image.format} image (mode {image.mode}) "
+        "otherwise than viewers show it; save it as an RGB PNG"
+    )
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+def _read_orientation(encoded: tf.Tensor) -> tf.Tensor:
+    return decoding.exif_orientation(encoded)
+
+
+def _own_orientation(data: bytes) -> int:
+    """Returns the orientation by which this package turns a file."""
+    if not any(mark in data for mark in _EXIF):  # most files: without a call
+        return 1
+    with tf.device("CPU"):
+        return int(_read_orientation(tf.constant(data)))
+
+
+def _viewers_orientation(image: PIL.Image.Image, data: bytes) -> int:
+    """Returns the orientation by which viewers, such as Pillow, turn a file."""
+    # For a PNG file Pillow decodes all of it, as EXIF may stand at its end.
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
+        return 1
+    try:
+        return _valid(image.getexif())
+    except Exception:  # viewers show an image with damaged EXIF data, too
+        return 1
+
+
+def _valid(exif: PIL.Image.Exif) -> int:
+    value = exif.get(_ORIENTATION, 1)
+    return int(value) if value in range(1, 9) else 1
+
+
+def turned(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
+    """Turns an opened image as this package turns files.
+
+    Args:
+        image: Of any origin. An image of a format that is not read from files,
+            such as TIFF, is turned as Pillow does.
+
+    Returns:
+        The image as seen, and whether viewers turn it otherwise.
+    """
+    image.load()  # a PNG may have EXIF behind its pixels
+    exif, own, viewers = PIL.Image.Exif(), 1, 1
+    with contextlib.suppress(Exception):  # damaged
+        viewers = _valid(image.getexif())
+    with contextlib.suppress(Exception):
+        exif.load(image.info.get("exif"))
+        own = _valid(exif)
+    if image.format not in (None, "MPO", *_FORMATS):
+        own = viewers
+    seen = image.transpose(_TURNS[own]) if own > 1 else image
+    return seen, own != viewers
+
+
+def small(path: str, side: int) -> PIL.Image.Image:
+    """Opens a file as training and predicting see it, for a thumbnail.
+
+    Args:
+        path: The file.
+        side: A JPEG is decoded at a size that is at least this, if possible.
+
+    Raises:
+        Exception: Whatever Pillow's parsers and decoders raise.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    image = PIL.Image.open(io.BytesIO(data))
+    image.draft("RGB", (side, side))
+    if image.mode.startswith("I;16"):
+        # The upper byte is read; Pillow would clip.
+        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    orientation = _own_orientation(data)
+    return image.transpose(_TURNS[orientation]) if orientation > 1 else image
+
+
+# ------------------------------------------------------------------ remarks --
+
+
+def _remarks(
+    image: PIL.Image.Image,
+    data: bytes,
+    orientation: int,
+    pixels: np.ndarray | None = None,
+) -> int:
+    bits = TURNED * (_viewers_orientation(image, data) != orientation)
+    if image.format == "PNG" and data[_PNG_DEPTH] == 16:
+        pixels = _decode(data) if pixels is None else pixels
+        bits += DARK * bool(pixels.max() < _DARK)
+    return bits
+
+
+def remarks(path: str) -> int:
+    """Returns the remarks on a file that is decoded elsewhere; see `warn`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+        image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
+        return _remarks(image, data, _own_orientation(data))
+    except Exception:  # damaged since, or whatever Pillow's parsers raise
+        return 0
+
+
+def is_marked(encoded: tf.Tensor) -> tf.Tensor:
+    """Returns whether a file may have `remarks`: bool, in a graph."""
+    png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
+    at = tf.minimum(_PNG_DEPTH, tf.strings.length(encoded))
+    deep = tf.equal(tf.strings.substr(encoded, at, 1), b"\x10")
+    # Not one pattern for all: plain texts are found several times faster.
+    return tf.cond(
+        png,
+        lambda: (
+            deep
+            | decoding.holds(encoded, "Raw profile type")
+            | decoding.holds(encoded, "XML:com.adobe.xmp")
+        ),
+        lambda: decoding.holds(encoded, "tiff:Orientation"),
+    )
+
+
+def warn(names: Sequence[str], remarked: np.ndarray) -> None:
+    """Warns about images that can be used, one line for each kind of remark.
+
+    Args:
+        names: N names.
+        remarked: Their remarks [N]: bits of `TURNED` and `DARK`.
+    """
+    for bit, (remark, consequence) in _REMARKS.items():
+        indices = np.flatnonzero(np.asarray(remarked) & bit)
+        if len(indices):
+            logging.warning(
+                "%d of %d images %s (such as %s): %s",
+                len(indices),
+                len(names),
+                remark,
+                names[indices[0]],
+                consequence,
+            )
+
+
+@contextlib.contextmanager
+def silent_pillow() -> Iterator[None]:
+    """Turns off Pillow's limit of pixels and its warnings: we have our own."""
+    PIL.Image.init()  # once, before the threads
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        PIL.Image.MAX_IMAGE_PIXELS = limit

@@ -1,61 +1,63 @@
-"""What tells a run's images from others: their files, wherever they lie.
+"""Fingerprints of datasets: has a run the images that it began with?
 
-A run keeps it in `data.json`, so that neither its result is shown for other
-images, nor is it resumed with them. Compared are names and sizes, and where
-only the time differs, contents. Nothing here imports TensorFlow.
+A run keeps the fingerprint of its images in data.json, so that it is neither
+resumed nor evaluated on others. Names and sizes of files are compared, and the
+contents of those whose times differ. Importing this module does not import
+TensorFlow.
 """
+
+from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self, TypeVar
 
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight
-from simmatch_tf.data.sources import dataset_names, listing
+from simmatch_tf import io, preflight, registry
 from simmatch_tf.flags.errors import InputError
 
-_SHOWN = 3
+_SHOWN = 3  # names in a message
 _DIGEST_BYTES = 16
+_Digest = TypeVar("_Digest")
 # Name → see `Fingerprint.files`.
 Files = Mapping[str, tuple[int, int, str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """The files of a dataset, or its sets of images.
+    """The files of a dataset or, without files, its sets of images.
 
     Attributes:
-        files: Name → size in bytes, time of the last change in nanoseconds,
-            and digest of the content or None, where it is not known.
-        paths: Name → where it lies now.
+        files: Name → size in bytes, modification time in nanoseconds, and
+            digest of the content, or None where that is not known.
+        paths: Name → where the file is now.
     """
 
     files: Files
     paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def join(self, other: Self) -> Self:
-        """These files and others."""
+        """Returns the fingerprint of these files and others."""
         return Fingerprint(
             {**self.files, **other.files}, {**self.paths, **other.paths}
         )
 
     def images(self) -> Self:
-        """These files without those that flags name."""
+        """Returns the fingerprint without the files that flags name."""
         files = {n: s for n, s in self.files.items() if n[:2] != "--"}
         return Fingerprint(files, self.paths)
 
     def digest(self) -> str | None:
-        """A digest of names and sizes; of flags' files, of their contents.
+        """Returns a digest of names and sizes; None without files.
 
-        None: there are no files.
+        Of the files that flags name it takes the content instead of the size.
         """
         states = [
             (name, state[2] if name.startswith("--") else state[0])
@@ -66,24 +68,27 @@ class Fingerprint:
         return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes data.json, whole or not at all; a line for each file."""
+        """Writes data.json: one line for each file.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
         lines = [
             f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(state)}"
             for name, state in self.files.items()
         ]
-        aside = path.with_suffix(".tmp")
         text = "{\n" + ",\n".join(lines) + "\n}\n"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with io.replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """How images differ from those that a run began with, by name.
+    """The differences between two fingerprints, as names of files.
 
     Attributes:
-        new: Files that were not there.
-        gone: Files that are not there now.
+        new: Files that the first one does not have.
+        gone: Files that the second one does not have.
         changed: Files of another size or content.
         touched: Files of another time whose contents are not known.
     """
@@ -94,7 +99,7 @@ class Changes:
     touched: Sequence[str]
 
     def text(self) -> str:
-        """What differs, as "2 are new (a.png, b.png)"; "" for nothing."""
+        """Returns a text such as "2 are new (a.png, b.png)"; "" for none."""
         kinds = (
             ("new", self.new),
             ("gone", self.gone),
@@ -126,7 +131,7 @@ def read(path: pathlib.Path) -> Fingerprint:
 
 
 def compare(then: Fingerprint, now: Fingerprint) -> Changes:
-    """Says how a dataset has changed; reads what differs by time alone.
+    """Compares two fingerprints; reads files that differ in time alone.
 
     Raises:
         InputError: A file cannot be read.
@@ -142,14 +147,14 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
             (touched if old[2] is None else doubtful).append(name)
     if doubtful:
         logging.info(
-            "%d files have other times than when the run began: comparing "
-            "their contents",
+            "%d files have other modification times than when the run began: "
+            "comparing their contents",
             len(doubtful),
         )
-    found = digests([now.paths[name] for name in doubtful])
+    contents = digests([now.paths[name] for name in doubtful])
     changed += [
         name
-        for name, digest in zip(doubtful, found, strict=True)
+        for name, digest in zip(doubtful, contents, strict=True)
         if digest != then.files[name][2]
     ]
     return Changes(
@@ -160,44 +165,15 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
     )
 
 
-def of_listing(
-    found: listing.Listing, contents: Mapping[str, str] | None = None
-) -> Fingerprint:
-    """The files of the user's own folder.
-
-    Args:
-        found: They.
-        contents: Name → digest of its content, where it is known.
-    """
-    paths = {
-        name: os.path.join(found.root, path)
-        for name, path in zip(found.names, found.paths, strict=True)
-    }
-    return of_files(paths, contents)
-
-
-def of_digits() -> Fingerprint:
-    """The file of scikit-learn that holds the digits."""
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        return Fingerprint({})
-    folder = os.path.dirname(package.origin)
-    name = "digits.csv.gz"
-    path = os.path.join(folder, "datasets", "data", name)
-    if not os.path.isfile(path):
-        return Fingerprint({})
-    return of_files({name: path}, {name: digests([path])[0]})
-
-
 def of_files(
     paths: Mapping[str, str],
     contents: Mapping[str, str] | None = None,
 ) -> Fingerprint:
-    """Files by name; those that are not there are left out.
+    """Returns the fingerprint of files; missing files are left out.
 
     Args:
-        paths: Name → where it lies.
-        contents: Name → digest of its content, where it is known.
+        paths: Name → path.
+        contents: Name → digest of its content, where that is known.
     """
     files, contents = {}, contents or {}
     for name, path in paths.items():
@@ -213,12 +189,14 @@ def of_files(
 def of_flags(
     config: config_lib.Config, then: Fingerprint | None = None
 ) -> Fingerprint:
-    """The files that flags name beside the images, as "--labeled_list".
+    """Returns the fingerprint of the files that flags name beside the images.
+
+    Each goes by its flag, such as "--labeled_list".
 
     Args:
         config: The flags.
-        then: Those that a run began with: of a file that is not there any
-            more, which it does not need again, what is known.
+        then: What a run began with. A file that is gone keeps its entry: the
+            run does not need it again.
 
     Raises:
         InputError: A file cannot be read.
@@ -227,90 +205,105 @@ def of_flags(
     for flag in ("labeled_list", "split_file"):
         value = getattr(config, flag)
         if value is not None and value not in config_lib.SUBSETS:
-            paths[f"--{flag}"] = os.path.expanduser(value)
+            paths[f"--{flag}"] = str(io.expand(value))
     weights = config.init_from and _weights(config.init_from)
     if weights:
         paths["--init_from"] = weights
     paths = {n: path for n, path in paths.items() if os.path.isfile(path)}
     contents = digests(list(paths.values()))
-    found = of_files(paths, dict(zip(paths, contents, strict=True)))
+    now = of_files(paths, dict(zip(paths, contents, strict=True)))
     if then is None:
-        return found
+        return now
     gone = {
         name: state
         for name, state in then.files.items()
         if name.startswith("--") and name not in paths
     }
-    return found.join(Fingerprint(gone))
+    return now.join(Fingerprint(gone))
 
 
 def _weights(path: str) -> str | None:
-    """A file that changes with the weights that --init_from names."""
+    """Returns a file that changes with the weights that --init_from names."""
     try:
-        kind, found = preflight.kind_of_weights(path)
+        kind, place = preflight.kind_of_weights(path)
     except InputError:
         return None  # gone
     if kind == "saved_model":
-        return str(found / "variables" / "variables.index")
+        return str(place / "variables" / "variables.index")
     if kind == "workdir":
-        indices = sorted(found.glob("checkpoints/step_*.index"))
+        indices = sorted(place.glob("checkpoints/step_*.index"))
         return str(indices[-1]) if indices else None
-    return str(found)
+    return str(place)
 
 
 def of_config(
     config: config_lib.Config, then: Fingerprint
 ) -> Fingerprint | None:
-    """The images that the flags name now, without `of_flags`.
+    """Returns the fingerprint of the images that the flags name now.
 
     Args:
         config: The flags.
-        then: Those that the run began with.
+        then: What the run began with.
 
     Returns:
-        They; None where that is not known before they are loaded: images
-        given from Python, and a dataset that TFDS has not prepared here.
+        The fingerprint, without that of `of_flags`. None where it is not known
+        before the images are loaded: those given from Python, and a dataset
+        that TFDS has not prepared here.
 
     Raises:
         InputError: There is no such folder.
     """
-    if config.dataset == "custom":
-        return None
-    if config.dataset == "digits":
-        return of_digits()
-    if config.dataset == "folder":
-        return of_listing(listing.Listing(config.data_dir))
-    root = dataset_names.data_dir(config.tfds_dir)
-    paths = {
-        name: os.path.join(root, name)
-        for name in then.files
-        if not name.startswith("--")
-    }
-    if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
-        return None
-    return of_files(paths)
+    entry, _ = registry.sources.find(config.dataset)
+    look = entry.facts.get("fingerprint")
+    return look and look(config, then)
 
 
 def digests(paths: Sequence[str]) -> list[str]:
-    """Digests of files' contents.
+    """Returns digests of files' contents.
 
     Raises:
         InputError: One cannot be read.
     """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(_digest_file, paths))
+
+    def digest_file(path: str) -> str:
+        with open(path, "rb") as file:
+            return digest(file.read()).hex()
+
+    return _of_each(digest_file, paths)
 
 
 def digest(content: bytes) -> bytes:
-    """The digest of a file's content, 16 bytes."""
+    """Returns the digest of a file's content, 16 bytes."""
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
-def _digest_file(path: str) -> str:
-    try:
+def long_digests(paths: Sequence[str]) -> list[bytes]:
+    """Returns 32 bytes for each file, which need not fit into memory.
+
+    Raises:
+        InputError: One cannot be read.
+    """
+
+    def digest_file(path: str) -> bytes:
         with open(path, "rb") as file:
-            return digest(file.read()).hex()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error})"
-        ) from None
+            return hashlib.file_digest(file, "sha256").digest()
+
+    return _of_each(digest_file, paths)
+
+
+def _of_each(
+    function: Callable[[str], _Digest], paths: Sequence[str]
+) -> list[_Digest]:
+    """Calls a function that reads a file on each path, in threads."""
+
+    def call(path: str) -> _Digest:
+        try:
+            return function(path)
+        except OSError as error:
+            raise InputError(
+                f"{io.printable(path)}: cannot be read "
+                f"({error.strerror or error})"
+            ) from None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, paths))

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.data import cropping, randomness, service, splits, views
+from simmatch_tf.data import decoding, randomness, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.commandline import InputError
 
@@ -294,7 +294,7 @@ def evaluation_dataset(
         indices: Which of them, in order; at least one.
         batch_size: Of every batch, all replicas together; made to divide by
             them.
-        side: Of the crops; see `cropping.whole`.
+        side: Of the crops; see `decoding.centre_crops`.
         resize: Likewise.
         kernel: Likewise.
         parallel_calls: Batches prepared at once.
@@ -316,7 +316,11 @@ def evaluation_dataset(
     )
     crop = tf.autograph.experimental.do_not_convert(
         functools.partial(
-            cropping.whole, images, side=side, resize=resize, kernel=kernel
+            decoding.centre_crops,
+            images,
+            side=side,
+            resize=resize,
+            kernel=kernel,
         )
     )
     dataset = dataset.map(

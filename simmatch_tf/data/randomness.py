@@ -1,22 +1,22 @@
-"""Stateless random numbers: functions of (key, epoch, image)."""
+"""Random numbers without state: functions of (key, epoch, image)."""
 
 import numpy as np
 import tensorflow as tf
 
-# The shuffle behind tf.random.experimental.index_shuffle is a block cipher. At
-# that function's own 4 rounds neighbouring indices come out correlated, and
-# seeds that differ in few bits give related permutations of small sets: hence
-# more rounds, and seeds that went through the cipher themselves.
+# The shuffle of tf.random.experimental.index_shuffle is a block cipher. In its
+# 4 rounds, neighbouring indices come out correlated, and seeds that differ in
+# few bits give related permutations of small sets. Hence more rounds, and seeds
+# that went through the cipher themselves.
 _ROUNDS = 24
 _RANGE = 2**24  # the integers that float32 holds exactly
 
 
 def key(seed: int, stream: str) -> int:
-    """An int32 that is different for every seed and stream.
+    """Returns an int32 that differs for every seed and stream.
 
     Args:
-        seed: The run's seed, ≥ 0.
-        stream: What the numbers are for, such as "weak".
+        seed: The run's seed, at least 0.
+        stream: Name of the purpose, such as "weak".
     """
     sequence = np.random.SeedSequence([seed, *stream.encode()])
     return int(sequence.generate_state(1)[0] >> 1)
@@ -32,7 +32,7 @@ def _cipher(index: tf.Tensor, seeds: tf.Tensor, largest: int) -> tf.Tensor:
 
 
 def _mix(seeds: tf.Tensor) -> tf.Tensor:
-    """Spreads every bit of a seed [N, 3] over all of it."""
+    """Spreads every bit of seeds [N, 3] over their three words."""
     words = [
         _cipher(tf.fill([tf.shape(seeds)[0]], word), seeds, 2**31 - 1)
         for word in range(3)
@@ -43,16 +43,16 @@ def _mix(seeds: tf.Tensor) -> tf.Tensor:
 def shuffle(
     key: int, epoch: tf.Tensor, index: tf.Tensor, size: int
 ) -> tf.Tensor:
-    """Looks places up in the epoch's permutation of 0 … size - 1.
+    """Looks up places in an epoch's permutation of 0 … size - 1.
 
     Args:
         key: See `key`.
         epoch: [N], int64.
         index: Places [N] int64, in [0, size).
-        size: Of the set.
+        size: Size of the set.
 
     Returns:
-        [N] int64; over all places of one epoch, each number once.
+        [N] int64; all places of one epoch give each number once.
     """
     return _cipher(
         index, _mix(seeds(key, epoch, tf.zeros_like(epoch))), size - 1
@@ -60,12 +60,12 @@ def shuffle(
 
 
 def seeds(key: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """One seed for each image of a batch.
+    """Returns a seed for each image of a batch.
 
     Args:
         key: See `key`.
         epoch: [N], integers.
-        index: Of the images in their set, [N].
+        index: Indices of the images in their set, [N].
 
     Returns:
         [N, 3] int32.
@@ -75,18 +75,18 @@ def seeds(key: int, epoch: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
 
 
 def uniform(seeds: tf.Tensor, count: int) -> tf.Tensor:
-    """Draws numbers for each image.
+    """Draws numbers for each image of a batch.
 
     Args:
         seeds: [N, 3] int32.
-        count: How many for each, may be 0.
+        count: Numbers for each image, may be 0.
 
     Returns:
         [N, count] float32, uniform in [0, 1). The first `n` of a longer draw
         are the shorter draw.
     """
     images = tf.shape(seeds)[0]
-    if not count:  # the cipher's op refuses an empty index
+    if not count:  # the operation refuses an empty index
         return tf.zeros([images, 0])
     index = tf.tile(tf.range(count), [images])
     bits = _cipher(index, tf.repeat(_mix(seeds), count, axis=0), _RANGE - 1)

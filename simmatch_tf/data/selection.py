@@ -1,6 +1,6 @@
-"""Images that a user names: a folder, a pattern, a list, or one file.
+"""Image files on this machine: the walk through folders, and --images.
 
-Nothing here imports TensorFlow.
+Importing this module does not import TensorFlow.
 """
 
 import collections
@@ -8,166 +8,285 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
 from simmatch_tf import io
-from simmatch_tf.data.sources import listing
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _PATTERN = ("*", "?", "[")
+# Folders that Synology, QNAP, Windows, macOS and Linux create on their own, for
+# thumbnails, deleted files or older versions.
+_SYSTEM_FOLDERS = frozenset(
+    ("@eaDir", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot")
+    + ("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found")
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Files, by name.
+    """Image files that the user names.
 
     Attributes:
         paths: N absolute paths.
-        names: What each is called: its path from the folder, or as listed.
+        names: N names for reports: the path from the folder, or as listed.
     """
 
     paths: Sequence[str]
     names: Sequence[str]
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Returns the number of files."""
         return len(self.paths)
+
+
+class Walker:
+    """Finds the images below a folder.
+
+    Images are told by the ending of their name. Names that begin with a dot
+    are left out, and so are folders that systems create on their own. Symbolic
+    links are followed, but each folder is visited once.
+
+    Attributes:
+        left_out: Files that are no images, as paths from the folder.
+        systems: Number of folders that are left out, by name.
+    """
+
+    def __init__(self, root: str, endings: Sequence[str] = ENDINGS) -> None:
+        """Prepares a walk.
+
+        Args:
+            root: The folder.
+            endings: Of the images' names, in lower case.
+        """
+        self._root, self._endings = root, tuple(endings)
+        self.left_out: list[str] = []
+        self.systems: collections.Counter = collections.Counter()
+
+    def images(self, top: str = "") -> list[str]:
+        """Returns the images in a folder and below it, in no set order.
+
+        Args:
+            top: Path of the folder from the walker's; it need not exist.
+
+        Returns:
+            Their paths from the walker's folder.
+
+        Raises:
+            InputError: A folder cannot be read, or a link leads nowhere.
+        """
+        return [name for folder in self.folders(top) for name in folder[1]]
+
+    def folders(self, top: str = "") -> Iterator[tuple[str, list[str]]]:
+        """Yields each folder and the images in it; see `images`."""
+        visited = set()
+        # Links wait until all real folders are done: a folder that can be
+        # reached both ways has the name that does not go through a link.
+        folders, links = collections.deque([top]), collections.deque()
+        while folders or links:
+            path = folders.popleft() if folders else links.popleft()
+            try:
+                status = os.stat(self._absolute(path))
+            except FileNotFoundError:
+                if dead_link(self._absolute(path)):
+                    raise self._unreadable(path) from None
+                continue
+            except OSError as error:
+                raise self._unreadable(path, error) from None
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            inside, images = self.list(path)
+            yield path, images
+            for name, is_link in sorted(inside):
+                (links if is_link else folders).append(name)
+
+    def list(self, path: str) -> tuple[list[tuple[str, bool]], list[str]]:
+        """Lists a folder.
+
+        Args:
+            path: From the walker's folder.
+
+        Returns:
+            The folders in it, each with whether it is a link; and the images
+            in it. All are paths from the walker's folder.
+
+        Raises:
+            InputError: It cannot be read, or a link in it leads nowhere.
+        """
+        folders, images = [], []
+        try:
+            with os.scandir(self._absolute(path)) as entries:
+                for entry in entries:
+                    name = f"{path}/{entry.name}" if path else entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    if is_folder(entry):
+                        if entry.name in _SYSTEM_FOLDERS:
+                            self.systems[entry.name] += 1
+                        else:
+                            folders.append((name, entry.is_symlink()))
+                    elif entry.name.lower().endswith(self._endings):
+                        images.append(name)
+                    elif dead_link(entry.path):
+                        raise self._unreadable(name)
+                    else:
+                        self.left_out.append(name)
+        except OSError as error:
+            raise self._unreadable(path, error) from None
+        return folders, sorted(images)
+
+    def warn(self, given: str, kinds: str | None = None) -> None:
+        """Warns about what was left out.
+
+        Args:
+            given: How messages call the folder.
+            kinds: Which files were left out; default: their `endings`.
+        """
+        if self.left_out:
+            logging.warning(
+                "%s: %d files are left out, as their names do not end in %s: "
+                "%s",
+                given,
+                len(self.left_out),
+                " ".join(self._endings),
+                kinds or endings(self.left_out),
+            )
+        if self.systems:
+            logging.warning(
+                "%s: folders in which a system keeps thumbnails or deleted "
+                "files are left out: %s",
+                given,
+                ", ".join(
+                    f"{n} {name}" for name, n in sorted(self.systems.items())
+                ),
+            )
+
+    def _absolute(self, path: str) -> str:
+        return os.path.join(self._root, path)
+
+    def _unreadable(
+        self, path: str, error: OSError | None = None
+    ) -> InputError:
+        reason = dead_link(self._absolute(path))
+        if not reason and error is not None:
+            reason = f"cannot be read ({error.strerror or error})"
+        return InputError(f"{io.printable(self._absolute(path))}: {reason}")
+
+
+def endings(paths: Iterable[str]) -> str:
+    """Returns how often paths end in what, such as "2 .tif, 1 .heic"."""
+    counts = collections.Counter(
+        os.path.splitext(io.printable(path))[1].lower() or "without ending"
+        for path in paths
+    )
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {ending}" for ending, count in ordered)
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Returns whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def dead_link(path: str) -> str:
+    """Returns what is wrong with a symbolic link whose target is missing.
+
+    It may be the folder of a drive that is not mounted, with all its images.
+
+    Args:
+        path: Of any file.
+
+    Returns:
+        A message that follows the path; "" where nothing is wrong.
+    """
+    if not os.path.islink(path):
+        return ""
+    try:
+        os.stat(path)
+    except OSError as error:
+        target = io.printable(os.readlink(path))
+        return (
+            f"is a link to {target}, which cannot be found "
+            f"({error.strerror or error}); mount or restore that, or remove "
+            "the link"
+        )
+    return ""
 
 
 def find(images: str) -> Selection:
     """Finds the files that --images names.
 
     Args:
-        images: A folder, whose images in all its folders are meant, but for
-            hidden ones and those of `listing.SYSTEM_FOLDERS`; a pattern, such
+        images: A folder, whose images at any depth are meant; a pattern, such
             as "photos/**/*.jpg"; an image; or a text file with one path a
-            line, from the list's folder on, where empty lines and those with
-            # in front do not count.
+            line, relative to that file's folder. Empty lines and those that
+            begin with # are ignored.
 
     Returns:
-        The files, by name; of a list, in its order. Files of a pattern or a
-        list need not be there, nor be images.
+        The files, sorted by name; of a list, in its order. Files of a pattern
+        or a list need not exist, nor be images.
 
     Raises:
-        InputError: There is nothing of the kind, or a folder cannot be read.
+        InputError: Nothing is named, or a folder cannot be read.
     """
-    path = os.path.expanduser(images)
+    path = str(io.expand(images)) if images.startswith("~") else images
     if os.path.isdir(path):
-        found = _in_folder(path)
+        chosen = _in_folder(path)
     elif os.path.isfile(path):
         if path.lower().endswith(ENDINGS):
-            found = Selection([os.path.abspath(path)], [os.path.basename(path)])
+            name = os.path.basename(path)
+            chosen = Selection([os.path.abspath(path)], [name])
         else:
-            found = _listed(images, path)
+            chosen = _listed(images, path)
     elif any(sign in path for sign in _PATTERN):
         names = sorted(set(_matching(path)))
-        found = Selection([os.path.abspath(name) for name in names], names)
+        chosen = Selection([os.path.abspath(name) for name in names], names)
     elif os.path.exists(path):
         raise InputError(f"--images={images}: is no regular file")
     else:
         raise InputError(f"--images={images}: no such file or folder")
-    if not len(found):
+    if not len(chosen):
         raise InputError(
             f"--images={images}: names no image; images end in "
             + ", ".join(ENDINGS)
         )
-    return found
+    return chosen
 
 
 def _in_folder(root: str) -> Selection:
-    names, left_out = [], collections.Counter()
-    systems = collections.Counter()
-    for place in _folders(root, systems):
-        for path in _visible(os.path.join(glob.escape(place), "*")):
-            if path.lower().endswith(ENDINGS):
-                names.append(os.path.relpath(path, root))
-            elif dead := listing.dead_link(path):
-                raise InputError(f"{io.printable(path)}: {dead}")
-            else:
-                ending = os.path.splitext(path)[1].lower()
-                left_out[ending or "without ending"] += 1
-    names.sort()
-    if systems:
-        logging.warning(
-            "--images=%s: %s",
-            io.printable(root),
-            listing.systems_left_out(systems),
-        )
-    if left_out:
-        logging.warning(
-            "--images=%s: %d files are left out, as their names do not end in "
-            "%s: %s",
-            io.printable(root),
-            left_out.total(),
-            " ".join(ENDINGS),
-            ", ".join(f"{n} {ending}" for ending, n in left_out.most_common()),
-        )
+    walker = Walker(root)
+    names = sorted(walker.images())
+    walker.warn(f"--images={io.printable(root)}")
     root = os.path.abspath(root)
     return Selection([os.path.join(root, name) for name in names], names)
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    """Files of a pattern, in which ** stands for any folders."""
+    """Yields the files that match a pattern; ** stands for any folders."""
     parts = pattern.split(os.sep)
     if "**" not in parts:
-        yield from _visible(pattern)
+        yield from (p for p in glob.iglob(pattern) if not os.path.isdir(p))
         return
     stars = parts.index("**")
     before, behind = parts[:stars], parts[stars + 1 :]
-    # Python's own search goes round where links do.
+    # Python's own ** follows links in circles.
     for root in sorted(glob.glob(os.sep.join([*before, ""]))) or [""]:
         if not root and before:
             return  # there is no such folder
-        for place in _folders(root or os.curdir):
-            place = place.rstrip(os.sep) if before else os.path.relpath(place)
-            place = [] if place == os.curdir else [glob.escape(place)]
-            yield from _matching(os.sep.join([*place, *(behind or "*")]))
-
-
-def _folders(
-    root: str, systems: collections.Counter | None = None
-) -> Iterator[str]:
-    """A folder and all below it, once each.
-
-    Hidden ones and those of the system are left out; `systems` counts these.
-
-    Raises:
-        InputError: One cannot be read.
-    """
-    seen = set()
-    for place, folders, _ in os.walk(root, onerror=_refuse, followlinks=True):
-        # A link to a folder above would go round for ever.
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        if systems is not None:
-            systems.update(listing.SYSTEM_FOLDERS.intersection(folders))
-        folders[:] = sorted(
-            folder
-            for folder in folders
-            if not folder.startswith(".")
-            and folder not in listing.SYSTEM_FOLDERS
-        )
-        yield place
-
-
-def _refuse(error: OSError) -> None:
-    raise InputError(
-        f"{io.printable(error.filename)}: cannot be read ({error.strerror})"
-    )
-
-
-def _visible(pattern: str) -> Iterator[str]:
-    """Files of a pattern without **, but for hidden ones."""
-    yield from (p for p in glob.iglob(pattern) if not os.path.isdir(p))
+        for folder, _ in Walker(root or os.curdir).folders():
+            folder = os.path.join(root, folder).rstrip(os.sep)
+            folder = [glob.escape(folder)] if folder or before else []
+            yield from _matching(os.sep.join([*folder, *(behind or "*")]))
 
 
 def _listed(images: str, path: str) -> Selection:
+    """Returns the files that a list names."""
     try:
         content = pathlib.Path(path).read_bytes()
     except OSError as error:
@@ -176,7 +295,7 @@ def _listed(images: str, path: str) -> Selection:
         ) from None
     encoding, mark = io.encoding(content)
     try:
-        # As the system has names: they need not be UTF-8, nor without odd
+        # As the system has names: they need not be UTF-8, and may contain odd
         # blanks.
         text = (
             os.fsdecode(content[mark:])
@@ -193,6 +312,4 @@ def _listed(images: str, path: str) -> Selection:
     lines = [line.strip("\r\t ") for line in text.split("\n")]
     names = [line for line in lines if line and not line.startswith("#")]
     root = os.path.dirname(os.path.abspath(path))
-    return Selection(
-        [os.path.join(root, os.path.expanduser(name)) for name in names], names
-    )
+    return Selection([os.path.join(root, io.expand(n)) for n in names], names)

@@ -1,9 +1,9 @@
-"""Batches that other processes make: tf.data's service, put back in order.
+"""Batches from tf.data's service, made by other processes and put in order.
 
-A batch is a function of (seed, step), so it does not matter who makes it. The
-service's workers take positions in turn, each position once, and send batches
-as they are done; here they are sorted, so that the training run gets what it
-would have made itself.
+A batch is a function of (seed, step), so it does not matter which process makes
+it. The service's workers take positions in turn, each position once, and send
+batches when they are done; here they are sorted, so that the run gets the
+batches that it would have made itself.
 """
 
 import queue
@@ -17,23 +17,23 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import preflight
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
-# Seconds until a batch that does not come is an error. TensorFlow itself would
-# wait for ever: for a data worker that died, for the service, or for a first
-# data worker.
+# Seconds after which a missing batch is an error. TensorFlow itself would wait
+# for ever: for a data worker that died, for the service, or for a first data
+# worker.
 PATIENCE = 120.0
-# Seconds in which the service must take a dataset.
-_ANSWERS_WITHIN = 120.0
-# Bytes of images that go with a dataset: gRPC ends the process where a message
-# has 2 GiB; the rest is for the graph itself.
+# Seconds within which the service must accept a dataset.
+_REGISTER_SECONDS = 120.0
+# Largest number of bytes of images in a dataset's graph. gRPC ends the process
+# at a message of 2 GiB; the rest is for the graph itself.
 _LARGEST = 2**31 - 2**26
-# Batches under way at once: as many data workers can be busy for one run.
+# Batches requested at once, and so data workers that are busy for one run.
 _UNDER_WAY = 16
-# Later batches held while an earlier one is missing: at least so many, and as
-# many as go into so many bytes.
+# Later batches that are held while an earlier one is missing: at least this
+# number, or as many as fit into this number of bytes.
 _HELD_BATCHES, _HELD_BYTES = 96, 2**32
-# What a message begins with that is about the service, and not about an image.
+# The beginning of messages about the service, as opposed to images.
 FAILED = "the data service"
 
 
@@ -43,20 +43,20 @@ def ordered(
     *,
     patience: float = PATIENCE,
 ) -> tf.data.Dataset:
-    """Hands a dataset to the service, and gives its batches in order.
+    """Hands a dataset to the service, and returns its batches in order.
 
     Args:
-        dataset: Of (position, batch), positions from 0 on, of a finite number;
-            stateless, so that it matters not where it runs.
-        address: Of the service, grpc://HOST:PORT.
-        patience: Seconds until a batch that does not come is an error.
+        dataset: A finite dataset of (position, batch), positions from 0;
+            stateless, so that it does not matter where it runs.
+        address: Address of the service, grpc://HOST:PORT.
+        patience: Seconds after which a missing batch is an error.
 
     Returns:
         The batches, in the order of their positions. Reading them raises
-        tf.errors.OpError if one does not come, with `FAILED` in the message.
+        tf.errors.OpError, with `FAILED` in its message, if one is missing.
 
     Raises:
-        InputError: The service cannot be reached, or does not take it.
+        InputError: The service cannot be reached, or refuses the dataset.
     """
     count = int(dataset.cardinality())
     spec = dataset.element_spec[1]
@@ -72,7 +72,7 @@ def ordered(
         dataset.element_spec,
         max_outstanding_requests=_UNDER_WAY,
     )
-    # Nothing to tune; see `pipeline`.
+    # There is nothing to tune; see `pipeline`.
     options = tf.data.Options()
     options.autotune.enabled = False
     served = served.with_options(options)
@@ -105,7 +105,7 @@ def ordered(
 
 
 def _register(dataset: tf.data.Dataset, address: str) -> Any:
-    """Tells the service of a dataset; its id there."""
+    """Registers a dataset with the service, and returns its id there."""
     size = _held_bytes(dataset)
     if size > _LARGEST:
         raise InputError(
@@ -115,11 +115,11 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
             "them in files (--dataset=folder)"
         )
     preflight.check_reachable("data_service", address, scheme="grpc://")
-    found: queue.Queue[Any] = queue.Queue()
+    answers: queue.Queue[Any] = queue.Queue()
 
     def register() -> None:
         try:
-            found.put(
+            answers.put(
                 tf.data.experimental.service.register_dataset(
                     # Pixels hardly shrink; a network is faster than Snappy.
                     address,
@@ -128,32 +128,32 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
                 )
             )
         except Exception as error:
-            found.put(error)
+            answers.put(error)
 
-    # In a thread: where something else listens, TensorFlow tries for ever.
+    # In a thread: TensorFlow tries for ever where another program listens.
     threading.Thread(target=register, daemon=True).start()
     try:
-        result = found.get(timeout=_ANSWERS_WITHIN)
+        result = answers.get(timeout=_REGISTER_SECONDS)
     except queue.Empty:
-        result = f"no answer within {_ANSWERS_WITHIN:g} s"
+        result = f"no answer within {_REGISTER_SECONDS:g} s"
     if isinstance(result, tf.errors.OpError):
         result = result.message
     elif isinstance(result, Exception):
         raise result
     if isinstance(result, str):
         raise InputError(
-            f"--data_service={address}: does not take the run's input "
+            f"--data_service={address}: refuses the run's input "
             f"({result}); is it the address of a dispatcher?"
         )
     return result
 
 
 def _held_bytes(dataset: tf.data.Dataset) -> int:
-    """Of the tensors that the dataset's functions refer to."""
+    """Returns the size of the tensors that the dataset's functions use."""
     sizes, pending = {}, [dataset]
     while pending:
         each = pending.pop()
-        # No public way leads there, and the graph itself is as large.
+        # There is no public way; serializing the graph would take as much.
         pending += each._inputs()
         for function in each._functions():
             for tensor in function.function.captured_inputs:
@@ -163,20 +163,20 @@ def _held_bytes(dataset: tf.data.Dataset) -> int:
 
 
 def _checked(failure: tf.Tensor, batch: Any) -> Any:
-    """The batch, or the error that stands in for it."""
+    """Returns the batch, or raises the error that replaces it."""
     check = tf.debugging.Assert(tf.equal(failure, ""), [failure])
     with tf.control_dependencies([check]):
         return tf.nest.map_structure(tf.identity, batch)
 
 
 def reason(message: str) -> str:
-    """What went wrong, out of TensorFlow's message on it."""
-    found = re.search(
+    """Returns the message of `_checked` out of TensorFlow's error."""
+    match = re.search(
         r"assertion failed: \[(.*)\]\s*\[\[\{\{node Assert", message, re.S
     )
-    if not found:
+    if not match:
         return message
-    return re.sub(r"\{\{function_node .*?\}\} ", "", found[1])
+    return re.sub(r"\{\{function_node .*?\}\} ", "", match[1])
 
 
 def in_order(
@@ -186,20 +186,21 @@ def in_order(
     held: int,
     patience: float,
 ) -> Iterator[Any]:
-    """Sorts what arrives.
+    """Puts elements in order as they arrive.
 
     Args:
-        arrive: Given seconds to wait: the next (position, element), or None at
-            the end; queue.Empty if none comes in time.
-        count: Of the elements: positions 0 … count - 1, each once.
-        held: Elements kept while an earlier one is missing.
-        patience: Seconds until an element that does not come is an error.
+        arrive: Waits for at most the given seconds, and returns the next
+            (position, element), or None at the end; raises queue.Empty if none
+            comes in time.
+        count: Number of elements; they have the positions 0 … count - 1.
+        held: Number of elements to keep while an earlier one is missing.
+        patience: Seconds after which a missing element is an error.
 
     Yields:
         The elements by position.
 
     Raises:
-        _Failed: One does not come.
+        _Failed: One is missing.
     """
     waiting: dict[int, Any] = {}
     for wanted in range(count):
@@ -207,17 +208,17 @@ def in_order(
         while wanted not in waiting:
             left = deadline - time.monotonic()
             try:
-                found = arrive(max(left, 0)) if left > 0 else None
+                arrival = arrive(max(left, 0)) if left > 0 else None
             except queue.Empty:
-                found = None
-            if found is None or len(waiting) >= held:
+                arrival = None
+            if arrival is None or len(waiting) >= held:
                 raise _lost(len(waiting), patience)
-            waiting[found[0]] = found[1]
+            waiting[arrival[0]] = arrival[1]
         yield waiting.pop(wanted)
 
 
 class _Failed(Exception):
-    """Why there are no more batches."""
+    """Says why there are no more batches."""
 
 
 def _lost(later: int, patience: float) -> _Failed:
@@ -233,23 +234,23 @@ def _lost(later: int, patience: float) -> _Failed:
 
 
 class _Arrivals:
-    """Reads the service in a thread: its own wait has no end."""
+    """Reads from the service in a thread, as its own wait has no end."""
 
     def __init__(self, served: tf.data.Dataset) -> None:
-        self._found: queue.Queue[Any] = queue.Queue(maxsize=2)
+        self._arrivals: queue.Queue[Any] = queue.Queue(maxsize=2)
         self._stopped = threading.Event()
-        # A daemon, as it may be waiting for a data worker that is no more.
+        # A daemon, as it may wait for a data worker that has died.
         threading.Thread(target=self._read, args=(served,), daemon=True).start()
 
     def next(self, seconds: float) -> tuple[int, Any] | None:
-        """The next to arrive; see `in_order`."""
-        found = self._found.get(timeout=seconds)
-        if isinstance(found, tf.errors.OpError):
-            raise _Failed(found.message.splitlines()[0])
-        return found
+        """Returns the next arrival; see `in_order`."""
+        arrival = self._arrivals.get(timeout=seconds)
+        if isinstance(arrival, tf.errors.OpError):
+            raise _Failed(arrival.message.splitlines()[0])
+        return arrival
 
     def stop(self) -> None:
-        """Ends the thread, at its next batch."""
+        """Ends the thread at its next batch."""
         self._stopped.set()
 
     def _read(self, served: tf.data.Dataset) -> None:
@@ -261,10 +262,10 @@ class _Arrivals:
         except tf.errors.OpError as error:
             self._put(error)
 
-    def _put(self, found: Any) -> bool:
+    def _put(self, arrival: Any) -> bool:
         while not self._stopped.is_set():
             try:
-                self._found.put(found, timeout=0.5)
+                self._arrivals.put(arrival, timeout=0.5)
                 return True
             except queue.Full:
                 pass

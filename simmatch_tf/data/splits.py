@@ -1,10 +1,17 @@
-"""Which images are labeled: drawn once, written to the run's folder."""
+"""The split of the training images: labeled, validation and unlabeled.
 
+A run draws it once and writes it to its folder. The labeled images can also be
+listed in a file, one name or index a line, as the published splits of ImageNet
+are.
+"""
+
+import collections
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +19,9 @@ from absl import logging
 
 from simmatch_tf import io
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags.errors import InputError
 
-InputError = commandline.InputError
-_SHOWN = 3
+_SHOWN = 3  # copies in a message
 UNKNOWN_SLOTS = (
     "which images the imported memory holds is not known; import the file "
     "again with --labeled_list=FILE, one image a line in the memory's order"
@@ -24,14 +30,14 @@ UNKNOWN_SLOTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The labeled images. A memory slot is a place in `labeled`, for ever.
+    """The split of a run. A place in `labeled` is a slot of the memory bank.
 
     Attributes:
-        labeled: Indices into the training images [K], in class order, then by
-            index; of an imported memory in its own order, and -1 where it is
-            not known which images it holds.
-        validation: Indices of the labeled images set aside to choose the best
-            step; may be empty.
+        labeled: Indices into the training images [K], by class, then by index.
+            An imported memory keeps its own order, with -1 where its images are
+            not known.
+        validation: Indices of labeled images that are set aside to choose the
+            best step; may be empty.
         unlabeled: Indices of the unlabeled images.
     """
 
@@ -50,26 +56,27 @@ def draw(
     validation_fraction: float,
     unlabeled_includes_labeled: bool,
 ) -> Split:
-    """Draws a class-balanced split; the same arguments give the same split.
+    """Draws a class-balanced split, the same for the same arguments.
 
     Args:
         source: The dataset.
-        labels: Labeled images in all, or None.
+        labels: Number of labeled images in all, or None.
         label_fraction: Labeled share of each class, or None.
-        listed: Indices of the labeled images, if they are given; if all three
-            are None, every image of a known class is labeled.
-        split_seed: Decides which.
+        listed: Indices of the labeled images, or None. If all three are None,
+            every image of a known class is labeled.
+        split_seed: Random seed.
         validation_fraction: Share of the labeled images of each class, at
-            least one, that is moved out of training, memory and the unlabeled
-            set; so are files of the same content in the unlabeled set.
-        unlabeled_includes_labeled: Labeled images are unlabeled ones as well.
+            least one, that is set aside: in neither the labeled nor the
+            unlabeled set. Unlabeled files of the same content are left out.
+        unlabeled_includes_labeled: Whether labeled images are unlabeled ones
+            as well.
 
     Raises:
         InputError: There are not enough images, or none would be left.
     """
     all_labels = source.train.labels
     candidates = np.arange(len(all_labels)) if listed is None else listed
-    # By class, then by index: a class is a run of this order.
+    # By class, then by index: the images of a class are neighbours.
     order = candidates[np.argsort(all_labels[candidates], kind="stable")]
     ends = np.searchsorted(
         all_labels[order], np.arange(source.num_classes + 1), "left"
@@ -77,7 +84,8 @@ def draw(
     generator = np.random.default_rng(split_seed)
     labeled, validation = [], []
     for label, name in enumerate(source.class_names):
-        # One permutation a class: 40 labels are among the 400 of that seed.
+        # One permutation a class: the images of --labels=40 are among those of
+        # --labels=400 with the same seed.
         pool = generator.permutation(order[ends[label] : ends[label + 1]])
         count = _count(source, labels, label_fraction, len(pool), name)
         held = 0
@@ -100,7 +108,7 @@ def draw(
 
 
 def _more_labels(source: source_lib.Source) -> str:
-    """What to do where a class has too few labels to set one aside."""
+    """Returns advice where a class has too few labels to set one aside."""
     none_aside = "give --validation_fraction=0"
     if source.test is not None:
         return f"{none_aside}, as there are test images, or use more labels"
@@ -135,12 +143,12 @@ def _unlabeled(
 def _copies(
     source: source_lib.Source, validation: np.ndarray, others: np.ndarray
 ) -> np.ndarray:
-    """Those of `others` that are files of the same content as one set aside.
+    """Returns those of `others` whose file equals one that is set aside.
 
-    The result would be of images that were trained on. It is said which they
-    are; where contents are not known there are none.
+    A result on such an image would be one on an image that was trained on. They
+    are warned about. Where contents are not known, none is returned.
     """
-    # Only files have it: not images in memory, nor those of a record.
+    # Only images in files have digests.
     digests = getattr(source.train, "digests", None)
     if digests is None or not len(validation):
         return np.zeros([0], np.int64)
@@ -169,7 +177,7 @@ def _count(
     available: int,
     name: str,
 ) -> int:
-    """Labeled images of one class."""
+    """Returns the number of labeled images of one class."""
     if labels is not None and labels % source.num_classes:
         raise InputError(
             f"--labels={labels} is not divisible by the {source.num_classes} "
@@ -179,8 +187,8 @@ def _count(
         count = labels // source.num_classes
         if count > available:
             raise InputError(
-                f"--labels={labels}: {count} images of each class are wanted, "
-                f"but class {name!r} of {source.name} has {available}"
+                f"--labels={labels}: needs {count} images of each class, but "
+                f"class {name!r} of {source.name} has {available}"
             )
     elif not available:
         raise InputError(
@@ -199,7 +207,7 @@ def of_slots(
     *,
     unlabeled_includes_labeled: bool,
 ) -> Split:
-    """The split whose slots are these images, in this order.
+    """Returns the split whose slots are these images, in this order.
 
     Raises:
         InputError: No unlabeled image is left.
@@ -210,7 +218,7 @@ def of_slots(
 
 
 def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
-    """Writes a split, with what is needed to rebuild the network.
+    """Writes split.json, with what is needed to rebuild the network.
 
     Raises:
         InputError: The file cannot be written.
@@ -219,7 +227,7 @@ def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
 
 
 def describe(split: Split, source: source_lib.Source) -> dict[str, Any]:
-    """What stands in a split's file."""
+    """Returns the content of split.json."""
     names = source.train.names
     excluded = np.ones(len(source.train), bool)
     excluded[split.unlabeled] = False
@@ -240,10 +248,10 @@ def describe(split: Split, source: source_lib.Source) -> dict[str, Any]:
 
 
 def parts(split: Split, source: source_lib.Source) -> dict[str, str]:
-    """What stands in a split's file, by what it says.
+    """Returns the content of split.json in parts, to be compared.
 
     Returns:
-        A name for people → the content, as text.
+        A readable name → that part of the content, as text.
     """
     kinds = {
         "the classes": ("dataset", "class_names"),
@@ -255,16 +263,16 @@ def parts(split: Split, source: source_lib.Source) -> dict[str, str]:
         ),
     }
     content = describe(split, source)
-    found = {
+    texts = {
         kind: repr([content.pop(key) for key in keys])
         for kind, keys in kinds.items()
     }
-    found["which images are labeled, unlabeled or set aside"] = repr(content)
-    return found
+    texts["which images are labeled, unlabeled or set aside"] = repr(content)
+    return texts
 
 
 def write_content(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a split's file as `read_content` gives it.
+    """Writes split.json as `read_content` returns it.
 
     Raises:
         InputError: The file cannot be written.
@@ -275,7 +283,7 @@ def write_content(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def _digest(images: source_lib.Images | source_lib.Encoded | None) -> str:
-    """What tells one set of names and classes from another."""
+    """Returns a digest of the names and classes of a set."""
     if images is None:
         return "none"
     digest = hashlib.sha256(images.labels.astype("<i4").tobytes())
@@ -285,26 +293,26 @@ def _digest(images: source_lib.Images | source_lib.Encoded | None) -> str:
 
 
 _RESTORE = (
-    "without it the run cannot go on: restore the file, or train anew with "
+    "without it the run cannot go on: restore the file, or train again with "
     "--overwrite"
 )
-# No advice to throw the run away.
+# Does not advise to throw the run away.
 _AS_THEY_ARE = (
     "restore them; or, for a result on the images as they are, export the run "
-    "and evaluate --export=DIR, or train anew in another --workdir"
+    "and evaluate --export=DIR, or train again in another --workdir"
 )
 
 
 def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
-    """Reads a split's file as it stands.
+    """Reads split.json without a dataset to compare it with.
 
     Args:
         path: The file.
-        advice: The end of the message, if it cannot be read.
+        advice: End of the message if it cannot be read.
 
     Returns:
-        What `write` wrote. Of an imported memory that does not say which
-        images it holds `labeled` is None.
+        What `write` wrote. `labeled` is None for an imported memory whose
+        images are not known.
 
     Raises:
         InputError: The file cannot be read or is no split.
@@ -335,12 +343,13 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
 def read(
     path: pathlib.Path, source: source_lib.Source, *, resumed: bool = True
 ) -> Split:
-    """Reads the split of a run.
+    """Reads the split of a run, and compares it with the dataset.
 
     Args:
         path: Its split.json.
         source: The dataset.
-        resumed: It is this run's own, so its views' size must be the same.
+        resumed: Whether the split is this run's own: then the size of its
+            views must be the same, too.
 
     Raises:
         InputError: The file cannot be read, or does not fit the dataset.
@@ -350,14 +359,14 @@ def read(
         advice = changed = "name the split.json of a run on these images"
     content = read_content(path, advice)
     images = len(source.train)
-    wanted = {
+    required = {
         "train_images": images,
         "class_names": [io.nfc(name) for name in source.class_names],
     }
     if resumed:
-        wanted["image_shape"] = list(source.image_shape)
+        required["image_shape"] = list(source.image_shape)
     labeled = slots(content)
-    for name, here in wanted.items():
+    for name, here in required.items():
         if content[name] != here:
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: "
@@ -385,10 +394,10 @@ def read(
 
 
 def is_of(content: dict[str, Any], source: source_lib.Source) -> bool:
-    """Whether a split is of training images of these names and classes.
+    """Returns whether a split is of training images of these names and classes.
 
     Args:
-        content: As from `read_content`.
+        content: From `read_content`.
         source: The dataset.
     """
     digest = content.get("train_sha256")  # older files lack it
@@ -398,7 +407,7 @@ def is_of(content: dict[str, Any], source: source_lib.Source) -> bool:
 
 
 def slots(content: dict[str, Any]) -> np.ndarray:
-    """The images that the slots of `read_content` hold, -1 where unknown."""
+    """Returns the slots' images in `read_content`, -1 where unknown."""
     labeled = content["labeled"]
     if labeled is None:
         labeled = [-1] * len(content["labels"])
@@ -406,7 +415,7 @@ def slots(content: dict[str, Any]) -> np.ndarray:
 
 
 def identity(class_names: Sequence[str], labeled: np.ndarray) -> dict[str, Any]:
-    """What tells a run's data from others: classes, and which slots they have.
+    """Returns what a checkpoint must have in common with its run.
 
     Args:
         class_names: L names.
@@ -426,17 +435,16 @@ def _check_labeled(
     labeled: np.ndarray,
     source: source_lib.Source,
 ) -> None:
-    """Checks that the labeled images have the classes and names they had."""
+    """Checks that the labeled images have their former classes and names."""
     if not np.array_equal(source.train.labels[labeled], content["labels"]):
         raise InputError(
             f"{path}: the split does not fit the dataset {source.name}: the "
             "labeled images have other labels here"
         )
-    there, names = content.get("names"), source.train.names
-    if there is None or names is None:
+    former, names = content.get("names"), source.train.names
+    if former is None or names is None:
         return
-    here = [names[i] for i in labeled]
-    for old, new in zip(there, here, strict=True):
+    for old, new in zip(former, (names[i] for i in labeled), strict=True):
         if io.nfc(old) != io.nfc(new):
             raise InputError(
                 f"{path}: the split does not fit the dataset {source.name}: a "
@@ -450,7 +458,7 @@ def hand_over(
     *,
     unlabeled_includes_labeled: bool,
 ) -> Split:
-    """Takes the labeled and validation images of another run.
+    """Returns a split with the labeled and validation images of another run.
 
     Raises:
         InputError: The file cannot be read, or does not fit the dataset.
@@ -462,3 +470,135 @@ def hand_over(
         source, split.labeled, split.validation, unlabeled_includes_labeled
     )
     return dataclasses.replace(split, unlabeled=unlabeled)
+
+
+# ------------------------------------------------ lists of labeled images --
+
+
+def read_list(
+    path: pathlib.Path, source: source_lib.Source, *, in_order: bool = False
+) -> np.ndarray:
+    """Reads a file that lists the labeled images; see `find_listed`.
+
+    Args:
+        path: The file.
+        source: The dataset.
+        in_order: See `find_listed`.
+
+    Raises:
+        InputError: It cannot be read, or a line names no labeled image.
+    """
+    lines = io.read_text(path, f"--labeled_list={path}").splitlines()
+    return find_listed(
+        lines, source, f"--labeled_list={path}", in_order=in_order
+    )
+
+
+def find_listed(
+    names: list[str],
+    source: source_lib.Source,
+    of: str,
+    *,
+    in_order: bool = False,
+) -> np.ndarray:
+    """Finds labeled images by file name, with or without folders, or index.
+
+    Args:
+        names: File names or indices; empty ones are left out.
+        source: The dataset.
+        of: Where the names are from, for messages.
+        in_order: Keep the order of the names, instead of sorting the indices.
+
+    Returns:
+        Indices into the training images, [n] int64.
+
+    Raises:
+        InputError: A name is that of no image, of several, or of an image
+            whose class is not known; or an image is named twice, or none is.
+    """
+    look_up = _look_up(source)
+    lines: dict[int, int] = {}  # index → number of its line
+    for number, line in enumerate(names, 1):
+        name = line.strip()
+        if not name:
+            continue
+        place = f"{of}, line {number}: {name!r}"
+        index = look_up(name, place)
+        if source.train.labels[index] < 0:
+            raise InputError(f"{place} has no known class")
+        if index in lines:
+            raise InputError(f"{place} is the image of line {lines[index]}")
+        lines[index] = number
+    if not lines:
+        raise InputError(f"{of}: names no image")
+    return np.asarray(list(lines) if in_order else sorted(lines), np.int64)
+
+
+def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
+    """Returns a function from a name, and where it stands, to an index."""
+    names = source.train.names or ()
+    # Equal names in either form of Unicode must compare equal.
+    composed = [io.nfc(name) for name in names]
+    # By the last part of the path: lists often have fewer folders than the data
+    # have, or more.
+    by_last: dict[str, list[int]] = {}
+    stems = collections.defaultdict(list)
+    for index, name in enumerate(composed):
+        last = name.rpartition("/")[2]
+        by_last.setdefault(last, []).append(index)
+        stems[os.path.splitext(last)[0]].append(index)
+
+    def fits(index: int, name: str) -> bool:
+        one, other = f"/{composed[index]}", f"/{name}"
+        return one.endswith(other) or other.endswith(one)
+
+    def look_up(name: str, place: str) -> int:
+        name = io.nfc(name.replace("\\", "/"))
+        same = by_last.get(name.rpartition("/")[2], ())
+        matches = [i for i in same if fits(i, name)]
+        if len(matches) > 1:  # "a/x.jpg" may end others' paths, too
+            matches = [i for i in matches if composed[i] == name] or matches
+        if len(matches) > 1:
+            raise InputError(f"{place} is the name of several images")
+        if matches:
+            return matches[0]
+        if name.isdecimal() and len(name) < 19:
+            if names:
+                _check_index(place, name, [names[i] for i in stems[name]])
+            if int(name) >= len(source.train):
+                raise InputError(
+                    f"{place}: {source.name} has {len(source.train)} training "
+                    "images (indices from 0)"
+                )
+            return int(name)
+        kind = "no training image of" if names else "not an index into"
+        raise InputError(
+            f"{place} is {kind} {source.name}"
+            + (f"; its names are like {names[0]!r}" if names else "")
+        )
+
+    return look_up
+
+
+def _check_index(place: str, number: str, named: list[str]) -> None:
+    """Refuses a number that may be an image's name without its suffix.
+
+    Args:
+        place: Where it stands, for the message.
+        number: The number, as it stands there.
+        named: Names of the images that are called so.
+
+    Raises:
+        InputError: There are such images, or the number has leading zeros, as
+            names have and indices have not.
+    """
+    if named:
+        raise InputError(
+            f"{place} may be the image {named[0]!r} or the index "
+            f"{int(number)}; write the image's name, with its ending"
+        )
+    if number != str(int(number)):
+        raise InputError(
+            f"{place} is the name of no image, and an index has no zeros in "
+            "front; write the image's name, with its ending"
+        )

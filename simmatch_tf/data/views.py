@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from simmatch_tf.data import cropping, decoding, randomness
+from simmatch_tf.data import decoding, randomness
 from simmatch_tf.data.augment import geometry as geometry_lib
 from simmatch_tf.data.augment import moco, randaugment
 from simmatch_tf.data.sources import source
@@ -146,14 +146,14 @@ def crops(
     made = {}
     for (side, area), names in groups.items():
         if area is None:
-            crop = cropping.whole(images, indices, side=side)
+            crop = decoding.centre_crops(images, indices, side=side)
             made |= dict.fromkeys(names, crop)
             continue
         draws = [
             _draw(seeds[name], "resized_crop", decoding.BOX_DRAWS)
             for name in names
         ]
-        cut = cropping.resized(
+        cut = decoding.random_crops(
             images, indices, tf.stack(draws, axis=1), side=side, area=area
         )
         made |= dict(zip(names, cut, strict=True))

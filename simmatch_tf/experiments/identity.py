@@ -12,8 +12,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import registry
 from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import dataset_names, listing, shards
+from simmatch_tf.data import records as records_lib
+from simmatch_tf.data.sources import folder, tfds
 
 _NUMBER = re.compile(r"-\d{5}-of-(\d{5})$")
 # Bytes of a split's record files, or of a folder, up to which their contents
@@ -55,7 +57,7 @@ def name(config: config_lib.Config) -> str:
     defaults = default_flags(config)
     given = [word for word in flags(config) if word not in defaults]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
-    dataset = dataset_names.base(config.dataset)
+    dataset = config_lib.base_name(config.dataset)
     return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
 
 
@@ -124,7 +126,7 @@ def records(
         they are small TFRecord files, else None. None if the dataset is not
         prepared here.
     """
-    root = dataset_names.data_dir(config.tfds_dir)
+    root = tfds.data_dir(config.tfds_dir)
     paths = {pattern: os.path.join(root, pattern) for pattern in patterns}
     if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
         return None
@@ -144,7 +146,8 @@ def records_of_run(
     Returns:
         As `records`; None if the dataset is none of TFDS.
     """
-    if config.dataset in dataset_names.OWN:
+    entry, _ = registry.sources.find(config.dataset)
+    if "is_prepared" not in entry.facts:
         return None
     try:
         files = fingerprint.read(data_json).files
@@ -170,7 +173,7 @@ def _state(pattern: str) -> tuple[str, str | None]:
     sizes = [os.path.getsize(path) for path in paths]
     if ".tfrecord" not in name or sum(sizes) > _READ:
         return _digest(sizes), None
-    return _digest(sizes), _digest([shards.digest(path) for path in paths])
+    return _digest(sizes), _digest([records_lib.digest(path) for path in paths])
 
 
 def _digest(values: Sequence[int | str]) -> str:
@@ -180,11 +183,9 @@ def _digest(values: Sequence[int | str]) -> str:
 @functools.cache
 def _in_folder(path: str) -> fingerprint.Fingerprint:
     """Reads the files of a folder, once for all cells of a plan."""
-    images = listing.Listing(path)
-    files = fingerprint.of_listing(images)
+    images = folder.Listing(path)
+    files = images.fingerprint()
     if sum(size for size, _, _ in files.files.values()) > _READ:
         return files
     contents = fingerprint.digests([*files.paths.values()])
-    return fingerprint.of_listing(
-        images, dict(zip(files.paths, contents, strict=True))
-    )
+    return images.fingerprint(dict(zip(files.paths, contents, strict=True)))

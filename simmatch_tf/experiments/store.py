@@ -17,7 +17,7 @@ from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf.data.sources import tfds
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results
@@ -232,7 +232,7 @@ def _check_records(
         InputError: Its files are others.
     """
     now = identity.records(config, then)
-    root = dataset_names.data_dir(config.tfds_dir)
+    root = tfds.data_dir(config.tfds_dir)
     if now is None:
         _warn_once(
             f"--dataset={config.dataset} is not prepared in {root}, so the "

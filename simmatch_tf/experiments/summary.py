@@ -10,8 +10,8 @@ import statistics
 
 from absl import logging
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
-from simmatch_tf.data.sources import dataset_names
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
@@ -42,7 +42,7 @@ def compare(
                 seconds=finished.seconds,
             )
         )
-        dataset = dataset_names.base(cell.config.dataset)
+        dataset = config_lib.base_name(cell.config.dataset)
         images[cell.column].add(
             (dataset, finished.scored_on, finished.test_images)
         )

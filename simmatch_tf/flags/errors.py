@@ -1,12 +1,26 @@
-"""User-facing errors."""
+"""User-facing errors, and what may have been meant by an unknown name."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
-    """An error that the user can correct; commands print its message alone."""
+    """An error that the user can correct; commands print it without a trace."""
+
+
+def close(
+    value: str, names: Sequence[str], *, count: int = 1, cutoff: float = 0.7
+) -> list[str]:
+    """Returns the names most like a value, at most `count`, best first.
+
+    Args:
+        value: The name that was given.
+        names: Names that exist.
+        count: Number of names to return at most.
+        cutoff: Least similarity, in [0, 1].
+    """
+    return difflib.get_close_matches(value, names, count, cutoff)
 
 
 def nearest(value: str, names: Iterable[str]) -> str:
@@ -17,9 +31,8 @@ def nearest(value: str, names: Iterable[str]) -> str:
         names: The known names.
     """
     names = list(names)
-    close = difflib.get_close_matches(value, names, 3, 0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
+    if names_like := close(value, names, count=3, cutoff=0.5):
+        return f"; did you mean {' or '.join(names_like)}?"
     return f"; known: {', '.join(names)}"
 
 

@@ -28,7 +28,7 @@ import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
 from simmatch_tf.algorithms import diagnostics
-from simmatch_tf.data import cropping, pipeline, splits
+from simmatch_tf.data import decoding, pipeline, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
@@ -173,7 +173,8 @@ class TensorBoardWriter:
     def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
         rows = shown.rows
-        if not self.writes or not {"weak", "strong", "p_hat"} <= rows.keys():
+        needed = {"weak", "strong", "p_hat", "mask"}
+        if not self.writes or not needed <= rows.keys():
             return
         hat = rows["p_hat"]
         truth = rows.get("truth", np.full(len(hat), -1))
@@ -188,15 +189,15 @@ class TensorBoardWriter:
             )
             for i in range(len(hat))
         ]
-        images_of = {"views": pictures.views(images, self._class_names)}
+        drawn = {"views": pictures.views(images, self._class_names)}
         if "neighbors" in rows:
-            images_of["neighbors"] = pictures.neighbors(
+            drawn["neighbors"] = pictures.neighbors(
                 images,
                 self._neighbors(rows["neighbors"], rows["cosines"]),
                 self._class_names,
             )
         with self._at(step):
-            for name, pixels in images_of.items():
+            for name, pixels in drawn.items():
                 tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(
@@ -226,7 +227,7 @@ class TensorBoardWriter:
             InputError: One cannot be read.
         """
         try:
-            return cropping.whole(
+            return decoding.centre_crops(
                 self._source.train,
                 tf.constant(self._split.labeled[slots], tf.int64),
                 side=self._source.image_shape[0],

@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
-from simmatch_tf.data.sources import dataset_names
 
 # Dataset → its title in the paper.
 TITLES = {
@@ -68,7 +68,7 @@ class Table:
     """The user's models and published ones, side by side.
 
     Attributes:
-        outcomes: `probes.scores.Outcome`s of one protocol, at least one.
+        outcomes: `probes.measuring.Outcome`s of one protocol, at least one.
     """
 
     outcomes: tuple[Any, ...]
@@ -86,9 +86,9 @@ class Table:
             for name, epochs, figures in PUBLISHED:
                 by_name = dict(zip(TITLES, figures, strict=True))
                 known = {
-                    c: by_name[dataset_names.base(c)]
+                    c: by_name[config_lib.base_name(c)]
                     for c in self.columns
-                    if dataset_names.base(c) in by_name
+                    if config_lib.base_name(c) in by_name
                 }
                 if known:
                     rows.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
@@ -172,7 +172,7 @@ class Table:
 
 def title(dataset: str) -> str:
     """Returns a dataset's title in the paper, or else its own name."""
-    return TITLES.get(dataset_names.base(dataset), dataset)
+    return TITLES.get(config_lib.base_name(dataset), dataset)
 
 
 def line(outcome: Any) -> str:

@@ -1,18 +1,21 @@
 """A trained network as functions with signatures, which are exported."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.ops import propagation
 from simmatch_tf.serving import preprocessing
 
 SERVED = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 # Largest number of classes in the outputs `classes` and `scores`.
 LISTED = 5
+# Outputs of the network that `embed` gives, as far as the network has them.
+EMBED = ("features", "embeddings")
 # Name of a labeled image of which neither name nor index is known.
 UNKNOWN = "unknown"
 
@@ -36,6 +39,45 @@ class Labeled:
     ids: Sequence[str]
     temperature: float
     alpha: float
+
+
+def neighbors(
+    outputs: Mapping[str, tf.Tensor | np.ndarray],
+) -> list[list[dict[str, Any]]]:
+    """Returns the labeled images in the outputs of `Classifier.explain`.
+
+    Args:
+        outputs: Name → values.
+
+    Returns:
+        For each image, its labeled images, the most similar first: `slot`,
+        `id`, `class`, `similarity` and `weight`.
+    """
+    columns = (
+        np.asarray(outputs[name]).tolist()
+        for name in (
+            "neighbor_slots",
+            "neighbor_ids",
+            "neighbor_classes",
+            "similarities",
+            "weights",
+        )
+    )
+    return [
+        [
+            {
+                "slot": slot,
+                "id": name.decode(),
+                "class": class_name.decode(),
+                "similarity": similarity,
+                "weight": weight,
+            }
+            for slot, name, class_name, similarity, weight in zip(
+                *rows, strict=True
+            )
+        ]
+        for rows in zip(*columns, strict=True)
+    ]
 
 
 class Classifier(tf.Module):
@@ -170,7 +212,7 @@ class Classifier(tf.Module):
         out = self._run(images)
         return {
             name: tf.cast(out[name], tf.float32)
-            for name in ("features", "embeddings")
+            for name in EMBED
             if name in out
         }
 
@@ -195,7 +237,7 @@ class Classifier(tf.Module):
         p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
         labels = tf.constant(self.labeled.labels)
         t = self.labeled.temperature
-        logits, shift = similarity.similarity_logits(z, self._features, t)
+        logits, shift = propagation.similarity_logits(z, self._features, t)
         q = tf.nn.softmax(logits)  # [N, K], Eq. 3
         cosines = (logits + shift) * t  # [N, K]
         aggregated = propagation.aggregate(q, labels, len(self.class_names))

@@ -15,13 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, terminal
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails, verification, versions
-from simmatch_tf.training import inputs, workdir
+from simmatch_tf.training import inputs
 
 # Other format → its file.
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
@@ -88,24 +87,28 @@ def write(
     """
     terminal.say(f"loading {folder}")
     run = loading.run(
-        folder, weights=weights, neighbors=neighbors, input_dtype=input_dtype
+        folder,
+        weights=weights,
+        neighbors=neighbors,
+        input_dtype=input_dtype,
+        data_dir=data_dir,
+        tfds_dir=tfds_dir,
     )
     if images is not None:
         source = None
-        examples = verification.of_files(images, run.classifier.preprocessing)
+        examples = verification.of_files(images, run.preprocessing)
     else:
-        moved = run.config.moved(data_dir, tfds_dir)
-        source, examples = _of_dataset(run, moved)
+        source, examples = _of_dataset(run)
     terminal.say(f"writing a version in {output}, and comparing it")
     notes: list[str] = []
     with versions.new(output) as version:
-        card = _card(run, workdir.Workdir(folder))
+        card = _card(run)
         card["format"] = kind
         if kind == "saved_model":
             card |= _saved_model(
                 version.path, run, examples, neighbors=neighbors, notes=notes
             )
-            if keep_thumbnails and run.classifier.labeled is not None:
+            if keep_thumbnails and run.explain is not None:
                 _thumbnails(version.path, run, source, notes)
         else:
             card |= _converted(version.path, kind, run.classifier, examples)
@@ -114,25 +117,24 @@ def write(
 
 
 def _of_dataset(
-    run: loading.Run, config: config_lib.Config
+    run: loading.Run,
 ) -> tuple[source_lib.Source, verification.Examples]:
     """Returns the run's dataset, and images of it to compare on."""
-    terminal.say(f"reading the images of {config.dataset}")
+    terminal.say(f"reading the images of {run.config.dataset}")
     try:
-        source = inputs.make_source(config)
+        source = inputs.make_source(run.moved)
     except InputError as error:
         raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
-    preprocess = run.classifier.preprocessing
     return source, verification.of_source(
         source.test or source.train,
-        side=preprocess.image_shape[0],
-        resize=preprocess.resize,
+        side=run.preprocessing.image_shape[0],
+        resize=run.preprocessing.resize,
     )
 
 
-def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
+def _card(run: loading.Run) -> dict[str, Any]:
     """The model card, as far as it is known before the export is written."""
-    content, config, classifier = run.content, run.config, run.classifier
+    content, config = run.content, run.config
     labels = collections.Counter(content["labels"])
     return {
         "model": {
@@ -141,14 +143,14 @@ def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "weights": run.weights,
             "weights_of_record": run.weights_of_record,
             "step": run.step,
-            "checkpoint": run.checkpoint,
-            "parameters": classifier.network.count_params(),
+            "checkpoint": run.identity["checkpoint"],
+            "parameters": run.classifier.network.count_params(),
             "input": list(content["image_shape"]),
-            "input_dtype": classifier.input_dtype,
-            "preprocessing": classifier.preprocessing.as_dict(),
-            "explains": classifier.labeled is not None,
+            "input_dtype": run.input_dtype,
+            "preprocessing": run.preprocessing.as_dict(),
+            "explains": run.explain is not None,
         },
-        "accuracy": versions.accuracy(folder, run.weights, run.step),
+        "accuracy": run.accuracy,
         "data": {
             "dataset": config.dataset,
             "class_names": content["class_names"],
@@ -194,7 +196,7 @@ def _saved_model(
     classifier = run.classifier
     assets = _assets(classifier)
     if classifier.labeled is None:
-        notes.append(run.why_no_neighbors)
+        notes.append(run.why_not)
     else:
         assets[loading.LABELED] = _labeled_images(classifier)
         if neighbors > classifier.neighbors:
@@ -359,14 +361,7 @@ def _thumbnails(
             f"{_MOST_THUMBNAILS}"
         )
     else:
-        pictures = thumbnails.of_slots(
-            source,
-            slots,
-            content=run.content,
-            data=run.data,
-            preprocess=run.classifier.preprocessing,
-        )
-        thumbnails.write_archive(folder, pictures)
+        thumbnails.write_archive(folder, run.thumbnails(slots, source))
 
 
 def _converted(

@@ -2,25 +2,35 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight
-from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf import preflight, runtime
 from simmatch_tf.data import splits
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.distributed import strategies
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing, thumbnails, versions
-from simmatch_tf.training import checkpoints, initial, inputs, state, workdir
+from simmatch_tf.training import (
+    checkpoints,
+    initial,
+    inputs,
+    results,
+    state,
+    workdir,
+)
 
 # Files in the assets of an export.
 CLASS_NAMES = initial.CLASS_NAMES
@@ -28,6 +38,8 @@ LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
 # Calibration errors below this are not worth a note.
 _CALIBRATED = 0.05
+# Network → the attributes of an algorithm that lead to it.
+_PLACES = {"student": ("student",), "ema": ("teacher", "model")}
 _NO_MEMORY = (
     "the run has no memory of labeled images, as --algorithm=simmatch has: "
     "nothing can be explained by them"
@@ -38,31 +50,204 @@ _EMPTY_MEMORY = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Trained:
+    """Networks of a run, and its memory bank.
+
+    Attributes:
+        networks: "student" or "ema" → network.
+        weights_of_record: "student" or "ema": those of the run's result.
+        step: Training steps done.
+        memory: `features` [K, D], `labels` [K] and `written` [K] of the memory
+            bank, see `memory.MemoryBuffer`; None without one.
+    """
+
+    networks: dict[str, keras.Model]
+    weights_of_record: str
+    step: int
+    memory: dict[str, np.ndarray] | None
+
+
+@runtime.pinned()
+def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
+    """Reads trained networks of a run.
+
+    Those of a finished run come from its model.keras and, for other weights,
+    from its last checkpoint. Otherwise all state is restored from the last
+    checkpoint that can be read.
+
+    Args:
+        folder: The run's folder.
+        *names: "student" or "ema"; None: the weights of record.
+
+    Raises:
+        InputError: There is no run or no checkpoint, or they do not belong
+            together.
+    """
+    try:
+        if trained := _read_finished(folder, names):
+            return trained
+    # A damaged file makes TensorFlow and Keras raise errors of many types.
+    except Exception as error:
+        logging.warning(
+            "%s: cannot be read (%s); the run's last checkpoint is restored",
+            folder.model,
+            errors.reason(error),
+        )
+    return _read_checkpoint(folder)
+
+
+def _read_finished(
+    folder: workdir.Workdir, names: Sequence[str | None]
+) -> Trained | None:
+    """Reads networks without their optimizer; None of an unfinished run."""
+    if not (folder.model.is_file() and folder.results.is_file()):
+        return None
+    result = results.read(folder.results)
+    index = folder.checkpoints / f"step_{result.steps:08d}.index"
+    if index != max(folder.checkpoints.glob("step_*.index"), default=None):
+        return None  # the run was continued
+    prefix = str(index.with_suffix(""))
+    networks = {}
+    with runtime.seeded(0), strategies.one().scope():
+        for name in names:
+            name = name or result.weights_of_record
+            networks[name] = network.load(folder.model)
+            if name != result.weights_of_record:
+                _read_weights(networks[name], _PLACES[name], prefix)
+    reader = tf.train.load_checkpoint(prefix)
+    saved = reader.get_variable_to_shape_map()
+    keys = {
+        name: f"algorithm/memory/{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        for name in ("features", "labels", "written")
+    }
+    memory = None
+    if all(key in saved for key in keys.values()):
+        memory = {name: reader.get_tensor(key) for name, key in keys.items()}
+    return Trained(networks, result.weights_of_record, result.steps, memory)
+
+
+def _read_checkpoint(folder: workdir.Workdir) -> Trained:
+    """Restores all state of a run from its last checkpoint."""
+    algorithm, _, step = state.restore(folder.path)
+    memory = getattr(algorithm, "memory", None)
+    if memory is not None:
+        memory = {
+            name: getattr(memory, name).numpy()
+            for name in ("features", "labels", "written")
+        }
+    return Trained(
+        algorithm.networks(), algorithm.evaluated_weights, step, memory
+    )
+
+
+def _read_weights(
+    model: keras.Model, place: Sequence[str], prefix: str
+) -> None:
+    """Reads the weights of a network from a checkpoint.
+
+    Args:
+        model: A network of the same architecture; overwritten.
+        place: Attributes that lead from the saved algorithm to the network.
+        prefix: The checkpoint.
+    """
+    node = model
+    for attribute in ("algorithm", *place)[::-1]:
+        node = tf.train.Checkpoint(**{attribute: node})
+    node.read(prefix).expect_partial().assert_existing_objects_matched()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A run or an export, ready to predict.
+
+    Attributes:
+        classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
+        explain: Images → outputs as of `Classifier.explain`, or None.
+        why_not: Why there is no `explain`, or "".
+        neighbors: Number of neighbors that `explain` gives of each image.
+        class_names: L names.
+        preprocessing: How encoded images become `classify`'s input.
+        input_dtype: Data type of the images.
+        identity: Tells this model from any other, as a JSON object.
+        accuracy: What was measured of it, see `versions.accuracy`.
+    """
+
+    classify: Callable[..., dict[str, tf.Tensor]]
+    explain: Callable[..., dict[str, tf.Tensor]] | None
+    why_not: str
+    neighbors: int
+    class_names: list[str]
+    preprocessing: preprocessing.Preprocessing
+    input_dtype: str
+    identity: dict[str, Any]
+    accuracy: dict[str, Any] | None
+
+    @property
+    def note(self) -> str:
+        """A sentence if the confidences are known to be off, or ""."""
+        error = (self.accuracy or {}).get("calibration_error")
+        if error is None or error < _CALIBRATED:
+            return ""
+        return (
+            f"Confidences are off by {error:.1%} on average: the calibration "
+            f"error of {self.accuracy['images']:,} "
+            f"{self.accuracy['scored_on']} images."
+        )
+
+    def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
+        """Returns JPEGs of labeled images, as far as they are known, by slot.
+
+        Args:
+            slots: Memory slots.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Model):
     """The classifier of a run.
 
     Attributes:
         classifier: See `classifier.Classifier`.
         config: The run's flags.
+        moved: The same with the present location of its images.
         content: The content of its split file.
         data: The file that lists the images it was begun with.
         step: Training steps done.
-        checkpoint: Digest of the checkpoint of that step.
         weights: "student" or "ema": those of the classifier.
         weights_of_record: "student" or "ema": those of the run's result.
-        why_no_neighbors: Why nothing can be explained by labeled images, or
-            "".
     """
 
     classifier: classifier_lib.Classifier
     config: config_lib.Config
+    moved: config_lib.Config
     content: dict[str, Any]
     data: pathlib.Path
     step: int
-    checkpoint: str
     weights: str
     weights_of_record: str
-    why_no_neighbors: str
+
+    def thumbnails(
+        self, slots: Sequence[int], source: source_lib.Source | None = None
+    ) -> dict[int, bytes]:
+        """Returns JPEGs of labeled images, as far as they are known, by slot.
+
+        Args:
+            slots: Memory slots.
+            source: The run's dataset; by default it is read.
+        """
+        try:
+            source = source or inputs.make_source(self.moved)
+        except InputError as error:
+            logging.warning("no pictures of the labeled images: %s", error)
+            return {}
+        return thumbnails.of_slots(
+            source,
+            slots,
+            content=self.content,
+            data=self.data,
+            preprocess=self.preprocessing,
+        )
 
 
 def run(
@@ -71,14 +256,18 @@ def run(
     weights: str | None = None,
     neighbors: int = 5,
     input_dtype: str = "uint8",
+    data_dir: str | None = None,
+    tfds_dir: str | None = None,
 ) -> Run:
-    """Loads the classifier of a run from its last checkpoint.
+    """Loads the classifier of a run.
 
     Args:
         path: The run's folder.
         weights: "student" or "ema"; default: the weights of record.
         neighbors: See `classifier.Classifier`.
         input_dtype: See `classifier.Classifier`.
+        data_dir: Present location of the run's --data_dir.
+        tfds_dir: Present location of the run's --tfds_dir.
 
     Raises:
         InputError: There is no run or no checkpoint, or they do not belong
@@ -86,12 +275,24 @@ def run(
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
-    algorithm, _, step = state.restore(path, state.Custom())
     content = splits.read_content(folder.split)
-    weights = weights or algorithm.evaluated_weights
-    labeled = _labeled(algorithm, content, config)
+    trained = read_networks(folder, weights)
+    weights = weights or trained.weights_of_record
+    labeled, why_not = None, _NO_MEMORY
+    if trained.memory is not None:
+        names = thumbnails.slot_names(content)
+        slots = np.flatnonzero(trained.memory["written"] >= 0)
+        why_not = "" if len(slots) else _EMPTY_MEMORY
+        labeled = classifier_lib.Labeled(
+            features=trained.memory["features"][slots],
+            slots=slots,
+            labels=trained.memory["labels"][slots],
+            ids=[names[slot] for slot in slots],
+            temperature=config.temperature,
+            alpha=config.alpha,
+        )
     classifier = classifier_lib.Classifier(
-        algorithm.networks()[weights],
+        trained.networks[weights],
         content["class_names"],
         preprocessing.Preprocessing(
             tuple(content["image_shape"]), config.eval_resize
@@ -100,69 +301,55 @@ def run(
         neighbors=neighbors,
         input_dtype=input_dtype,
     )
-    why_no_neighbors = ""
-    if labeled is None:
-        why_no_neighbors = _NO_MEMORY
-    elif classifier.labeled is None:
-        why_no_neighbors = _EMPTY_MEMORY
+    accuracy = None
+    # Damaged results do not keep a run from predicting.
+    with contextlib.suppress(InputError):
+        accuracy = versions.accuracy(folder, weights, trained.step)
     return Run(
+        classify=classifier.classify,
+        explain=None if why_not else classifier.explain,
+        why_not=why_not,
+        neighbors=classifier.neighbors,
+        class_names=classifier.class_names,
+        preprocessing=classifier.preprocessing,
+        input_dtype=input_dtype,
+        identity={
+            "run": os.path.realpath(path),
+            "checkpoint": checkpoints.digest(folder.checkpoints, trained.step),
+            "step": trained.step,
+            "weights": weights,
+        },
+        accuracy=accuracy,
         classifier=classifier,
         config=config,
+        moved=config.moved(data_dir, tfds_dir),
         content=content,
         data=folder.data,
-        step=step,
-        checkpoint=checkpoints.digest(folder.checkpoints, step),
+        step=trained.step,
         weights=weights,
-        weights_of_record=algorithm.evaluated_weights,
-        why_no_neighbors=why_no_neighbors,
+        weights_of_record=trained.weights_of_record,
     )
 
 
-def _labeled(
-    algorithm: algorithm_lib.Algorithm,
-    content: dict[str, Any],
-    config: config_lib.Config,
-) -> classifier_lib.Labeled | None:
-    """Returns the memory slots that were written; None without a memory."""
-    memory = getattr(algorithm, "memory", None)
-    if memory is None:
-        return None
-    slots = np.flatnonzero(memory.filled.numpy())
-    return classifier_lib.Labeled(
-        features=memory.features.numpy()[slots],
-        slots=slots,
-        labels=memory.labels.numpy()[slots],
-        ids=np.array(thumbnails.slot_names(content), object)[slots].tolist(),
-        temperature=config.temperature,
-        alpha=config.alpha,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Model):
     """A loaded SavedModel of `export`.
 
     Attributes:
         path: The version's folder.
         signatures: Name → function.
-        class_names: L names.
-        preprocessing: How encoded images become the network's input.
         card: Its model card.
+        module: What was loaded; the signatures do not keep its variables.
     """
 
     path: pathlib.Path
     signatures: dict[str, Any]
-    class_names: list[str]
-    preprocessing: preprocessing.Preprocessing
     card: dict[str, Any]
-    # The signatures do not keep the variables alive by themselves.
-    _module: Any = dataclasses.field(repr=False)
+    module: Any = dataclasses.field(repr=False)
 
-    @property
-    def input_dtype(self) -> str:
-        """Data type of the images that `serving_default` takes."""
-        function = self.signatures[classifier_lib.SERVED]
-        return function.structured_input_signature[1]["images"].dtype.name
+    def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
+        """See `Model.thumbnails`."""
+        return thumbnails.read_archive(self.path, slots)
 
 
 def export(path: pathlib.Path) -> Export:
@@ -185,48 +372,38 @@ def export(path: pathlib.Path) -> Export:
             json.loads((path / "assets" / name).read_text("utf-8"))
             for name in (CLASS_NAMES, PREPROCESSING)
         )
+        card = json.loads((path / versions.CARD).read_text("utf-8"))
+        signatures = dict(module.signatures)
+        classify = signatures[classifier_lib.SERVED]
+        explain, neighbors = signatures.get("explain"), 0
+        if explain is not None:
+            neighbors = explain.structured_outputs["similarities"].shape[1]
+        specs = classify.structured_input_signature[1]
         return Export(
-            path=path,
-            signatures=dict(module.signatures),
+            classify=classify,
+            explain=explain,
+            why_not=f"{path} was exported without explain: the run's memory of "
+            "labeled images was empty, or it has none",
+            neighbors=neighbors,
             class_names=class_names,
             preprocessing=preprocessing.Preprocessing.from_dict(preprocess),
-            card=json.loads((path / versions.CARD).read_text("utf-8")),
-            _module=module,
+            input_dtype=specs["images"].dtype.name,
+            identity={"export": os.path.realpath(path), "date": card["date"]},
+            accuracy=versions.with_calibration(
+                card["accuracy"],
+                path / workdir.EVALUATION,
+                card["model"]["weights"],
+                card["model"]["step"],
+            ),
+            path=path,
+            signatures=signatures,
+            card=card,
+            module=module,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
         ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A run or an export, ready to predict.
-
-    Attributes:
-        classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
-        explain: Images → outputs as of `Classifier.explain`, or None.
-        why_not: Why there is no `explain`.
-        neighbors: Number of neighbors that `explain` gives of each image.
-        class_names: L names.
-        preprocessing: How encoded images become `classify`'s input.
-        input_dtype: Data type of the images.
-        identity: Tells this model from any other, as a JSON object.
-        thumbnails: Memory slots → JPEGs of their labeled images, as far as
-            these are known.
-        note: A sentence if the confidences are known to be off, or "".
-    """
-
-    classify: Callable[..., dict[str, tf.Tensor]]
-    explain: Callable[..., dict[str, tf.Tensor]] | None
-    why_not: str
-    neighbors: int
-    class_names: list[str]
-    preprocessing: preprocessing.Preprocessing
-    input_dtype: str
-    identity: dict[str, Any]
-    thumbnails: Callable[[Sequence[int]], dict[int, bytes]]
-    note: str = ""
 
 
 def open_model(
@@ -250,110 +427,25 @@ def open_model(
         InputError: It cannot be loaded, or an option does not apply to it.
     """
     kind, path = preflight.kind_of_model("model", model)
-    if kind == "workdir":
-        return _open_run(path, weights, neighbors, data_dir, tfds_dir)
-    if weights is not None:
-        raise InputError(
-            f"weights={weights}: applies to a run; an export has the weights "
-            "it was made with"
-        )
-    return _open_export(path)
-
-
-def _open_run(
-    path: pathlib.Path,
-    weights: str | None,
-    neighbors: int | None,
-    data_dir: str | None,
-    tfds_dir: str | None,
-) -> Model:
+    if kind != "workdir":
+        if weights is not None:
+            raise InputError(
+                f"weights={weights}: applies to a run; an export has the "
+                "weights it was made with"
+            )
+        return export(path)
     if weights not in (None, "student", "ema"):
         raise InputError(f"weights={weights!r}: must be student or ema")
-    opened = run(path, weights=weights, neighbors=neighbors or 5)
-    classifier = opened.classifier
-    if (neighbors or 0) > classifier.neighbors:
+    opened = run(
+        path,
+        weights=weights,
+        neighbors=neighbors or 5,
+        data_dir=data_dir,
+        tfds_dir=tfds_dir,
+    )
+    if (neighbors or 0) > opened.neighbors:
         raise InputError(
             f"--neighbors={neighbors}: must be at most the number of labeled "
-            f"images in the run's memory, which is {classifier.neighbors}"
+            f"images in the run's memory, which is {opened.neighbors}"
         )
-
-    def labeled_images(slots: Sequence[int]) -> dict[int, bytes]:
-        try:
-            moved = opened.config.moved(data_dir, tfds_dir)
-            source = inputs.make_source(moved)
-        except InputError as error:
-            logging.warning("no pictures of the labeled images: %s", error)
-            return {}
-        return thumbnails.of_slots(
-            source,
-            slots,
-            content=opened.content,
-            data=opened.data,
-            preprocess=classifier.preprocessing,
-        )
-
-    accuracy = None
-    # Damaged results do not keep a run from predicting.
-    with contextlib.suppress(InputError):
-        accuracy = versions.accuracy(
-            workdir.Workdir(path), opened.weights, opened.step
-        )
-    return Model(
-        classify=classifier.classify,
-        explain=classifier.explain if classifier.labeled is not None else None,
-        why_not=opened.why_no_neighbors,
-        neighbors=classifier.neighbors,
-        class_names=classifier.class_names,
-        preprocessing=classifier.preprocessing,
-        input_dtype=classifier.input_dtype,
-        identity={
-            "run": os.path.realpath(path),
-            "checkpoint": opened.checkpoint,
-            "step": opened.step,
-            "weights": opened.weights,
-        },
-        thumbnails=labeled_images,
-        note=_note(accuracy),
-    )
-
-
-def _open_export(path: pathlib.Path) -> Model:
-    opened = export(path)
-    explain = opened.signatures.get("explain")
-    neighbors = 0
-    if explain is not None:
-        neighbors = explain.structured_outputs["similarities"].shape[1]
-    return Model(
-        classify=opened.signatures[classifier_lib.SERVED],
-        explain=explain,
-        why_not=f"{path} was exported without explain: the run's memory of "
-        "labeled images was empty, or it has none",
-        neighbors=neighbors,
-        class_names=opened.class_names,
-        preprocessing=opened.preprocessing,
-        input_dtype=opened.input_dtype,
-        identity={
-            "export": os.path.realpath(path),
-            "date": opened.card["date"],
-        },
-        thumbnails=functools.partial(thumbnails.read_archive, path),
-        note=_note(
-            versions.with_calibration(
-                opened.card["accuracy"],
-                path / workdir.EVALUATION,
-                opened.card["model"]["weights"],
-                opened.card["model"]["step"],
-            )
-        ),
-    )
-
-
-def _note(accuracy: dict[str, Any] | None) -> str:
-    """Says how far confidences are off, if that was measured and is large."""
-    error = (accuracy or {}).get("calibration_error")
-    if error is None or error < _CALIBRATED:
-        return ""
-    return (
-        f"Confidences are off by {error:.1%} on average: the calibration error "
-        f"of {accuracy['images']:,} {accuracy['scored_on']} images."
-    )
+    return opened

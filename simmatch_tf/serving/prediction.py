@@ -13,9 +13,9 @@ import PIL.Image
 import tensorflow as tf
 
 from simmatch_tf import io, terminal
-from simmatch_tf.data import examination, selection
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.serving import loading, prediction_file
+from simmatch_tf.data import files, selection
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.serving import classifier, loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.
 _LISTED = 5
@@ -31,7 +31,7 @@ class _Images:
         names: N names, for people.
         paths: N absolute paths of files, or None.
         encoded: N encoded images, or None.
-        remarks: uint8 [N], see `examination.warn`; those of files are filled
+        remarks: uint8 [N], see `files.warn`; those of files are filled
             in when they are read.
     """
 
@@ -91,7 +91,7 @@ def _outputs(
     def decode(index: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
         pixels = model.preprocessing.decode(encoded)
-        marked = examination.is_marked(encoded)
+        marked = files.is_marked(encoded)
         return index, _is_exact(encoded), marked, pixels
 
     dataset = tf.data.Dataset.from_tensor_slices(
@@ -113,7 +113,7 @@ def _outputs(
                 good[place] = not _why_unreadable(images.paths[batch[place]])
             for index in batch[good & marked]:
                 path = images.paths[index]
-                images.remarks[index] = examination.remarks(path)
+                images.remarks[index] = files.remarks(path)
         values = {}
         if good.any():
             inputs = tf.cast(pixels[good], model.input_dtype)
@@ -142,7 +142,7 @@ def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
 def _why_unreadable(path: str) -> str:
     """Why a file cannot be used, or ""."""
     try:
-        examination.examine(path)
+        files.examine(path)
     except ValueError as error:
         return str(error)
     return ""
@@ -202,7 +202,7 @@ def predict_to_file(
             io.expand(output), identity, overwrite=overwrite
         ) as file,
         terminal.progress(len(names), "image", done=file.done) as bar,
-        examination.silent_pillow(),
+        files.silent_pillow(),
     ):
         next_index = file.done
 
@@ -228,12 +228,12 @@ def predict_to_file(
             batch_size=batch_size,
             parallel_calls=parallel_calls,
         ):
-            rows = _rows(batch.values, model)
+            rows = _rows(batch.values, model.class_names)
             rows = dict(zip(batch.indices.tolist(), rows, strict=True))
             add(rows, batch.last + 1)
             next_index = batch.last + 1
         add({}, len(names))
-        examination.warn(names, images.remarks)
+        files.warn(names, images.remarks)
         summary = prediction_file.summarize(
             file.rows(), model.class_names, most_shown
         )
@@ -261,28 +261,26 @@ def _digest(
 
 
 def _rows(
-    values: dict[str, np.ndarray], model: loading.Model
-) -> Iterator[prediction_file.Row]:
-    """The rows of a batch."""
-    names, rounded = model.class_names, prediction_file.rounded
-    for number, p in enumerate(values.get("probabilities", ())):
-        row = prediction_file.likeliest(p, names)
-        if "propagated" in values:
-            propagated = values["propagated"][number]
-            best = int(propagated.argmax())
-            row["propagated_class"] = names[best]
-            row["propagated_confidence"] = rounded(propagated[best])
-            row["neighbors"] = [
-                {
-                    "slot": int(values["neighbor_slots"][number, k]),
-                    "id": values["neighbor_ids"][number, k].decode(),
-                    "class": values["neighbor_classes"][number, k].decode(),
-                    "similarity": rounded(values["similarities"][number, k]),
-                    "weight": rounded(values["weights"][number, k]),
-                }
-                for k in range(model.neighbors)
-            ]
-        yield row
+    values: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[prediction_file.Row]:
+    """The rows of a batch, without names and errors."""
+    rounded = prediction_file.rounded
+    rows = [
+        prediction_file.likeliest(p, class_names)
+        for p in values.get("probabilities", ())
+    ]
+    if "propagated" in values:
+        neighbors = classifier.neighbors(values)
+        for row, p, nearest in zip(
+            rows, values["propagated"], neighbors, strict=True
+        ):
+            row["propagated_class"] = class_names[int(p.argmax())]
+            row["propagated_confidence"] = rounded(p.max())
+            for neighbor in nearest:
+                for key in ("similarity", "weight"):
+                    neighbor[key] = rounded(neighbor[key])
+            row["neighbors"] = nearest
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,7 +365,7 @@ def predict(
     probabilities = np.full(
         [len(given.names), len(opened.class_names)], np.nan, np.float32
     )
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for batch in _outputs(
             opened, opened.classify, given, indices, batch_size=batch_size
         ):
@@ -377,7 +375,7 @@ def predict(
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
         if len(missing):
             raise InputError(_unreadable(given, missing))
-    examination.warn(given.names, given.remarks)
+    files.warn(given.names, given.remarks)
     return Predictions(
         list(given.names), list(opened.class_names), probabilities, opened.note
     )
@@ -471,7 +469,7 @@ def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
             'channel, such as mode "L" or "RGB"'
         )
     try:
-        upright, differs = examination.turned(image)
+        upright, differs = files.turned(image)
         mode = "L" if upright.mode == "L" else "RGB"
         pixels = np.asarray(upright.convert(mode))
     except Exception as error:  # Pillow's decoders may raise anything
@@ -479,7 +477,7 @@ def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
             f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
             "closed already"
         ) from None
-    return pixels, examination.TURNED * differs
+    return pixels, files.TURNED * differs
 
 
 def _png(name: str, image: Any) -> bytes:

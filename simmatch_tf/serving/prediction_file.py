@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from simmatch_tf import io
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Row = dict[str, Any]
 _COLUMNS = {
@@ -43,7 +43,7 @@ BINS = 10
 _LISTED_REASONS = 10
 
 
-def rounded(value: np.floating) -> float:
+def rounded(value: float) -> float:
     """Rounds a number to the six digits that are meaningful."""
     return float(f"{value:.6g}")
 

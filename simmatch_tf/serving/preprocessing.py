@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from simmatch_tf.data import branches, decoding, examination, orientation
+from simmatch_tf.data import decoding, files
 
 # Largest number of images of one call that are decoded at once.
 _PARALLEL = 16
@@ -64,7 +64,7 @@ class Preprocessing:
         image = tf.cond(
             self._is_plain(encoded),
             lambda: self._decode_plain(encoded),
-            lambda: branches.seldom(self._decode_any)(encoded),
+            lambda: decoding.seldom(self._decode_any)(encoded),
         )
         return tf.ensure_shape(image, self.image_shape)
 
@@ -83,7 +83,7 @@ class Preprocessing:
             _COLOR_TYPES[channels],
         )
         plain = tf.equal(tf.strings.substr(encoded, 0, len(head)), head)
-        return plain & ~orientation.holds_exif(encoded)
+        return plain & ~decoding.holds_exif(encoded)
 
     def _decode_plain(self, encoded: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_png(encoded, self.image_shape[2])
@@ -91,12 +91,12 @@ class Preprocessing:
 
     def _decode_any(self, encoded: tf.Tensor) -> tf.Tensor:
         check = tf.debugging.Assert(
-            _pixels(encoded) <= examination.MAX_PIXELS,
-            [f"more than {examination.MAX_PIXELS // 10**6} megapixels"],
+            _pixels(encoded) <= files.MAX_PIXELS,
+            [f"more than {files.MAX_PIXELS // 10**6} megapixels"],
         )
         with tf.control_dependencies([check]):
             encoded = tf.identity(encoded)
-        turn = orientation.orientation(encoded)
+        turn = decoding.exif_orientation(encoded)
         height, width, channels = self.image_shape
         pixels = decoding.decode(encoded, turn, channels=channels)
         if height != width:

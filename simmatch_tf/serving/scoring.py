@@ -13,18 +13,16 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, terminal
-from simmatch_tf.data import cropping, splits
-from simmatch_tf.data.sources import dataset_names
+from simmatch_tf import io, registry, terminal
+from simmatch_tf.data import decoding, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.evaluation import metrics
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails
-from simmatch_tf.training import inputs, results, state, workdir
+from simmatch_tf.training import inputs, results, workdir
 
 # With more test images than this, inspecting a run would take too long.
 MOST = 20_000
@@ -63,14 +61,14 @@ def of_run(
         InputError: The run or its images cannot be loaded.
     """
     terminal.say(f"loading {folder.path}")
-    algorithm, strategy, step = state.restore(folder.path, state.Custom())
+    trained = loading.read_networks(folder, "student", "ema")
     terminal.say(f"reading the images of {config.dataset}")
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
     scored_on, images, indices = inputs.scored_images(source, split.validation)
     evaluator = evaluator_lib.Evaluator(
-        strategy,
-        algorithm.networks(),
+        strategies.one(),
+        trained.networks,
         batch_size,
         side=source.image_shape[0],
         resize=config.eval_resize,
@@ -78,8 +76,8 @@ def of_run(
     )
     terminal.say(f"scoring {len(indices)} {scored_on} images")
     about = {
-        "step": step,
-        "weights_of_record": algorithm.evaluated_weights,
+        "step": trained.step,
+        "weights_of_record": trained.weights_of_record,
         "class_names": list(source.class_names),
         "scored_on": scored_on,
         "test_images": len(indices),
@@ -303,13 +301,12 @@ class Inspector:
                 f"{folder.checkpoints}: the last checkpoint is of step "
                 f"{run.step}, the result of step {result.steps}"
             )
-        preprocess = run.classifier.preprocessing
         evaluator = evaluator_lib.Evaluator(
             strategies.one(),
             {"record": run.classifier.network},
             self._batch_size,
-            side=preprocess.image_shape[0],
-            resize=preprocess.resize,
+            side=run.preprocessing.image_shape[0],
+            resize=run.preprocessing.resize,
             parallel_calls=config.parallel_calls,
         )
         logits = evaluator.logits(images, indices)["record"]
@@ -318,7 +315,7 @@ class Inspector:
         errors, most = len(wrong), self._images if pictures else 0
         wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()
         chosen = list(dict.fromkeys([*wrong, *uncertain]))
-        shown = _show(run.classifier, images, indices, logits, chosen)
+        shown = _show(run, images, indices, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return Inspection(
             report=metrics.describe(logits, labels),
@@ -327,14 +324,8 @@ class Inspector:
             errors=errors,
             wrong=[shown[place] for place in wrong],
             uncertain=[shown[place] for place in uncertain],
-            neighbors=thumbnails.of_slots(
-                source,
-                sorted(slots),
-                content=run.content,
-                data=run.data,
-                preprocess=preprocess,
-            ),
-            why_not=run.why_no_neighbors,
+            neighbors=run.thumbnails(sorted(slots), source),
+            why_not=run.why_not,
         )
 
     def _source(self, config: config_lib.Config) -> source_lib.Source:
@@ -356,21 +347,16 @@ def _check_present(config: config_lib.Config) -> None:
     Raises:
         InputError: It cannot.
     """
-    if config.dataset == "custom":
+    facts = registry.sources.find(config.dataset)[0].facts
+    if facts.get("from_python"):
         raise InputError("the run's images were given from Python")
-    dataset_names.check(config.dataset, config.tfds_dir)
     root = config.data_dir
     if root is not None and not io.expand(root).is_dir():
         raise InputError(
             f"{root}: no such folder; give the place of the images by "
             "--data_dir"
         )
-    if config.dataset in dataset_names.OWN:
-        return
-    outline = tfds_source.outline(
-        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
-    )
-    if outline.train_images is None:
+    if "is_prepared" in facts and not facts["is_prepared"](config):
         raise InputError(
             f"{config.dataset} is not prepared here; give its place by "
             "--tfds_dir"
@@ -397,26 +383,30 @@ def _check_unchanged(
 
 
 def _show(
-    classifier: classifier_lib.Classifier,
+    run: loading.Run,
     images: source_lib.Images | source_lib.Encoded,
     indices: np.ndarray,
     logits: np.ndarray,
     chosen: list[int],
 ) -> dict[int, InspectedImage]:
     """Shows the chosen images: index among the scored ones → image."""
-    names = classifier.class_names
+    names = run.class_names
     probabilities = metrics.softmax(logits)
     shown = {}
     for start in range(0, len(chosen), _BATCH_SIZE):
         part = chosen[start : start + _BATCH_SIZE]
-        batch = cropping.whole(
+        batch = decoding.centre_crops(
             images,
             tf.constant(indices[part], tf.int64),
-            side=classifier.preprocessing.image_shape[0],
-            resize=classifier.preprocessing.resize,
+            side=run.preprocessing.image_shape[0],
+            resize=run.preprocessing.resize,
         )
-        for place, pixels, neighbors in zip(
-            part, batch.numpy(), _neighbors(classifier, batch), strict=True
+        neighbors = [[]] * len(part)
+        if run.explain is not None:
+            outputs = run.explain(images=tf.cast(batch, run.input_dtype))
+            neighbors = classifier_lib.neighbors(outputs)
+        for place, pixels, nearest in zip(
+            part, batch.numpy(), neighbors, strict=True
         ):
             index, p = int(indices[place]), probabilities[place]
             label = int(images.labels[index])
@@ -427,36 +417,6 @@ def _show(
                 confidence=float(p.max()),
                 true_confidence=float(p[label]),
                 picture=thumbnails.jpeg(pixels),
-                neighbors=neighbors,
+                neighbors=nearest,
             )
     return shown
-
-
-def _neighbors(
-    classifier: classifier_lib.Classifier, images: tf.Tensor
-) -> list[list[dict[str, Any]]]:
-    """The labeled images most similar to each image; none without a memory."""
-    if classifier.labeled is None:
-        return [[] for _ in range(len(images))]
-    out = classifier.explain(images=tf.cast(images, classifier.input_dtype))
-    slots, ids, classes, cosines = (
-        out[name].numpy().tolist()
-        for name in (
-            "neighbor_slots",
-            "neighbor_ids",
-            "neighbor_classes",
-            "similarities",
-        )
-    )
-    return [
-        [
-            {
-                "slot": slot,
-                "id": name.decode(),
-                "class": class_name.decode(),
-                "similarity": cosine,
-            }
-            for slot, name, class_name, cosine in zip(*row, strict=True)
-        ]
-        for row in zip(slots, ids, classes, cosines, strict=True)
-    ]

@@ -13,15 +13,9 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import io as io_lib
-from simmatch_tf.data import (
-    contents,
-    cropping,
-    examination,
-    fingerprint,
-    splits,
-)
+from simmatch_tf.data import decoding, files, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, preprocessing
 
 # Archive of an export's thumbnails, in its folder.
@@ -61,11 +55,11 @@ def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
         Number → JPEG, without the files that cannot be read.
     """
     pictures = {}
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for number, path in paths.items():
             # What Pillow cannot show leaves an empty place on the page.
             with contextlib.suppress(Exception):
-                pictures[number] = jpeg(examination.small(path, 2 * SIDE))
+                pictures[number] = jpeg(files.small(path, 2 * SIDE))
     return pictures
 
 
@@ -120,7 +114,7 @@ def of_slots(
     pictures = {}
     for start in range(0, len(slots), _BATCH_SIZE):
         part = slots[start : start + _BATCH_SIZE]
-        images = cropping.whole(
+        images = decoding.centre_crops(
             source.train,
             tf.constant(indices[part], tf.int64),
             side=preprocess.image_shape[0],
@@ -163,7 +157,7 @@ def _compare_files(
         recorded = fingerprint.read(data)
     except (OSError, ValueError):
         return set(), set()  # the run was imported, or is of an older version
-    changes = fingerprint.compare(recorded, contents.fingerprint(source))
+    changes = fingerprint.compare(recorded, source.fingerprint())
     return set(recorded.files), set(changes.changed)
 
 

@@ -9,16 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import io
-from simmatch_tf.data import (
-    cropping,
-    examination,
-    files,
-    orientation,
-    records,
-    selection,
-)
+from simmatch_tf.data import decoding, files, records, selection
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.evaluation import metrics
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing
 
@@ -52,15 +46,15 @@ def of_source(
 
     Args:
         images: The set.
-        side: See `cropping.whole`.
-        resize: See `cropping.whole`.
+        side: See `decoding.centre_crops`.
+        resize: See `decoding.centre_crops`.
     """
     count = min(IMAGES, len(images))
     indices = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     indices = tf.constant(indices)
     if isinstance(images, records.RecordImages):
         images = _UprightRecords(images)
-    pixels = cropping.whole(images, indices, side=side, resize=resize)
+    pixels = decoding.centre_crops(images, indices, side=side, resize=resize)
     if images.encoded:
         encoded = [images.read(index)[0].numpy() for index in indices]
     else:
@@ -86,7 +80,7 @@ class _UprightRecords:
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, _ = self._images.read(index)
-        return encoded, orientation.orientation(encoded)
+        return encoded, decoding.exif_orientation(encoded)
 
 
 def of_files(images: str, preprocess: preprocessing.Preprocessing) -> Examples:
@@ -119,10 +113,10 @@ def _readable(images: str) -> files.FileImages:
         InputError: None can be read.
     """
     paths, orientations, reason = [], [], ""
-    with examination.silent_pillow():
+    with files.silent_pillow():
         for path in selection.find(images).paths:
             try:
-                orientation_tag, _ = examination.examine(path)
+                orientation_tag, _ = files.examine(path)
             except ValueError as error:
                 reason = reason or f"{io.printable(path)}: {error}"
                 continue
@@ -161,7 +155,7 @@ def reference(
     """
     out = classifier.network(tf.constant(pixels), training=False)
     out = {name: np.asarray(value, np.float64) for name, value in out.items()}
-    p = _softmax(out["logits"])
+    p = metrics.softmax(out["logits"])
     order = np.argsort(-p, axis=1, kind="stable")[:, : classifier_lib.LISTED]
     classes = {
         "probabilities": p,
@@ -170,7 +164,9 @@ def reference(
     expected = {
         classifier_lib.SERVED: classes,
         "classify_bytes": classes,
-        "embed": {k: v for k, v in out.items() if k != "logits"},
+        "embed": {
+            name: out[name] for name in classifier_lib.EMBED if name in out
+        },
     }
     if classifier.labeled is not None:
         neighbors = _neighbors(classifier, p, out["embeddings"])
@@ -183,7 +179,7 @@ def _neighbors(
 ) -> dict[str, np.ndarray]:
     labeled = classifier.labeled
     cosines = z @ labeled.features.astype(np.float64).T
-    q = _softmax(cosines / labeled.temperature)
+    q = metrics.softmax(cosines / labeled.temperature)
     aggregated = np.zeros_like(p)
     np.add.at(aggregated.T, labeled.labels, q.T)
     nearest = np.argsort(-cosines, axis=1, kind="stable")
@@ -194,11 +190,6 @@ def _neighbors(
         "aggregated": aggregated,
         "propagated": labeled.alpha * p + (1 - labeled.alpha) * aggregated,
     }
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def inputs(

@@ -1,8 +1,5 @@
-"""A run's input from its flags: source, split, pipeline."""
+"""The input of a run from its flags: source, split and batches."""
 
-import dataclasses
-import os
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,30 +8,33 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import lists, pipeline, service, splits, views
-from simmatch_tf.data.sources import dataset_names, digits, folder
+from simmatch_tf.data import pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.data.sources import tfds as tfds_source
+from simmatch_tf.data.sources import tfds
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import workdir as workdir_lib
 
 
 def make_source(
     config: config_lib.Config, given: source_lib.Source | None = None
 ) -> source_lib.Source:
-    """Loads the images that the flags name; `given`: the caller's own.
+    """Loads the images that the flags name.
+
+    Args:
+        config: The run's flags.
+        given: The caller's own images, for dataset="custom".
 
     Raises:
-        InputError: They cannot be had, or do not go with the flags.
+        InputError: They cannot be loaded, or do not fit the flags.
     """
-    source = given or _load(config)
+    source = given or _entry(config).value(config)
     height, width = source.image_shape[:2]
     resize = config.eval_resize
     if height != width and (config.weak == "resized_crop" or resize):
         raise InputError(
             f"{source.name} has images of {height}×{width}: "
-            "--weak=resized_crop and --eval_resize want square ones; give "
+            "--weak=resized_crop and --eval_resize need square ones; give "
             "--image_size"
         )
     if resize is not None and resize < height:
@@ -47,93 +47,67 @@ def make_source(
     return source
 
 
-def _load(config: config_lib.Config) -> source_lib.Source:
-    if config.dataset == "digits":
-        return digits.load(config.image_size)
-    if config.dataset == "folder":
-        return folder.load(
-            config.data_dir,
-            image_size=config.image_size,
-            on_bad_image=config.on_bad_image,
-            need_unlabeled=config.needs_unlabeled_folder(),
-        )
-    return tfds_source.load(
-        config.dataset, image_size=config.image_size, **_tfds_folders(config)
-    )
+def _entry(config: config_lib.Config) -> registry.Entry:
+    return registry.sources.find(config.dataset)[0]
 
 
 def outline(config: config_lib.Config) -> source_lib.Outline:
-    """What the flags' dataset is, without reading a large one's images.
+    """Describes the dataset of the flags, without reading a large one.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: It cannot be loaded.
     """
-    if config.dataset in dataset_names.OWN:
-        source = _load(config)
-        return source_lib.Outline(
-            source.class_names,
-            source.image_shape,
-            len(source.train),
-            source.statistics(),
-        )
-    found = tfds_source.outline(
-        config.dataset,
-        tfds_dir=_tfds_folders(config)["tfds_dir"],
-        image_size=config.image_size,
+    entry = _entry(config)
+    if "outline" in entry.facts:
+        return entry.facts["outline"](config)
+    source = entry.value(config)
+    return source_lib.Outline(
+        source.class_names,
+        source.image_shape,
+        len(source.train),
+        source.statistics(),
     )
-    if found.train_images is None:
-        known = config_lib.known_size(config.dataset) or (0, None)
-        found = dataclasses.replace(found, train_images=known[1])
-    return found
 
 
-def labeled_images(config: config_lib.Config, found: source_lib.Outline) -> int:
-    """How many images would be labeled, K, without reading a large dataset.
+def labeled_images(
+    config: config_lib.Config, dataset: source_lib.Outline
+) -> int:
+    """Counts the images that would be labeled, without reading a large set.
 
     Args:
         config: The run's flags.
-        found: Its dataset's `outline`.
+        dataset: Its `outline`.
 
     Returns:
-        The number; where a share of each class is asked for and the dataset's
-        images are not known, the same share of them all.
+        The number, K. Where the flags ask for a share of each class of a large
+        dataset, it is that share of all its images.
 
     Raises:
-        InputError: It cannot be told.
+        InputError: It is not known.
     """
-    if config.dataset in dataset_names.OWN:
-        source = _load(config)
-        return len(_drawn(config, source).labeled)
+    entry = _entry(config)
+    if "outline" not in entry.facts:
+        return len(_drawn(config, entry.value(config)).labeled)
     if config.split_file is not None:
-        path = pathlib.Path(config.split_file).expanduser()
-        return len(splits.read_content(path)["labels"])
+        content = splits.read_content(io.expand(config.split_file))
+        return len(content["labels"])
     name = config.labeled_list or config.published_list()
     if name is not None and name not in config_lib.SUBSETS:
-        path = pathlib.Path(name).expanduser()
-        text = io.read_text(path, f"--labeled_list={name}")
+        text = io.read_text(io.expand(name), f"--labeled_list={name}")
         count = sum(bool(line.strip()) for line in text.splitlines())
     elif name is not None:
         count = config_lib.SUBSETS[name]
     elif config.labels is not None:
         count = config.labels
-    elif found.train_images is not None:
-        count = round(config.label_fraction * found.train_images)
+    elif dataset.train_images is not None:
+        count = round(config.label_fraction * dataset.train_images)
     else:
         raise InputError(
-            f"--dataset={config.dataset}: is not prepared here, so what "
-            f"--label_fraction={config.label_fraction} of it is is not known; "
-            "give --labels"
+            f"--dataset={config.dataset}: is not prepared here, so it is not "
+            f"known how many images --label_fraction={config.label_fraction} "
+            "means; give --labels"
         )
     return count - round(config.validation_fraction * count)
-
-
-def _tfds_folders(config: config_lib.Config) -> dict[str, str | None]:
-    """Where TFDS finds datasets and archives."""
-    return {
-        "tfds_dir": config.tfds_dir and os.path.expanduser(config.tfds_dir),
-        "manual_dir": config.tfds_manual_dir
-        and os.path.expanduser(config.tfds_manual_dir),
-    }
 
 
 def make_split(
@@ -141,12 +115,17 @@ def make_split(
     source: source_lib.Source,
     folder: workdir_lib.Workdir,
 ) -> splits.Split:
-    """Reads the split of a run that has begun, or draws one."""
+    """Reads the split of a run that has begun, or draws a new one.
+
+    Raises:
+        InputError: It cannot be read, does not fit the dataset, or the flags
+            ask for images that the dataset does not have.
+    """
     if folder.resumed():
         if not folder.split.is_file():
             raise InputError(
-                f"{folder.split} is missing: without it the memory's slots "
-                "cannot be told apart; restore it, or --overwrite"
+                f"{folder.split} is missing: without it, it is not known which "
+                "images the memory holds; restore it, or give --overwrite"
             )
         split = splits.read(folder.split, source)
         if (split.labeled < 0).any():
@@ -158,10 +137,10 @@ def make_split(
 def _drawn(
     config: config_lib.Config, source: source_lib.Source
 ) -> splits.Split:
-    """The split of a new run."""
+    """Returns the split of a new run."""
     if config.split_file is not None:
         return splits.hand_over(
-            pathlib.Path(config.split_file).expanduser(),
+            io.expand(config.split_file),
             source,
             unlabeled_includes_labeled=config.unlabeled_includes_labeled,
         )
@@ -180,20 +159,31 @@ def _drawn(
 def _listed(
     config: config_lib.Config, source: source_lib.Source
 ) -> np.ndarray | None:
-    """The labeled images, where a list names them."""
+    """Returns the indices of the labeled images, if a list names them."""
     name = config.labeled_list or config.published_list()
     if name is None:
         return None
     if name in config_lib.SUBSETS:
-        names = tfds_source.listed(name, **_tfds_folders(config))
-        return lists.find(names, source, name)
-    return lists.read(pathlib.Path(name).expanduser(), source)
+        names = tfds.listed(
+            name,
+            tfds_dir=config.tfds_dir,
+            manual_dir=config.tfds_manual_dir,
+        )
+        return splits.find_listed(names, source, name)
+    return splits.read_list(io.expand(name), source)
 
 
 def scored_images(
     source: source_lib.Source, validation: np.ndarray
 ) -> tuple[str, source_lib.Images | source_lib.Encoded, np.ndarray]:
-    """What results are measured on: its name, the set, and the places in it.
+    """Returns the images that results are measured on.
+
+    Args:
+        source: The dataset.
+        validation: Indices of the training images that were set aside.
+
+    Returns:
+        "test" or "validation", the set, and the indices in it.
 
     Raises:
         InputError: There are neither test nor validation images.
@@ -267,16 +257,17 @@ def make_batches(
     start: int,
     config: config_lib.Config,
 ) -> Iterator[pipeline.Batch]:
-    """The batches from a step to the last, as `strategy.run` takes them.
+    """Returns the batches from a step to the last, for `strategy.run`.
 
     Args:
-        strategy: Where it trains.
-        batches: What they are.
+        strategy: The devices that train.
+        batches: The training input.
         start: First step.
-        config: Its `steps`, and which `data_service` makes them, if any.
+        config: Says how many `steps` there are, and which `data_service` makes
+            the batches, if any.
 
     Raises:
-        InputError: That service cannot be reached, or does not take them.
+        InputError: The service cannot be reached, or refuses the dataset.
     """
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import registry, runtime
@@ -16,7 +17,7 @@ from simmatch_tf.data import splits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import heads, network
-from simmatch_tf.training import checkpoints
+from simmatch_tf.training import checkpoints, results
 from simmatch_tf.training import workdir as workdir_lib
 
 _BUILDING = threading.Lock()
@@ -53,10 +54,12 @@ def make_algorithm(
         name: getattr(config, name) for name in entry.facts.get("options", ())
     }
 
-    def make_network(heads: Mapping[str, Callable]) -> keras.Model:
+    def make_network(
+        heads: Mapping[str, Callable], any_size: bool
+    ) -> keras.Model:
         return network.build(
             config.backbone,
-            image_shape=image_shape,
+            image_shape=(None, None, channels) if any_size else image_shape,
             num_classes=num_classes,
             projection_dim=(
                 config.projection_dim if kind.needs_embeddings else None
@@ -153,15 +156,42 @@ def load(
         InputError: There is no run or no checkpoint, it does not fit, or
             `weights` is unknown.
     """
-    restored, _, _ = restore(workdir)
-    networks = restored.networks()
-    name = weights or restored.evaluated_weights
-    if name not in networks:
+    if weights not in (None, "student", "ema"):
         raise InputError(f"weights={weights!r}: must be student or ema")
-    model = networks[name]
+    folder = workdir_lib.Workdir(workdir)
+    model = saved_model(folder, weights)
+    if model is None:
+        restored, _, _ = restore(workdir)
+        model = restored.networks()[weights or restored.evaluated_weights]
+        content = splits.read_content(folder.split)
+        model.class_names = list(content["class_names"])
     for layer in model.layers:
         if isinstance(layer, heads.Normalize):
             layer.checks = True
-    content = splits.read_content(workdir_lib.Workdir(workdir).split)
-    model.class_names = list(content["class_names"])
     return model
+
+
+@runtime.pinned()
+def saved_model(
+    folder: workdir_lib.Workdir, weights: str | None = None
+) -> keras.Model | None:
+    """Reads the network that a finished run has saved, model.keras.
+
+    Args:
+        folder: The run's folder.
+        weights: "student" or "ema"; default: the weights of record.
+
+    Returns:
+        The network, with the attribute `class_names`. None if the run is not
+        finished, was finished by an older version, or has saved other weights,
+        or if the file cannot be read: then they are in its checkpoint.
+    """
+    if not (folder.finished() and folder.model.is_file()):
+        return None
+    if weights not in (None, results.read(folder.results).weights_of_record):
+        return None
+    try:
+        return network.load(folder.model)
+    except InputError as error:
+        logging.warning("%s; the last checkpoint is read instead", error)
+        return None

@@ -13,7 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import io as io_lib
-from simmatch_tf.data import examination, files
+from simmatch_tf.data import files
 from simmatch_tf.flags.commandline import InputError
 
 WIDTH, HEIGHT = 53, 37
@@ -182,7 +182,7 @@ def rotated(pixels, orientation):
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_read_as_viewers_show_it(name, tmp_path):
     (path,) = write(tmp_path, {name: SAME[name]})
-    orientation, pixels = examination.examine(path)
+    orientation, pixels, *_ = files.examine(path)
     with PIL.Image.open(path) as image:
         shown = np.asarray(image.convert("RGB")).astype(int)
     assert orientation == 1 and pixels.dtype == np.uint8
@@ -198,16 +198,16 @@ def test_upper_byte_of_16_bits(channels, tmp_path):
     data = png(values.astype(">u2"), bits=16, colour=colour)
     (path,) = write(tmp_path, {"a.png": data})
     expected = np.broadcast_to(values[..., :3] >> 8, [9, 7, 3])
-    np.testing.assert_array_equal(examination.examine(path)[1], expected)
+    np.testing.assert_array_equal(files.examine(path)[1], expected)
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_refused_with_a_reason(name, tmp_path):
     data, reason = BAD[name]
     (path,) = write(tmp_path, {name: data})
-    with examination.silent_pillow():
+    with files.silent_pillow():
         with pytest.raises(ValueError, match=reason) as caught:
-            examination.examine(path)
+            files.examine(path)
     assert "{{" not in str(caught.value) and "[Op" not in str(caught.value)
 
 
@@ -222,7 +222,7 @@ def test_webp_as_viewers_show_it_or_not_at_all(options, tmp_path):
         with PIL.Image.open(path) as shown:
             expected = np.asarray(shown.convert("RGB")).astype(int)
         try:
-            pixels = examination.examine(path)[1]
+            pixels = files.examine(path)[1]
         except ValueError as error:
             # TensorFlow 2.21 reads it, and an earlier one may not.
             assert "TensorFlow" in str(error)
@@ -241,7 +241,7 @@ def test_no_regular_file(tmp_path):
         "gone.jpg": "No such file",
     }.items():
         with pytest.raises(ValueError, match=reason):
-            examination.examine(str(tmp_path / name))
+            files.examine(str(tmp_path / name))
 
 
 def test_no_permission(tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_orientations(kind, tmp_path):
     np.testing.assert_array_equal(found.orientations, np.arange(1, 9))
     # Turned by what was noted, the pixels are those that a viewer shows.
     for n, path in enumerate(paths, 1):
-        pixels = rotated(examination.examine(path)[1], n)
+        pixels = rotated(files.examine(path)[1], n)
         with PIL.Image.open(path) as image:
             shown = PIL.ImageOps.exif_transpose(image).convert("RGB")
         np.testing.assert_array_equal(pixels, np.asarray(shown))
@@ -303,13 +303,13 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files that were decoded."""
-    seen, examine = [], examination.examine_content
+    seen, examine = [], files.examine
 
     def note(path):
         seen.append(os.path.basename(path))
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine_content", note)
+    monkeypatch.setattr(files, "examine", note)
     return seen
 
 
@@ -387,7 +387,7 @@ def logged(monkeypatch):
     return lines
 
 
-def test_damaged_caches_are_made_anew(tmp_path, decoded, logged):
+def test_damaged_caches_are_made_again(tmp_path, decoded, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     cache = tmp_path / "cache.npz"
     first = files.inspect(paths, cache=cache)
@@ -400,10 +400,10 @@ def test_damaged_caches_are_made_anew(tmp_path, decoded, logged):
         assert decoded == ["a.png"]
         assert cache.read_bytes() == good
     assert len(logged) == len(damaged)
-    assert all("cache.npz: is made anew" in line for line in logged)
+    assert all("cache.npz: is made again" in line for line in logged)
 
 
-def test_other_versions_decode_anew(tmp_path, decoded, monkeypatch):
+def test_other_versions_decode_again(tmp_path, decoded, monkeypatch):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     files.inspect(paths, cache=tmp_path / "cache.npz")
     monkeypatch.setattr(tf, "__version__", "9.9")
@@ -411,22 +411,22 @@ def test_other_versions_decode_anew(tmp_path, decoded, monkeypatch):
     assert decoded == ["a.png"] * 2
 
 
-def test_unwritable_caches_are_a_line_of_the_log(tmp_path, logged):
+def test_a_cache_that_cannot_be_written(tmp_path, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     (tmp_path / "file").write_text("")
     found = files.inspect(paths, cache=tmp_path / "file" / "cache.npz")
     assert found.pixels == [WIDTH * HEIGHT]
-    assert any("cannot be kept" in line for line in logged)
+    assert any("cannot be written" in line for line in logged)
     logged.clear()
     (tmp_path / "taken.npz").mkdir()
     files.inspect(paths, cache=tmp_path / "taken.npz")
-    assert "taken.npz: cannot be kept" in logged[-1]
-    assert not list(tmp_path.glob("taken.npz.*"))
+    assert "taken.npz: cannot be written" in logged[-1]
+    assert not list(tmp_path.glob(".tmp*"))
 
 
 def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
     paths = write(tmp_path, {f"{i}.jpg": SAME["rgb.jpg"] for i in range(400)})
-    seen, examine = [], examination.examine_content
+    seen, examine = [], files.examine
 
     def interrupted(path):
         seen.append(path)
@@ -434,7 +434,7 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine_content", interrupted)
+    monkeypatch.setattr(files, "examine", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.inspect(paths, cache=tmp_path / "cache.npz")
     before = len(seen)
@@ -447,7 +447,7 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
 def test_a_signal_is_not_held_up_by_photographs_in_hand(tmp_path, monkeypatch):
     """Each thread leaves the files that it took at once."""
     paths = write(tmp_path, {f"{i}.jpg": SAME["rgb.jpg"] for i in range(9)})
-    seen, examine = [], examination.examine_content
+    seen, examine = [], files.examine
 
     class Pool(files.concurrent.futures.ThreadPoolExecutor):
         def map(self, work, chunks):
@@ -459,7 +459,7 @@ def test_a_signal_is_not_held_up_by_photographs_in_hand(tmp_path, monkeypatch):
         time.sleep(0.01)
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine_content", slow)
+    monkeypatch.setattr(files, "examine", slow)
     monkeypatch.setattr(files.concurrent.futures, "ThreadPoolExecutor", Pool)
     with pytest.raises(KeyboardInterrupt):
         files.inspect(paths, cache=None)
@@ -539,8 +539,6 @@ def test_read_in_a_dataset_gives_the_bytes(tmp_path):
         labels=np.array([0, 1, -1] * 50),
         names=["a.png", "é ü.jpg", r"\xff\xfe.gif"] * 50,
         orientations=np.array([1, 8, 3] * 50, np.uint8),
-        channel_mean=[0.5] * 3,
-        channel_std=[0.2] * 3,
     )
     assert len(images) == 150 and images.encoded
     assert images.labels.dtype == np.int32
@@ -571,14 +569,11 @@ def test_files_taken(tmp_path):
         labels=np.array([0, 1, -1]),
         names=names,
         orientations=np.array([1, 8, 3], np.uint8),
-        channel_mean=[0.5] * 3,
-        channel_std=[0.2] * 3,
     )
     images.read(tf.constant(0))  # what is kept for reading is not handed on
     found = images.take(np.array([2, 0, 2, 1]))
     assert found.names == ["opaque.gif", "rgb.png", "opaque.gif", "rgb.jpg"]
     assert found.labels.tolist() == [-1, 0, -1, 1]
-    assert found.channel_mean == [0.5] * 3
     read = [found.read(tf.constant(place)) for place in range(4)]
     assert [one.numpy() for one, _ in read] == [SAME[n] for n in found.names]
     assert [turn.numpy() for _, turn in read] == [3, 1, 3, 8]
@@ -596,14 +591,12 @@ def test_files_taken(tmp_path):
         ),
     ],
 )
-def test_parts_that_do_not_fit(changes, message):
+def test_lengths_and_labels_are_checked(changes, message):
     parts = {
         "paths": ["/a"],
         "labels": np.array([0]),
         "names": ["a"],
         "orientations": np.array([1], np.uint8),
-        "channel_mean": [0.5] * 3,
-        "channel_std": [0.2] * 3,
     }
     with pytest.raises(ValueError, match=message):
         files.FileImages(**{**parts, **changes})

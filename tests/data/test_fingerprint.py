@@ -5,7 +5,8 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data.sources import digits as digits_lib
+from simmatch_tf.data.sources import folder
 from simmatch_tf.flags.commandline import InputError
 
 NAMES = ("labeled/a/1.png", "labeled/b/2.png", "unlabeled/caf\u00e9 \\.png")
@@ -21,10 +22,10 @@ def root(tmp_path):
 
 def of(root, *, contents=True):
     """The files in a folder; `contents`: with their digests."""
-    found = listing.Listing(str(root))
+    found = folder.Listing(str(root))
     paths = [f"{found.root}/{path}" for path in found.paths]
     known = dict(zip(found.names, fingerprint.digests(paths), strict=True))
-    return fingerprint.of_listing(found, known if contents else None)
+    return found.fingerprint(known if contents else None)
 
 
 def later(path):
@@ -41,13 +42,13 @@ def test_written_and_read_back(root, tmp_path):
     assert fingerprint.compare(again, of(root)).text() == ""
     assert again.digest() == found.digest()
     assert len((tmp_path / "data.json").read_text().splitlines()) == 5
-    assert list(tmp_path.glob("*.tmp")) == []
+    assert list(tmp_path.glob(".tmp*")) == []
 
 
 @pytest.mark.parametrize(
     "content", ["", "[1]", "{", '{"a": 1}', '{"a": "xyz"}']
 )
-def test_something_else(tmp_path, content):
+def test_a_file_that_is_no_fingerprint(tmp_path, content):
     path = tmp_path / "data.json"
     path.write_text(content)
     with pytest.raises(ValueError):
@@ -55,7 +56,7 @@ def test_something_else(tmp_path, content):
 
 
 @pytest.mark.parametrize("times", [True, False])
-def test_the_same_elsewhere(root, tmp_path, times):
+def test_moved_files_are_the_same(root, tmp_path, times):
     then = of(root)
     copy = shutil.copy2 if times else shutil.copyfile
     shutil.copytree(root, tmp_path / "moved", copy_function=copy)
@@ -68,7 +69,7 @@ def test_the_same_elsewhere(root, tmp_path, times):
     assert changes.text() == "" and not changes.touched
 
 
-def test_what_has_changed(root):
+def test_changes_are_named(root):
     then = of(root)
     shutil.copy(root / NAMES[0], root / "labeled/a/4.png")
     shutil.copy(root / NAMES[0], root / "labeled/a/3.png")
@@ -101,7 +102,7 @@ def test_times_alone_where_contents_are_not_known(root):
     assert changes.text() == "" and changes.touched == [NAMES[0]]
 
 
-def test_what_the_flags_name(root, tmp_path, monkeypatch):
+def test_the_fingerprint_of_flags(root, tmp_path, monkeypatch):
     def now(then=None, **flags):
         config = config_lib.Config(steps=1, **flags)
         return fingerprint.of_config(
@@ -112,7 +113,7 @@ def test_what_the_flags_name(root, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="/gone: there is no such folder"):
         now(dataset="folder", data_dir=str(root / "gone"))
     digits = now(dataset="digits", labels=10)
-    assert fingerprint.compare(digits, fingerprint.of_digits()).text() == ""
+    assert fingerprint.compare(digits, digits_lib.fingerprint()).text() == ""
     ((size, _, digest),) = digits.files.values()
     assert size > 10_000 and len(digest) == 32
     assert now(dataset="custom", labels=10) is None

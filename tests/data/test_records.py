@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from simmatch_tf import io
 from simmatch_tf.data import records
-from simmatch_tf.data.sources import shards
 from simmatch_tf.flags.commandline import InputError
 
 
@@ -47,7 +46,7 @@ def scan(files, **changes):
     return records.scan(files, **{**options, **changes})
 
 
-def test_any_record_is_read_by_its_place(files):
+def test_records_are_read_in_any_order(files):
     index = scan(files)
     images = records.RecordImages(index)
     assert len(images) == 305 and images.names[304] == "n304"
@@ -85,7 +84,7 @@ def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
     assert len(now) == len(kept) + 1
 
 
-def test_a_damaged_index_is_made_anew(files):
+def test_a_damaged_index_is_made_again(files):
     scan(files)
     for path in io.cache_folder().glob("*.npz"):
         path.write_bytes(b"PK no archive")
@@ -136,42 +135,34 @@ def _size(path, count):
 
 
 def test_counted_without_tensorflow(files, tmp_path):
-    assert [shards.count(path) for path in files] == [5, 0, 300]
-    shards.check(files, [5, 0, 300])
-    shards.check(["gs://bucket/part0"], [5])  # not looked into
+    assert [records.count(path) for path in files] == [5, 0, 300]
+    records.check(files, [5, 0, 300])
+    records.check(["gs://bucket/part0"], [5])  # not looked into
     content = pathlib.Path(files[2]).read_bytes()
     path = tmp_path / "cut"
     ends = [_size(files[2], n) for n in (1, 2, 3)]
     for size in range(ends[2]):
         path.write_bytes(content[:size])
-        assert shards.count(str(path)) == sum(end <= size for end in ends)
+        assert records.count(str(path)) == sum(end <= size for end in ends)
 
 
-def test_features_that_are_not_there(files):
+def test_missing_features(files):
     with pytest.raises(InputError, match="part0: cannot be read .*colour"):
         scan(files, label="colour")
 
 
 @pytest.mark.parametrize("name", ["name", None])
-def test_taken_and_joined(files, name):
-    """Of (records 0 … 4) and (none, then 5 … 304): both have several files."""
-    ones = records.RecordImages(scan(files[:1], name=name))
-    others = records.RecordImages(scan(files[1:], name=name))
+def test_taken(files, name):
+    """From several files, one of them empty; also a selection of those."""
+    images = records.RecordImages(scan(files, name=name))
     places = [304, 0, 5, 4, 0]
-    taken = [ones.join(others).take(np.array(places))]
-    taken.append(
-        others.take(np.array([299, 0]))
-        .join(ones.take(np.array([4, 0])))
-        .take(np.array([0, 3, 1, 2, 3]))
-    )
-    for found in taken:
-        assert found.labels.tolist() == [place % 3 for place in places]
-        read = [found.read(tf.constant(n))[0].numpy() for n in range(5)]
+    some = images.take(np.array([4, 0, 304, 5]))
+    for taken in (
+        images.take(np.array(places)),
+        some.take(np.array([2, 1, 3, 0, 1])),
+    ):
+        assert taken.labels.tolist() == [place % 3 for place in places]
+        read = [taken.read(tf.constant(n))[0].numpy() for n in range(5)]
         assert read == [b"x" * (place + 1) for place in places]
-        assert found.names == (name and [f"n{place}" for place in places])
-
-
-def test_joined_with_images_without_names(files):
-    named = records.RecordImages(scan(files[:1]))
-    unnamed = records.RecordImages(scan(files[2:], name=None))
-    assert named.join(unnamed).names is unnamed.join(named).names is None
+        assert taken.names == (name and [f"n{place}" for place in places])
+    assert images.files() == [files[0], files[2]]

@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import digits, source
@@ -47,7 +46,7 @@ def test_balanced_in_class_order_then_by_index(data):
     assert len(split.unlabeled) == 1400 and not len(split.validation)
 
 
-def test_a_function_of_the_seed(data):
+def test_the_split_depends_on_the_seed(data):
     one, same, other = draw(data), draw(data), draw(data, split_seed=1)
     np.testing.assert_array_equal(one.labeled, same.labeled)
     assert len(np.intersect1d(one.labeled, other.labeled)) < 10
@@ -86,7 +85,7 @@ def test_label_fraction(data):
     ("changes", "message"),
     [
         ({"labels": 45}, "--labels=45 is not divisible by the 10 classes"),
-        ({"labels": 2000}, "200 images of each class are wanted, but class"),
+        ({"labels": 2000}, "needs 200 images of each class, but class"),
         (
             {"labels": 10, "validation_fraction": 0.5},
             "has 1 labeled image, and with 1 set aside none would be left to "
@@ -221,11 +220,11 @@ def test_images_in_memory_for_another_size():
     found = source.Source(*parts, blank(9, 9, 1), False, image_size=32)
     assert found.image_shape == (32, 32, 1)
     for other in (wide, blank(9, 9, 3)):
-        with pytest.raises(ValueError, match="in memory, but for"):
+        with pytest.raises(ValueError, match="in memory are .* but with an"):
             source.Source(*parts, other, False, image_size=32)
     own = source.Source("x", ["a"], blank(6, 9, 3), None, False)
     assert own.image_shape == (6, 9, 3)
-    with pytest.raises(ValueError, match="images of 6×9 with 1 channels in"):
+    with pytest.raises(ValueError, match="in memory are 6×9 with 1 channels"):
         source.Source("x", ["a"], wide, None, False, image_size=6)
 
 
@@ -237,29 +236,6 @@ def test_validation_labels_beyond_the_classes():
         source.Source(*parts, validation=blank(8, 8, 1, label=2))
     with pytest.raises(ValueError, match="label -1 in validation, but the"):
         source.Source(*parts, validation=blank(8, 8, 1, label=-1))
-
-
-def test_images_taken_and_joined():
-    rng = np.random.default_rng(0)
-    ones, others = (
-        source.Images(
-            rng.integers(0, 256, [count, 4, 5, 3]).astype(np.uint8),
-            np.arange(count) - 1,
-            [f"{count}/{place}" for place in range(count)],
-        )
-        for count in (3, 4)
-    )
-    places = np.array([6, 0, 3, 0])
-    found = ones.join(others).take(places)
-    np.testing.assert_array_equal(
-        found.fetch(tf.range(4)),
-        np.concatenate([ones.images, others.images])[places],
-    )
-    assert found.labels.tolist() == [2, -1, -1, -1]
-    assert found.names == ["4/3", "3/0", "4/0", "3/0"]
-    unnamed = source.Images(others.images, others.labels)
-    assert ones.join(unnamed).names is unnamed.join(ones).names is None
-    assert unnamed.take(places[1:]).names is None
 
 
 def named(labels, names):
@@ -284,7 +260,7 @@ def test_a_class_without_a_labeled_image():
         draw(NAMED, labels=None, listed=np.array([0, 2]))
 
 
-def test_handed_to_another_run(data, tmp_path):
+def test_the_split_of_another_run(data, tmp_path):
     path = tmp_path / "split.json"
     split = draw(data, validation_fraction=0.25)
     splits.write(path, split, data)
@@ -340,3 +316,119 @@ def test_a_million_images(tmp_path):
     found = splits.read(tmp_path / "split.json", big)
     np.testing.assert_array_equal(found.labeled, split.labeled)
     np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+
+
+def test_a_list_by_name_by_bare_name_or_by_index(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("é.jpg\n\nphotos/a/x.jpg\n  2\r\n", encoding="utf-8")
+    listed = splits.read_list(path, NAMED)
+    assert listed.tolist() == [0, 2, 3]
+    split = draw(NAMED, labels=None, listed=listed)
+    assert split.labeled.tolist() == [0, 2, 3]  # class order
+    assert split.unlabeled.tolist() == [0, 1, 2, 3, 4, 5]
+    split = draw(
+        NAMED, labels=None, listed=listed, unlabeled_includes_labeled=False
+    )
+    assert split.unlabeled.tolist() == [1, 4, 5]
+    # A number of labels is drawn from the list.
+    split = draw(NAMED, labels=2, listed=listed)
+    assert split.labeled[0] in (0, 2) and split.labeled[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a/x.jpg\nnone.jpg", "line 2: 'none.jpg' is no training image of min"),
+        ("none.jpg", "its names are like 'a/x.jpg'"),
+        ("x.jpg", "line 1: 'x.jpg' is the name of several images"),
+        ("other/é.jpg", "'other/é.jpg' is no training image of mine"),
+        ("é.jpg\nb\\é.jpg", "is the image of line 1"),
+        ("9" * 5000, "is no training image of mine"),
+        ("6", "line 1: '6': mine has 6 training images"),
+        ("4", "line 1: '4' has no known class"),
+        ("u/z.jpg", "line 1: 'u/z.jpg' has no known class"),
+        ("1\n\nb/x.jpg", "line 3: 'b/x.jpg' is the image of line 1"),
+        ("\n", "names no image"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"--labeled_list={path}.*{message}"):
+        splits.read_list(path, NAMED)
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="list.txt: is no text in UTF-16"):
+        splits.read_list(path, NAMED)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_as_editors_save_it(tmp_path, encoding):
+    path = tmp_path / "list.txt"
+    path.write_text("a/x.jpg\nb/x.jpg\n", encoding=encoding)
+    assert splits.read_list(path, NAMED).tolist() == [0, 1]
+
+
+def test_names_in_another_form_of_unicode(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("e\u0301.jpg\n", encoding="utf-8")
+    assert (
+        splits.read_list(path, NAMED).tolist()
+        == splits.find_listed(["\u00e9.jpg"], NAMED, "x").tolist()
+    )
+
+
+def test_a_list_without_names(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("x.png")
+    with pytest.raises(InputError, match="'x.png' is not an index into digits"):
+        splits.read_list(path, digits.load(8))
+
+
+def test_names_that_are_equal_or_end_alike(tmp_path):
+    path = tmp_path / "list.txt"
+    same = named([0, 1, 0, 1], ["1.jpg", "2.jpg", "1.jpg", "3.jpg"])
+    path.write_text("1.jpg")
+    with pytest.raises(InputError, match="'1.jpg' is the name of several"):
+        splits.read_list(path, same)
+    nested = named([0, 1, 0, 1], ["x.jpg", "a/x.jpg", "b/a/x.jpg", "y.jpg"])
+    path.write_text("a/x.jpg\nx.jpg")
+    assert splits.read_list(path, nested).tolist() == [0, 1]
+    path.write_text("c/b/a/x.jpg")
+    with pytest.raises(InputError, match="is the name of several images"):
+        splits.read_list(path, nested)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("003", "may be the image 'a/003.jpg' or the index 3; write the ima"),
+        # Without zeros, too, a name without its ending.
+        ("11", "may be the image 'b/11.jpg' or the index 11"),
+        ("002", "is the name of no image, and an index has no zeros in fro"),
+    ],
+)
+def test_a_number_that_may_be_a_name(tmp_path, line, message):
+    path = tmp_path / "list.txt"
+    names = ["a/003.jpg", "b/11.jpg", *(f"{n}.png" for n in "uvwxyzabcdef")]
+    data = named([0, 1] * 7, names)
+    path.write_text(f"2\n{line}\n")
+    with pytest.raises(InputError, match=f"line 2: {line!r} {message}"):
+        splits.read_list(path, data)
+    path.write_text("2\n3\n0\n")
+    assert splits.read_list(path, data).tolist() == [0, 2, 3]
+
+
+def test_zeros_in_front_of_an_index_where_there_are_no_names(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("003\n")
+    assert splits.read_list(path, digits.load(8)).tolist() == [3]
+
+
+def test_a_list_from_windows(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("\ufeffa\\x.jpg\r\nb\\x.jpg\r\n".encode())
+    assert splits.read_list(path, NAMED).tolist() == [0, 1]

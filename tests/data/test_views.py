@@ -7,14 +7,7 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf.algorithms import fixmatch
-from simmatch_tf.data import (
-    cropping,
-    decoding,
-    pipeline,
-    randomness,
-    splits,
-    views,
-)
+from simmatch_tf.data import decoding, pipeline, randomness, splits, views
 from simmatch_tf.data.augment import geometry
 from simmatch_tf.data.sources import source
 from simmatch_tf.training import inputs
@@ -256,7 +249,9 @@ def test_crops_are_those_of_their_boxes():
     indices = tf.range(6, dtype=tf.int64)
     draws = np.random.default_rng(1).random([6, 2, decoding.BOX_DRAWS])
     draws = tf.constant(draws, tf.float32)
-    found = cropping.resized(images, indices, draws, side=SIDE, area=(0.3, 1.0))
+    found = decoding.random_crops(
+        images, indices, draws, side=SIDE, area=(0.3, 1.0)
+    )
     assert len(found) == 2
     for place in range(6):
         encoded, orientation = images.read(tf.constant(place, tf.int64))
@@ -274,16 +269,16 @@ def test_crops_are_those_of_their_boxes():
 def test_evaluation_sees_the_whole_image_or_its_centre():
     memory = in_memory(5)
     indices = tf.constant([3, 1], tf.int64)
-    whole = cropping.whole(memory, indices, side=SIDE)
+    whole = decoding.centre_crops(memory, indices, side=SIDE)
     np.testing.assert_array_equal(whole, memory.images[[3, 1]])
-    resized = cropping.whole(memory, indices, side=16, resize=20)
+    resized = decoding.centre_crops(memory, indices, side=16, resize=20)
     wanted = PIL.Image.fromarray(memory.images[3]).resize(
         (20, 20), PIL.Image.Resampling.BILINEAR
     )
     difference = resized[0].numpy().astype(int) - np.asarray(wanted)[2:18, 2:18]
     assert np.abs(difference).max() <= 1
     encoded = Encoded(4)
-    found = cropping.whole(encoded, indices, side=SIDE, resize=30)
+    found = decoding.centre_crops(encoded, indices, side=SIDE, resize=30)
     pixels = decoding.decode(*encoded.read(tf.constant(1, tf.int64)))
     np.testing.assert_array_equal(
         found[1], decoding.fit(pixels, resize=30, side=SIDE)
@@ -295,7 +290,7 @@ def test_images_in_memory_become_the_size_asked_for(kernel):
     memory = in_memory(5)
     indices = tf.constant([3, 1], tf.int64)
     for options in ({"side": 40}, {"side": 16}, {"side": SIDE, "resize": 30}):
-        found = cropping.whole(memory, indices, kernel=kernel, **options)
+        found = decoding.centre_crops(memory, indices, kernel=kernel, **options)
         options.setdefault("resize", options["side"])
         for one, place in zip(found, (3, 1), strict=True):
             pixels = tf.constant(memory.images[place])
@@ -305,16 +300,16 @@ def test_images_in_memory_become_the_size_asked_for(kernel):
             others = {"triangle", "keyscubic"} - {kernel}
             other = decoding.fit(pixels, kernel=others.pop(), **options)
             assert (one != other).numpy().any()
-    same = cropping.whole(memory, indices, side=SIDE, kernel=kernel)
+    same = decoding.centre_crops(memory, indices, side=SIDE, kernel=kernel)
     np.testing.assert_array_equal(same, memory.images[[3, 1]])
 
 
 def test_wide_images_in_memory():
     wide = source.Images(in_memory(5).images[:, :12], [0] * 5)
     indices = tf.constant([4, 2], tf.int64)
-    same = cropping.whole(wide, indices, side=12)
+    same = decoding.centre_crops(wide, indices, side=12)
     np.testing.assert_array_equal(same, wide.images[[4, 2]])
-    found = cropping.whole(wide, indices, side=10)
+    found = decoding.centre_crops(wide, indices, side=10)
     np.testing.assert_array_equal(
         found[1], decoding.fit(tf.constant(wide.images[2]), resize=10, side=10)
     )

@@ -98,9 +98,9 @@ def test_the_grid_chooses_and_trains_once_more(encoder, tmp_path):
 
 
 def _logits(network, images):
-    from simmatch_tf.data import cropping
+    from simmatch_tf.data import decoding
 
-    crops = cropping.whole(images, np.arange(len(images)), side=8)
+    crops = decoding.centre_crops(images, np.arange(len(images)), side=8)
     return network(crops, training=False)["logits"].numpy()
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.probes import scores
+from simmatch_tf.probes import measuring
 from simmatch_tf.reporting import transfer_table
 
 STRENGTH = {
@@ -17,7 +17,7 @@ STRENGTH = {
 
 
 def outcome(model="mine", dataset="cifar10", score=0.9371, **values):
-    return scores.Outcome(
+    return measuring.Outcome(
         **{
             "model": model,
             "epochs": "400",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.ops import propagation
 from simmatch_tf.serving import classifier, loading
 from simmatch_tf.training import state
 from tests.serving.helpers import TEST, png
@@ -62,13 +62,13 @@ def test_empty_batch_with_onednn_kernels(exported):
 def test_explain_agrees_with_the_method(exported, finished_run):
     _, loaded = exported
     workdir, _ = finished_run
-    restored, _, _ = state.restore(workdir, state.Custom())
+    restored, _, _ = state.restore(workdir)
     images = tf.constant(TEST.images[:9])
     explained = loaded.signatures["explain"](images=images)
     out = restored.networks()["ema"](images, training=False)
     p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
     memory = restored.memory
-    q = similarity.instance_similarity(z, memory.features, 0.1)
+    q = propagation.instance_similarity(z, memory.features, 0.1)
     aggregated = propagation.aggregate(q, memory.labels, 10)
     np.testing.assert_allclose(explained["aggregated"], aggregated, atol=1e-6)
     np.testing.assert_allclose(

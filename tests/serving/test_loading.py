@@ -7,9 +7,63 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.serving import exporting, loading
+from simmatch_tf.training import workdir
 from tests import runs
 from tests.serving.helpers import SIGNATURES, TEST, run_predict
+
+
+@pytest.fixture
+def copied(finished_run, tmp_path):
+    """A finished run to write to, with its model.keras."""
+    path = shutil.copytree(finished_run[0], tmp_path / "copied")
+    folder = workdir.Workdir(path)
+    model = simmatch_tf.load(path)
+    network.save(model, path / "model.keras", model.class_names)
+    return folder
+
+
+def variables(trained, name):
+    return [v.numpy() for v in trained.networks[name].variables]
+
+
+def test_networks_of_a_finished_run_are_read_without_its_other_state(
+    copied, monkeypatch
+):
+    restored = loading._read_checkpoint(copied)
+    monkeypatch.setattr(
+        loading.state, "restore", lambda *_: pytest.fail("state is restored")
+    )
+    for names in (("student", "ema"), (None,)):
+        trained = loading.read_networks(copied, *names)
+        assert trained.step == restored.step
+        assert trained.weights_of_record == restored.weights_of_record == "ema"
+        for name in (name or "ema" for name in names):
+            for value, expected in zip(
+                variables(trained, name), variables(restored, name), strict=True
+            ):
+                np.testing.assert_array_equal(value, expected)
+        for name, value in trained.memory.items():
+            np.testing.assert_array_equal(value, restored.memory[name])
+
+
+def test_networks_of_other_runs_are_restored_from_the_checkpoint(
+    copied, caplog
+):
+    expected = variables(loading.read_networks(copied, "ema"), "ema")
+    content = (copied.path / "model.keras").read_bytes()
+    (copied.path / "model.keras").write_bytes(content[:100])
+    trained = loading.read_networks(copied, "ema")
+    assert "model.keras: cannot be read" in caplog.text
+    for value, wanted in zip(variables(trained, "ema"), expected, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    # The file of an earlier end of a run that was continued is not read.
+    caplog.clear()
+    text = copied.results.read_text()
+    copied.results.write_text(text.replace('"steps": 6', '"steps": 4'))
+    assert loading.read_networks(copied, "ema").step == 6
+    assert not caplog.messages
 
 
 def evaluated(workdir, result, error):
@@ -129,8 +183,8 @@ def test_a_loaded_network_refuses_scaled_images(model):
 
 def test_a_loaded_network_has_class_names(finished_run, tmp_path):
     model = simmatch_tf.load(finished_run[0])
-    assert list(model.class_names) == list(finished_run[1].class_names)
-    model.save(tmp_path / "a.keras")  # it is no part of the model
-    assert not hasattr(
-        tf.keras.models.load_model(tmp_path / "a.keras"), "class_names"
-    )
+    names = list(finished_run[1].class_names)
+    assert list(model.class_names) == names
+    model.save(tmp_path / "a.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "a.keras")
+    assert list(loaded.class_names) == names

@@ -335,10 +335,10 @@ def test_ways_to_give_the_same_images(folder):
     names = [f"{number:02}.png" for number in range(12)]
     paths = [str(folder / name) for name in names]
     for files in (str(folder / "*.png"), paths, np.array(paths), folder):
-        assert prediction._given(files)[0] == paths
-    assert prediction._given([folder / n for n in names])[0] == paths
-    _, called, encoded, _ = prediction._given(PIXELS)
-    assert called[:2] == ["image 0", "image 1"]
+        assert prediction._given(files).paths == paths
+    assert prediction._given([folder / name for name in names]).paths == paths
+    expected = prediction._given(PIXELS)
+    assert expected.names[:2] == ["image 0", "image 1"]
     for images in (
         tf.constant(PIXELS),
         list(PIXELS),
@@ -346,9 +346,11 @@ def test_ways_to_give_the_same_images(folder):
         (pixels for pixels in PIXELS),
         [PIL.Image.fromarray(pixels) for pixels in PIXELS[..., 0]],
     ):
-        assert prediction._given(images)[1:3] == (called, encoded)
+        given = prediction._given(images)
+        assert given.names == expected.names
+        assert given.encoded == expected.encoded
     for image in (PIXELS[3], [PIXELS[3]], PIL.Image.open(paths[3])):
-        assert prediction._given(image)[2] == encoded[3:4]
+        assert prediction._given(image).encoded == expected.encoded[3:4]
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_inspection_refuses_what_is_missing(
     def download(*_, **__):
         raise AssertionError("it would be downloaded")
 
-    monkeypatch.setattr(tfds_source.builders, "prepare", download)
+    monkeypatch.setattr(tfds_source, "_prepare", download)
     with pytest.raises(InputError, match="mnist is not prepared here"):
         of("--dataset=mnist", f"--tfds_dir={tmp_path}")
 

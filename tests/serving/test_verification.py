@@ -2,7 +2,7 @@ import numpy as np
 import PIL.Image
 import tensorflow as tf
 
-from simmatch_tf.data import cropping, records
+from simmatch_tf.data import decoding, records
 from simmatch_tf.serving import preprocessing, verification
 from tests.serving.helpers import photograph
 
@@ -46,5 +46,5 @@ def test_records_are_compared_upright():
     preprocess = preprocessing.Preprocessing((8, 8, 3), 10)
     served = preprocess.decode_batch(tf.constant(examples.encoded))
     np.testing.assert_array_equal(examples.pixels, served)
-    stored = cropping.whole(images, tf.range(1), side=8, resize=10)
+    stored = decoding.centre_crops(images, tf.range(1), side=8, resize=10)
     assert (stored != served).numpy().any()

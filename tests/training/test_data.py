@@ -17,7 +17,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import evaluate, preflight
-from simmatch_tf.data import examination
+from simmatch_tf.data import files
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import inputs, workdir
 from tests import recording, runs
@@ -112,7 +112,7 @@ def test_a_signal_breaks_off_the_inspection(photos, tmp_path, monkeypatch):
     """What was found is kept, and nobody waits for the rest."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_photos(photos, ("unlabeled/more",), 100)
-    seen, examine = [], examination.examine_content
+    seen, examine = [], files.examine
 
     def slow(path):
         seen.append(path)
@@ -121,7 +121,7 @@ def test_a_signal_breaks_off_the_inspection(photos, tmp_path, monkeypatch):
         time.sleep(0.01)
         return examine(path)
 
-    monkeypatch.setattr(examination, "examine_content", slow)
+    monkeypatch.setattr(files, "examine", slow)
     made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
     with pytest.raises(
         simmatch_tf.Interrupted, match="SIGTERM while reading the images of fo"
@@ -441,13 +441,13 @@ def test_a_labeled_image_that_goes_bad_before_it_is_shown(
     photos, tmp_path, monkeypatch
 ):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
-    from simmatch_tf.data import cropping
+    from simmatch_tf.data import decoding
     from simmatch_tf.monitoring import tensorboard_writer
 
     def broken(images, indices, **how):
         for index in indices.numpy():
             pathlib.Path(images.paths[index]).write_bytes(b"gone")
-        return cropping.whole(images, indices, **how)
+        return decoding.centre_crops(images, indices, **how)
 
     changed = types.SimpleNamespace(whole=broken)
     monkeypatch.setattr(tensorboard_writer, "cropping", changed)

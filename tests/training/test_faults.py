@@ -15,7 +15,8 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import registry
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.training import checkpoints, loop
 from tests import runs
 from tests.distributed import test_strategies
@@ -74,8 +75,8 @@ def test_a_disk_that_takes_no_checkpoint(
 ):
     evaluate = loop._Run._evaluate
 
-    def hook(self, step, bar):
-        evaluate(self, step, bar)
+    def hook(self, step):
+        evaluate(self, step)
         if step == 3:
             spoil(disk)
 
@@ -92,6 +93,30 @@ def test_a_disk_that_takes_no_checkpoint(
     runs.fit(disk / "run")
     assert runs.began_after(disk / "run") == 2
     test_loop.assert_same_run(finished_run[0], disk / "run", 6)
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_saved_network(
+    disk, finished_run, tmp_path, monkeypatch
+):
+    save = network.save
+
+    def hook(*arguments):
+        fill(disk)
+        save(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "save", hook)
+        with pytest.raises(
+            InputError, match=r"model.keras: cannot be writ.*No"
+        ):
+            runs.fit(disk / "run")
+    assert not (disk / "run" / "results.json").exists()
+    free(disk)
+    runs.fit(disk / "run")
+    assert runs.began_after(disk / "run") == 6
+    test_loop.assert_same_run(finished_run[0], disk / "run", 6)
+    assert (disk / "run" / "model.keras").is_file()
 
 
 def test_a_checkpoint_is_read_back_before_older_ones_go(
@@ -332,8 +357,8 @@ def test_a_full_disk_for_tensorboard_does_not_stop_the_run(
     """Pictures of a run are not the run."""
     evaluate = loop._Run._evaluate
 
-    def hook(self, step, bar):
-        evaluate(self, step, bar)
+    def hook(self, step):
+        evaluate(self, step)
         if step == 3:
             fill(disk)
 

@@ -59,7 +59,7 @@ def test_results(finished_run):
     assert content["loss"] == float(np.float32(content["loss"]))
 
 
-def test_result_is_the_last_checkpoint_s(finished_run):
+def test_result_is_the_last_checkpoint_s(finished_run, tmp_path):
     workdir, result = finished_run
     model = simmatch_tf.load(workdir)
     from simmatch_tf.data.sources import digits
@@ -73,6 +73,13 @@ def test_result_is_the_last_checkpoint_s(finished_run):
         np.mean(logits.argmax(1) == test.labels)
         == (result.student["last"]["top1"])
     )
+    # The saved network and the one in the checkpoint are the same.
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "model.keras").unlink()
+    restored = simmatch_tf.load(tmp_path / "run")
+    for own, other in zip(model.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+    assert model.class_names == restored.class_names == result.class_names
     with pytest.raises(InputError, match="weights='best': must be"):
         simmatch_tf.load(workdir, weights="best")
 
@@ -86,6 +93,7 @@ def test_what_stands_in_the_workdir(finished_run):
         "data.json",
         "checkpoints",
         "tensorboard",
+        "model.keras",
         "results.json",
         "timing.json",
         "lock",
@@ -153,10 +161,10 @@ def test_interrupted_and_resumed_is_the_same_run(
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
 
-    def die(self, step, bar):
+    def die(self, step):
         if step == 3:
             raise RuntimeError("killed")
-        evaluate(self, step, bar)
+        evaluate(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)
@@ -244,9 +252,24 @@ def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
+    (workdir / "model.keras").write_bytes(b"torn")
     runs.fit(workdir)
     assert runs.began_after(workdir) == 6
     assert_same_run(finished_run[0], workdir, 6)
+    models = [simmatch_tf.load(path) for path in (finished_run[0], workdir)]
+    for own, other in zip(*(model.weights for model in models), strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+
+
+def test_a_saved_network_that_cannot_be_read(finished_run, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run[0], workdir)
+    (workdir / "model.keras").write_bytes(b"torn")
+    model = simmatch_tf.load(workdir)
+    assert "the last checkpoint is read instead" in caplog.text
+    saved = simmatch_tf.load(finished_run[0])
+    for own, other in zip(model.weights, saved.weights, strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
@@ -351,9 +374,11 @@ def test_runs_in_threads_do_not_disturb_each_other(tmp_path):
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
-@pytest.mark.parametrize("name", ["split.json", "tensorboard", "results.json"])
+@pytest.mark.parametrize(
+    "name", ["split.json", "tensorboard", "model.keras", "results.json"]
+)
 def test_a_file_that_cannot_be_written(name, tmp_path):
-    if name.endswith(".json"):  # a folder stands where the file would
+    if name != "tensorboard":  # a folder stands where the file would
         (tmp_path / name).mkdir()
     else:
         (tmp_path / name).write_text("")
@@ -523,4 +548,4 @@ def test_a_checkpoint_of_another_network(finished_run, tmp_path):
     flags = (workdir / "flags.cfg").read_text()
     (workdir / "flags.cfg").write_text(flags.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(InputError):
-        simmatch_tf.load(workdir)
+        simmatch_tf.load(workdir, weights="student")

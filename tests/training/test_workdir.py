@@ -12,8 +12,9 @@ from absl import logging
 import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, train
-from simmatch_tf.data import contents, fingerprint
-from simmatch_tf.data.sources import listing
+from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import digits
+from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import identity, plan
@@ -84,12 +85,10 @@ def config_of(root, **changes):
 
 
 def of_folder(root):
-    found = listing.Listing(str(root))
+    found = folder_lib.Listing(str(root))
     paths = [f"{found.root}/{path}" for path in found.paths]
     digests = fingerprint.digests(paths)
-    return fingerprint.of_listing(
-        found, dict(zip(found.names, digests, strict=True))
-    )
+    return found.fingerprint(dict(zip(found.names, digests, strict=True)))
 
 
 def finish(config, data):
@@ -206,7 +205,7 @@ def test_a_run_without_a_checkpoint_begins_anew(root):
 
 def test_digits(tmp_path, capsys, logged):
     config = runs.config(tmp_path / "run")
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     train.main(config)
     assert "50.00" in capsys.readouterr().out and logged == []
 
@@ -217,7 +216,7 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
         tmp_path / "run", dataset="cifar10", tfds_dir=str(tmp_path / "t")
     )
     source = tfds_source.load("cifar10", tfds_dir=config.tfds_dir)
-    finish(config, contents.fingerprint(source))
+    finish(config, source.fingerprint())
     train.main(config)
     assert logged == []
     data = workdir.Workdir(config.workdir).data
@@ -243,11 +242,11 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     path.write_bytes(content)
     with workdir.claim(moved) as claimed:
         assert claimed.resumed()
-        claimed.begin(moved, lambda: contents.fingerprint(source))
+        claimed.begin(moved, source.fingerprint)
         claimed.compared = False
         path.write_bytes(b"other")
         with pytest.raises(InputError, match="1 is changed"):
-            claimed.begin(moved, lambda: contents.fingerprint(source))
+            claimed.begin(moved, source.fingerprint)
 
 
 def test_images_from_python(tmp_path):
@@ -260,7 +259,7 @@ def test_images_from_python(tmp_path):
     config = runs.config(
         tmp_path / "run", dataset="custom", image_size=None, labels=2
     )
-    finish(config, contents.fingerprint(make(3)))
+    finish(config, make(3).fingerprint())
     assert simmatch_tf.fit(config, source=make(3)) == RESULT
     for other in (make(4), make(3, (1, 0))):
         with pytest.raises(InputError, match="2 are changed .test, train"):
@@ -294,7 +293,7 @@ def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
     if flag != "init_from":
         changes["labels"] = None
     config = runs.config(tmp_path / "run", **changes)
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     os.utime(content, (5, 5))
     train.main(config)
     assert "50.00" in capsys.readouterr().out
@@ -314,7 +313,7 @@ def test_a_later_checkpoint_of_the_first_weights(tmp_path):
     write(named / "flags.cfg")
     write(named / "checkpoints/step_00000002.index", b"two")
     config = runs.config(tmp_path / "run", init_from=str(named))
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     write(named / "checkpoints/step_00000010.index", b"ten")
     refused(config, r"1 is changed \(--init_from\)")
 
@@ -377,7 +376,7 @@ def test_an_experiment_on_a_list_that_changed(tmp_path):
     config = runs.config(
         tmp_path / "run", labels=None, labeled_list=str(tmp_path / "list")
     )
-    folder = finish(config, fingerprint.of_digits())
+    folder = finish(config, digits.fingerprint())
     folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
     store = store_lib.Store(tmp_path)
     kept = store.add(config, folder.path, 1)

@@ -90,7 +90,7 @@ def imagenet(images: int) -> dict[str, Part]:
     import pillow_views
     import tensorflow as tf
 
-    from simmatch_tf.data import cropping, decoding, views
+    from simmatch_tf.data import decoding, views
     from simmatch_tf.data.augment import moco
 
     photos = _Photos(images)
@@ -101,7 +101,7 @@ def imagenet(images: int) -> dict[str, Part]:
         return _both(recipe, photos, index, seed)
 
     draws = recipe.draws(_seeds(index, tf.constant(0)))
-    whole = cropping.whole(photos, index, side=224)
+    whole = decoding.centre_crops(photos, index, side=224)
 
     def decode(seed: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
@@ -292,9 +292,9 @@ def main() -> None:
     flags.FLAGS(sys.argv)
     import tensorflow as tf
 
-    from simmatch_tf.training import allocator
+    from simmatch_tf import runtime
 
-    allocator.keep_memory()
+    runtime.keep_memory()
     if cores := len(os.sched_getaffinity(0)) - 1:
         print(f"{cores + 1} cores: 'taskset -c 0' gives figures for one")
     tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -12,7 +12,7 @@ and the rate of its matrix products (`match` has four, the others three) as a
 share of the machine's rate, measured on a product of two 2,048 × 2,048
 matrices. At K = 1,281,167 only `match` is measured: the others would take 7 and
 10 GB. All but `pytorch_as_it_comes` keep freed memory in the process, as
-training does (training/allocator.py).
+training does (simmatch_tf/runtime.py).
 
 --plot draws the time of `match` against K, N and L. For Linux, and a quiet
 machine.
@@ -167,9 +167,9 @@ def limit_threads(name: str, threads: int) -> None:
 def serve(name: str) -> None:
     """Answers [K, N, L] with a call's bytes, then each line with its time."""
     if name != "pytorch_as_it_comes":
-        from simmatch_tf.training import allocator
+        from simmatch_tf import runtime
 
-        allocator.keep_memory()
+        runtime.keep_memory()
     limit_threads(name, THREADS.value)
     make_call(name, inputs(2 * 64, 8, 64))()  # memory of the library itself
     calls: list[Call] = []

@@ -11,7 +11,7 @@ is `pytorch_simmatch.py`, which a test holds equal to ours.
 Each competitor is a process of its own that takes a step when it is told to.
 They take turns, so that all see the same machine. All of them are in memory at
 the same time and, but for pytorch_as_it_comes, keep the memory that they free
-(training/allocator.py). If that is too much, lower --batch_size or name fewer
+(simmatch_tf/runtime.py). If that is too much, lower --batch_size or name fewer
 --competitors. Prints median and least seconds of a step, the median over the
 rounds of the ratio to PyTorch in float32 in the faster of its two layouts, and
 the peak memory of each process. For Linux, and a quiet machine: PyTorch's
@@ -198,8 +198,6 @@ def without_matching() -> type:
     class Network(simmatch.SimMatch):
         """Computes L_s and L_u alone."""
 
-        aligns = False
-
         def train_step(self, batch):
             x_l, x_w = batch["labeled_weak"], batch["unlabeled_weak"]
             targets = self.label(x_l, x_w)
@@ -235,7 +233,7 @@ def tensorflow_step(
     strategy = strategies.one()
     if algorithm is not None:
         registry.algorithms.register("benchmark")(algorithm)
-        config = dataclasses.replace(config, algorithm="benchmark")
+        config = dataclasses.replace(config, algorithm="benchmark", align=False)
     method = state.make_algorithm(
         config,
         strategy,
@@ -298,9 +296,9 @@ def make_step(name: str, config: config_lib.Config, data: Data) -> Step:
 def serve(name: str, config: config_lib.Config) -> None:
     """Builds the step at the first task, and takes one at each later task."""
     if name != "pytorch_as_it_comes":
-        from simmatch_tf.training import allocator
+        from simmatch_tf import runtime
 
-        allocator.keep_memory()
+        runtime.keep_memory()
     steps: list[Step] = []
 
     def answer(_: Any) -> list[float]:

@@ -8,7 +8,7 @@ alternating rounds of one process. Prints the medians and their shares of the
 whole step. Then it trains: after every 50 steps of the loop it takes 50 bare
 compiled steps on batches of its own, and the difference is the cost of the
 loop. It measures checkpoints, too. --noallocator measures without the settings
-of `training/allocator.py`.
+of `simmatch_tf/runtime.py`.
 """
 
 import dataclasses
@@ -277,11 +277,10 @@ def print_loop(found: dict[str, float], every: int) -> None:
 def main() -> None:
     """Prints the table, and the cost of the loop."""
     config = parse()
-    from simmatch_tf import tables
-    from simmatch_tf.training import allocator
+    from simmatch_tf import runtime, tables
 
     if ALLOCATOR.value:
-        allocator.keep_memory()
+        runtime.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         calls = Parts(config, folder).calls()
     for call in calls.values():  # traces

@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from simmatch_tf import transfer
-from simmatch_tf.probes import linear
+from simmatch_tf.probes import classifiers
 
 _TEST = 2000
 _APART = 5.0  # distance of class centers at which half of the images are right
@@ -58,17 +58,19 @@ def compare(args: argparse.Namespace) -> dict:
     for _ in range(args.rounds):
         for name, times in seconds.items():
             start = time.perf_counter()
-            fits = linear.sweep(train, validation, warm=name == "warm", **how)
+            fits = classifiers.sweep(
+                train, validation, warm=name == "warm", **how
+            )
             times.append(time.perf_counter() - start)
             found[name] = fits
             print(f"{name}: {times[-1]:.1f} s", file=sys.stderr)
     report = {}
     for name, fits in found.items():
-        best = linear.choose(fits)
-        model = linear.regression(
+        best = classifiers.choose(fits)
+        model = classifiers.regression(
             best.strength, max_iter=args.max_iter, tol=args.tol
         )
-        linear.fit(model, *everything)
+        classifiers.fit(model, *everything)
         right = model.predict(test[0]) == test[1]
         report[name] = {
             "seconds": statistics.median(seconds[name]),
@@ -131,7 +133,7 @@ def measure(args: argparse.Namespace) -> dict:
     centers = rng.normal(size=[args.classes, args.width]).astype(np.float32)
     spread = rng.gamma(0.5, size=args.width).astype(np.float32)
 
-    def rows(count: int) -> linear.Rows:
+    def rows(count: int) -> classifiers.Rows:
         labels = rng.integers(0, args.classes, count)
         x = rng.standard_normal([count, args.width], np.float32)
         x += _APART / np.sqrt(args.width, dtype=np.float32) * centers[labels]
@@ -144,7 +146,7 @@ def measure(args: argparse.Namespace) -> dict:
     before = _peak()
     print(f"{before:,} MB before the first fit")
     start = time.perf_counter()
-    fits = linear.sweep(
+    fits = classifiers.sweep(
         train,
         validation,
         metric="top1",
@@ -153,15 +155,15 @@ def measure(args: argparse.Namespace) -> dict:
         strengths=np.logspace(-6, 5, args.strengths),
         done=lambda fit: print(fit, flush=True),
     )
-    best = linear.choose(fits)
+    best = classifiers.choose(fits)
     everything = tuple(
         np.concatenate(parts) for parts in zip(train, validation, strict=True)
     )
     del train, validation
-    model = linear.regression(
+    model = classifiers.regression(
         best.strength, max_iter=args.max_iter, tol=args.tol
     )
-    linear.fit(model, *everything)
+    classifiers.fit(model, *everything)
     seconds = [fit.seconds for fit in fits]
     report = {
         "peak_mb": _peak(),

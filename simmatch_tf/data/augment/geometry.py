@@ -1,9 +1,12 @@
-"""The views' steps on whole batches, as functions of draws.
+"""Flips, crops and cutout of whole batches, as functions of random draws.
 
-Where the draws come from is the caller's business: nothing here needs more
-than gathers and arithmetic, so the same functions run in the input pipeline
-and on an accelerator. An image's result depends on its own draws alone, never
-on what else is in the batch.
+They consist of gathers and arithmetic, so they run in the input pipeline and on
+an accelerator. The result for an image depends on its own draws alone, not on
+the rest of the batch.
+
+References:
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural
+    Networks with Cutout", 2017, https://arxiv.org/abs/1708.04552
 """
 
 from collections.abc import Callable
@@ -14,21 +17,22 @@ CUTOUT_GREY = 127
 
 
 def integers(draws: tf.Tensor, count: int) -> tf.Tensor:
-    """Turns draws in [0, 1) into int32 0 … count - 1."""
+    """Converts draws in [0, 1) to integers 0 … count - 1, int32."""
     return tf.cast(tf.floor(draws * count), tf.int32)
 
 
 def flip_crop(
     images: tf.Tensor, draws: tf.Tensor, *, flip: bool, pad: int
 ) -> tf.Tensor:
-    """Mirrors half of the images, then crops them out of a reflected border.
+    """Flips half of the images, and crops them out of a reflected border.
 
     Args:
         images: uint8 [N, H, W, C].
-        draws: [N, 3] in [0, 1): how far down, how far right, whether mirrored.
-        flip: Whether to mirror at all.
-        pad: Width of the border, below the image's sides; the border mirrors
-            the image without repeating its edge.
+        draws: float32 [N, 3] in [0, 1): shift down, shift right, and whether to
+            flip.
+        flip: Whether to flip at all.
+        pad: Width of the border in pixels, smaller than the image's sides. The
+            border reflects the image without repeating its edge.
 
     Returns:
         uint8 [N, H, W, C].
@@ -45,20 +49,20 @@ def flip_crop(
     if flip:
         mirrored = draws[:, 2:] < 0.5  # [N, 1]
         columns = tf.where(mirrored, width - 1 - columns, columns)
-    # One gather of whole pixels: rows first and then columns is slower.
+    # One gather of whole pixels: first rows and then columns is slower.
     rows += tf.range(tf.shape(images)[0])[:, None] * height
     pixels = rows[:, :, None] * width + columns[:, None, :]  # [N, H, W]
     return tf.gather(tf.reshape(images, [-1, channels]), pixels)
 
 
-# Compiled: TensorFlow's own choice costs twenty times the copy that XLA makes.
+# Compiled, as tf.where alone takes twenty times as long as XLA's copy.
 @tf.function(autograph=False, jit_compile=True)
 def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Mirrors the images whose draw is below 0.5.
+    """Flips the images whose draw is below 0.5.
 
     Args:
         images: uint8 [N, H, W, C].
-        draws: [N, 1] in [0, 1).
+        draws: float32 [N, 1] in [0, 1).
 
     Returns:
         uint8 [N, H, W, C].
@@ -68,12 +72,12 @@ def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 
 
 def cutout(images: tf.Tensor, draws: tf.Tensor, *, side: int) -> tf.Tensor:
-    """Paints one grey square; its centre is uniform, the border clips it.
+    """Paints a grey square around a random centre, clipped at the border.
 
     Args:
         images: uint8 [N, H, W, C].
-        draws: [N, 2] in [0, 1): the centre's row and column.
-        side: Of the square in pixels; 0 changes nothing.
+        draws: float32 [N, 2] in [0, 1): row and column of the centre.
+        side: Side of the square in pixels; 0 changes nothing.
 
     Returns:
         uint8 [N, H, W, C].
@@ -88,7 +92,7 @@ def cutout(images: tf.Tensor, draws: tf.Tensor, *, side: int) -> tf.Tensor:
         square = (places >= start) & (places < start + side)
         return 255 * tf.cast(square, tf.uint8)  # [N, size]
 
-    # Bits and not tf.where, which takes three times as long on uint8.
+    # By bits, as tf.where takes three times as long on uint8.
     rows = inside(draws[:, 0], height)[:, :, None]
     columns = tf.repeat(inside(draws[:, 1], width), channels, axis=1)
     square = tf.bitwise.bitwise_and(rows, columns[:, None, :])
@@ -106,21 +110,20 @@ def on_drawn(
     *arguments: tf.Tensor,
     dense: bool,
 ) -> tf.Tensor:
-    """Applies an operation to the images that drew it, and to no other.
+    """Applies an operation to the images that have drawn it.
 
     Args:
         images: [N, …].
         drawn: bool [N].
-        operation: Called with images [n, …] and as many of each argument;
-            returns images of the same shape and dtype, each a function of its
-            own inputs alone.
-        *arguments: [N, …] each.
-        dense: Apply it to all images and keep what was drawn: every shape is
-            static, as XLA wants it. Otherwise the drawn images are gathered
-            first, which saves the work on the others. Both give the same.
+        operation: From images [n, …] and n of each argument to images of the
+            same shape and dtype, each a function of its own inputs alone.
+        *arguments: Tensors [N, …].
+        dense: True applies the operation to all images and then chooses, with
+            static shapes as XLA needs them. False gathers the drawn images
+            first, which saves the work on the others. The result is the same.
 
     Returns:
-        [N, …], the images that did not draw it unchanged.
+        [N, …]; the other images are unchanged.
     """
     images = tf.convert_to_tensor(images)
     if dense:

@@ -1,11 +1,15 @@
-"""MoCo v2's colours: jitter, grey and blur of RGB images, as Pillow has them.
+"""The colour augmentation of MoCo v2: jitter, grayscale and blur, as in Pillow.
 
-An image is worked on as one float32 number a pixel, r + 256 g + 65536 b: all
-three channels are in registers at once, whatever the operation. Every sum of
-products here is a whole number below 2^24, or such a number over a power of
-two, and so exact in float32; a product that is not exact stands alone. So the
-result does not depend on the device, on fused multiply-adds, or on which of
-the two forms below computes it.
+Each pixel is one float32 number, r + 256 g + 65536 b, so that all three
+channels are in registers at once. Every sum of products here is a whole number
+below 2^24, or such a number over a power of two, and so exact in float32; a
+product that is not exact stands alone. Therefore the result does not depend on
+the device, on fused multiply-adds, or on which of the two forms below computes
+it.
+
+References:
+    Chen et al., "Improved Baselines with Momentum Contrastive Learning", 2020,
+    https://arxiv.org/abs/2003.04297; https://github.com/facebookresearch/moco
 """
 
 import itertools
@@ -14,8 +18,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-# The numbers in [0, 1) of one image: whether it is jittered, the order, four
-# strengths, whether it turns grey, whether it is blurred, and how far.
+# Draws of one image: whether to jitter it, the order and the strengths of the
+# four operations, whether to turn it grey, whether to blur it, and the sigma.
 DRAWS = 9
 
 _JITTER, _GREY, _BLUR = 0.8, 0.2, 0.5  # probabilities
@@ -27,14 +31,14 @@ _HUE = 0.1 * 255  # greatest shift, in steps of the hue
 _SIGMAS = np.linspace(0.1, 2.0, 1024)
 _SMALL = int(np.sum(_SIGMAS <= 1.0))  # the first ones need half the radius
 _RADIUS = 6  # of the blur: 3 sigma at most
-# What the blur adds at each side; of the columns a few more than it reads, so
-# that the rows keep their alignment.
+# Padding of the blur at each side. Of columns there are a few more than it
+# reads, to keep rows aligned in memory.
 _ROWS, _COLUMNS = _RADIUS, 8
 _PARALLEL = 32  # images of a batch that are worked on at once, at most
 _LARGEST = 2**22  # pixels of an image; their sum fits into int32
 
-# Where the formula's hue is a whole number, Pillow's float32 falls short of
-# it at these values and is one step lower.
+# At these hues the formula gives a whole number, but Pillow's float32 falls
+# short of it and is one step lower.
 _SHORT = (
     *range(1, 32),
     *range(88, 105, 4),
@@ -47,24 +51,26 @@ _SHORT = (
 def color(
     images: tf.Tensor, draws: tf.Tensor, *, dense: bool = False
 ) -> tf.Tensor:
-    """Jitters the colours, then turns to grey, then blurs, each by chance.
+    """Applies colour jitter, grayscale and blur, each with a probability.
 
-    With probability 0.8 brightness, contrast and saturation change by factors
-    in 0.6 … 1.4 and the hue by a turn in -0.1 … 0.1, in any order; with 0.2
-    the image turns grey; with 0.5 it is blurred, sigma in 0.1 … 2.0.
+    With probability 0.8, brightness, contrast and saturation are multiplied by
+    factors in 0.6 … 1.4 and the hue turns by -0.1 … 0.1 of the circle, in
+    random order. With probability 0.2, the image turns grey; with probability
+    0.5, it is blurred with a sigma of 0.1 … 2.0 pixels.
 
     Args:
         images: uint8 [N, H, W, C], H and W static, C 1 or 3.
-        draws: Numbers in [0, 1), float32 [N, DRAWS].
-        dense: Compute everything for every image and choose, at static
-            shapes, as accelerators want it. False: one image after the other,
-            and only what was drawn. The result is the same, bit for bit.
+        draws: Random numbers in [0, 1), float32 [N, DRAWS].
+        dense: True computes everything for every image and then chooses, with
+            static shapes as accelerators need them. False works on one image
+            after the other, and only does what was drawn. The result is the
+            same, bit for bit.
 
     Returns:
         uint8 [N, H, W, C].
 
     Raises:
-        ValueError: The images have another type or shape, or too many pixels.
+        ValueError: The images have another dtype or shape, or too many pixels.
     """
     images = tf.convert_to_tensor(images)
     draws = tf.convert_to_tensor(draws)
@@ -90,22 +96,21 @@ def _check(images: tf.Tensor, draws: tf.Tensor) -> tuple[int | None, ...]:
     ):
         raise ValueError(
             f"images are {images.dtype.name} of shape {images.shape}, but "
-            f"uint8 [N, H, W, C] is wanted, C 1 or 3, H and W static and at "
+            f"must be uint8 [N, H, W, C], C 1 or 3, H and W static and at "
             f"most {_LARGEST} pixels"
         )
     if draws.dtype != tf.float32 or draws.shape[1:] != [DRAWS]:
         raise ValueError(
             f"draws are {draws.dtype.name} of shape {draws.shape}, but "
-            f"float32 [N, {DRAWS}] is wanted"
+            f"must be float32 [N, {DRAWS}]"
         )
     return shape
 
 
-# Compiled as a whole: XLA fuses what would else be two hundred passes over the
-# batch.
+# XLA fuses what would otherwise be two hundred passes over the batch.
 @tf.function(autograph=False, jit_compile=True)
 def _dense(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """`color` of all images [N, H, W, C], everything computed."""
+    """`color` of images [N, H, W, C], with everything computed for each."""
     order, strengths, grey, sigma = _parameters(draws)
     x = _pack(images)  # [N, H, W]
     for place in range(4):
@@ -129,12 +134,12 @@ def _dense(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 def _one(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     """`color` of one image [H, W, C]; XLA fuses and vectorises it."""
     order, strengths, grey, sigma = _parameters(draws)
-    # Not where they are used: it would be done anew for every pixel.
+    # Not where they are used: it would be done again for every pixel.
     weights = tf.gather(tf.constant(_WEIGHTS), tf.maximum(sigma, 0))
     x = _pack(image)  # [H, W]
 
     def jitter(place: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # One loop over the places and not four choices in a row: each
+        # A loop over the places instead of four choices in a row, so that each
         # operation is compiled once.
         x = tf.switch_case(
             order[place],
@@ -156,8 +161,8 @@ def _one(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     def blur() -> tf.Tensor:
         small = sigma < _SMALL
         planes = _planes(x)
-        # Two choices: in one piece, the compiler would compute the columns
-        # anew for every tap of the rows.
+        # Two choices, as XLA would otherwise compute the columns again for
+        # every tap of the rows.
         columns = tf.cond(
             small,
             lambda: _blur_columns(planes, weights, _RADIUS // 2),
@@ -176,12 +181,12 @@ def _one(image: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
 def _parameters(
     draws: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """What the draws [..., DRAWS] mean.
+    """Converts draws [..., DRAWS] to parameters.
 
     Returns:
-        Operation at each of four places, int32 [..., 4], -1 without jitter;
-        their strengths, float32 [..., 4]; whether to turn grey, bool [...];
-        number of the blur's sigma, int32 [...], -1 without blur.
+        The operation at each of four places, int32 [..., 4], -1 without jitter;
+        the strength of each operation, float32 [..., 4]; whether to turn grey,
+        bool [...]; the index of the blur's sigma, int32 [...], -1 without blur.
     """
     jitter, order, *factors, hue, grey, blur, sigma = tf.unstack(draws, axis=-1)
     order = tf.gather(tf.constant(_ORDERS), _integers(order, len(_ORDERS)))
@@ -198,12 +203,12 @@ def _parameters(
 
 
 def _integers(numbers: tf.Tensor, count: int) -> tf.Tensor:
-    """Turns numbers in [0, 1) into integers 0 … count - 1."""
+    """Converts numbers in [0, 1) to integers 0 … count - 1."""
     return tf.cast(numbers * count, tf.int32)
 
 
 def _pack(image: tf.Tensor) -> tf.Tensor:
-    """uint8 [..., H, W, C] to packed float32 [..., H, W]."""
+    """Packs uint8 [..., H, W, C] into float32 [..., H, W]."""
     if image.shape[-1] == 1:  # three equal channels stay equal
         image = tf.concat([image] * 3, axis=-1)
     r, g, b = [tf.cast(c, tf.int32) for c in tf.unstack(image, axis=-1)]
@@ -211,7 +216,7 @@ def _pack(image: tf.Tensor) -> tf.Tensor:
 
 
 def _unpack(x: tf.Tensor, channels: int) -> tf.Tensor:
-    """Packed float32 [..., H, W] to uint8 [..., H, W, C]."""
+    """Unpacks float32 [..., H, W] into uint8 [..., H, W, C]."""
     return tf.bitcast(tf.cast(x, tf.int32), tf.uint8)[..., :channels]
 
 
@@ -226,7 +231,7 @@ def _join(r: tf.Tensor, g: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return r + 256.0 * g + 65536.0 * b
 
 
-# tf.maximum and tf.minimum take care of NaN, for three times the cost.
+# tf.maximum and tf.minimum also handle NaN, which takes three times as long.
 
 
 def _max(x: tf.Tensor, y: tf.Tensor | float) -> tf.Tensor:
@@ -255,7 +260,7 @@ def _brightness(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _contrast(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Away from the mean luminance, which is rounded."""
+    """Blends with the mean luminance, which is rounded."""
     grey = _luminance(*_split(x))
     pixels = grey.shape[-1] * grey.shape[-2]
     columns = tf.cast(tf.reduce_sum(grey, axis=-2, keepdims=True), tf.int32)
@@ -271,7 +276,7 @@ def _saturation(x: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 
 def _hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
-    """To HSV in 8 bits, h + shift, and back: Pillow's, in whole numbers."""
+    """Shifts the hue in 8-bit HSV, as Pillow, in whole numbers."""
     r, g, b = _split(x)
     value = _max(_max(r, g), b)
     chroma = value - _min(_min(r, g), b)
@@ -284,8 +289,8 @@ def _hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     circle = 6.0 * chroma
     around = 255.0 * tf.where(around < 0, around + circle, around)
     circle = _max(circle, 1.0)
-    # With the half, no quotient is so near to a whole number that its own
-    # rounding could matter.
+    # With the half, no quotient is so close to a whole number that rounding
+    # matters.
     hue = tf.floor((around + 0.5) / circle)
     short = (hue * circle == around) & _is_short(hue)
     hue = tf.where(short, hue - 1.0, hue) + shift
@@ -296,7 +301,7 @@ def _hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     slope = value * saturation
 
     def channel(absent: tf.Tensor) -> tf.Tensor:
-        # value (1 - saturation clip(absent, 0, 1)), all times 255.
+        # value (1 - saturation clip(absent, 0, 1)), times 255.
         absent = _min(_max(absent, 0.0), 255.0)
         return tf.floor((most - slope * absent) * (1.0 / 65025.0))
 
@@ -309,7 +314,7 @@ def _hue(x: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
 
 
 def _is_short(hue: tf.Tensor) -> tf.Tensor:
-    """Whether a hue is in _SHORT: one bit of eight words."""
+    """Returns whether a hue is in _SHORT, by its bit in eight words."""
     words = np.zeros(256, np.uint8)
     words[list(_SHORT)] = 1
     words = np.packbits(words, bitorder="little").view("<i4")
@@ -317,7 +322,7 @@ def _is_short(hue: tf.Tensor) -> tf.Tensor:
     for number in range(1, len(words)):
         if words[number] != words[number - 1]:
             word = tf.where(hue >= 32.0 * number, words[number], word)
-    # The low bits of a float in 2^23 … 2^24 are those of its whole number.
+    # A float in 2^23 … 2^24 has the low bits of its whole number.
     place = tf.bitwise.bitwise_and(tf.bitcast(hue + 2.0**23, tf.int32), 31)
     bits = tf.bitwise.right_shift(word, place)
     return tf.bitwise.bitwise_and(bits, 1) > 0
@@ -332,11 +337,11 @@ _OPERATIONS: tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], ...] = (
 
 
 def _blur_weights() -> np.ndarray:
-    """Half Gaussians for _SIGMAS, in whole numbers.
+    """Returns half Gaussians for _SIGMAS, in whole numbers.
 
     Returns:
-        float32 [1024, 1 + _RADIUS]; of a row, the first and twice the others
-        sum to 4096.
+        float32 [1024, 1 + _RADIUS]. In a row, the first number and twice the
+        others sum to 4096.
     """
     k = np.arange(_RADIUS + 1)
     half = np.exp(-(k**2) / (2 * _SIGMAS[:, None] ** 2))
@@ -351,9 +356,9 @@ _WEIGHTS = _blur_weights()
 
 
 def _planes(x: tf.Tensor) -> tf.Tensor:
-    """Packed [..., H, W] to [..., 3, H + 2 _ROWS, W + 2 _COLUMNS].
+    """Unpacks [..., H, W] to planes [..., 3, H + 2 _ROWS, W + 2 _COLUMNS].
 
-    The edges are repeated.
+    The padding repeats the edges.
     """
     for axis, count in ((-2, _ROWS), (-1, _COLUMNS)):
         first, last = (
@@ -365,7 +370,7 @@ def _planes(x: tf.Tensor) -> tf.Tensor:
 
 
 def _blur_columns(x: tf.Tensor, weights: tf.Tensor, radius: int) -> tf.Tensor:
-    """Blurs padded planes along W; keeps 12 bits, 4 below the grey level."""
+    """Blurs padded planes along W; keeps 12 bits, 4 of them fractional."""
     width = x.shape[-1] - 2 * _COLUMNS
     total = _taps(  # 20 bits
         weights,
@@ -388,7 +393,7 @@ def _blur_rows(x: tf.Tensor, weights: tf.Tensor, radius: int) -> tf.Tensor:
 def _taps(
     weights: tf.Tensor, radius: int, shifted: Callable[[int], tf.Tensor]
 ) -> tf.Tensor:
-    """Sum of an image shifted by -radius … radius, weighted."""
+    """Returns the weighted sum of an image shifted by -radius … radius."""
     weights = tf.unstack(weights[..., None, None, None], axis=-4)
     total = weights[0] * shifted(0)
     for k in range(1, radius + 1):

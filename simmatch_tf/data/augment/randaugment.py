@@ -1,7 +1,13 @@
-"""RandAugment in its common form, a whole batch at a time.
+"""RandAugment on whole batches, in the form that FixMatch uses.
 
-Every operation runs on the images that drew it only, in Pillow's own integers
-where Pillow computes in integers.
+Every operation runs only on the images that have drawn it, in integers where
+Pillow computes in integers.
+
+References:
+    Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a
+    Reduced Search Space", NeurIPS 2020, https://arxiv.org/abs/1909.13719
+    Sohn et al., "FixMatch", NeurIPS 2020, https://arxiv.org/abs/2001.07685,
+    appendix D
 """
 
 import math
@@ -39,21 +45,22 @@ def rand_augment(
     levels: int = 9,
     dense: bool = False,
 ) -> tf.Tensor:
-    """Applies operations drawn with replacement, each at its own strength.
+    """Applies random operations, drawn with replacement, at random strengths.
 
     The defaults are RandAugment(2, 10). `probability=1, low=0, high=1,
     levels=0, operations=3` is USB's form.
 
     Args:
         images: uint8 [N, H, W, C], C 1 or 3.
-        draws: [N, 4 · operations] in [0, 1); of each operation: which one,
-            whether it is applied, how strong, in which direction.
-        operations: How many are drawn for each image.
-        probability: That a drawn operation is applied.
-        low: Least strength r, in [0, 1].
-        high: Greatest strength.
-        levels: Evenly spaced strengths from low to high; 0: any between.
-        dense: See `batched.on_drawn`.
+        draws: float32 [N, 4 · operations] in [0, 1): for each operation which
+            one, whether to apply it, its strength and its direction.
+        operations: Number of operations for each image, n.
+        probability: Probability of applying each sampled operation.
+        low: Smallest strength r, in [0, 1].
+        high: Largest strength.
+        levels: Number of evenly spaced strengths from low to high; 0 for a
+            continuous range.
+        dense: See `geometry.on_drawn`.
 
     Returns:
         uint8 [N, H, W, C].
@@ -86,10 +93,10 @@ def apply(
 
     Args:
         images: uint8 [N, H, W, C], C 1 or 3.
-        operation: Places in OPERATIONS, int32 [N].
-        strength: r in [-1, 1] [N]; its sign is the direction of the geometric
-            operations and nothing to the others.
-        dense: See `batched.on_drawn`.
+        operation: Indices into OPERATIONS, int32 [N].
+        strength: float32 [N], r in [-1, 1]. The sign is the direction of
+            geometric operations; others ignore it.
+        dense: See `geometry.on_drawn`.
 
     Returns:
         uint8 [N, H, W, C].
@@ -117,12 +124,12 @@ def _is(operation: tf.Tensor, name: str) -> tf.Tensor:
 
 
 def _each(numbers: tf.Tensor) -> tf.Tensor:
-    """One number for each image, to go with images: [n] → [n, 1, 1, 1]."""
+    """Reshapes one number for each image: [n] → [n, 1, 1, 1]."""
     return numbers[:, None, None, None]
 
 
 def _auto_contrast(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-    """Stretches each channel over the whole range."""
+    """Stretches the values of each channel to 0 … 255."""
     del r
     values = tf.cast(images, tf.float32)
     low = tf.reduce_min(values, axis=[1, 2], keepdims=True)
@@ -136,7 +143,7 @@ def _auto_contrast(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
 
 
 def _equalize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-    """Makes each channel's histogram flat."""
+    """Equalizes the histogram of each channel."""
     del r
     channels = images.shape[-1]
     series = tf.shape(images)[0] * channels  # n · C
@@ -161,14 +168,14 @@ def _equalize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
 
 
 def _posterize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-    """Keeps int(4 r) + 4 bits."""
+    """Keeps the upper int(4 r) + 4 bits of each value."""
     dropped = 4 - tf.cast(4.0 * r, tf.int32)
     kept = tf.cast(tf.bitwise.left_shift(255, dropped) % 256, tf.uint8)
     return tf.bitwise.bitwise_and(images, _each(kept))
 
 
 def _solarize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-    """Inverts what is not below 256 - int(256 r)."""
+    """Inverts values of at least 256 - int(256 r)."""
     threshold = 256 - tf.cast(256.0 * r, tf.int32)
     bright = tf.cast(images, tf.int32) >= _each(threshold)
     return tf.bitwise.bitwise_xor(images, 255 * tf.cast(bright, tf.uint8))
@@ -177,14 +184,14 @@ def _solarize(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
 def _blend(
     images: tf.Tensor, degenerate: tf.Tensor | float, r: tf.Tensor
 ) -> tf.Tensor:
-    """Degenerate + factor (image - degenerate), Pillow's enhancers."""
+    """Returns degenerate + factor (image - degenerate), as in Pillow."""
     factor = _each(0.05 + 0.9 * r)
     blend = degenerate + factor * (tf.cast(images, tf.float32) - degenerate)
     return tf.cast(blend, tf.uint8)
 
 
 def _grey(images: tf.Tensor) -> tf.Tensor:
-    """Luminance in whole numbers, float32 [n, H, W, 1]."""
+    """Returns the luminance in whole numbers, float32 [n, H, W, 1]."""
     values = tf.cast(images, tf.float32)
     if images.shape[-1] == 1:
         return values
@@ -208,7 +215,10 @@ def _contrast(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
 
 
 def _sharpness(images: tf.Tensor, r: tf.Tensor) -> tf.Tensor:
-    """Away from Pillow's SMOOTH filter: 3×3, centre 5 of 13; the edge stays."""
+    """Blends with Pillow's SMOOTH filter: 3×3 with weights 1 and 5 over 13.
+
+    Pixels at the edge are not filtered.
+    """
     values = tf.cast(images, tf.float32)
     total = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
     total = total[:, :, :-2] + total[:, :, 1:-1] + total[:, :, 2:]
@@ -232,9 +242,9 @@ _CHANGES = {
 
 
 def _cos_sin(angle: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of angles up to 30°, by their series: exact to float32.
+    """Returns cosine and sine of angles up to 30° by their series, in float32.
 
-    tf.cos and tf.sin round by an image's place in the batch.
+    tf.cos and tf.sin round differently depending on the place in the batch.
     """
     cosine = [1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1.0]
     sine = [1 / 362880, -1 / 5040, 1 / 120, -1 / 6, 1.0]
@@ -248,7 +258,7 @@ def _cos_sin(angle: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _transform(
     images: tf.Tensor, operation: tf.Tensor, strength: tf.Tensor
 ) -> tf.Tensor:
-    """The geometric operations: nearest neighbour, black outside."""
+    """Applies geometric operations: nearest neighbour, black outside."""
     height, width, channels = images.shape[1:]
 
     def amount(name: str, most: float) -> tf.Tensor:
@@ -266,7 +276,7 @@ def _transform(
     c -= a * centre_x + b * centre_y
     f = amount("TranslateY", 0.3 * height) + centre_y
     f -= d * centre_x + e * centre_y
-    # Pillow rounds halves up: so do these, whichever way a sum was rounded.
+    # Pillow rounds halves up; so do these, however a sum was rounded.
     upward = 1e-4
     a, b, c, d, e, f = (t[:, None, None] for t in (a, b, c, d, e, f))
     x = tf.range(width, dtype=tf.float32) + 0.5  # [W]

@@ -1,26 +1,64 @@
 """The handwritten digits that come with scikit-learn."""
 
-import numpy as np
-import tensorflow as tf
+from __future__ import annotations
 
-from simmatch_tf.data import fingerprint
+import importlib.util
+import os
+import typing
+
+from simmatch_tf import registry
+from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data.sources import source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.lazy import np, tf
+
+if typing.TYPE_CHECKING:
+    from simmatch_tf import config as config_lib
 
 TRAIN_IMAGES = 1400
 _IMAGES = 1797
+_OWN_SIDE = 8
+
+
+def fingerprint(
+    config: config_lib.Config | None = None,
+    then: fingerprint_lib.Fingerprint | None = None,
+) -> fingerprint_lib.Fingerprint:
+    """Returns the fingerprint of scikit-learn's file of digits."""
+    del config, then
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        return fingerprint_lib.Fingerprint({})
+    folder = os.path.dirname(package.origin)
+    name = "digits.csv.gz"
+    path = os.path.join(folder, "datasets", "data", name)
+    if not os.path.isfile(path):
+        return fingerprint_lib.Fingerprint({})
+    contents = {name: fingerprint_lib.digests([path])[0]}
+    return fingerprint_lib.of_files({name: path}, contents)
+
+
+@registry.sources.register(
+    "digits",
+    sizes={"digits": (10, TRAIN_IMAGES)},
+    fingerprint=fingerprint,
+    load_for_transfer=lambda config: load(_OWN_SIDE),
+)
+def load_for_run(config: config_lib.Config) -> source.Source:
+    """Loads the digits in the size that the flags ask for; see `load`."""
+    return load(config.image_size)
 
 
 def load(image_size: int | None = None) -> source.Source:
     """Loads 1,400 training and 397 test images of ten classes.
 
-    The split is the same in every run: it has nothing to do with any seed.
+    Training and test images are the same in every run, whatever its seeds.
 
     Args:
-        image_size: Side to resize the 8×8 originals to; default: 16.
+        image_size: Side to which the 8×8 originals are resized; default: 16.
 
     Raises:
-        InputError: They are not all there.
+        InputError: Some are missing.
     """
     from sklearn import datasets  # slow to import, needed here only
 
@@ -29,23 +67,18 @@ def load(image_size: int | None = None) -> source.Source:
     if len(digits.images) != _IMAGES:
         raise InputError(
             f"--dataset=digits: scikit-learn has {len(digits.images)} images "
-            f"instead of {_IMAGES}; install it anew"
+            f"instead of {_IMAGES}; install scikit-learn again"
         )
     images = digits.images[..., None] * (255.0 / 16.0)  # grey from 0 to 16
     images = tf.image.resize(images, [size, size]).numpy().round()
-    images = images.astype(np.uint8)
-    # The legacy generator's stream is frozen, so the split is, too.
+    images = source.Images(images.astype(np.uint8), digits.target)
+    # The legacy generator's stream is frozen, and so are training and test.
     order = np.random.RandomState(0).permutation(len(images))
-
-    def part(indices: np.ndarray) -> source.Images:
-        indices = np.sort(indices)
-        return source.Images(images[indices], digits.target[indices])
-
     return source.Source(
         name="digits",
         class_names=[str(name) for name in digits.target_names],
-        train=part(order[:TRAIN_IMAGES]),
-        test=part(order[TRAIN_IMAGES:]),
+        train=images.take(np.sort(order[:TRAIN_IMAGES])),
+        test=images.take(np.sort(order[TRAIN_IMAGES:])),
         flip=False,
-        origin=fingerprint.of_digits,
+        origin=fingerprint,
     )

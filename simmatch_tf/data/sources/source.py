@@ -1,33 +1,71 @@
-"""Where images come from: the contract, and images held in memory.
+"""Image sources: the contract, and images that are held in memory.
 
-A set of images is either in memory, all of one size (`Images`: `fetch`), or
-encoded and of any sizes (`files.FileImages`, `records.RecordImages`: `read`).
-Both have `labels` [N] and, where there are any, `names`.
+A source is a function from a run's flags to a `Source`, registered under the
+name that --dataset takes:
+
+    @registry.sources.register("table", sizes={"table": (10, 1_000)})
+    def load(config: config.Config) -> source.Source: ...
+
+Such a file is imported before TensorFlow and must not import it: it takes `tf`
+and `np` from `simmatch_tf.lazy`. The keyword arguments of `register` are facts
+that are read before the images are, and before TensorFlow is imported. All are
+optional:
+
+    sizes             {NAME: (classes, training images)}, by which --labels is
+                      checked.
+    needs_data_dir    True: the images are in the folder --data_dir, which is
+                      then required. Other sources refuse that flag.
+    has_labels        True: some of the training images have a class and the
+                      others none, so that no flag need say which are labeled.
+    skips_bad_images  True: it follows --on_bad_image=skip.
+    from_python       True: the images are an argument of `simmatch_tf.fit`.
+    is_prepared       Config → whether its record files are in --tfds_dir, where
+                      it has such. Otherwise loading may download them.
+    check_images      Config → None. Raises InputError where the flags name
+                      images that do not exist.
+    fingerprint       (Config, fingerprint.Fingerprint that the run began with)
+                      → Fingerprint of the files now, or None where it is not
+                      known before the images are loaded. By default, a run
+                      that goes on loads the images and compares their pixels.
+    outline           Config → Outline, without reading the images of a large
+                      dataset. By default, the images are loaded.
+    load_for_transfer Config → Source whose images have their own size and
+                      whose `validation` is set where the dataset has such
+                      images; unlabeled images may be left out. By default, the
+                      registered function.
+    examples          Names that a pattern matches, for help and suggestions.
+
+A set of images is either in memory and of one size (`Images`), or encoded and
+of any sizes (`files.FileImages`, `records.RecordImages`).
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import os
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
-import numpy as np
-import tensorflow as tf
+from simmatch_tf import registry
+from simmatch_tf.data import fingerprint as fingerprint_lib
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.lazy import np, tf
 
-from simmatch_tf.data import fingerprint
-
-# Mean and standard deviation of each channel, in units of 1 (white).
+# Mean and standard deviation of each channel; white is 1.
 Statistics = tuple[list[float], list[float]]
-# Of ImageNet, as published weights want them.
+# Of ImageNet, as published weights expect them.
 IMAGENET: Statistics = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 _COUNTED = 1024  # images whose values are counted at once
 
 
 class Encoded(Protocol):
-    """Images of any sizes, decoded when they are needed; always RGB.
+    """Encoded RGB images of any sizes, decoded when they are needed.
 
     Attributes:
         labels: int32 [N], classes from 0; -1 where the class is not known.
-        names: N names that lists of labeled images use, or None.
+        names: N names, by which lists and reports refer to images, or None.
     """
 
     encoded: ClassVar[bool] = True
@@ -35,23 +73,38 @@ class Encoded(Protocol):
     names: Sequence[str] | None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The image's bytes (scalar string) and EXIF orientation (int32)."""
+        """Returns an image's bytes and its orientation; for tf.data graphs.
 
-    def take(self, places: np.ndarray) -> Self:
-        """The images at `places` [n], n at least 1."""
+        Args:
+            index: Which image, int64 scalar.
+
+        Returns:
+            The bytes, a scalar string, and the EXIF orientation 1 … 8, an int32
+            scalar. A source whose images count as they are stored, whatever
+            EXIF says, gives 1.
+        """
+
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns the images at `indices` [n], n at least 1."""
+
+    def files(self) -> Sequence[str]:
+        """Returns the paths of the files that hold the images."""
+
+    def layout(self) -> bytes:
+        """Returns what besides its files' contents identifies the set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """A set of images of one size, in memory.
+    """Images of one size in memory.
 
     Attributes:
         images: uint8 [N, H, W, C], N at least 1, C 1 or 3.
         labels: int32 [N], classes from 0; -1 where the class is not known.
-        names: N names that lists of labeled images may use, or None.
+        names: N names, by which lists and reports refer to images, or None.
     """
 
     encoded: ClassVar[bool] = False
@@ -60,73 +113,68 @@ class Images:
     names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        """Checks types and shapes."""
+        """Checks dtypes and shapes.
+
+        Raises:
+            ValueError: One is wrong.
+        """
         for name in ("images", "labels"):
             object.__setattr__(self, name, np.asarray(getattr(self, name)))
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"images are {self.images.dtype} of shape {self.images.shape}, "
-                "but uint8 [N, H, W, C] is wanted"
+                "but must be uint8 [N, H, W, C]"
             )
         if self.images.shape[-1] not in (1, 3):
             raise ValueError(
-                f"images have {self.images.shape[-1]} channels, but 1 or 3 are "
-                "wanted"
+                f"images have {self.images.shape[-1]} channels, but must have "
+                "1 or 3"
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
-                f"labels have shape {self.labels.shape}, but "
-                f"[{len(self.images)}] is wanted"
+                f"labels have shape {self.labels.shape}, but must have "
+                f"[{len(self.images)}], one for each image"
             )
         if not len(self.images):
-            raise ValueError("there are 0 images, but at least 1 is wanted")
+            raise ValueError("there are 0 images, but at least 1 is needed")
         if self.names is not None and len(self.names) != len(self.images):
             raise ValueError(
-                f"there are {len(self.names)} names, but {len(self.images)} "
-                "images"
+                f"there are {len(self.names)} names for {len(self.images)} "
+                "images, but each image needs one"
             )
         object.__setattr__(self, "labels", check_labels(self.labels))
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return len(self.images)
 
-    def join(self, other: Self) -> Self:
-        """These images, then those of another set of the same shape."""
-        names = self.names and other.names and [*self.names, *other.names]
-        return Images(
-            np.concatenate([self.images, other.images]),
-            np.concatenate([self.labels, other.labels]),
-            names,
-        )
-
-    def take(self, places: np.ndarray) -> Self:
-        """The images at `places` [n], n at least 1."""
-        names = self.names and [self.names[place] for place in places]
-        return Images(self.images[places], self.labels[places], names)
+    def take(self, indices: np.ndarray) -> Self:
+        """Returns the images at `indices` [n], n at least 1."""
+        names = self.names and [self.names[index] for index in indices]
+        return Images(self.images[indices], self.labels[indices], names)
 
     def fetch(self, indices: tf.Tensor) -> tf.Tensor:
-        """Images [n, H, W, C] uint8 at `indices` [n]."""
+        """Returns the images at `indices` [n], uint8 [n, H, W, C]."""
         return tf.gather(self._tensor, indices)
 
     @functools.cached_property
     def _tensor(self) -> tf.Tensor:
-        """The images, once: a constant in a graph would be a copy in each."""
+        """One tensor for all graphs; a constant in each would be a copy."""
         with tf.init_scope(), tf.device("CPU"):
             tensor = tf.convert_to_tensor(self.images)
-        # One memory for both: the array that was copied may be freed.
+        # The array shares the tensor's memory, so that its own can be freed.
         object.__setattr__(self, "images", np.asarray(memoryview(tensor)))
         return tensor
 
 
 def check_labels(labels: np.ndarray) -> np.ndarray:
-    """Gives labels [N] as int32.
+    """Returns labels [N] as int32.
 
     Raises:
-        ValueError: They are no integers, or not all -1 or more.
+        ValueError: They are no integers, or one is below -1 or too large.
     """
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels are {labels.dtype}, but integers are wanted")
+        raise ValueError(f"labels are {labels.dtype}, but must be integers")
     low, high = labels.min(), labels.max()
     if low < -1 or high > np.iinfo(np.int32).max:
         raise ValueError(
@@ -143,14 +191,18 @@ class Source:
     Attributes:
         name: As in --dataset.
         class_names: L names.
-        train: Images to draw labeled and unlabeled ones from.
-        test: Images for the results; None: the validation images are.
-        flip: Whether a mirrored image is still of its class.
-        image_size: Side of the square views of encoded images; of images in
-            memory, which must be square then, default: their own.
-        validation: Images that were set aside to choose by, if any.
+        train: Images from which the labeled and unlabeled ones are drawn.
+        test: Images to report results on; None: the validation images are
+            used.
+        flip: Whether a mirrored image still belongs to its class.
+        image_size: Side of the square views of encoded images. Images in
+            memory have their own size by default; with an `image_size`, they
+            must be square.
+        validation: Images to choose hyper-parameters by, if the dataset has
+            some. Training sets labeled images aside instead.
         measure: Computes the statistics of encoded training images.
-        origin: Says which files the images are from; None: not known.
+        origin: Returns the fingerprint of the files; None: there are no files,
+            or they are not known.
     """
 
     name: str
@@ -161,26 +213,25 @@ class Source:
     image_size: int | None = None
     validation: Images | Encoded | None = None
     measure: Callable[[], Statistics] | None = None
-    origin: Callable[[], fingerprint.Fingerprint] | None = None
+    origin: Callable[[], fingerprint_lib.Fingerprint] | None = None
 
     def __post_init__(self) -> None:
-        """Checks that labels, names and the two sets go together."""
+        """Checks that labels, names and the sets of images fit together.
+
+        Raises:
+            ValueError: They do not.
+        """
         if self.train.encoded and self.image_size is None:
             raise ValueError(f"{self.name}: encoded images need an image_size")
         for images in (self.train, self.validation, self.test):
             if self.image_size is not None and images and not images.encoded:
                 self._check_square(images)
-        self._check_labels("train", self.train.labels)
-        if self.validation is not None:
-            self._check_labels("validation", self.validation.labels)
-            self._check_known("validation", self.validation.labels)
-        if self.test is None:
+        self._check_labels("train", self.train, low=-1)
+        self._check_labels("validation", self.validation, low=0)
+        self._check_labels("test", self.test, low=0)
+        if self.test is None or self.image_size is not None:
             return
-        self._check_labels("test", self.test.labels)
-        self._check_known("test", self.test.labels)
         if self.train.encoded or self.test.encoded:
-            return
-        if self.image_size is not None:
             return
         train, test = (x.images.shape[1:] for x in (self.train, self.test))
         if train != test:
@@ -193,23 +244,25 @@ class Source:
         height, width, channels = images.images.shape[1:]
         if height != width or channels != self.image_shape[-1]:
             raise ValueError(
-                f"{self.name}: images of {height}×{width} with {channels} "
-                "channels in memory, but for an image_size square ones are "
-                f"wanted, all with {self.image_shape[-1]} channels"
+                f"{self.name}: images in memory are {height}×{width} with "
+                f"{channels} channels, but with an image_size all must be "
+                f"square and have {self.image_shape[-1]} channels"
             )
 
-    def _check_known(self, split: str, labels: np.ndarray) -> None:
-        if labels.min() < 0:
+    def _check_labels(
+        self, split: str, images: Images | Encoded | None, *, low: int
+    ) -> None:
+        if images is None:
+            return
+        if images.labels.max(initial=0) >= self.num_classes:
             raise ValueError(
-                f"{self.name}: label {labels.min()} in {split}, but the class "
-                f"of every {split} image must be known"
+                f"{self.name}: label {images.labels.max()} in {split}, but "
+                f"there are {self.num_classes} classes (labels from 0)"
             )
-
-    def _check_labels(self, split: str, labels: np.ndarray) -> None:
-        if labels.max(initial=0) >= self.num_classes:
+        if images.labels.min() < low:
             raise ValueError(
-                f"{self.name}: label {labels.max()} in {split}, but there "
-                f"are {self.num_classes} classes (labels from 0)"
+                f"{self.name}: label {images.labels.min()} in {split}, but the "
+                f"class of every {split} image must be known"
             )
 
     @property
@@ -226,24 +279,119 @@ class Source:
         return tuple(self.train.images.shape[1:])
 
     def statistics(self) -> Statistics:
-        """Mean and standard deviation of the training images' channels.
+        """Returns mean and standard deviation of the training images' channels.
 
         Returns:
-            Two lists of C numbers, in units of 1 (white).
+            Two lists of C numbers; white is 1.
         """
         if self.measure is not None:
             return self.measure()
         images = self.train.images
         counts = np.zeros([images.shape[-1], 256], np.int64)
-        # By histograms: exact sums. In parts, as NumPy counts in 8 bytes each.
+        # Histograms give exact sums. In parts: NumPy counts 8 bytes a value.
         for start in range(0, len(images), _COUNTED):
             add_counts(counts, images[start : start + _COUNTED])
         return statistics(counts)
 
+    def fingerprint(self) -> fingerprint_lib.Fingerprint:
+        """Returns the fingerprint of the files or, without files, the images.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        if self.origin is not None:
+            return self.origin()
+        sets = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        return fingerprint_lib.Fingerprint(
+            {
+                name: _state(images)
+                for name, images in sets.items()
+                if images is not None
+            }
+        )
+
+    def identity(self) -> str:
+        """Returns a digest by which workers know that they have these images.
+
+        Of images in memory the pixels count, however they are stored; of files
+        their names, sizes and known digests, but not their times. Classes do
+        not count.
+
+        Returns:
+            64 hexadecimal digits.
+
+        Raises:
+            InputError: A file cannot be read.
+        """
+        result, encoded = hashlib.sha256(), False
+        for name, images in (("train", self.train), ("test", self.test)):
+            result.update(name.encode())
+            if images is None:
+                continue
+            encoded |= images.encoded
+            if images.encoded:
+                result.update(images.layout())
+            else:
+                result.update(digest(images).encode())
+        if encoded:
+            states = [
+                (name, size, content)
+                for name, (size, _, content) in self.fingerprint().files.items()
+            ]
+            result.update(repr(sorted(states)).encode())
+        return result.hexdigest()
+
+
+def digest(images: Images | Encoded) -> str:
+    """Returns a digest of images in their order; their classes do not count.
+
+    Args:
+        images: Of encoded images, the files are read.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    result = hashlib.sha256()
+    if images.encoded:
+        result.update(images.layout())
+        parts = fingerprint_lib.long_digests(images.files())
+    else:
+        pixels = np.ascontiguousarray(images.images)
+        parts = [repr(pixels.shape).encode(), hashlib.sha256(pixels).digest()]
+    for part in parts:
+        result.update(part)
+    return result.hexdigest()
+
+
+def _state(images: Images | Encoded) -> tuple[int, int, str]:
+    """Returns a set's entry in a fingerprint: bytes, no time, and a digest.
+
+    Of encoded images, the files are not read.
+    """
+    result = hashlib.sha256(images.labels.astype("<i4").tobytes())
+    result.update(repr(images.names and list(images.names)).encode())
+    if not images.encoded:
+        result.update(digest(images).encode())
+        return images.images.nbytes, 0, result.hexdigest()
+    try:
+        size = sum(os.stat(path).st_size for path in set(images.files()))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror})"
+        ) from None
+    return size, 0, result.hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Outline:
-    """What can be said of a dataset without its images.
+    """What is known of a dataset without its images.
 
     Attributes:
         class_names: L names.
@@ -259,17 +407,31 @@ class Outline:
 
 
 def add_counts(counts: np.ndarray, images: np.ndarray) -> None:
-    """Adds the values in images [..., C] uint8 to `counts` [C, 256]."""
+    """Adds a histogram of images [..., C] uint8 to `counts` [C, 256]."""
     for channel in range(images.shape[-1]):
         values = images[..., channel].ravel()
         counts[channel] += np.bincount(values, minlength=256)
 
 
 def statistics(counts: np.ndarray) -> Statistics:
-    """Mean and standard deviation from counts [C, 256] of each value."""
+    """Returns mean and standard deviation from histograms [C, 256]."""
     values = np.arange(256)
     total = counts.sum(axis=1)
     mean = counts @ values / total
     spread = (counts * (values - mean[:, None]) ** 2).sum(axis=1) / total
     std = np.maximum(np.sqrt(spread) / 255, 1e-3)
     return (mean / 255).tolist(), std.tolist()
+
+
+@registry.sources.register("custom", from_python=True, examples=())
+def load_from_python(config: Any) -> Source:
+    """Refuses to load images that only `simmatch_tf.fit` can be given.
+
+    Raises:
+        InputError: Always.
+    """
+    del config
+    raise InputError(
+        "--dataset=custom: the images are given from Python: "
+        "simmatch_tf.fit(config, source=…)"
+    )

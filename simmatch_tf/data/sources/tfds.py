@@ -1,33 +1,240 @@
-"""Datasets of TensorFlow Datasets (TFDS).
+"""Image classification datasets of TensorFlow Datasets (TFDS).
 
-Small ones of one image size are held in memory, decoded; the others stay in
-their record files and are decoded as they are needed.
+Small ones whose images have one size are held in memory, decoded. The others
+stay in their record files and are decoded when they are needed.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
+import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import numpy as np
-import tensorflow as tf
 from absl import logging
 
-from simmatch_tf.data import decoding, records
-from simmatch_tf.data.sources import builders, shards, source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import config as config_lib
+from simmatch_tf import io, registry
+from simmatch_tf.data import fingerprint as fingerprint_lib
+from simmatch_tf.data import records
+from simmatch_tf.data.sources import source
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.lazy import np, tf
 
-# Pixels of all images together (as bytes) up to which they are held decoded.
+# NAME → (classes, training images); with those of unlabeled splits left out.
+_SIZES = {
+    "cifar10": (10, 50_000),
+    "cifar100": (100, 50_000),
+    "fashion_mnist": (10, 60_000),
+    "imagenet2012": (1_000, 1_281_167),
+    "stl10": (10, 5_000),
+    "svhn_cropped": (10, 73_257),
+}
+# Bytes of all decoded images up to which they are held in memory.
 MEMORY_LIMIT = 4 * 2**30
-# Images behind the statistics of a dataset that is not in memory.
+_SIDE = 224  # of views of images of several sizes
+# Images from which the statistics of a dataset in files are estimated.
 _MEASURED = 10_000
 _MEASURED_SIDE = 64
-_CHUNK = 1000
-# Mirrored, these would be other characters.
+_BATCH = 1000
+# Splits of images without a class, and all splits that are used.
+_UNLABELED = ("unlabelled", "unlabeled")
+_SPLITS = ("train", *_UNLABELED, "validation", "test")
+# Datasets of characters: mirrored, these would be others.
 _NO_FLIP = re.compile(
     "svhn|mnist|cmaterdb|omniglot|quickdraw|binary_alpha_digits|chars|letters"
 )
 _FLIP = re.compile(r"fashion_mnist")
+
+_FORM = re.compile(
+    r"((?P<namespace>[a-z][\w-]*):)?(?P<dataset>[a-z]\w*)"
+    r"(?P<rest>(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?)",
+    re.ASCII | re.IGNORECASE,
+)
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
+
+
+# ------------------------------------------- before TensorFlow is imported --
+
+
+def data_dir(tfds_dir: str | os.PathLike | None) -> str:
+    """Returns the folder of prepared datasets.
+
+    Args:
+        tfds_dir: The folder; None: TFDS's default, $TFDS_DATA_DIR or
+            ~/tensorflow_datasets. May be remote (gs://…).
+    """
+    if tfds_dir is None:
+        tfds_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    tfds_dir = os.fspath(tfds_dir)
+    return str(io.expand(tfds_dir)) if tfds_dir.startswith("~") else tfds_dir
+
+
+def check_name(
+    name: str,
+    tfds_dir: str | os.PathLike | None = None,
+    *,
+    flag: str = "dataset",
+) -> None:
+    """Checks the form of a dataset's name, and what can be known at once.
+
+    Whether TFDS has a dataset of the name is left to TFDS, as are its configs,
+    versions and what a namespace holds.
+
+    Args:
+        name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, perhaps
+            behind NAMESPACE:, one of TFDS's communities.
+        tfds_dir: See `data_dir`.
+        flag: The flag that gave the name, for messages.
+
+    Raises:
+        InputError: There can be no such dataset, or TFDS is not installed.
+    """
+    match = _FORM.fullmatch(name)
+    if match is None:
+        raise InputError(
+            f"--{flag}={name!r}: must have the form NAME, NAME/CONFIG, "
+            "NAME:VERSION or NAME/CONFIG:VERSION, as emnist/letters:3.1.0"
+        )
+    dataset, namespace = match["dataset"], match["namespace"]
+    others = {e.pattern for e in registry.sources if e.pattern != _PATTERN}
+    if dataset in others and not namespace:
+        raise InputError(
+            f"--{flag}={name}: {dataset} has no configs and no versions; "
+            f"write --{flag}={dataset}"
+        )
+    package = importlib.util.find_spec("tensorflow_datasets")
+    # Seen from the home folder, ~/tensorflow_datasets (the data) would do as
+    # a package without __init__.py.
+    if package is None or package.origin is None:
+        raise InputError(
+            f"--{flag}={name} is read by TensorFlow Datasets, which is not "
+            "installed: pip install tensorflow-datasets"
+        )
+    if namespace:
+        folder = os.path.dirname(package.origin)
+        path = os.path.join(folder, "community-datasets.toml")
+        text = io.read_text(path, path)
+        known = re.findall(r"^\[([\w-]+)\]", text, re.MULTILINE)
+        if namespace not in known:
+            raise InputError(
+                f"--{flag}={name}: {namespace} is not a namespace of TFDS, "
+                "and a version has the form NAME:1.0.0"
+                + errors.nearest(namespace, known)
+            )
+    elif _NAME.fullmatch(dataset) is None:
+        names = [*registry.sources.names(), *prepared_names(tfds_dir)]
+        raise InputError(
+            f"--{flag}={name} is unknown (names are in lower case)"
+            + errors.nearest(dataset.lower(), names)
+        )
+
+
+def prepared_names(tfds_dir: str | os.PathLike | None) -> list[str]:
+    """Returns the names of the datasets that are prepared on this machine.
+
+    Args:
+        tfds_dir: See `data_dir`; datasets are in
+            DIR/NAME/[CONFIG/]VERSION/dataset_info.json.
+    """
+    root = data_dir(tfds_dir)
+
+    def is_prepared(folder: str) -> bool:
+        places = [folder]
+        for name in _folders(folder):
+            if _VERSION.fullmatch(name) is None:
+                places.append(os.path.join(folder, name))
+        return any(
+            os.path.isfile(os.path.join(place, version, "dataset_info.json"))
+            for place in places
+            for version in filter(_VERSION.fullmatch, _folders(place))
+        )
+
+    return [
+        name
+        # TFDS looks for a folder in lower case, whatever the name.
+        for name in filter(_NAME.fullmatch, _folders(root))
+        if is_prepared(os.path.join(root, name))
+    ]
+
+
+def _folders(path: str) -> list[str]:
+    """Returns the names of the folders in `path`, if it can be read."""
+    try:
+        with os.scandir(path) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def check(config: config_lib.Config) -> None:
+    """Checks the name in the flags; see `check_name`."""
+    check_name(config.dataset, config.tfds_dir)
+
+
+def fingerprint(
+    config: config_lib.Config, then: fingerprint_lib.Fingerprint
+) -> fingerprint_lib.Fingerprint | None:
+    """Returns the fingerprint of the record files that a run began with.
+
+    Returns:
+        That of the files now; None where the dataset is not prepared here.
+    """
+    root = data_dir(config.tfds_dir)
+    paths = {
+        name: os.path.join(root, name)
+        for name in then.files
+        if not name.startswith("--")
+    }
+    if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
+        return None
+    return fingerprint_lib.of_files(paths)
+
+
+def _outline(config: config_lib.Config) -> source.Outline:
+    return outline(
+        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
+    )
+
+
+def _load_for_transfer(config: config_lib.Config) -> source.Source:
+    return load(
+        config.dataset,
+        tfds_dir=config.tfds_dir,
+        manual_dir=config.tfds_manual_dir,
+        validation=True,
+    )
+
+
+_PATTERN = "(?s:.+)"  # any other name; `check_name` knows the form
+
+
+@registry.sources.register(
+    _PATTERN,
+    examples=tuple(_SIZES),
+    sizes=_SIZES,
+    is_prepared=lambda config: is_prepared(config.dataset, config.tfds_dir),
+    check_images=check,
+    fingerprint=fingerprint,
+    outline=_outline,
+    load_for_transfer=_load_for_transfer,
+)
+def load_for_run(config: config_lib.Config) -> source.Source:
+    """Loads the dataset that the flags name; see `load`."""
+    return load(
+        config.dataset,
+        tfds_dir=config.tfds_dir,
+        manual_dir=config.tfds_manual_dir,
+        image_size=config.image_size,
+    )
+
+
+# ------------------------------------------------------------------ loading --
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +254,22 @@ def load(
     image_size: int | None = None,
     validation: bool = False,
 ) -> source.Source:
-    """Loads a dataset; prepares it first, where it is not.
+    """Loads a dataset, and prepares it before if needed.
 
     Args:
-        name: NAME, NAME/CONFIG or NAME:VERSION, as TFDS has it.
-        tfds_dir: Where prepared datasets are; default: TFDS's own.
-        manual_dir: Archives that TFDS cannot download itself.
-        image_size: Side of the images; default: their own if they all have
-            one, else 224.
-        validation: Whether its validation images are wanted, too, where they
-            are not the ones that results are measured on.
+        name: As TFDS has it; see `check_name`.
+        tfds_dir: See `data_dir`.
+        manual_dir: Folder of archives that TFDS cannot download itself.
+        image_size: Side of the images; default: their own if all have the
+            same, else 224.
+        validation: Whether to load its validation images as well, unless these
+            already serve as test images.
 
     Raises:
-        InputError: It cannot be had, or is no image classification dataset.
+        InputError: There is no such dataset, or it cannot be prepared, or is
+            no dataset for image classification.
     """
-    builder = builders.prepare(name, tfds_dir, manual_dir)
+    builder = _prepare(name, tfds_dir, manual_dir)
     keys = _keys(builder)
     splits = builder.info.splits
     if "train" not in splits:
@@ -69,7 +277,7 @@ def load(
             f"--dataset={name}: has no training images; its splits are "
             + ", ".join(splits)
         )
-    train = ["train", *(s for s in shards.UNLABELED if s in splits)]
+    train = ["train", *(s for s in _UNLABELED if s in splits)]
     shape = builder.info.features[keys.image].shape
     total = np.prod([side or 2**20 for side in shape], dtype=float)
     total *= sum(splits[s].num_examples for s in train)
@@ -79,28 +287,27 @@ def load(
     else:
         read = functools.partial(_encoded, builder, keys)
     images = read(train)
-    on, test = _test(builder, keys, read)
-    wanted = validation and on == "test" and "validation" in splits
-    side = image_size or (None if held else shape[0] or 224)
+    test_split, test = _test(builder, keys, read)
+    validation &= test_split == "test" and "validation" in splits
     return source.Source(
         name=name,
         class_names=list(builder.info.features[keys.label].names),
         train=images,
         test=test,
         flip=flips(name),
-        image_size=side,
+        image_size=image_size or (None if held else shape[0] or _SIDE),
         validation=_known(builder, keys, read, "validation")
-        if wanted
+        if validation
         else None,
         measure=None if held else functools.partial(_measure, name, images),
-        origin=functools.partial(shards.fingerprint, builder),
+        origin=functools.partial(_fingerprint, builder),
     )
 
 
 def outline(
     name: str, *, tfds_dir: str | None = None, image_size: int | None = None
 ) -> source.Outline:
-    """What `load` would give, as far as it is known without the images.
+    """Returns what is known of a dataset before `load` reads its images.
 
     Args:
         name: See `load`.
@@ -110,34 +317,43 @@ def outline(
     Raises:
         InputError: See `load`.
     """
-    builder = builders.make(name, tfds_dir)
+    builder = _make(name, tfds_dir)
     keys = _keys(builder)
     height, width, channels = builder.info.features[keys.image].shape
     if image_size or None in (height, width):
-        height = width = image_size or height or 224
-        channels = channels if builder.info.features[keys.image].shape[0] else 3
-    size = None
+        channels = channels if height else 3
+        height = width = image_size or height or _SIDE
+    _, train_images = _SIZES.get(config_lib.base_name(name), (0, None))
     if builder.data_path.exists():
         splits = builder.info.splits
-        names = ["train", *(s for s in shards.UNLABELED if s in splits)]
-        size = sum(splits[s].num_examples for s in names)
+        names = ["train", *(s for s in _UNLABELED if s in splits)]
+        train_images = sum(splits[s].num_examples for s in names)
     return source.Outline(
         class_names=list(builder.info.features[keys.label].names),
         image_shape=(height, width, channels),
-        train_images=size,
+        train_images=train_images,
         statistics=source.IMAGENET if name.startswith("imagenet2012") else None,
     )
 
 
+def is_prepared(name: str, tfds_dir: str | None) -> bool:
+    """Returns whether `load` would find a dataset's files.
+
+    Raises:
+        InputError: See `load`.
+    """
+    return _make(name, tfds_dir).data_path.exists()
+
+
 def flips(name: str) -> bool:
-    """Whether a mirrored image of a dataset is still of its class."""
+    """Returns whether a dataset's mirrored images belong to their class."""
     return bool(_FLIP.match(name) or not _NO_FLIP.search(name))
 
 
 def listed(
     name: str, *, tfds_dir: str | None, manual_dir: str | None
 ) -> list[str]:
-    """File names of the images in a dataset that is a list of labeled ones.
+    """Returns the file names of the images in a dataset.
 
     Args:
         name: "imagenet2012_subset/1pct" or "imagenet2012_subset/10pct".
@@ -145,39 +361,113 @@ def listed(
         manual_dir: See `load`.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: See `load`.
     """
-    builder = builders.prepare(name, tfds_dir, manual_dir)
+    builder = _prepare(name, tfds_dir, manual_dir)
     return _encoded(builder, _keys(builder), ["train"]).names
 
 
-def _keys(builder) -> _Keys:
+def _make(name: str, tfds_dir: str | None) -> Any:
+    """Returns a builder, whether or not its data are prepared."""
+    import tensorflow_datasets as tfds  # slow to import, needed here only
+
+    root = data_dir(tfds_dir)
+    try:
+        return tfds.builder(name, data_dir=tfds_dir and root)
+    except tfds.core.DatasetNotFoundError:
+        known = [*registry.sources.names(), *prepared_names(tfds_dir)]
+        known = sorted(
+            {*known, *tfds.list_builders(with_community_datasets=False)}
+        )
+        meant = errors.close(
+            config_lib.base_name(name), known, count=3, cutoff=0.5
+        )
+        raise InputError(
+            f"--dataset={name} is unknown: TFDS has no such dataset, and it is "
+            f"not prepared in {root}"
+            + (f"; did you mean {' or '.join(meant)}?" if meant else "")
+        ) from None
+    except (
+        AssertionError,  # an unknown version
+        ValueError,  # an unknown configuration
+    ) as error:
+        text = str(error).strip().splitlines()[0].rpartition("}: ")[2]
+        try:
+            builder = tfds.builder_cls(config_lib.base_name(name))
+        except (tfds.core.DatasetNotFoundError, ValueError):
+            builder = None
+        configs = getattr(builder, "BUILDER_CONFIGS", None) or []
+        configs = ", ".join(config.name for config in configs[:20])
+        raise InputError(
+            f"--dataset={name}: TFDS cannot make it ({text})"
+            + (f"; its configurations: {configs}" if configs else "")
+        ) from None
+
+
+def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None) -> Any:
+    """Returns a builder whose data are prepared."""
+    import tensorflow_datasets as tfds
+
+    builder = _make(name, tfds_dir)
+    if builder.data_path.exists():
+        return builder
+    logging.warning(
+        "%s is not prepared in %s: TFDS downloads and prepares it, which may "
+        "take long",
+        name,
+        builder.data_path,
+    )
+    config = tfds.download.DownloadConfig(
+        manual_dir=manual_dir and str(io.expand(manual_dir))
+    )
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # TFDS lets through whatever goes wrong
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        text = (
+            f"--dataset={name}: is not prepared in {builder.data_path}, and "
+            f"TFDS cannot prepare it: {lines[0][:300]}"
+        )
+        manual = getattr(builder, "MANUAL_DOWNLOAD_INSTRUCTIONS", None)
+        if manual:
+            text += (
+                "\nIt needs archives that you place in --tfds_manual_dir: "
+                + " ".join(manual.split())
+            )
+        raise InputError(text) from error
+    return builder
+
+
+def _keys(builder: Any) -> _Keys:
     """Finds image, class and name among a dataset's features."""
     import tensorflow_datasets as tfds
 
+    name = builder.info.full_name
     features = builder.info.features
     flat = dict(features.items()) if hasattr(features, "items") else {}
 
     def of_kind(kind: type) -> list[str]:
-        found = [k for k, v in flat.items() if type(v) is kind]
-        named = [k for k in builder.info.supervised_keys or () if k in found]
-        return named[:1] or found
+        keys = [k for k, v in flat.items() if type(v) is kind]
+        supervised = [
+            k for k in builder.info.supervised_keys or () if k in keys
+        ]
+        return supervised[:1] or keys
 
     images = of_kind(tfds.features.Image)
     labels = of_kind(tfds.features.ClassLabel)
     if len(images) != 1 or len(labels) != 1:
         kinds = ", ".join(f"{k}: {type(v).__name__}" for k, v in flat.items())
         raise InputError(
-            f"--dataset={builder.info.full_name}: is no image classification "
-            f"dataset: one Image and one ClassLabel are wanted, its features "
-            f"are {kinds or type(features).__name__}"
+            f"--dataset={name}: is no image classification dataset: one Image "
+            f"and one ClassLabel are needed, its features are "
+            f"{kinds or type(features).__name__}"
         )
     image = flat[images[0]]
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
         raise InputError(
-            f"--dataset={builder.info.full_name}: its images are "
-            f"{np.dtype(image.np_dtype).name} with {image.shape[-1]} channels; "
-            "8 bits and 1 or 3 channels are wanted"
+            f"--dataset={name}: its images are {np.dtype(image.np_dtype).name} "
+            f"with {image.shape[-1]} channels; 8 bits and 1 or 3 channels are "
+            "needed"
         )
     names = [
         key
@@ -188,9 +478,9 @@ def _keys(builder) -> _Keys:
 
 
 def _test(
-    builder, keys: _Keys, read
+    builder: Any, keys: _Keys, read: Any
 ) -> tuple[str, source.Images | source.Encoded] | tuple[None, None]:
-    """The first of test and validation whose classes are all known."""
+    """Returns the first of test and validation whose classes are all known."""
     for split in ("test", "validation"):
         if split in builder.info.splits:
             images = _known(builder, keys, read, split)
@@ -200,9 +490,9 @@ def _test(
 
 
 def _known(
-    builder, keys: _Keys, read, split: str
+    builder: Any, keys: _Keys, read: Any, split: str
 ) -> source.Images | source.Encoded | None:
-    """A split, if the classes of its images are all known."""
+    """Returns a split, if the classes of its images are all known."""
     first = next(iter(_examples(builder, split, keys, 1)), None)
     if first is not None and first["label"].min() < 0:
         return None  # as all of ImageNet's test images
@@ -217,13 +507,15 @@ def _known(
     return None
 
 
-def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
-    """Batches of "image", "label" and "name" in the order on disk."""
+def _examples(
+    builder: Any, split: str, keys: _Keys, batch: int
+) -> Iterable[dict[str, np.ndarray]]:
+    """Yields batches of "image", "label" and "name" in the order on disk."""
     import tensorflow_datasets as tfds
 
-    wanted = {"image": keys.image, "label": keys.label, "name": keys.name}
-    wanted = {k: v for k, v in wanted.items() if v is not None}
-    # One file after the other: places are those on disk.
+    features = {"image": keys.image, "label": keys.label, "name": keys.name}
+    features = {k: v for k, v in features.items() if v is not None}
+    # One file after the other, which is the order on disk.
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
@@ -232,7 +524,7 @@ def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
         ),
     ).map(
         tf.autograph.experimental.do_not_convert(
-            lambda example: {k: example[v] for k, v in wanted.items()}
+            lambda example: {k: example[v] for k, v in features.items()}
         )
     )
     try:
@@ -241,31 +533,59 @@ def _examples(builder, split: str, keys: _Keys, batch: int) -> Iterable[dict]:
         raise _unreadable(builder, split, error) from None
 
 
-def _unreadable(builder, split: str, error: tf.errors.OpError) -> InputError:
-    """What is wrong with a split that TensorFlow cannot read to its end."""
+def _unreadable(builder: Any, split: str, error: Exception) -> InputError:
+    """Returns the error for a split that TensorFlow cannot read."""
     if builder.info.file_format.value == "tfrecord":
-        files = shards.of_builder(builder, [split])
-        shards.check(list(files), list(files.values()))
+        files = _record_files(builder, [split])
+        records.check(list(files), list(files.values()))
         for path in files:
             try:
                 for _ in tf.data.TFRecordDataset(path):
                     pass
             except tf.errors.DataLossError:
-                return shards.damaged(path)
+                return records.damaged(path)
     return InputError(
         f"--dataset={builder.info.full_name}: {split} cannot be read "
         f"({error.message.splitlines()[0]}); remove {builder.data_path}, "
-        "and it is prepared anew"
+        "and it is prepared again"
+    )
+
+
+def _record_files(builder: Any, splits: Sequence[str]) -> dict[str, int]:
+    """Returns record files in order → number of examples in each."""
+    files = {}
+    for split in splits:
+        info = builder.info.splits[split]
+        counts = {
+            os.fspath(file.filename): file.examples_in_shard
+            for file in info.file_instructions
+        }
+        # An empty file is in no instruction.
+        files |= {str(p): counts.get(str(p), 0) for p in info.filepaths}
+    return files
+
+
+def _fingerprint(builder: Any) -> fingerprint_lib.Fingerprint:
+    """Returns the fingerprint of record files, named from --tfds_dir on."""
+    root = builder.data_path
+    for _ in builder.info.full_name.split("/"):
+        root = root.parent
+    splits = [s for s in builder.info.splits if s in _SPLITS]
+    return fingerprint_lib.of_files(
+        {
+            os.path.relpath(path, root): path
+            for path in _record_files(builder, splits)
+        }
     )
 
 
 def _held(
-    builder, keys: _Keys, image_size: int | None, splits: Sequence[str]
+    builder: Any, keys: _Keys, image_size: int | None, splits: Sequence[str]
 ) -> source.Images:
-    """Splits one after the other, decoded, in memory."""
+    """Returns splits one after the other, decoded, in memory."""
     if builder.info.file_format.value == "tfrecord":
-        files = shards.of_builder(builder, splits)
-        shards.check(list(files), list(files.values()))
+        files = _record_files(builder, splits)
+        records.check(list(files), list(files.values()))
     size = sum(builder.info.splits[s].num_examples for s in splits)
     shape = builder.info.features[keys.image].shape
     if image_size is not None:
@@ -274,7 +594,7 @@ def _held(
     labels = np.empty([size], np.int32)
     names, place = [], 0
     for split in splits:
-        for batch in _examples(builder, split, keys, _CHUNK):
+        for batch in _examples(builder, split, keys, _BATCH):
             end = place + len(batch["label"])
             pixels = batch["image"]
             if pixels.shape[1:] != tuple(shape):
@@ -287,13 +607,13 @@ def _held(
         raise InputError(
             f"--dataset={builder.info.full_name}: its files hold {place} of "
             f"the {size} examples that dataset_info.json promises; "
-            + shards.advice(str(builder.data_path / "*"))
+            + records.advice(str(builder.data_path / "*"))
         )
     return source.Images(images, labels, names or None)
 
 
 def _square(images: np.ndarray, side: int) -> np.ndarray:
-    """The centres of images [n, H, W, C], resized to [n, side, side, C]."""
+    """Resizes the centres of images [n, H, W, C] to [n, side, side, C]."""
     height, width = images.shape[1:3]
     least = min(height, width)
     top, left = (height - least) // 2, (width - least) // 2
@@ -303,9 +623,9 @@ def _square(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def _encoded(
-    builder, keys: _Keys, splits: Sequence[str]
+    builder: Any, keys: _Keys, splits: Sequence[str]
 ) -> records.RecordImages:
-    """Splits one after the other, in their record files."""
+    """Returns splits one after the other, in their record files."""
     info = builder.info
     if info.file_format.value != "tfrecord":
         raise InputError(
@@ -313,7 +633,7 @@ def _encoded(
             f"{info.file_format.value}; large datasets are read from tfrecord "
             "files only"
         )
-    files = shards.of_builder(builder, splits)
+    files = _record_files(builder, splits)
     index = records.scan(
         list(files),
         label=keys.label,
@@ -325,7 +645,9 @@ def _encoded(
 
 
 def _measure(name: str, images: records.RecordImages) -> source.Statistics:
-    """Statistics of up to 10,000 images, spread evenly over all."""
+    """Returns statistics of up to 10,000 images, spread evenly over all."""
+    from simmatch_tf.data import decoding  # imports TensorFlow
+
     if name.startswith("imagenet2012"):
         return source.IMAGENET
     logging.info("%s: measuring mean and deviation of its images", name)

@@ -61,7 +61,7 @@ def make(root, names=GOOD, without=()):
 
 
 def read(root, on_bad_image="error"):
-    return folder.read(str(root), on_bad_image=on_bad_image)
+    return folder.load(str(root), on_bad_image=on_bad_image)
 
 
 def test_order_labels_and_names(tmp_path):
@@ -144,14 +144,10 @@ def test_source(tmp_path):
 
 def test_statistics_are_those_of_the_training_images(tmp_path):
     make(tmp_path / "data", without=["test"])
-    before = read(tmp_path / "data").train
+    before = read(tmp_path / "data").statistics()
     for name in ("cat", "dog"):
         save(tmp_path / f"data/test/{name}/a.png", (0, 0, 255))
-    found = read(tmp_path / "data")
-    assert found.train.channel_mean == before.channel_mean
-    assert found.train.channel_std == before.channel_std
-    # Test images are normalized as the others are.
-    assert found.test.channel_mean == before.channel_mean
+    assert read(tmp_path / "data").statistics() == before
 
 
 def test_orientations_are_kept_with_their_images(tmp_path):
@@ -172,12 +168,10 @@ def test_inspected_once(tmp_path, cache, monkeypatch):
     root = make(tmp_path / "data")
     first = read(root)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(
-        files.examination, "examine_content", lambda path: pytest.fail(path)
-    )
+    monkeypatch.setattr(files, "examine", lambda path: pytest.fail(path))
     again = read(root)
     assert again.train.names == first.train.names
-    assert again.train.channel_mean == first.train.channel_mean
+    assert again.statistics() == first.statistics()
 
 
 def test_hidden_and_other_files(tmp_path, logged):
@@ -347,7 +341,7 @@ def test_home_and_relative_paths(tmp_path, monkeypatch):
 
 def test_no_folder(tmp_path):
     with pytest.raises(InputError, match="needs --data_dir=DIR.*labeled/CLA"):
-        folder.read(None, on_bad_image="error")
+        folder.load(None, on_bad_image="error")
     with pytest.raises(InputError, match="/gone: there is no such folder"):
         read(tmp_path / "gone")
     (tmp_path / "file").write_text("")
@@ -451,7 +445,7 @@ def copy(root, one, other):
     (root / other).write_bytes((root / one).read_bytes())
 
 
-def test_no_image_is_there_twice(tmp_path, warned):
+def test_no_image_exists_twice(tmp_path, warned):
     read(distinct(tmp_path / "data"))
     assert warned == []
 
@@ -501,14 +495,14 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
         (
             "labeled/cat/a.png",
             "labeled/cat/copy.png",
-            "labeled images that are there twice: 1 (labeled/cat/copy.png is "
+            "labeled images that exist twice: 1 (labeled/cat/copy.png is "
             "labeled/cat/a.png): of one that --validation_fraction sets "
             "aside, the other may be trained on",
         ),
         (
             "test/cat/1.jpg",
             "test/cat/copy.jpg",
-            "test images that are there, and count, twice: 1 "
+            "test images that exist, and count, twice: 1 "
             "(test/cat/copy.jpg is test/cat/1.jpg)",
         ),
         # As many people do it: it is what --unlabeled_includes_labeled does.
@@ -581,7 +575,7 @@ def test_no_unlabeled_images_are_needed(tmp_path):
     root = make(tmp_path / "data", without=["unlabeled"])
     with pytest.raises(InputError, match="--labels=N labels N of .*supervised"):
         read(root)
-    found = folder.read(str(root), on_bad_image="error", need_unlabeled=False)
+    found = folder.load(str(root), on_bad_image="error", need_unlabeled=False)
     assert len(found.train) == 3
 
 
@@ -633,7 +627,7 @@ def test_a_link_to_a_folder_that_is_not_there(
     with pytest.raises(
         InputError, match=f"/{link}: is a link to {target}, which cannot be fo"
     ):
-        folder.read(
+        folder.load(
             str(root), on_bad_image="error", need_unlabeled=need_unlabeled
         )
 
@@ -649,14 +643,14 @@ def test_an_empty_unlabeled_is_named(tmp_path, warned):
     root = distinct(tmp_path / "data")
     shutil.rmtree(root / "unlabeled")
     how = {"on_bad_image": "error", "need_unlabeled": False}
-    folder.read(str(root), **how)
+    folder.load(str(root), **how)
     assert warned == []
     (root / "unlabeled").mkdir()
-    folder.read(str(root), **how)
+    folder.load(str(root), **how)
     assert warned == [
         f"{root}: there is an unlabeled/, but there are no images in it"
     ]
-    folder.read(str(root), **how, unlabeled=False)
+    folder.load(str(root), **how, unlabeled=False)
     assert len(warned) == 1
 
 

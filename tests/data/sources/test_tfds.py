@@ -1,7 +1,10 @@
 """Datasets of TFDS: small ones with the features of the real."""
 
+import importlib.machinery
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +15,29 @@ from simmatch_tf.data import records
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.flags.commandline import InputError
 from tests import small_datasets
+
+
+def python(code, *args):
+    """What `code` prints in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+
+def prepare(*parts):
+    """Makes the folder `parts` one that holds a prepared dataset."""
+    folder = parts[0].joinpath(*parts[1:])
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def message(name, tfds_dir):
+    with pytest.raises(InputError) as caught:
+        tfds_source.check_name(name, tfds_dir)
+    return str(caught.value)
 
 
 def raw(folder, name, split):
@@ -174,7 +200,7 @@ def test_a_damaged_dataset(small_tfds, tmp_path):
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="is damaged: .* prepares it anew$"):
+    with pytest.raises(InputError, match="is damaged: .* prepares it again$"):
         tfds_source.load("cifar10", tfds_dir=str(tmp_path))
 
 
@@ -203,7 +229,7 @@ def test_a_file_that_was_not_copied_whole(
     assert str(error.value) == (
         f"{path} holds {int(left)} examples, but dataset_info.json beside it "
         f"promises {promised}: it was not copied or written to its end; copy "
-        f"it again, or remove {path.parent}, and TFDS prepares it anew"
+        f"it again, or remove {path.parent}, and TFDS prepares it again"
     )
     path.unlink()
     with pytest.raises(InputError, match="No such file.*; copy it again, or"):
@@ -300,3 +326,173 @@ def test_what_tfds_cannot_make(tmp_path, name, message):
     with pytest.raises(InputError, match=f"--dataset={name}: .*") as caught:
         tfds_source.load(name, tfds_dir=str(tmp_path))
     assert message in str(caught.value)
+
+
+# ---------------------------------------------------------------- names --
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnist",  # by its class
+        "cifar10",
+        "accentdb",  # by its folder
+        "emnist/letters",
+        "cifar10:3.0.2",
+        "cifar10:3.*.*",
+        "emnist/letters:3.1.0",
+        "imagenet2012_corrupted/gaussian_noise_1",
+        "huggingface:mnist",
+        "kubric:movi_a/128x128:1.0.0",
+    ],
+)
+def test_names_that_are_right(name, tmp_path):
+    assert tfds_source.check_name(name, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("cifar01", "cifar10 or cifar100"),
+        ("cifar01:3.0.2", "cifar10 or cifar100"),
+        ("fasion_mnist/x", "fashion_mnist"),
+        ("digit", "digits"),
+        ("plain_one", "plain_ones"),
+        ("qqqqxxxx", ""),
+    ],
+)
+def test_what_tfds_does_not_have(name, meant, tmp_path):
+    prepare(tmp_path, "plain_ones", "1.0.0")
+    assert tfds_source.check_name(name, tmp_path) is None
+    with pytest.raises(InputError) as caught:
+        tfds_source.load(name, tfds_dir=str(tmp_path))
+    text = str(caught.value)
+    assert text.startswith(f"--dataset={name} is unknown: TFDS has no such")
+    assert f"not prepared in {tmp_path}" in text
+    assert ("did you mean" in text) == bool(meant)
+    assert f"; did you mean {meant}" in text or not meant
+
+
+def test_names_are_in_lower_case(tmp_path):
+    text = message("CIFAR10", tmp_path)
+    assert "names are in lower case" in text and "did you mean cifar10" in text
+    prepare(tmp_path, "our_birds", "1.0.0")
+    assert "did you mean our_birds?" in message("OUR_birds", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "cifar10 ",
+        "cifar 10",
+        "cifar10\n",
+        "/cifar10",
+        "cifar10/",
+        "a/b/c",
+        "cifar10:",
+        "cifar10:3",
+        "cifar10:3.0.2/plain",
+        "cifar10/a:b",
+        "10cifar",
+        "../cifar10",
+        "cifar-10",
+        "cifär",
+    ],
+)
+def test_malformed_names(name, tmp_path):
+    text = message(name, tmp_path)
+    assert f"--dataset={name!r}" in text
+    assert "NAME/CONFIG:VERSION" in text
+
+
+def test_own_names_have_no_config(tmp_path):
+    for name in ("digits/8x8", "folder:1.0.0", "custom/a:1.0.0"):
+        assert "no configs and no versions" in message(name, tmp_path)
+
+
+def test_unknown_namespace(tmp_path):
+    text = message("cifar10:latest", tmp_path)
+    assert "cifar10 is not a namespace of TFDS" in text
+    assert "NAME:1.0.0" in text and "huggingface" in text
+    assert "did you mean kubric?" in message("kubrik:x", tmp_path)
+
+
+def test_prepared_in_a_folder(tmp_path):
+    prepare(tmp_path, "plain_ones", "1.0.0")
+    prepare(tmp_path, "with_config", "64x64", "2.10.3")
+    prepare(tmp_path, "unfinished", "incomplete.ABC_1.0.0")
+    prepare(tmp_path, "UpperCase", "1.0.0")  # TFDS would not find it
+    prepare(tmp_path, "too", "deep", "er", "1.0.0")
+    (tmp_path / "empty" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path, str(tmp_path)):
+        names = tfds_source.prepared_names(folder)
+        assert sorted(names) == ["plain_ones", "with_config"]
+
+
+def test_no_folder(tmp_path):
+    assert tfds_source.prepared_names(tmp_path / "none") == []
+    (tmp_path / "file").write_text("")
+    assert tfds_source.prepared_names(tmp_path / "file") == []
+
+
+def test_default_folder(tmp_path, monkeypatch):
+    prepare(tmp_path, "data", "ours_alone", "1.0.0")
+    prepare(tmp_path, "tensorflow_datasets", "at_home_here", "1.0.0")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    assert tfds_source.prepared_names(None) == ["ours_alone"]
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert tfds_source.prepared_names(None) == ["at_home_here"]
+    assert tfds_source.prepared_names("~/data") == ["ours_alone"]
+
+
+def test_remote_folders_are_left_to_tfds():
+    tfds_source.check_name("qqqqxxxx", "gs://bucket/data")
+    assert "lower case" in message("QQQQxxxx", "gs://bucket/data")
+
+
+def test_without_tfds(tmp_path, monkeypatch):
+    # A folder of data that is called as the package is not the package.
+    (tmp_path / "tensorflow_datasets").mkdir()
+    finder = importlib.machinery.PathFinder()
+    data = finder.find_spec("tensorflow_datasets", [str(tmp_path)])
+    for spec in (None, data):
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, spec=spec: spec
+        )
+        text = message("cifar10", tmp_path)
+        assert "--dataset=cifar10" in text and "not installed" in text
+        assert "pip install tensorflow-datasets" in text
+    monkeypatch.undo()
+    assert data is not None and data.origin is None
+
+
+@pytest.mark.parametrize("name", ["cifar10", "accentdb", "CIFAR10", "digits"])
+def test_nothing_heavy_is_imported(name, tmp_path):
+    printed = python(
+        "import sys\n"
+        "from simmatch_tf import config, registry\n"
+        "from simmatch_tf.flags import errors\n"
+        "try:\n"
+        "    config = config.Config(dataset=sys.argv[1],\n"
+        "        tfds_dir=sys.argv[2], labels=100, steps=1)\n"
+        "    entry, _ = registry.sources.find(config.dataset)\n"
+        "    entry.facts.get('check_images', id)(config)\n"
+        "    print('right')\n"
+        "except errors.InputError:\n"
+        "    print('wrong')\n"
+        "print(*sys.modules)\n",
+        name,
+        str(tmp_path),
+    )
+    answer, *modules = printed.split()
+    assert answer == ("wrong" if name == "CIFAR10" else "right")
+    tops = {module.partition(".")[0] for module in modules}
+    assert tops.isdisjoint(
+        {"tensorflow", "keras", "tensorflow_datasets", "numpy", "PIL"}
+    )
+    assert "simmatch_tf" in tops

@@ -1,9 +1,9 @@
-"""Distribution alignment: the pure part."""
+"""Targets made from predictions: the pure part."""
 
 from __future__ import annotations
 
 from simmatch_tf.lazy import tf
-from simmatch_tf.ops import precision, shapes
+from simmatch_tf.ops import tensors
 
 
 def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
@@ -21,8 +21,8 @@ def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    p, mean = precision.widen(p, mean)
-    shapes.check(p=(p, "NL"), mean=(mean, "L"))
+    p, mean = tensors.widen(p, mean)
+    tensors.check(p=(p, "NL"), mean=(mean, "L"))
     ratio = tf.math.divide_no_nan(p, mean)  # [N, L]
     return tf.math.divide_no_nan(
         ratio, tf.reduce_sum(ratio, axis=1, keepdims=True)

@@ -4,14 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from simmatch_tf.data import contents, files, fingerprint, records
+from simmatch_tf.data import files, fingerprint, records
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
 
 
 def digests(*sets):
-    return [contents.digest(images) for images in sets]
+    return [source.digest(images) for images in sets]
 
 
 def all_differ(*sets):
@@ -29,8 +30,8 @@ def test_images_in_memory():
         turned.copy().swapaxes(1, 2), [0, 0, 0, 0], list("abcd")
     )
     assert not same.images.flags.c_contiguous
-    assert contents.digest(images) == contents.digest(same)
-    assert len(contents.digest(images)) == 64
+    assert source.digest(images) == source.digest(same)
+    assert len(source.digest(images)) == 64
     assert all_differ(
         images,
         *(
@@ -56,14 +57,12 @@ def in_files(folder):
         labels=np.array([0, 1, 2]),
         names=["a", "b", "c"],
         orientations=np.array([1, 1, 6], np.uint8),
-        channel_mean=[0.5] * 3,
-        channel_std=[0.2] * 3,
     )
 
 
 def test_images_in_files(tmp_path):
     images = in_files(tmp_path / "one")
-    first = contents.digest(images)
+    first = source.digest(images)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     copied = dataclasses.replace(
         images,
@@ -71,7 +70,7 @@ def test_images_in_files(tmp_path):
         labels=np.array([2, -1, 0]),
         names=["x", "y", "z"],
     )
-    assert contents.digest(copied) == first
+    assert source.digest(copied) == first
     turned = dataclasses.replace(
         images, orientations=np.array([1, 6, 1], np.uint8)
     )
@@ -83,19 +82,25 @@ def test_images_in_files(tmp_path):
         images.take(np.array([0, 1, 2, 2])),
     )
     (tmp_path / "two" / "1.png").write_bytes(b"image X")
-    assert contents.digest(copied) != first
+    assert source.digest(copied) != first
     (tmp_path / "two" / "1.png").unlink()
     with pytest.raises(InputError, match="two/1.png: cannot be read .No such"):
-        contents.digest(copied)
+        source.digest(copied)
 
 
 def in_records(path, count):
     path.write_bytes(b"%d records" % count)
+    return joined((path, count))
+
+
+def joined(*files):
+    """Images in files (path, number of records), one after the other."""
+    counts = [count for _, count in files]
     index = records.Index(
-        files=[str(path)],
-        shard=np.zeros(count, np.int32),
-        offset=np.arange(count) * 90,
-        labels=np.arange(count, dtype=np.int32),
+        files=[str(path) for path, _ in files],
+        shard=np.repeat(np.arange(len(files), dtype=np.int32), counts),
+        offset=np.concatenate([np.arange(count) * 90 for count in counts]),
+        labels=np.concatenate([np.arange(count) for count in counts]),
         names=None,
     )
     return records.RecordImages(index)
@@ -103,13 +108,19 @@ def in_records(path, count):
 
 def test_images_in_record_files(tmp_path):
     ones, others = in_records(tmp_path / "a", 4), in_records(tmp_path / "b", 3)
-    both = ones.join(others)
+    both, swapped = (
+        joined(*files)
+        for files in (
+            [(tmp_path / "a", 4), (tmp_path / "b", 3)],
+            [(tmp_path / "b", 3), (tmp_path / "a", 4)],
+        )
+    )
     first, second, whole = digests(ones, others, both)
     assert all_differ(
         ones,
         others,
         both,
-        others.join(ones),
+        swapped,
         dataclasses.replace(ones, feature="name"),
         both.take(np.array([1, 0, 2, 3, 4, 5, 6])),
         both.take(np.array([0, 1, 2, 4, 5, 6])),
@@ -118,21 +129,21 @@ def test_images_in_record_files(tmp_path):
     assert digests(
         both.take(np.arange(4)),
         both.take(np.arange(4, 7)),
-        others.join(ones).take(np.array([3, 4, 5, 6])),
-        others.join(ones).take(np.array([0, 1, 2])),
+        swapped.take(np.array([3, 4, 5, 6])),
+        swapped.take(np.array([0, 1, 2])),
     ) == [first, second, first, second]
     shutil.copy(tmp_path / "a", tmp_path / "copy")
     index = dataclasses.replace(
         ones.index, files=[str(tmp_path / "copy")], labels=np.array([0] * 4)
     )
     copied = dataclasses.replace(ones, index=index)
-    assert contents.digest(copied) == first
+    assert source.digest(copied) == first
     (tmp_path / "b").write_bytes(b"3 Records")
-    assert contents.digest(both) != whole
-    assert contents.digest(both.take(np.arange(4))) == first
+    assert source.digest(both) != whole
+    assert source.digest(both.take(np.arange(4))) == first
     (tmp_path / "b").unlink()
     with pytest.raises(InputError, match="/b: cannot be read .No such"):
-        contents.digest(both)
+        source.digest(both)
 
 
 def source_of(train, test=None, **changes):
@@ -146,12 +157,12 @@ def test_identity_of_images_in_memory():
     changed[3, 7, 7, 0] ^= 1
     one, other = (source.Images(x, [0, 1, 2, 3]) for x in (pixels, changed))
     named = source.Images(pixels, [3, 2, 1, 0], list("abcd"))
-    first = contents.identity(source_of(one, one))
+    first = source_of(one, one).identity()
     # However their files lie and are stored.
     stored = source_of(named, one, origin=lambda: pytest.fail("read"))
-    assert contents.identity(stored) == first
+    assert stored.identity() == first
     found = [
-        contents.identity(source_of(*sets))
+        source_of(*sets).identity()
         for sets in ((one,), (one, other), (other, one), (other, other))
     ]
     assert len({first, *found}) == 5
@@ -167,13 +178,9 @@ def test_identity_of_images_in_record_files(tmp_path):
             images = dataclasses.replace(images, index=index)
         (tmp_path / name).write_bytes(content or b"records")
         paths = {"train": str(tmp_path / name)}
-        return contents.identity(
-            source_of(
-                images,
-                image_size=8,
-                origin=lambda: fingerprint.of_files(paths),
-            )
-        )
+        return source_of(
+            images, image_size=8, origin=lambda: fingerprint.of_files(paths)
+        ).identity()
 
     first = identity("a")
     assert identity("b") == first
@@ -189,15 +196,31 @@ def test_identity_of_images_in_files(tmp_path):
 
     def identity(**digests):
         paths = {name: images.paths[0] for name in "ab"}
-        return contents.identity(
-            source_of(
-                images,
-                image_size=8,
-                origin=lambda: fingerprint.of_files(paths, digests),
-            )
-        )
+        return source_of(
+            images,
+            image_size=8,
+            origin=lambda: fingerprint.of_files(paths, digests),
+        ).identity()
 
     first = identity(a="1", b="2")
     later = tmp_path / "one/0.png"
     os.utime(later, (5, 5))
     assert identity(a="1", b="2") == first != identity(a="1", b="3")
+
+
+def test_images_taken():
+    rng = np.random.default_rng(0)
+    images = source.Images(
+        rng.integers(0, 256, [4, 4, 5, 3]).astype(np.uint8),
+        np.arange(4) - 1,
+        [f"image {number}" for number in range(4)],
+    )
+    places = np.array([3, 0, 3, 1])
+    taken = images.take(places)
+    np.testing.assert_array_equal(
+        taken.fetch(tf.range(4)), images.images[places]
+    )
+    assert taken.labels.tolist() == [2, -1, 2, 0]
+    assert taken.names == ["image 3", "image 0", "image 3", "image 1"]
+    unnamed = source.Images(images.images, images.labels)
+    assert unnamed.take(places).names is None

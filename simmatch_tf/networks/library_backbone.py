@@ -1,7 +1,7 @@
-"""Architectures of Keras Applications and of KerasCV, without their weights.
+"""Architectures of Keras Applications and of KerasCV as Keras models.
 
-Layers, names and order of the variables are the library's, so weights that
-were published for an architecture load into it.
+Layers, names and order of the variables are those of the library, so weights
+that were published for an architecture can be loaded.
 """
 
 import copy
@@ -17,17 +17,17 @@ from simmatch_tf.networks import batch_norm, keras_cv_presets
 
 @keras.saving.register_keras_serializable("simmatch_tf")
 class Preprocess(keras.layers.Layer):
-    """Images as an architecture wants them, in float32."""
+    """Scales images as an architecture needs them, in float32."""
 
     def __init__(self, module: str | None = None, **kwargs) -> None:
-        """Chooses the form.
+        """Takes the kind of scaling.
 
         Args:
-            module: The module of keras.applications whose `preprocess_input`
-                is applied; None for none.
-            **kwargs: Keras' own.
+            module: Module of keras.applications whose `preprocess_input` is
+                applied; None scales nothing.
+            **kwargs: Arguments of `keras.Layer`.
         """
-        # In bfloat16 the values up to 255 would be rounded before `call`.
+        # In bfloat16, values up to 255 would be rounded before `call`.
         super().__init__(**{"dtype": "float32", **kwargs})
         self.module = module
 
@@ -42,21 +42,22 @@ class Preprocess(keras.layers.Layer):
         return module.preprocess_input(x, data_format="channels_last")
 
     def get_config(self) -> dict:
-        """The layer's configuration, for saving."""
+        """Returns the layer's configuration, for saving."""
         return {**super().get_config(), "module": self.module}
 
 
 class Normalization(keras.layers.Normalization):
-    """The one of EfficientNetB0 to B7: (x - mean) / variance^(3/4).
+    """The normalization of EfficientNetB0 to B7: (x - mean) / variance^(3/4).
 
-    Keras' own divides by the root only, and has a second layer that divides
-    by variance^(1/4) when it fetches the published weights itself; with a new
-    network's variance of 1 both are the same. And Keras' own keeps copies of
-    its statistics, which an assignment to its variables does not reach.
+    Keras' layer divides by the root of the variance only, and Keras adds a
+    second layer that divides by variance^(1/4) when it loads the published
+    weights itself; with a new network's variance of 1, both are equal. Keras'
+    layer also keeps copies of its statistics, which an assignment to its
+    variables does not change.
     """
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        """Normalises [N, H, W, C]."""
+        """Normalizes [N, H, W, C]."""
         x = keras.ops.cast(inputs, self.compute_dtype)
         return (x - self.adapt_mean) * self.adapt_variance**-0.75
 
@@ -76,7 +77,7 @@ class LibraryBackbone(keras.Model):
         image_shape: tuple[int, int, int],
         **kwargs,
     ) -> None:
-        """Builds it; the arguments are those of `make`."""
+        """Builds the architecture; see `make` for the arguments."""
         if len(image_shape) != 3 or image_shape[2] not in (1, 3):
             raise ValueError("must be (height, width, 1 or 3 channels)")
         core, module = _LIBRARIES[library](architecture, (*image_shape[:2], 3))
@@ -116,7 +117,7 @@ class LibraryBackbone(keras.Model):
     def from_config(
         cls, config: dict, custom_objects: dict | None = None
     ) -> Self:
-        """Builds it under the dtype policy under which it was made."""
+        """Builds it under the dtype policy under which it was built first."""
         del custom_objects
         config = {**config, "image_shape": tuple(config["image_shape"])}
         trainable, forms = config.pop("trainable"), config.pop("batch_norms")
@@ -164,7 +165,7 @@ def make(
 def _keras_applications(
     name: str, shape: tuple[int, int, int]
 ) -> tuple[keras.Model, str]:
-    """The architecture, and the name of its module."""
+    """Returns the architecture and the name of its module."""
     function = getattr(keras.applications, name, None)
     if not callable(function):
         raise ValueError(f"Keras Applications has no {name!r}")
@@ -177,7 +178,7 @@ def _keras_applications(
 def _keras_cv(
     name: str, shape: tuple[int, int, int]
 ) -> tuple[keras.Model, None]:
-    """The architecture, which rescales its images itself."""
+    """Returns the architecture, which rescales its images itself."""
     import keras_cv  # slow to import, needed here only
 
     if name not in keras_cv_presets.PRESETS:
@@ -196,19 +197,19 @@ def _keras_cv(
 def published(
     library: str, name: str, image_shape: tuple[int, int, int]
 ) -> list[np.ndarray]:
-    """Weights that a library has published, trained on ImageNet.
+    """Returns weights that a library has published, trained on ImageNet.
 
     Args:
         library: "keras_applications" or "keras_cv".
         name: See `make`.
-        image_shape: Likewise, of 3 channels.
+        image_shape: See `make`; 3 channels.
 
     Returns:
-        Those of the backbone that `make` builds, in Keras' order. The library
-        fetches them from the net where it has not kept them.
+        The weights of the backbone that `make` builds, in Keras' order. The
+        library downloads them if they are not in its cache.
 
     Raises:
-        ValueError: It has none, or they cannot be fetched.
+        ValueError: The library has none, or they cannot be downloaded.
     """
     try:
         if library == "keras_applications":
@@ -224,10 +225,10 @@ def published(
             class_name, _ = keras_cv_presets.PRESETS[name]
             kind = getattr(keras_cv.models, class_name)
             model = kind.from_preset(f"{name}_imagenet")
-    except Exception as error:  # whatever goes wrong with files and nets
+    except Exception as error:  # files and downloads fail in many ways
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"its published weights cannot be had ({lines[0][:300]})"
+            f"its published weights cannot be loaded ({lines[0][:300]})"
         ) from error
     return model.get_weights()
 
@@ -239,7 +240,7 @@ _LIBRARIES: dict[str, Any] = {
 
 
 def _rescale_in_float32(core: keras.Model) -> None:
-    """Sets up the layers that rescale images."""
+    """Has the layers that rescale images compute in float32."""
     for layer in core._flatten_layers(include_self=False):
         if isinstance(
             layer, (keras.layers.Rescaling, keras.layers.Normalization)
@@ -248,4 +249,4 @@ def _rescale_in_float32(core: keras.Model) -> None:
             if layer.weights:
                 layer.__class__ = Normalization
             elif isinstance(layer, keras.layers.Normalization):
-                layer.build(layer.input.shape)  # its constants, in float32
+                layer.build(layer.input.shape)  # its constants in float32

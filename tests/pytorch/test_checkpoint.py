@@ -6,7 +6,8 @@ import pytest
 
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.networks import network
-from simmatch_tf.pytorch import layout, network_layout
+from simmatch_tf.pytorch import checkpoint as checkpoint_lib
+from simmatch_tf.pytorch import tensors as tensors_lib
 
 
 def build(backbone="resnet18", num_classes=3, dim=4):
@@ -27,7 +28,7 @@ def resnet():
 
 
 def test_names_are_torchvisions_in_its_order(resnet):
-    names = list(network_layout.tensors(resnet))
+    names = list(tensors_lib.tensors(resnet))
     assert names[:10] == [
         "backbone.conv1.weight",
         *(f"backbone.bn1.{x}" for x in ("weight", "bias")),
@@ -54,12 +55,12 @@ def test_names_are_torchvisions_in_its_order(resnet):
     ]
     # torchvision's resnet18 has 122 entries, 20 of them counters and 2 fc's.
     assert sum(n.startswith("backbone.") for n in names) == 122 - 20 - 2
-    assert len(network_layout.batch_norms(resnet)) == 20
-    assert network_layout.batch_norms(resnet)[0] == "backbone.bn1"
+    assert len(tensors_lib.batch_norms(resnet)) == 20
+    assert tensors_lib.batch_norms(resnet)[0] == "backbone.bn1"
 
 
 def test_axes(resnet):
-    arrays = network_layout.export(resnet)
+    arrays = tensors_lib.export(resnet)
     assert arrays["backbone.conv1.weight"].shape == (64, 3, 7, 7)
     assert arrays["head.2.weight"].shape == (4, 512)
     kernel = np.asarray(
@@ -72,32 +73,30 @@ def test_load_gives_back_what_export_gave(resnet):
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.normal(size=array.shape).astype(np.float32)
-        for name, array in network_layout.export(resnet).items()
+        for name, array in tensors_lib.export(resnet).items()
     }
     other = build()
-    network_layout.load(other, arrays)
-    again = network_layout.export(other)
+    tensors_lib.load(other, arrays)
+    again = tensors_lib.export(other)
     assert list(again) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)
 
 
 def test_all_that_differs_is_listed_and_nothing_changed(resnet):
-    arrays = network_layout.export(resnet)
+    arrays = tensors_lib.export(resnet)
     before = arrays["fc.bias"].copy()
     arrays["fc.bias"] = before + 1
     del arrays["backbone.bn1.bias"]
     arrays["fc.weight"] = np.zeros([7, 512], np.float32)
     arrays["fc2.weight"] = np.zeros([1], np.float32)
     with pytest.raises(InputError) as error:
-        network_layout.load(resnet, arrays)
+        tensors_lib.load(resnet, arrays)
     assert str(error.value) == (
         "missing (1): backbone.bn1.bias; unknown (1): fc2.weight; "
         "of another shape (1): fc.weight [7, 512] for [3, 512]"
     )
-    np.testing.assert_array_equal(
-        network_layout.export(resnet)["fc.bias"], before
-    )
+    np.testing.assert_array_equal(tensors_lib.export(resnet)["fc.bias"], before)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +105,14 @@ def test_all_that_differs_is_listed_and_nothing_changed(resnet):
 def test_backbones_are_known_by_their_tensors(name):
     arrays = {
         key.removeprefix("backbone."): value
-        for key, value in network_layout.export(build(name)).items()
+        for key, value in tensors_lib.export(build(name)).items()
     }
-    assert network_layout.guess_backbone(arrays) == name
+    assert tensors_lib.guess_backbone(arrays) == name
 
 
 def test_no_backbone_of_ours():
     with pytest.raises(InputError, match="no backbone that is known here"):
-        network_layout.guess_backbone({"blocks.0.attn.qkv.weight": np.zeros(1)})
+        tensors_lib.guess_backbone({"blocks.0.attn.qkv.weight": np.zeros(1)})
     model = network.build(
         lambda shape: keras.Sequential(
             [
@@ -129,7 +128,7 @@ def test_no_backbone_of_ours():
         std=[1.0] * 3,
     )
     with pytest.raises(InputError, match="has no counterpart in PyTorch"):
-        network_layout.tensors(model)
+        tensors_lib.tensors(model)
 
 
 def checkpoint(**changes):
@@ -157,7 +156,7 @@ def checkpoint(**changes):
         "statistics": ([0.5], [0.25]),
         **changes,
     }
-    return layout.Checkpoint(**values)
+    return checkpoint_lib.Checkpoint(**values)
 
 
 TRAINED = [
@@ -177,7 +176,9 @@ def test_parse_reads_what_compose_wrote(prefix, groups):
         if name in TRAINED
     }
     written = checkpoint(prefix=prefix, velocities=velocities)
-    content = layout.compose(written, hyperparameters=[{"lr": 1}] * groups)
+    content = checkpoint_lib.compose(
+        written, hyperparameters=[{"lr": 1}] * groups
+    )
     names = list(content["state_dict"])
     # As PyTorch orders them: a module's own first; a counter behind its BN.
     assert names[0] == f"{prefix}bank"
@@ -188,7 +189,7 @@ def test_parse_reads_what_compose_wrote(prefix, groups):
         assert params == [[0, 1], [2, 3]]
         buffer = content["optimizer"]["state"][1]["momentum_buffer"]
         assert buffer.shape == (4, 2)
-    read = layout.parse(content)
+    read = checkpoint_lib.parse(content)
     for name in ("counters", "epoch", "step", "statistics", "prefix"):
         assert getattr(read, name) == getattr(written, name)
     assert not read.unknown
@@ -197,45 +198,47 @@ def test_parse_reads_what_compose_wrote(prefix, groups):
 
 
 def test_momentum_of_unknown_parameters_is_left_out():
-    content = layout.compose(
+    content = checkpoint_lib.compose(
         checkpoint(velocities={n: np.ones(1) for n in TRAINED}),
         hyperparameters=[{}],
     )
     optimizer = content["optimizer"]
     optimizer["param_groups"] *= 3
-    assert layout.parse(content).velocities is None
+    assert checkpoint_lib.parse(content).velocities is None
     content["optimizer"] = {"state": {}}
-    assert layout.parse(content).velocities is None
+    assert checkpoint_lib.parse(content).velocities is None
     # The teacher's parameters follow the student's, and have no buffers.
     optimizer["param_groups"] = [{"params": list(range(8))}]
     content["optimizer"] = optimizer
-    assert list(layout.parse(content).velocities) == TRAINED
+    assert list(checkpoint_lib.parse(content).velocities) == TRAINED
 
 
 def test_other_names_are_unknown_not_lost():
-    content = layout.compose(checkpoint(), hyperparameters=[{}])
+    content = checkpoint_lib.compose(checkpoint(), hyperparameters=[{}])
     content["state_dict"]["module.queue"] = np.zeros(1)
     content["state_dict"]["extra"] = np.zeros(1)
-    assert layout.parse(content).unknown == ["module.queue", "extra"]
+    assert checkpoint_lib.parse(content).unknown == ["module.queue", "extra"]
 
 
 @pytest.mark.parametrize("content", [3, {}, {"state_dict": {"a": 1}}, [1]])
 def test_no_state_dict(content):
     with pytest.raises(InputError, match="state_dict"):
-        layout.is_simmatch(content)
+        checkpoint_lib.is_simmatch(content)
 
 
 def test_kinds_of_files():
-    content = layout.compose(checkpoint(prefix=""), hyperparameters=[{}])
-    assert layout.is_simmatch(content)
+    content = checkpoint_lib.compose(
+        checkpoint(prefix=""), hyperparameters=[{}]
+    )
+    assert checkpoint_lib.is_simmatch(content)
     one, two = np.zeros([2, 2]), np.zeros([2])
     plain = {"conv1.weight": one, "fc.weight": one, "fc.bias": two}
     for content in (
         plain,
         {"state_dict": {f"module.{n}": a for n, a in plain.items()}},
     ):
-        assert not layout.is_simmatch(content)
-        arrays, kind = layout.encoder(content)
+        assert not checkpoint_lib.is_simmatch(content)
+        arrays, kind = checkpoint_lib.encoder(content)
         assert kind == "ResNet"
         assert list(arrays) == [
             "backbone.conv1.weight",
@@ -250,7 +253,7 @@ def test_kinds_of_files():
         "module.encoder_k.conv1.weight": one,
         "module.queue": one,
     }
-    arrays, kind = layout.encoder({"state_dict": moco, "epoch": 200})
+    arrays, kind = checkpoint_lib.encoder({"state_dict": moco, "epoch": 200})
     assert kind == "MoCo"
     assert list(arrays) == [
         "backbone.conv1.weight",
@@ -259,4 +262,4 @@ def test_kinds_of_files():
     ]
     first = {"encoder_q.conv1.weight": one, "encoder_q.fc.weight": one}
     first["encoder_q.fc.bias"] = two
-    assert list(layout.encoder(first)[0]) == ["backbone.conv1.weight"]
+    assert list(checkpoint_lib.encoder(first)[0]) == ["backbone.conv1.weight"]

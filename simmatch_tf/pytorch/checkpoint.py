@@ -1,30 +1,129 @@
-"""What stands in PyTorch's files: SimMatch checkpoints and plain encoders.
+"""PyTorch's files: SimMatch checkpoints and encoders, as NumPy arrays.
 
 A SimMatch checkpoint is a dict whose `state_dict` has
 
     module.main.backbone.…, module.main.fc.…, module.main.head.0.…, .head.2.…
     module.ema.…          the same of the EMA teacher
     module.bank           [D, K] embeddings, module.labels [K] their classes
-    module.DA_queue       [W, L] the alignment's window, module.DA_ptr [1] the
-                          row that is written next
+    module.DA_queue       [W, L] the window of the distribution alignment,
+                          module.DA_ptr [1] the row that is written next
 
-and perhaps an `optimizer` (SGD's state), an `epoch` (passes done), a `step`,
-and the images' `mean` and `std`. Nothing here imports PyTorch or TensorFlow.
+and optionally an `optimizer` (SGD's state), an `epoch` (passes done), a `step`,
+and the images' `mean` and `std`. The only module that imports PyTorch, and
+only to read or write a file. Nothing here imports TensorFlow.
+
+References:
+    https://github.com/mingkai-zheng/SimMatch
 """
 
 import dataclasses
+import pathlib
+import pickle
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import io
+from simmatch_tf.flags.errors import InputError
 
 # PyTorch counts batches in every BatchNorm; Keras does not.
 COUNTER = "num_batches_tracked"
 NETWORKS = ("main", "ema")
 _STATISTICS = ("running_mean", "running_var", COUNTER)
+
+
+def _torch() -> types.ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            "PyTorch is needed to read and write its files: pip install "
+            f"'simmatch_tf[pytorch]' ({error})"
+        ) from None
+    return torch
+
+
+def read(path: pathlib.Path) -> Any:
+    """Reads a PyTorch file without executing anything in it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content, with tensors as NumPy arrays (all floats as float32).
+
+    Raises:
+        InputError: PyTorch is not installed; the file cannot be read, or holds
+            anything but tensors and plain values.
+    """
+    torch = _torch()
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        lines = [x for x in str(error).splitlines() if "Unsupported" in x]
+        raise InputError(
+            f"{path}: cannot be read safely: it is damaged, or holds more than "
+            "tensors and plain values, which could run code"
+            + (f" ({lines[0].strip()})" if lines else "")
+            + "; save its state_dict alone in PyTorch"
+        ) from None
+    except Exception as error:  # a damaged file fails in many ways
+        text = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(
+            f"{path}: cannot be read as a PyTorch file ({text})"
+        ) from None
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.is_quantized:
+                raise InputError(
+                    f"{path}: holds a sparse or quantized tensor, but plain "
+                    "ones are wanted"
+                )
+            value = value.detach().cpu()
+            if value.is_floating_point():
+                value = value.to(torch.float32)
+            return value.numpy()
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [convert(item) for item in value]
+        return value
+
+    return convert(content)
+
+
+def write(path: pathlib.Path, content: Any) -> None:
+    """Writes a PyTorch file, whole or not at all.
+
+    Args:
+        path: The file.
+        content: Plain values, dicts, lists, and NumPy arrays, which become
+            tensors.
+
+    Raises:
+        InputError: PyTorch is not installed, or the file cannot be written.
+    """
+    torch = _torch()
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value, order="C"))
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [convert(item) for item in value]
+        return value
+
+    try:
+        with io.replacing(path) as temporary:
+            torch.save(convert(content), temporary)
+    except (OSError, RuntimeError) as error:  # PyTorch's own of a full disk
+        text = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise InputError(f"{path}: cannot be written ({text})") from None
 
 
 @dataclasses.dataclass
@@ -36,12 +135,12 @@ class Checkpoint:
         counters: "main" and "ema" → name → batches that a BatchNorm counted.
         buffers: "bank", "labels", "DA_queue", "DA_ptr" → array, as far as the
             file has them.
-        unknown: Names that are none of these.
-        velocities: Name → momentum buffer of SGD, or None.
+        unknown: Names of other tensors.
+        velocities: Name → momentum buffer of SGD; None if they are unknown.
         epoch: Passes over the unlabeled images, or None.
-        step: Steps, or None.
+        step: Training steps, or None.
         statistics: The images' mean and standard deviation, or None.
-        prefix: Before every name: "module." or "".
+        prefix: Beginning of every name, "module." or "".
     """
 
     networks: dict[str, dict[str, np.ndarray]]
@@ -56,7 +155,7 @@ class Checkpoint:
 
 
 def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
-    """The names and arrays in a file."""
+    """Returns the names and arrays in a file, checked one by one."""
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -64,7 +163,7 @@ def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
         isinstance(k, str) and isinstance(v, np.ndarray)
         for k, v in content.items()
     ):
-        raise InputError("holds no dict of names and tensors (state_dict)")
+        raise InputError("has no state_dict, a dict of names and tensors")
     if not content:
         raise InputError("its state_dict is empty")
     for name, array in content.items():
@@ -73,20 +172,22 @@ def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
 
 
 def _check_values(name: str, array: np.ndarray) -> None:
-    """Refuses what no network that was trained has."""
+    """Refuses values that no trained network has."""
     leaf = name.rpartition(".")[2]
     if leaf in ("labels", "DA_ptr") and array.dtype.kind not in "iu":
-        raise InputError(f"{name}: is {array.dtype}, but integers are wanted")
+        raise InputError(
+            f"{name}: has type {array.dtype}, but must be integers"
+        )
     if leaf == "labels" and not array.size:
-        raise InputError(f"{name}: is empty; the memory has no slot")
+        raise InputError(f"{name}: is empty, so the memory has no slot")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{name}: has values that are NaN or infinite")
     if leaf == "running_var" and array.size and array.min() < 0:
-        raise InputError(f"{name}: has the variance {array.min():.3g}")
+        raise InputError(f"{name}: has the negative variance {array.min():.3g}")
 
 
 def is_simmatch(content: Any) -> bool:
-    """Whether a file holds a SimMatch checkpoint; else it is an encoder.
+    """Returns whether a file holds a SimMatch checkpoint, not an encoder.
 
     Raises:
         InputError: It holds no state_dict.
@@ -96,17 +197,17 @@ def is_simmatch(content: Any) -> bool:
 
 
 def parse(content: Any) -> Checkpoint:
-    """Sorts out a SimMatch checkpoint. Nothing is checked but its form.
+    """Sorts the tensors of a SimMatch checkpoint, without checking shapes.
 
     Args:
-        content: What `files.read` returned.
+        content: The content of the file, from `read`.
 
     Raises:
         InputError: It holds no state_dict.
     """
     arrays = _state_dict(content)
     prefix = "module." if any(n.startswith("module.") for n in arrays) else ""
-    found = Checkpoint(
+    checkpoint = Checkpoint(
         networks={name: {} for name in NETWORKS},
         counters={name: {} for name in NETWORKS},
         buffers={},
@@ -115,26 +216,26 @@ def parse(content: Any) -> Checkpoint:
     for name, array in arrays.items():
         network, _, rest = name.removeprefix(prefix).partition(".")
         if not name.startswith(prefix):
-            found.unknown.append(name)
+            checkpoint.unknown.append(name)
         elif not rest and network in ("bank", "labels", "DA_queue", "DA_ptr"):
-            found.buffers[network] = array
+            checkpoint.buffers[network] = array
         elif network not in NETWORKS or not rest:
-            found.unknown.append(name)
+            checkpoint.unknown.append(name)
         elif rest.endswith(f".{COUNTER}") and array.size == 1:
-            found.counters[network][rest] = int(array.reshape(()))
+            checkpoint.counters[network][rest] = int(array.reshape(()))
         else:
-            found.networks[network][rest] = array
+            checkpoint.networks[network][rest] = array
     for key in ("epoch", "step"):
         if isinstance(content.get(key), int):
-            setattr(found, key, content[key])
+            setattr(checkpoint, key, content[key])
     mean, std = content.get("mean"), content.get("std")
     if isinstance(mean, list) and isinstance(std, list):
-        found.statistics = _statistics(mean, std)
+        checkpoint.statistics = _statistics(mean, std)
     if isinstance(content.get("optimizer"), dict):
-        found.velocities = _velocities(
-            content["optimizer"], found.networks["main"]
+        checkpoint.velocities = _velocities(
+            content["optimizer"], checkpoint.networks["main"]
         )
-    return found
+    return checkpoint
 
 
 def _statistics(
@@ -156,12 +257,12 @@ def _statistics(
 
 
 def trained(names: Iterable[str]) -> list[str]:
-    """Those of a network's names that an optimizer trains, in their order."""
+    """Returns the names that an optimizer trains, in their order."""
     return [n for n in names if n.rpartition(".")[2] not in _STATISTICS]
 
 
 def groups(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """A network's trained names: kernels; vectors (biases, BatchNorm)."""
+    """Returns the trained names: kernels, and vectors (biases, BatchNorm)."""
     names = trained(arrays)
     return [
         [name for name in names if arrays[name].ndim > 1],
@@ -172,11 +273,11 @@ def groups(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
 def _velocities(
     optimizer: dict[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray] | None:
-    """SGD's momentum buffers by name; None where it cannot be told whose.
+    """Returns SGD's momentum buffers by name; None if names cannot be told.
 
-    PyTorch numbers the parameters through all groups: of one group in the
-    network's order, where those of the teacher may follow, which are never
-    trained; of two in that of `groups`.
+    PyTorch numbers the parameters through all groups. A single group is in the
+    network's order, perhaps followed by the teacher's parameters, which are
+    never trained; two groups are in the order of `groups`.
     """
     try:
         sizes = [len(group["params"]) for group in optimizer["param_groups"]]
@@ -193,23 +294,25 @@ def _velocities(
         if sizes != [len(group) for group in in_groups]:
             return None
         names = sum(in_groups, [])
-    found = {
+    velocities = {
         name: buffers[number]
         for name, number in zip(names, numbers, strict=False)
         if isinstance(buffers.get(number), np.ndarray)
     }
-    return found if len(found) == len(buffers) and found else None
+    if not velocities or len(velocities) != len(buffers):
+        return None
+    return velocities
 
 
 def compose(
     checkpoint: Checkpoint, *, hyperparameters: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What `files.write` writes of a checkpoint; `parse` reads it again.
+    """Returns the content of a file, for `write`; `parse` is its inverse.
 
     Args:
-        checkpoint: What to write.
-        hyperparameters: Of SGD's groups: of one (all parameters), or of two
-            (see `groups`).
+        checkpoint: The checkpoint.
+        hyperparameters: Those of each of SGD's groups: one group of all
+            parameters, or two (see `groups`).
     """
     main = checkpoint.networks["main"]
     arrays = dict(checkpoint.buffers)
@@ -249,19 +352,20 @@ def compose(
 
 
 def encoder(content: Any) -> tuple[dict[str, np.ndarray], str]:
-    """The arrays of an encoder by the names of `torch_layout`.
+    """Returns the arrays of an encoder by the names of `tensors`.
 
-    A torchvision ResNet's `fc` is a classifier; of a MoCo checkpoint the query
-    encoder is taken, whose `fc.0` and `fc.2` (v2) are a projection head.
+    The `fc` of a torchvision ResNet is a classifier. Of a MoCo checkpoint the
+    query encoder is taken, whose `fc.0` and `fc.2` (v2) are a projection head.
 
     Args:
-        content: What `files.read` returned.
+        content: The content of the file, from `read`.
 
     Returns:
-        The arrays, without BatchNorm's counters; and what kind of file it is.
+        The arrays, without BatchNorm's counters, and the kind of the file:
+        "ResNet" or "MoCo".
 
     Raises:
-        InputError: It holds no state_dict, or no encoder.
+        InputError: It holds no state_dict.
     """
     arrays = _state_dict(content)
     kind, prefix = "ResNet", ""
@@ -271,13 +375,13 @@ def encoder(content: Any) -> tuple[dict[str, np.ndarray], str]:
     if not prefix and all(name.startswith("module.") for name in arrays):
         prefix = "module."
     heads = {"fc.0": "head.0", "fc.2": "head.2", "fc": "fc"}
-    found = {}
+    renamed = {}
     for name, array in arrays.items():
         if not name.startswith(prefix) or name.endswith(COUNTER):
             continue
         layer, _, leaf = name.removeprefix(prefix).rpartition(".")
-        found[f"{heads.get(layer, f'backbone.{layer}')}.{leaf}"] = array
-    if kind == "MoCo" and "fc.weight" in found:  # v1: no head of ours
-        del found["fc.weight"]
-        found.pop("fc.bias", None)
-    return found, kind
+        renamed[f"{heads.get(layer, f'backbone.{layer}')}.{leaf}"] = array
+    if kind == "MoCo" and "fc.weight" in renamed:  # v1 has another head
+        del renamed["fc.weight"]
+        renamed.pop("fc.bias", None)
+    return renamed, kind

@@ -7,7 +7,12 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf import registry
-from simmatch_tf.networks import batch_norm, keras_cv_presets, library, network
+from simmatch_tf.networks import (
+    batch_norm,
+    keras_cv_presets,
+    library_backbone,
+    network,
+)
 from simmatch_tf.networks.backbones import libraries
 
 POLICIES = ("float32", "mixed_bfloat16")
@@ -94,7 +99,7 @@ def small(monkeypatch):
         )
 
     def make(name, shape=(16, 16, 3)):
-        return library.make("keras_cv", name, shape)
+        return library_backbone.make("keras_cv", name, shape)
 
     return make
 
@@ -166,7 +171,9 @@ def test_keras_cv(name, small, policy, tmp_path):
 
 
 def test_keras_applications(policy, tmp_path):
-    model = library.make("keras_applications", "MobileNet", (32, 32, 3))
+    model = library_backbone.make(
+        "keras_applications", "MobileNet", (32, 32, 3)
+    )
     assert model.name == "keras_applications_MobileNet"
     check(model, policy, tmp_path)
 
@@ -199,7 +206,7 @@ def test_every_class_of_keras_cv_is_among_them():
 def test_published_sizes(name, beside):
     class_name, _ = keras_cv_presets.PRESETS[name]
     presets = getattr(keras_cv.models, class_name).presets
-    model = library.make("keras_cv", name, (64, 64, 3))
+    model = library_backbone.make("keras_cv", name, (64, 64, 3))
     assert model.count_params() == presets[name]["metadata"]["params"] - beside
 
 
@@ -213,7 +220,7 @@ MODULES = {
 def test_preprocessing_is_the_modules_own(module, policy):
     x = np.random.default_rng(0).uniform(0, 255, [2, 5, 4, 3])
     x = x.astype(np.float32)
-    found = library.Preprocess(module)(x)
+    found = library_backbone.Preprocess(module)(x)
     preprocess = getattr(keras.applications, module).preprocess_input
     np.testing.assert_allclose(
         found, preprocess(x.copy()), rtol=1e-6, atol=1e-5
@@ -234,10 +241,10 @@ def test_preprocessing_by_hand():
             (0 - 0.406) / 0.225,
         ],
     }.items():
-        found = library.Preprocess(module)(x)[0, 0, 0]
+        found = library_backbone.Preprocess(module)(x)[0, 0, 0]
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    config = library.Preprocess("resnet").get_config()
-    assert library.Preprocess.from_config(config).module == "resnet"
+    config = library_backbone.Preprocess("resnet").get_config()
+    assert library_backbone.Preprocess.from_config(config).module == "resnet"
 
 
 def test_grey_images(small):
@@ -252,7 +259,9 @@ def test_grey_images(small):
 
 def test_weights_of_the_library_fit(tmp_path):
     """The same images give the same features."""
-    model = library.make("keras_applications", "MobileNet", (32, 32, 3))
+    model = library_backbone.make(
+        "keras_applications", "MobileNet", (32, 32, 3)
+    )
     original = keras.applications.MobileNet(
         include_top=False, weights=None, pooling="avg", input_shape=(32, 32, 3)
     )
@@ -278,7 +287,9 @@ def test_weights_of_keras_cv_fit(small, tmp_path):
 
 
 def test_statistics_of_efficientnet_are_read_when_it_runs():
-    model = library.make("keras_applications", "EfficientNetB0", (32, 32, 3))
+    model = library_backbone.make(
+        "keras_applications", "EfficientNetB0", (32, 32, 3)
+    )
     (layer,) = (
         x for x in model.layers if isinstance(x, keras.layers.Normalization)
     )
@@ -309,12 +320,12 @@ def test_momentum_of_every_batch_norm(name, small):
 def test_batch_norm_comes_back(small):
     adjusted = small("resnet18")
     batch_norm.adjust(adjusted, momentum=0.25, synchronized=True)
-    model = library.LibraryBackbone.from_config(adjusted.get_config())
+    model = library_backbone.LibraryBackbone.from_config(adjusted.get_config())
     layer = model.get_layer("conv1_bn")
     assert (layer.momentum, layer.synchronized) == (0.25, True)
     assert small("resnet18").get_layer("conv1_bn").momentum == 0.99
     assert (
-        library.make("keras_cv", "mobilenet_v3_small", (32, 32, 3))
+        library_backbone.make("keras_cv", "mobilenet_v3_small", (32, 32, 3))
         .get_layer("Conv_BatchNorm")
         .momentum
         == 0.999
@@ -372,6 +383,6 @@ def test_as_the_backbone_of_a_network():
 )
 def test_bad_arguments(source, name, shape, words):
     with pytest.raises(ValueError, match=words) as info:
-        library.make(source, name, shape)
+        library_backbone.make(source, name, shape)
     begin = f"backbone {source}:{name}, image_shape={shape}: "
     assert str(info.value).startswith(begin)

@@ -1,9 +1,9 @@
-"""Our networks in PyTorch's layout: names and axes of their arrays.
+"""The variables of a network as PyTorch's tensors: their names and axes.
 
-A ResNet has torchvision's names (`layer1.0.conv1.weight`); a WRN, which has
-none of its own there, the same way of naming. A whole network has `backbone.`,
-`fc.` (the classifier), and `head.0.`, `head.2.` (the projection head). Nothing
-here imports PyTorch: the arrays are NumPy's.
+A ResNet has torchvision's names (`layer1.0.conv1.weight`); a WRN, which
+torchvision does not have, is named in the same way. A whole network has
+`backbone.`, `fc.` (the classifier), and `head.0.`, `head.2.` (the projection
+head). Nothing here imports PyTorch: the arrays are NumPy's.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import batch_norm, network
 from simmatch_tf.networks.backbones import resnet
 
-_SHOWN = 12  # names in a message
+_LISTED = 12  # names in a message
 _BATCH_NORMS = (
     batch_norm.BatchNormalization,
     keras.layers.BatchNormalization,
@@ -25,10 +25,10 @@ _BATCH_NORMS = (
 
 
 class Tensor(NamedTuple):
-    """One of PyTorch's tensors and the Keras variable that holds it.
+    """One of PyTorch's tensors and the Keras variable that it becomes.
 
     Attributes:
-        variable: Of the network.
+        variable: The variable of the network.
         axes: The variable's axes in PyTorch's order.
     """
 
@@ -37,48 +37,53 @@ class Tensor(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """PyTorch's shape."""
+        """The tensor's shape in PyTorch."""
         return tuple(self.variable.shape[axis] for axis in self.axes)
 
     def to_keras(self, array: np.ndarray) -> np.ndarray:
-        """PyTorch's array in Keras' order of axes."""
+        """Returns PyTorch's array in Keras' order of axes."""
         return np.transpose(array, np.argsort(self.axes))
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Keras' array in PyTorch's order of axes."""
+        """Returns Keras' array in PyTorch's order of axes."""
         return np.ascontiguousarray(np.transpose(array, self.axes))
 
 
 def tensors(model: keras.Model) -> dict[str, Tensor]:
-    """The tensors of a network by PyTorch's names, in PyTorch's order.
+    """Returns the tensors of a network by PyTorch's names, in its order.
 
     Args:
         model: A network of `network.build` on a WRN or a ResNet.
 
     Raises:
-        InputError: It has a layer that has no name in PyTorch.
+        InputError: It has a layer without a counterpart in PyTorch.
     """
     parts = network.parts(model)
-    found = {}
-    for layer in _in_torch_order(parts["backbone"]):
-        _add(found, "backbone." + layer.name.replace("_", "."), layer)
+    layers = {
+        "backbone." + layer.name.replace("_", "."): layer
+        for layer in _in_torch_order(parts["backbone"])
+    }
     if "classifier" in parts:
-        _add(found, "fc", parts["classifier"].get_layer("logits"))
+        layers["fc"] = parts["classifier"].get_layer("logits")
     if "projection_head" in parts:
         head = parts["projection_head"]
-        _add(found, "head.0", head.get_layer("hidden"))
-        _add(found, "head.2", head.get_layer("embedding"))
-    return found
+        layers["head.0"] = head.get_layer("hidden")
+        layers["head.2"] = head.get_layer("embedding")
+    return {
+        f"{name}.{leaf}": tensor
+        for name, layer in layers.items()
+        for leaf, tensor in _of_layer(layer).items()
+    }
 
 
 def batch_norms(model: keras.Model) -> list[str]:
-    """Names of a network's BatchNorms, `backbone.bn1` and so on."""
+    """Returns the names of a network's BatchNorms, such as `backbone.bn1`."""
     end = ".running_mean"
     return [n.removesuffix(end) for n in tensors(model) if n.endswith(end)]
 
 
 def _in_torch_order(backbone: keras.Model) -> list[keras.layers.Layer]:
-    """Layers with weights; of a block the shortcut's come last."""
+    """Layers with weights; those of a block's shortcut come last."""
     layers = [
         layer for layer in getattr(backbone, "layers", ()) if layer.weights
     ]
@@ -93,40 +98,38 @@ def _in_torch_order(backbone: keras.Model) -> list[keras.layers.Layer]:
     return sorted(layers, key=place)
 
 
-def _add(
-    found: dict[str, Tensor], name: str, layer: keras.layers.Layer
-) -> None:
-    """Adds a layer's tensors."""
+def _of_layer(layer: keras.layers.Layer) -> dict[str, Tensor]:
+    """The tensors of a layer by the last part of PyTorch's names."""
     if type(layer) is keras.layers.Conv2D and not layer.use_bias:
-        found[f"{name}.weight"] = Tensor(layer.kernel, (3, 2, 0, 1))
-    elif type(layer) is keras.layers.Dense:
-        found[f"{name}.weight"] = Tensor(layer.kernel, (1, 0))
-        found[f"{name}.bias"] = Tensor(layer.bias, (0,))
-    elif type(layer) in _BATCH_NORMS:
-        for theirs, variable in (
-            ("weight", layer.gamma),
-            ("bias", layer.beta),
-            ("running_mean", layer.moving_mean),
-            ("running_var", layer.moving_variance),
-        ):
-            found[f"{name}.{theirs}"] = Tensor(variable, (0,))
-    else:
-        raise InputError(
-            f"layer {layer.name!r} has no counterpart in PyTorch's layout, "
-            "which is that of wrn_DEPTH_WIDTH and resnetDEPTH"
-        )
+        return {"weight": Tensor(layer.kernel, (3, 2, 0, 1))}
+    if type(layer) is keras.layers.Dense:
+        return {
+            "weight": Tensor(layer.kernel, (1, 0)),
+            "bias": Tensor(layer.bias, (0,)),
+        }
+    if type(layer) in _BATCH_NORMS:
+        return {
+            "weight": Tensor(layer.gamma, (0,)),
+            "bias": Tensor(layer.beta, (0,)),
+            "running_mean": Tensor(layer.moving_mean, (0,)),
+            "running_var": Tensor(layer.moving_variance, (0,)),
+        }
+    raise InputError(
+        f"layer {layer.name!r} has no counterpart in PyTorch's layout, which "
+        "is that of wrn_DEPTH_WIDTH and resnetDEPTH"
+    )
 
 
 def load(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes PyTorch's arrays into a network.
+    """Assigns PyTorch's arrays to a network.
 
     Args:
         model: See `tensors`.
-        arrays: By name, all of them, but no BatchNorm's counter.
+        arrays: All arrays by name, without BatchNorm's counters.
 
     Raises:
-        InputError: Some are missing, unknown or of another shape; it lists
-            them, and the network is as it was.
+        InputError: Some are missing, unknown or of another shape; the message
+            lists them, and the network is left as it was.
     """
     wanted = tensors(model)
     check(
@@ -138,7 +141,7 @@ def load(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def export(model: keras.Model) -> dict[str, np.ndarray]:
-    """A network's arrays by PyTorch's names, without BatchNorm's counters."""
+    """Returns a network's arrays by PyTorch's names; see `tensors`."""
     return {
         name: tensor.to_torch(keras.ops.convert_to_numpy(tensor.variable))
         for name, tensor in tensors(model).items()
@@ -148,17 +151,17 @@ def export(model: keras.Model) -> dict[str, np.ndarray]:
 def check(
     wanted: Mapping[str, tuple[int, ...]],
     given: Mapping[str, tuple[int, ...]],
-    what: str = "",
+    title: str = "",
 ) -> None:
-    """Checks that two sets of names and shapes are one.
+    """Checks that two sets of names and shapes are equal.
 
     Args:
         wanted: Name → shape.
-        given: Likewise.
-        what: The beginning of the message.
+        given: Name → shape.
+        title: Beginning of the message.
 
     Raises:
-        InputError: They are not; it lists what differs.
+        InputError: They differ; the message lists the differences.
     """
     both = wanted.keys() & given.keys()
     misshapen = [
@@ -173,10 +176,10 @@ def check(
     }
     if any(lists.values()):
         raise InputError(
-            what
+            title
             + "; ".join(
-                f"{title} ({len(names)}): {_some(names)}"
-                for title, names in lists.items()
+                f"{kind} ({len(names)}): {_some(names)}"
+                for kind, names in lists.items()
                 if names
             )
         )
@@ -184,19 +187,19 @@ def check(
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    rest = len(names) - _SHOWN
+    rest = len(names) - _LISTED
     more = f" and {rest} more" if rest > 0 else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(names[:_LISTED]) + more
 
 
 def guess_backbone(arrays: Mapping[str, np.ndarray]) -> str:
-    """The name of the backbone whose arrays these are.
+    """Returns the --backbone whose arrays these are.
 
     Args:
-        arrays: By names without a prefix: `conv1.weight`, `layer1.0.…`.
+        arrays: Arrays by names without prefix: `conv1.weight`, `layer1.0.…`.
 
     Raises:
-        InputError: They are of no backbone of ours.
+        InputError: They are those of another backbone.
     """
     blocks = {}
     for name in arrays:

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from simmatch_tf.modules import optimizer
 from simmatch_tf.networks import network
-from simmatch_tf.pytorch import network_layout
+from simmatch_tf.pytorch import tensors as tensors_lib
 
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed: pip install -e '.[pytorch]'"
@@ -73,7 +73,7 @@ def both(name, height, width, dtype="float32"):
     if dtype != "float32":  # a policy would leave the heads in float32
         config = json.dumps(ours.get_config()).replace("float32", dtype)
         ours = keras.Model.from_config(json.loads(config))
-    network_layout.load(ours, arrays(theirs))
+    tensors_lib.load(ours, arrays(theirs))
     return theirs.to(getattr(torch, dtype)), ours
 
 
@@ -223,7 +223,7 @@ class OurTraining:
         trained = {"weight", "bias"}
         return {
             name: value
-            for name, value in network_layout.export(self.model).items()
+            for name, value in tensors_lib.export(self.model).items()
             if name.split(".")[-1] in trained
         }
 
@@ -256,7 +256,7 @@ def train(name, side, decay_on, dtype, tolerance):
         images, labels = draw(rng, side)
         wanted = theirs(images, labels, step)
         check(f"step {step}", ours(images, labels), wanted, tolerance)
-    trained, wanted = network_layout.export(model), arrays(module)
+    trained, wanted = tensors_lib.export(model), arrays(module)
     trained = unbiased(trained, initial, model, len(RATES))
     check("weights and statistics", trained, wanted, tolerance)
     # What was learned, however little it is.
@@ -303,5 +303,5 @@ def test_batch_statistics_in_float32(name, side):
     keys = ("features", "logits", "embeddings")
     wanted = {k: v.numpy() for k, v in zip(keys, wanted, strict=True)}
     check("outputs", dict(model(images, training=True)), wanted, 1e-3)
-    updated = unbiased(network_layout.export(model), initial, model, steps=1)
+    updated = unbiased(tensors_lib.export(model), initial, model, steps=1)
     check("statistics", updated, arrays(module), 1e-3)

@@ -10,11 +10,11 @@ import PIL.PngImagePlugin
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.data import decoding, examination, orientation
+from simmatch_tf.data import decoding, files
 
 PIXELS = np.random.default_rng(0).integers(0, 256, [9, 7, 3], np.uint8)
 graph = tf.function(
-    orientation.orientation,
+    decoding.exif_orientation,
     input_signature=[tf.TensorSpec([], tf.string)],
     autograph=False,
 )
@@ -96,7 +96,7 @@ def test_kinds_and_places():
     check(jpeg(exif(8, order=">"), before=b"\xff"), 8)
 
 
-def test_none():
+def test_images_without_an_orientation():
     check(jpeg(), 1)
     check(jpeg(exif(0)), 1)
     check(jpeg(exif(9)), 1)
@@ -183,26 +183,26 @@ def test_one_rule_for_training_predicting_and_exports(tmp_path, name):
     data, wanted, as_viewers = FILES[name]
     path = tmp_path / name
     path.write_bytes(data)
-    examined = examination.examine_content(str(path))
+    examined = files.examine(str(path))
     assert examined.orientation == wanted
     assert int(graph(tf.constant(data))) == wanted
-    image, otherwise = examination.turned(PIL.Image.open(path))
+    image, otherwise = files.turned(PIL.Image.open(path))
     expected = decoding.decode(tf.constant(data), tf.constant(wanted)).numpy()
     assert image.size == expected.shape[1::-1]
     gap = np.abs(np.asarray(image).astype(int) - expected)
     assert gap.max() <= 4
-    small = examination.small(str(path), 96)
+    small = files.small(str(path), 96)
     np.testing.assert_array_equal(np.asarray(small), np.asarray(image))
     # What viewers turn otherwise is remarked, and found by predict, too.
     assert otherwise == (not as_viewers)
-    assert examined.remarks == examination.TURNED * (not as_viewers)
-    assert examination.remarks(str(path)) == examined.remarks
+    assert examined.remarks == files.TURNED * (not as_viewers)
+    assert files.remarks(str(path)) == examined.remarks
     if not as_viewers:
-        assert examination.is_marked(tf.constant(data))
+        assert files.is_marked(tf.constant(data))
 
 
 def test_a_remark_names_count_and_example(caplog):
-    examination.warn(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 1, 3]))
+    files.warn(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 1, 3]))
     turned, dark = caplog.messages
     assert turned.startswith(
         "2 of 3 images are turned otherwise by viewers than here (such as "
@@ -210,7 +210,7 @@ def test_a_remark_names_count_and_example(caplog):
     )
     assert dark.startswith("1 of 3 images have 16 bits a channel, but all ")
     caplog.clear()
-    examination.warn(["a.jpg"], np.array([0]))
+    files.warn(["a.jpg"], np.array([0]))
     assert not caplog.messages
 
 
@@ -219,20 +219,20 @@ def test_12_bits_in_16_are_remarked(tmp_path, high, dark):
     grey = np.linspace(0, high, 63).reshape(9, 7).astype(np.uint16)
     path = str(tmp_path / "grey.png")
     PIL.Image.fromarray(grey).save(path)
-    examined = examination.examine_content(path)
-    assert examined.remarks == examination.remarks(path)
-    assert examined.remarks == examination.DARK * dark
+    examined = files.examine(path)
+    assert examined.remarks == files.remarks(path)
+    assert examined.remarks == files.DARK * dark
     with open(path, "rb") as file:
-        assert examination.is_marked(tf.constant(file.read()))
+        assert files.is_marked(tf.constant(file.read()))
     # A thumbnail shows what the network saw.
-    small = np.asarray(examination.small(path, 96).convert("RGB"))
+    small = np.asarray(files.small(path, 96).convert("RGB"))
     np.testing.assert_array_equal(small, examined.pixels)
     np.testing.assert_array_equal(small[..., 0], grey >> 8)
 
 
 def test_an_image_in_memory_is_not_changed_by_turning_it():
     image = PIL.Image.open(io.BytesIO(jpeg(exif(6))))
-    seen, otherwise = examination.turned(image)
+    seen, otherwise = files.turned(image)
     assert seen.size == image.size[::-1] and not otherwise
     assert image.getexif()[0x0112] == 6
     # TIFF is no format of files here: Pillow's word holds.
@@ -240,5 +240,5 @@ def test_an_image_in_memory_is_not_changed_by_turning_it():
     tags = PIL.Image.Exif()
     tags[0x0112] = 6
     PIL.Image.fromarray(PIXELS).save(file, "TIFF", exif=tags)
-    seen, otherwise = examination.turned(PIL.Image.open(file))
+    seen, otherwise = files.turned(PIL.Image.open(file))
     assert seen.size == (9, 7) and not otherwise
