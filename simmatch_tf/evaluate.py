@@ -13,7 +13,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.reporting import tables
+from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import workdir
 
 
@@ -106,7 +106,7 @@ def main(config: EvaluateConfig) -> None:
         },
     }
     io.write_json(output, report)
-    print(tables.evaluation(report))
+    print(printed_tables.evaluation(report))
     print(f"\nWritten to {output}.")
 
 

@@ -30,10 +30,10 @@ def main(flags: ExportPytorchConfig) -> None:
     """Exports one run."""
     workdir.Workdir(flags.workdir).trained()
     preflight.start(fast=False)
-    from simmatch_tf.pytorch import files, outgoing
+    from simmatch_tf.pytorch import checkpoint, conversion
 
-    content = outgoing.run(pathlib.Path(flags.workdir).expanduser())
-    files.write(pathlib.Path(flags.output).expanduser(), content)
+    content = conversion.export_run(pathlib.Path(flags.workdir).expanduser())
+    checkpoint.write(pathlib.Path(flags.output).expanduser(), content)
     print(
         f"Written to {flags.output}: {len(content['state_dict'])} tensors, "
         f"step {content['step']}."

@@ -149,12 +149,12 @@ class ImportPytorchConfig(config_lib.Config):
 
 def main(flags: ImportPytorchConfig) -> None:
     """Imports one file."""
-    from simmatch_tf.pytorch import files, layout
+    from simmatch_tf.pytorch import checkpoint
 
     terminal.say(f"reading {flags.file}")
-    content = files.read(pathlib.Path(flags.file).expanduser())
+    content = checkpoint.read(pathlib.Path(flags.file).expanduser())
     try:
-        is_run = layout.is_simmatch(content)
+        is_run = checkpoint.is_simmatch(content)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     if is_run != (flags.output is None):
@@ -168,11 +168,11 @@ def main(flags: ImportPytorchConfig) -> None:
         preflight.check_images(flags)
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
-    from simmatch_tf.pytorch import incoming, plain_encoders
+    from simmatch_tf.pytorch import conversion
 
     try:
         if is_run:
-            lines = incoming.run(
+            lines = conversion.import_run(
                 content,
                 flags.run,
                 file=pathlib.Path(flags.file).expanduser(),
@@ -180,7 +180,7 @@ def main(flags: ImportPytorchConfig) -> None:
             )
         else:
             output = pathlib.Path(flags.output).expanduser()
-            lines = plain_encoders.convert(content, output)
+            lines = conversion.import_encoder(content, output)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:

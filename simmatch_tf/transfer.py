@@ -333,10 +333,10 @@ def main(flags: TransferConfig) -> int | None:
     written = transfer_table.write(table, folder, flags.protocol)
     if flags.protocol == "linear":
         # Seconds to import, and wanted here only.
-        from simmatch_tf.reporting import transfer_figure
+        from simmatch_tf.reporting import figures
 
         written.append("linear.png")
-        transfer_figure.save(outcomes, folder / written[-1])
+        figures.save_strengths(outcomes, folder / written[-1])
     print(f"\n{table.text()}\n\nIn {folder}: {', '.join(written)}.")
     return None
 

@@ -114,6 +114,11 @@ class PseudoLabeling(algorithm.Algorithm):
         """Those of the student if the teacher labels, else the EMA's."""
         return "student" if self.from_teacher else "ema"
 
+    @property
+    def eman(self) -> bool:
+        """Whether the teacher runs on averaged BatchNorm statistics."""
+        return self.config.teacher_norm == "eman"
+
     def build_state(self) -> None:
         """Makes the window of the alignment."""
         self.align = alignment.DistributionAlignment(

@@ -54,10 +54,12 @@ def make_algorithm(
         name: getattr(config, name) for name in entry.facts.get("options", ())
     }
 
-    def make_network(heads: Mapping[str, Callable]) -> keras.Model:
+    def make_network(
+        heads: Mapping[str, Callable], any_size: bool
+    ) -> keras.Model:
         return network.build(
             config.backbone,
-            image_shape=image_shape,
+            image_shape=(None, None, channels) if any_size else image_shape,
             num_classes=num_classes,
             projection_dim=(
                 config.projection_dim if kind.needs_embeddings else None

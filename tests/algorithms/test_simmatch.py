@@ -45,8 +45,8 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
         changes["algorithm"] = names[0]
     config = dataclasses.replace(CONFIG, **changes)
 
-    def make_network(heads):
-        del heads  # none
+    def make_network(heads, any_size):
+        assert not any_size
         return network.build(
             small_backbone,
             image_shape=(8, 8, 1),
@@ -54,6 +54,7 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
             projection_dim=8 if kind.needs_embeddings else None,
             mean=[0.5],
             std=[0.3],
+            heads=heads,
         )
 
     return kind(config, make_network, num_classes=L, slot_labels=LABELS)

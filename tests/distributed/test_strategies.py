@@ -22,7 +22,8 @@ TEN = {
     "eval_every": 10,
     "threshold": 0.2,
     # In float32 an activation that is nearly 0 may fall on either side of
-    # LeakyReLU's corner, and the two runs part: tools/compare_devices.py.
+    # LeakyReLU's corner, and the two runs part:
+    # tools/benchmarks/compare_devices.py.
     "precision": "float64",
 }
 NEAR = 1e-9

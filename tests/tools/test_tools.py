@@ -28,9 +28,8 @@ def tool(monkeypatch):
     before = set(flags.FLAGS)
 
     def load(name, *words):
-        spec = importlib.util.spec_from_file_location(
-            name, TOOLS / f"{name}.py"
-        )
+        (path,) = TOOLS.rglob(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [name, *words])
@@ -121,7 +120,10 @@ def test_help_of_measuring_tools(tool, name, capsys):
         tool(name, "--help").main()
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert f"python tools/{name}.py" in out and "--output: JSON file." in out
+    assert (
+        f"python tools/benchmarks/{name}.py" in out
+        and "--output: JSON file to write." in out
+    )
     assert "Internal" not in out
 
 
@@ -155,7 +157,11 @@ def test_help_of_measuring_tools(tool, name, capsys):
         ),
         ("benchmark_step", [DIGITS, "--devices=2"], "--devices=2: one device"),
         ("benchmark_summaries", [DIGITS, "--rounds=0"], "--rounds=0: .*pos"),
-        ("benchmark_summaries", [DIGITS, "--nosummaries"], "is so by default"),
+        (
+            "benchmark_summaries",
+            [DIGITS, "--nosummaries"],
+            "measures the default",
+        ),
         ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
         ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
         ("tune", [DIGITS, "--runs=0"], "--runs=0: 0 is not a positive"),
@@ -274,7 +280,7 @@ def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
     ("recipe", "part"),
     [
         pytest.param("cifar", "RandAugment", marks=pytest.mark.slow),
-        ("imagenet", "colours and blur"),
+        ("imagenet", "colors and blur"),
     ],
 )
 def test_benchmark_input(tmp_path, recipe, part):
@@ -282,7 +288,7 @@ def test_benchmark_input(tmp_path, recipe, part):
     found = subprocess.run(
         [
             sys.executable,
-            TOOLS / "benchmark_input.py",
+            TOOLS / "benchmarks" / "benchmark_input.py",
             f"--recipe={recipe}",
             "--images=2",
             "--rounds=1",

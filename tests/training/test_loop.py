@@ -161,10 +161,10 @@ def test_interrupted_and_resumed_is_the_same_run(
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
 
-    def die(self, step, bar):
+    def die(self, step):
         if step == 3:
             raise RuntimeError("killed")
-        evaluate(self, step, bar)
+        evaluate(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)

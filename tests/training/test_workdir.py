@@ -17,7 +17,8 @@ from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
-from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.experiments import identity, plan
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import results, workdir
 from tests import runs
@@ -336,9 +337,9 @@ def test_an_experiment_on_images_that_changed(
     folder = workdir.Workdir(config.workdir)
     times = [{"seconds": 1.0}]
     folder.timing.write_text(json.dumps(times))
-    store = finished.Store(tmp_path / "finished")
+    store = store_lib.Store(tmp_path / "finished")
     store.check_writable()
-    kept = store.keep(config, folder.path, 1)
+    kept = store.add(config, folder.path, 1)
     assert store.find(config) == kept
     images = root / "labeled/a/1.png"
     content = images.read_bytes()
@@ -355,11 +356,11 @@ def test_an_experiment_on_images_that_changed(
     identity._in_folder.cache_clear()
     write(root / "labeled/a/2.png")
     with pytest.raises(
-        InputError, match="is of other data: files that --data_dir"
+        InputError, match="is of other data: files of --data_dir"
     ):
         store.find(config)
     with pytest.raises(InputError, match="is of other data"):
-        finished.missing([cell_of(config)], store)
+        store.missing([cell_of(config)])
     # Without the folder, its results are still a table's.
     identity._in_folder.cache_clear()
     shutil.rmtree(root)
@@ -377,8 +378,8 @@ def test_an_experiment_on_a_list_that_changed(tmp_path):
     )
     folder = finish(config, digits.fingerprint())
     folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
-    store = finished.Store(tmp_path)
-    kept = store.keep(config, folder.path, 1)
+    store = store_lib.Store(tmp_path)
+    kept = store.add(config, folder.path, 1)
     assert store.find(config) == kept
     write(tmp_path / "list", b"2")
     with pytest.raises(InputError, match="is of other data"):
