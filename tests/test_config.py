@@ -71,7 +71,7 @@ def test_defaults_are_the_published_cifar_settings():
         ),
         (
             {"backbone": "resnet50", "stem_stride": 2},
-            "--stem_stride=2: is for wrn_DEPTH_WIDTH",
+            "--stem_stride=2: is for --backbone=wrn_28_2",
         ),
         (
             {"pseudo_labels": "soft"},
