@@ -114,7 +114,7 @@ class _Seen:
     @property
     def learns_unlabeled(self) -> bool:
         """Whether there are pseudo-labels at all."""
-        return self.config.algorithm != "supervised"
+        return hasattr(self.config, "targets_from")
 
 
 def _no_pseudo_labels(seen: _Seen) -> Finding | bool | None:
@@ -147,7 +147,7 @@ def _collapse(seen: _Seen) -> Finding | bool | None:
     if share is None or share >= 0.5:
         return None if balance is None else False
     turn = "Lower --learning_rate or --lambda_u, or raise --threshold."
-    if not seen.config.align:
+    if not getattr(seen.config, "align", True):
         turn = f"Turn on --align. {turn}"
     return Finding(
         "collapse",
@@ -164,7 +164,11 @@ def _confident_but_wrong(seen: _Seen) -> Finding | bool | None:
         return False
     share = seen.recent("pseudo_label/sure")
     confidence = seen.recent("pseudo_label/confidence")
-    network = "student" if seen.config.targets_from == "teacher" else "ema"
+    network = (
+        "student"
+        if getattr(seen.config, "targets_from", None) == "teacher"
+        else "ema"
+    )
     top1 = seen.top1(network, "pseudo_label/confidence")
     if share is not None:
         right = seen.recent("pseudo_label/sure_accuracy")
@@ -271,7 +275,10 @@ def _ema_lags(seen: _Seen) -> Finding | bool | None:
 
 def _statistics_lag(seen: _Seen) -> Finding | bool | None:
     # In training the ensemble's own batches give BatchNorm its statistics.
-    if not seen.learns_unlabeled or seen.config.targets_from == "teacher":
+    if (
+        not seen.learns_unlabeled
+        or getattr(seen.config, "targets_from", None) == "teacher"
+    ):
         return False
     tag = "pseudo_label/accuracy_all"
     training, student = seen.recent(tag), seen.top1("student", tag)
