@@ -912,6 +912,16 @@ class Config(commandline.Flags):
 
     # ------------------------------------------------- what follows of them --
 
+    def needs_unlabeled_folder(self) -> bool:
+        """Returns whether --data_dir must have images in unlabeled/.
+
+        It need not if nothing is learned from them, nor if flags label only a
+        part of labeled/, as the rest is unlabeled then.
+        """
+        all_labeled = all(getattr(self, name) is None for name in _SPLITS)
+        entry, _ = registry.algorithms.find(self.algorithm)
+        return bool(entry.value.unlabeled_views) and all_labeled
+
     def absolute(self) -> Self:
         """Returns the same flags with absolute paths, valid in any folder."""
 

@@ -79,7 +79,8 @@ def _row(flag: commandline.Flag) -> str:
     if flag.choices:
         text += f" One of: {', '.join(flag.choices)}."
     text = re.sub(r"([|*<\[])", r"\\\1", text)
-    return f"| `--{flag.name}` | {default} | {text} |"
+    switch = "[no]" if flag.type is bool else ""
+    return f"| `--{switch}{flag.name}` | {default} | {text} |"
 
 
 def page() -> str:
@@ -89,11 +90,17 @@ def page() -> str:
         source = (ROOT / "simmatch_tf" / f"{command}.py").read_text("utf-8")
         summary = ast.get_docstring(ast.parse(source)).split("\n\n")[0]
         lines += [f"## {command}", "", " ".join(summary.split()), ""]
-        for title, flags in command_lib.topics(_kind(command)).items():
-            lines += [f"### {title}", ""] if title != "Flags" else []
-            lines += ["| flag | default | meaning |", "|---|---|---|"]
-            lines += [*map(_row, flags), ""]
-    return "\n".join(lines).replace("\n\n\n", "\n\n")
+        kind, shared = _kind(command), set()
+        if kind is not config.Config and issubclass(kind, config.Config):
+            lines += ["It also takes the flags of [train](#train).", ""]
+            shared = {_row(x) for x in config.Config.declared().values()}
+        for title, flags in command_lib.topics(kind).items():
+            rows = [row for row in map(_row, flags) if row not in shared]
+            if rows:
+                lines += [f"### {title}", ""] if title != "Flags" else []
+                lines += ["| flag | default | meaning |", "|---|---|---|"]
+                lines += [*rows, ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
