@@ -452,7 +452,8 @@ def save_strengths(outcomes: Sequence[Any], path: pathlib.Path) -> None:
     dot is the strength chosen, a cross a fit that did not converge.
 
     Args:
-        outcomes: `probes.measuring.Outcome`s of --protocol=linear, at least one.
+        outcomes: `probes.measuring.Outcome`s of --protocol=linear, at least
+            one.
         path: A PNG, SVG or PDF file.
 
     Raises:
