@@ -133,8 +133,6 @@ def _readable(images: str) -> files.FileImages:
         labels=np.zeros(len(paths), np.int32),
         names=paths,
         orientations=np.array(orientations, np.uint8),
-        channel_mean=[0.0] * 3,
-        channel_std=[1.0] * 3,
     )
 
 
