@@ -94,7 +94,7 @@ def test_benchmark_summaries(tool, tmp_path, capsys):
         if not word.startswith(("--workdir", "--log_every"))
     ]
     tool(
-        "benchmark_summaries", "--rounds=1", *words, "--algorithm=supervised",
+        "benchmark_summaries", "--rounds=1", *words,
         f"--output={tmp_path / 'x.json'}",
     ).main()  # fmt: skip
     (found,) = json.loads((tmp_path / "x.json").read_text())["seconds"]
