@@ -13,12 +13,15 @@ Importing this is light: TensorFlow is imported when a name needs it.
 import importlib
 import os
 
-from simmatch_tf import preflight
+from simmatch_tf import lazy, preflight
 
 if not os.environ.get("KERAS_BACKEND"):  # empty, ~/.keras/keras.json decides
     os.environ["KERAS_BACKEND"] = "tensorflow"
 # TensorFlow's own start-up notices drown the progress bar.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Registers the layers in model.keras, for `keras.saving.load_model`.
+lazy.import_after("keras", "simmatch_tf.networks.network")
 
 __version__ = "0.1.0"
 

@@ -1,17 +1,49 @@
-"""Every flag, and the frozen `Config` that holds their values."""
+"""The flags of a training run, and the rules between them.
+
+A value is checked where it is declared, by `flag`; two values against each
+other here; what they name on this machine in `preflight`. Nothing here imports
+TensorFlow.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import os
 import pathlib
 import re
-from typing import ClassVar, Self
+import types
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
-from simmatch_tf import availability, checks, operation_flags
-from simmatch_tf.flags import commandline
+from simmatch_tf import registry
+from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.commandline import InputError, flag
 
-# A run's flags, in its workdir.
-RUN_FLAGFILE = "flags.cfg"
+# TFDS's lists of labeled images → how many images they name.
+SUBSETS = {
+    "imagenet2012_subset/1pct": 12_811,
+    "imagenet2012_subset/10pct": 128_116,
+}
+# Flags that name files and folders.
+PATHS = (
+    "data_dir",
+    "tfds_dir",
+    "tfds_manual_dir",
+    "labeled_list",
+    "split_file",
+    "init_from",
+    "plugin",
+)
+_SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
+# Field of a Config → the registry whose chosen entry declares its flags, and
+# the flag that chooses.
+_CHOSEN = types.MappingProxyType(
+    {
+        "hyper": (registry.algorithms, "algorithm"),
+        "source": (registry.sources, "dataset"),
+        "network": (registry.networks, "backbone"),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +63,19 @@ class ImageFolders(commandline.Flags):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config(operation_flags.OperationFlags):
-    """A training run: every value that decides what is trained, and how."""
+@dataclasses.dataclass(frozen=True, init=False)
+class Config(commandline.Flags):
+    """A training run: every value that decides what is trained, and how.
+
+    Beside its own fields a Config has the flags of the chosen algorithm and
+    backbone, which these declare; `config.threshold` is `config.hyper.
+    threshold`. `values` and `fields` list all of them.
+
+    Attributes:
+        hyper: Hyper-parameters of the algorithm.
+        source: Flags of the dataset's own.
+        network: Flags of the backbone's own.
+    """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("labels", "label_fraction", "labeled_list", "split_file"),
@@ -41,310 +83,846 @@ class Config(operation_flags.OperationFlags):
         ("warmup_steps", "warmup_epochs"),
         ("split_file", "validation_fraction"),
     )
+    topics: ClassVar[Mapping[str, str]] = types.MappingProxyType(
+        {
+            "dataset": "Data",
+            "weak": "Augmentation",
+            "backbone": "Network",
+            "algorithm": "Method",
+            "batch_size": "Batches, length and optimizer",
+            "workdir": "The run's folder",
+            "strategy": "Devices",
+            "eval_every": "Evaluation, checkpoints and logs",
+            "parallel_calls": "Speed",
+            "on_nonfinite": "Other",
+        }
+    )
+
+    hyper: commandline.HyperParameters = dataclasses.field(default=None)
+    source: commandline.HyperParameters = dataclasses.field(default=None)
+    network: commandline.HyperParameters = dataclasses.field(default=None)
 
     # Data.
     dataset: str = flag(
         "digits",
-        "digits, folder, or any image classification dataset of TFDS: NAME, "
-        "NAME/CONFIG, NAME:VERSION.",
+        "Dataset: digits (comes with scikit-learn), folder (your own images "
+        "in --data_dir), or any image classification dataset of TFDS, as "
+        "NAME, NAME/CONFIG or NAME:VERSION.",
     )
     data_dir: str | None = flag(
         None,
-        "for --dataset=folder: holds labeled/CLASS/*, unlabeled/** and, where "
-        "there is one, test/CLASS/*.",
+        "Folder of your own images, for --dataset=folder: labeled/CLASS/*, "
+        "unlabeled/** and, optionally, test/CLASS/*.",
         operational=True,
     )
     tfds_dir: str | None = flag(
         None,
-        "prepared datasets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        "Folder of prepared TFDS datasets. Default: $TFDS_DATA_DIR or "
+        "~/tensorflow_datasets.",
         rare=True,
         operational=True,
     )
     tfds_manual_dir: str | None = flag(
         None,
-        "archives that TFDS cannot download itself.",
+        "Folder of archives that TFDS cannot download itself.",
         rare=True,
         operational=True,
     )
     on_bad_image: str = flag(
         "error",
-        "an image that cannot be read stops the run before it trains, or is "
-        "left out (at most 1 % of them).",
+        "What to do with an unreadable image of a folder: stop before "
+        "training, or leave it out (at most 1 % of the images).",
         choices=("error", "skip"),
         rare=True,
     )
     labels: int | None = flag(
-        None, "labeled images in all, the same number of each class.", low=1
+        None,
+        "Total number of labeled images, the same number of each class.",
+        low=1,
     )
     label_fraction: float | None = flag(
         None,
-        "labeled share of each class; instead of --labels.",
+        "Labeled share of the images of each class, instead of --labels.",
         low=0,
         high=1,
     )
     labeled_list: str | None = flag(
         None,
-        "the labeled images: a file with one file name or index a line, or "
-        "imagenet2012_subset/1pct|10pct.",
+        "List of the labeled images, instead of --labels: a file with one "
+        "file name or index a line, or imagenet2012_subset/1pct or /10pct.",
     )
     split_file: str | None = flag(
         None,
-        "the labeled and validation images of another run: its split.json.",
+        "split.json of another run, whose labeled and validation images are "
+        "used; instead of --labels.",
         rare=True,
     )
-    split_seed: int = flag(0, "which images are labeled.", low=0)
+    split_seed: int = flag(
+        0, "Random seed for the choice of the labeled images.", low=0
+    )
     validation_fraction: float = flag(
         0.0,
-        "share of the labeled images of each class (at least one) that is set "
-        "aside to choose the best step, and to score by where there is no "
-        "test set.",
+        "Share of the labeled images of each class (at least one image) set "
+        "aside to choose the best step, and to measure the accuracy of a "
+        "dataset without test images.",
         low=0,
         high=0.9,
     )
     unlabeled_includes_labeled: bool = flag(
-        True, "labeled images are in the unlabeled set, too.", rare=True
+        True,
+        "Whether the unlabeled set has the labeled images, too.",
+        rare=True,
     )
     image_size: int | None = flag(
         None,
-        "side in pixels; default: the dataset's own, or 224.",
+        "Side of the images in pixels. Default: that of the dataset, or 224.",
         low=8,
         high=1024,
         rare=True,
     )
     flip: bool | None = flag(
-        None, "views may be mirrored; default: the dataset's own.", rare=True
+        None,
+        "Whether images may be mirrored. Default: depends on the dataset.",
+        rare=True,
     )
+    eval_resize: int | None = flag(
+        None,
+        "Length in pixels to which the shorter side is resized for "
+        "evaluation, before the center is cropped.",
+        low=8,
+        high=2048,
+        rare=True,
+    )
+
+    # Augmentation.
     weak: str = flag(
         "flip_crop",
-        "the weak view: flip and a shifted crop, or a random crop resized.",
+        "Weak augmentation: flip and a shifted crop, or a resized random crop.",
         choices=("flip_crop", "resized_crop"),
     )
     strong: str = flag(
         "randaugment",
-        "what the strong view adds to it; keras_cv is that library's "
-        "RandAugment, whose random state makes no two runs alike.",
+        "Strong augmentation, on top of the weak one. keras_cv is RandAugment "
+        "of KerasCV, which is not reproducible from a seed.",
         choices=("randaugment", "moco", "keras_cv", "none"),
     )
     crop_area: float = flag(
         0.2,
-        "least share of the image in a resized_crop.",
+        "Smallest share of the image in a resized random crop.",
         low=0.01,
         high=1,
         rare=True,
     )
     randaugment_operations: int = flag(
-        2, "operations drawn for each image (n).", low=0, high=14, rare=True
+        2,
+        "Number of operations that RandAugment samples for each image.",
+        low=0,
+        high=14,
+        rare=True,
     )
     randaugment_probability: float = flag(
-        0.5, "that a drawn operation is applied.", low=0, high=1, rare=True
-    )
-    randaugment_low: float = flag(
-        0.1, "least strength of an operation.", low=0, high=1, rare=True
-    )
-    randaugment_high: float = flag(
-        0.9, "greatest strength of an operation.", low=0, high=1, rare=True
-    )
-    randaugment_levels: int = flag(
-        9, "evenly spaced strengths; 0: any in between.", low=0, rare=True
-    )
-    cutout: float = flag(
         0.5,
-        "side of the strong view's cutout, as a share.",
+        "Probability of applying each sampled operation.",
         low=0,
         high=1,
         rare=True,
     )
-    eval_resize: int | None = flag(
-        None,
-        "evaluation resizes the shorter side to this, then crops.",
-        low=8,
-        high=2048,
+    randaugment_low: float = flag(
+        0.1,
+        "Smallest strength of an operation, 0 to 1.",
+        low=0,
+        high=1,
+        rare=True,
+    )
+    randaugment_high: float = flag(
+        0.9,
+        "Largest strength of an operation, 0 to 1.",
+        low=0,
+        high=1,
+        rare=True,
+    )
+    randaugment_levels: int = flag(
+        9,
+        "Number of evenly spaced strengths; 0 samples any strength.",
+        low=0,
+        rare=True,
+    )
+    cutout: float = flag(
+        0.5,
+        "Side of the square that strong augmentation cuts out, as a share of "
+        "the image's side.",
+        low=0,
+        high=1,
         rare=True,
     )
 
     # Network.
     backbone: str = flag(
         "wrn_28_2",
-        "wrn_DEPTH_WIDTH, resnet18|34|50|101 (resnet50x2: twice as wide), "
-        "keras_cv:NAME, keras_applications:NAME.",
+        "Backbone: wrn_DEPTH_WIDTH, resnet18, 34, 50 or 101 (resnet50x2 is "
+        "twice as wide), keras_cv:NAME or keras_applications:NAME.",
     )
     init_from: str | None = flag(
         None,
-        "start from the weights of a run's folder, a SavedModel, a .keras or "
-        ".weights.h5 file; heads where their shapes agree.",
-    )
-    stem_stride: int = flag(
-        1,
-        "of a WRN's first convolution; 2 for large images.",
-        low=1,
-        high=4,
-        rare=True,
+        "Initial weights: the folder of a run, a SavedModel, or a .keras or "
+        ".weights.h5 file. Heads are taken if their shapes agree.",
     )
     projection_dim: int = flag(
-        128, "width D of the embeddings.", low=1, rare=True
+        128, "Width D of the embeddings.", low=1, rare=True
     )
     batch_norm_momentum: float | None = flag(
         None,
-        "weight of BatchNorm's old statistics; default: the published one.",
+        "Momentum of BatchNorm's running averages. Default: as published for "
+        "the backbone.",
         low=0,
         high=0.99999,
         rare=True,
     )
-
     batch_norm: str = flag(
         "synchronized",
-        "BatchNorm's statistics in training: of the whole batch, or of each "
-        "device's share.",
+        "Batch statistics of BatchNorm in training: over the whole batch, or "
+        "over the share of each device.",
         choices=("synchronized", "local"),
         rare=True,
     )
     precision: str = flag(
         "float32",
-        "what the network computes in (losses and matching: float32 at "
-        "least); mixed_float16 scales the loss.",
+        "Precision of the network. Losses and matching always use float32 or "
+        "better; mixed_float16 scales the loss.",
         choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
     )
 
     # Method.
-    algorithm: str = flag(
-        "simmatch",
-        "what is trained.",
-    )
-    memory: str = flag(
-        "ensemble",
-        "EMA teacher with a plain memory (large label sets), or temporal "
-        "ensemble (small ones).",
-        choices=("teacher", "ensemble"),
-    )
-    teacher_norm: str = flag(
-        "eman",
-        "the teacher's BatchNorm with --memory=teacher: averaged statistics, "
-        "or those of each batch, shuffled over the devices.",
-        choices=("eman", "shuffle"),
-        rare=True,
-    )
-    weak_forward: str = flag(
-        "joint",
-        "weak views with --memory=ensemble: in the student's one forward, or "
-        "in one of their own that keeps nothing for a backward.",
-        choices=("joint", "separate"),
-        rare=True,
-    )
-    pseudo_labels: str | None = flag(
-        None,
-        "of fixmatch: the likeliest class, its default, or all of p^w.",
-        choices=("hard", "soft"),
-        rare=True,
-    )
-    align: bool | None = flag(
-        None,
-        "distribution alignment; default: as published, with simmatch and not "
-        "with fixmatch.",
-        rare=True,
-    )
-    scale_instances: bool = flag(
-        True,
-        "instance pseudo-labels have a factor of their class's p^w; without, "
-        "they are the weak view's similarities (Table 5: w/o q^).",
-        rare=True,
-    )
-    smooth_classes: bool = flag(
-        True,
-        "class pseudo-labels are smoothed by the instances'; without, they "
-        "are p^w (Table 5: w/o p^).",
-        rare=True,
-    )
-    alpha: float = flag(
-        0.9, "weight of p^w in the smoothed pseudo-label.", low=0, high=1
-    )
-    temperature: float = flag(
-        0.1, "t of the instance similarities.", low=0.005, high=10
-    )
-    threshold: float = flag(
-        0.95, "tau: least confidence of a pseudo-label.", low=0, high=1
-    )
-    lambda_u: float = flag(
-        1.0, "weight of the pseudo-label loss.", low=0, high=1e6
-    )
-    lambda_in: float = flag(
-        1.0, "weight of the instance loss.", low=0, high=1e6
-    )
-    memory_momentum: float = flag(
-        0.7,
-        "weight of the old embedding, ensemble form.",
-        low=0,
-        high=0.99999,
-        rare=True,
-    )
+    algorithm: str = flag("simmatch", "Training method.")
     ema_momentum: float = flag(
-        0.999, "weight of the EMA teacher's old value.", low=0, high=1
+        0.999, "Momentum of the EMA teacher's weights.", low=0, high=1
     )
     ema_warmup: bool = flag(
-        False, "EMA momentum is at most (1 + step) / (10 + step).", rare=True
-    )
-    da_window: int = flag(
-        32, "batches that distribution alignment averages.", low=1, rare=True
-    )
-    matching_start_steps: int = flag(
-        0,
-        "instance loss and smoothing wait for this step, and in any case until "
-        "the memory is full.",
-        low=0,
+        False,
+        "Limit the EMA momentum to (1 + step) / (10 + step) at the start.",
         rare=True,
     )
 
-    # Optimizer and schedule.
-    batch_size: int = flag(64, "labeled images a step, all devices.", low=1)
-    unlabeled_ratio: int = flag(
-        7, "mu: unlabeled images for each labeled one.", low=1
+    # Batches, length and optimizer.
+    batch_size: int = flag(
+        64, "Number B of labeled images in a step, over all devices.", low=1
     )
-    steps: int | None = flag(None, "length of the run.", low=1)
+    unlabeled_ratio: int = flag(
+        7, "Number mu of unlabeled images for each labeled one.", low=1
+    )
+    steps: int | None = flag(None, "Number of training steps.", low=1)
     epochs: float | None = flag(
-        None, "the same in passes over the unlabeled images.", low=0
+        None,
+        "Length of training in passes over the unlabeled images, instead of "
+        "--steps.",
+        low=0,
     )
     warmup_steps: int | None = flag(
-        None, "linear warm-up of the rate; default: none.", low=0, rare=True
+        None,
+        "Number of steps of linear learning rate warm-up. Default: none.",
+        low=0,
+        rare=True,
     )
     warmup_epochs: float | None = flag(
-        None, "the same in passes over the unlabeled images.", low=0, rare=True
+        None,
+        "Length of the warm-up in passes over the unlabeled images, instead "
+        "of --warmup_steps.",
+        low=0,
+        rare=True,
     )
-    learning_rate: float = flag(0.03, "peak rate of SGD.", low=0, high=100)
+    learning_rate: float = flag(
+        0.03, "Peak learning rate of SGD.", low=0, high=100
+    )
     schedule: str = flag(
         "cosine_7_16",
-        "the rate after warm-up: cos(7 pi s / 16 S), half a cosine, or flat.",
+        "Learning rate schedule after the warm-up: cos(7 pi s / 16 S) at step "
+        "s of S, half a cosine, or constant.",
         choices=("cosine_7_16", "half_cosine", "constant"),
         rare=True,
     )
     momentum: float = flag(
-        0.9, "of Nesterov SGD.", low=0, high=0.99999, rare=True
+        0.9, "Nesterov momentum of SGD.", low=0, high=0.99999, rare=True
     )
     weight_decay: float = flag(
-        5e-4, "L2 penalty, added to the gradient.", low=0, high=1, rare=True
+        5e-4,
+        "L2 regularization strength, added to the gradient.",
+        low=0,
+        high=1,
+        rare=True,
     )
     weight_decay_on: str = flag(
         "kernels",
-        "kernels alone, or biases and BatchNorm as well.",
+        "Regularized weights: kernels only, or biases and BatchNorm as well.",
         choices=("kernels", "all"),
         rare=True,
     )
-    seed: int = flag(0, "of weights, order and views.", low=0, high=2**31 - 1)
+    seed: int = flag(
+        0,
+        "Random seed for initialization, data order and augmentation.",
+        low=0,
+        high=2**31 - 1,
+    )
+
+    # The run's folder.
+    workdir: str | None = flag(
+        None,
+        "Folder of the run. Default: runs/RECIPE, or runs/RECIPE-DATA_DIR for "
+        "your own images.",
+        operational=True,
+    )
+    overwrite: bool = flag(
+        False, "Start over if the folder holds a run.", operational=True
+    )
+    describe: bool = flag(
+        False,
+        "Print the layers, parameters, FLOPs and memory of the run, then exit.",
+        operational=True,
+    )
+    plugin: tuple[str, ...] = flag(
+        (),
+        "Python file that registers algorithms, datasets or backbones of your "
+        "own; repeatable. See docs/extending.md.",
+        operational=True,
+    )
+
+    # Devices.
+    strategy: str = flag(
+        "auto",
+        "Where to train. auto: the TPU of --tpu, the workers of TF_CONFIG, or "
+        "all GPUs of this machine, whichever there is.",
+        choices=("auto", "one", "mirrored", "multi_worker", "tpu"),
+        operational=True,
+    )
+    tpu: str | None = flag(
+        None,
+        "Name or address of the TPU; local for that of this machine.",
+        operational=True,
+    )
+    devices: int | None = flag(
+        None,
+        "Number of GPUs to use on each machine. Without GPUs, the number of "
+        "parts that the CPU is divided into, to try several devices out.",
+        low=1,
+        high=1024,
+        operational=True,
+    )
+    worker_timeout: int = flag(
+        600,
+        "Seconds that workers wait for each other at the start.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+
+    # Evaluation, checkpoints and logs.
+    eval_every: int = flag(
+        500, "Steps between evaluations.", low=1, operational=True
+    )
+    checkpoint_every: int = flag(
+        500, "Steps between checkpoints.", low=1, operational=True
+    )
+    keep: int = flag(
+        3, "Number of checkpoints to keep.", low=1, operational=True, rare=True
+    )
+    eval_batch_size: int = flag(
+        256,
+        "Batch size for evaluation, in images.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    log_every: int = flag(
+        20,
+        "Steps between logged values.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    summaries: bool = flag(
+        True,
+        "Write TensorBoard files. Without them only the losses and the mask "
+        "rate are measured.",
+        operational=True,
+        rare=True,
+    )
+    picture_every: int | None = flag(
+        None,
+        "Steps between pictures and histograms in TensorBoard. Default: a "
+        "twentieth of the run, at least 500.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    profile: str | None = flag(
+        None,
+        "START:COUNT profiles COUNT steps after step START with TensorFlow's "
+        "profiler.",
+        operational=True,
+        rare=True,
+    )
+    progress: bool = flag(
+        True,
+        "Show a progress bar on a terminal.",
+        operational=True,
+        rare=True,
+    )
+
+    # Speed.
+    parallel_calls: int = flag(
+        2,
+        "Number of batches prepared at once.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    views_on: str = flag(
+        "host",
+        "Where augmentation ends after images are decoded and cropped: on the "
+        "CPU during the step, or on the step's own device before it.",
+        choices=("host", "device"),
+        operational=True,
+        rare=True,
+    )
+    data_service: str | None = flag(
+        None,
+        "Address of the processes that prepare the batches, "
+        "grpc://HOST:PORT; see simmatch_tf.serve_data. Default: this process "
+        "prepares them.",
+        operational=True,
+        rare=True,
+    )
+    steps_per_loop: int = flag(
+        1,
+        "Number of steps that the device runs in one call.",
+        low=1,
+        operational=True,
+        rare=True,
+    )
+    jit_compile: bool = flag(
+        False,
+        "Compile the step with XLA. On a TPU it always is.",
+        operational=True,
+        rare=True,
+    )
+
+    # Other.
+    on_nonfinite: str = flag(
+        "stop",
+        "What to do after a step with NaN or infinite numbers: stop the run, "
+        "or undo and count the step (at most ten in a row).",
+        choices=("stop", "skip"),
+        operational=True,
+        rare=True,
+    )
+
+    def __init__(self, **values: Any) -> None:
+        """Takes the values of flags by name.
+
+        Args:
+            **values: The flags of a run; those of the algorithm among them, by
+                their names on the command line, as in
+                `Config(algorithm="comatch", **{"comatch.queue_size": 5})`.
+
+        Raises:
+            InputError: There is no such flag, the chosen algorithm or backbone
+                does not have it, or a value is not right.
+        """
+        for path in values.get("plugin", ()):
+            registry.load_plugin(path)
+        known = {field.name: field for field in dataclasses.fields(self)}
+        own = {name: values.pop(name) for name in known if name in values}
+        chosen = {
+            part: _choose(part, own.get(chooser, known[chooser].default))
+            for part, (_, chooser) in _CHOSEN.items()
+        }
+        defaults = {
+            name: default
+            for kind in chosen.values()
+            for name, default in kind.defaults.items()
+        }
+        for name, field in known.items():
+            value = own.get(name, defaults.get(name, field.default))
+            if name in chosen:
+                value = _build(chosen[name], value, values)
+            object.__setattr__(self, name, value)
+        for name, value in values.items():
+            self._refuse(name, value)
+        self.__post_init__()
+
+    def __getattr__(self, name: str) -> Any:
+        """Returns a flag of the algorithm, the backbone or the dataset."""
+        for part in _CHOSEN if not name.startswith("_") else ():
+            values = self.__dict__.get(part)
+            declared = {} if values is None else values.declared()
+            for each in declared.values():
+                if name in (each.name, each.field):
+                    return getattr(values, each.field)
+        raise AttributeError(
+            f"{type(self).__name__} has no flag {name!r}"
+            + f" with --algorithm={self.__dict__.get('algorithm')}"
+        )
+
+    def _refuse(self, name: str, value: Any) -> None:
+        """Raises InputError, unless a flag of others has its default."""
+        owners, usual = [], True
+        for known, chooser in _CHOSEN.values():
+            for entry in known:
+                each = _kind(entry).declared().get(name)
+                if each is not None:
+                    usual &= value == each.default
+                    owners.append((chooser, entry.names))
+                    word = each.word(value)
+                    chosen = getattr(self, chooser)
+        if not owners:
+            raise self.unknown(name, value)
+        if not usual:
+            chooser = owners[0][0]
+            names = " or ".join(n for _, each in owners for n in each)
+            raise InputError(
+                f"{word}: is for --{chooser}={names}, not {chosen}"
+            )
+
+    @classmethod
+    def unknown(cls, name: str, value: Any) -> InputError:
+        """Returns the error of a flag that does not exist."""
+        if name == "memory":
+            word = cls.renamed(f"--memory={value}")
+            return InputError(f"--memory={value}: is now {word}")
+        return super().unknown(name, value)
+
+    @classmethod
+    def renamed(cls, word: str) -> str:
+        """Returns a word of a finished run's flagfile in today's flags."""
+        form = word.removeprefix("--memory=")
+        if form == word:
+            return word
+        return "--targets_from=" + form.replace("ensemble", "student")
+
+    @classmethod
+    def declared(cls) -> Mapping[str, commandline.Flag]:
+        """Returns all flags, of every algorithm and backbone, by name.
+
+        Raises:
+            ValueError: Two of them declare a flag of one name.
+        """
+        own, found = super().declared(), {}
+        for known, _ in _CHOSEN.values():
+            defaults: dict[str, dict[Any, list[str]]] = {}
+            for entry in known:
+                for name, each in _kind(entry).declared().items():
+                    of_value = defaults.setdefault(name, {})
+                    of_value.setdefault(each.default, []).extend(entry.names)
+                    other = own.get(name, found.setdefault(name, each))
+                    if other.owner is not each.owner:
+                        raise ValueError(
+                            f"--{name} is declared twice: by {other.owner} "
+                            f"and by {each.owner}"
+                        )
+            for name, of_value in defaults.items():
+                if len(of_value) > 1:
+                    found[name] = found[name].with_defaults(of_value)
+        names = tuple(registry.algorithms.names())
+        chooser = dataclasses.replace(own["algorithm"], choices=names)
+        # In --help they follow the flags of every method.
+        before = {n: own[n] for n in [*own][: [*own].index("batch_size")]}
+        return {**before, "algorithm": chooser, **found, **own} | {
+            "algorithm": chooser
+        }
+
+    def fields(self) -> Mapping[str, commandline.Flag]:
+        """Returns the flags that this run has, by name."""
+        found = dict(super().declared())
+        for part in _CHOSEN:
+            found |= getattr(self, part).declared()
+        return found
+
+    def values(self) -> dict[str, Any]:
+        """Returns the value of each flag that this run has, by its name."""
+        own = super().declared()
+        found = {name: getattr(self, name) for name in own}
+        for part in _CHOSEN:
+            found |= getattr(self, part).values()
+        return found
+
+    @classmethod
+    def topic(cls, each: commandline.Flag, title: str) -> str:
+        """Returns the title of the group that lists a flag in --help."""
+        for known, chooser in _CHOSEN.values():
+            names = [
+                name
+                for entry in known
+                if each.name in _kind(entry).declared()
+                for name in entry.names
+            ]
+            if names:
+                return f"For --{chooser}={' or '.join(names)}"
+        return title
+
+    @classmethod
+    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+        """Loads plugins, and drops what flagfiles say for other algorithms.
+
+        A recipe may be followed by another --algorithm, which need not have
+        all of its flags; what follows the flagfiles must fit.
+        """
+        for path in flagfiles.value_of("plugin", files + own):
+            registry.load_plugin(path)
+        for word in files + own:
+            if flagfiles.name_of(word) == "memory":
+                raise cls.unknown("memory", word.partition("=")[2])
+        for part, (known, chooser) in _CHOSEN.items():
+            names = flagfiles.value_of(chooser, files + own)
+            default = cls.__dataclass_fields__[chooser].default
+            chosen = _choose(part, names[-1] if names else default)
+            others = {
+                name for entry in known for name in _kind(entry).declared()
+            }
+            others -= set(chosen.declared())
+            others |= {f"no{name}" for name in others}
+            files = [w for w in files if flagfiles.name_of(w) not in others]
+        return files + own
+
+    @classmethod
+    def from_recorded(cls, values: Mapping[str, Any]) -> Self:
+        """Returns the flags that an export recorded, of this version or older.
+
+        Args:
+            values: Flag → value, as `values` gives them.
+
+        Raises:
+            InputError: One of them is not right.
+        """
+        values = {n: v for n, v in values.items() if v is not None}
+        words = [f"--memory={values.pop(n)}" for n in ["memory"] if n in values]
+        for word in words:
+            name, _, value = cls.renamed(word).removeprefix("--").partition("=")
+            values[name] = value
+        for path in values.get("plugin", ()):
+            registry.load_plugin(path)
+        for part, (known, chooser) in _CHOSEN.items():
+            chosen = _choose(part, values.get(chooser)).declared()
+            for entry in known:
+                for name in _kind(entry).declared():
+                    if name not in chosen:
+                        values.pop(name, None)
+        return cls(
+            **{n: tuple(v) if type(v) is list else v for n, v in values.items()}
+        )
+
+    # ------------------------------------------- rules between two values --
 
     def check(self) -> None:
-        """Checks what concerns several flags at once."""
-        checks.check_together(self)
+        """Checks flags against each other.
 
-    def check_available(self, *, resumed: bool = False) -> None:
-        """Checks what the flags name on this machine; see `availability`."""
-        availability.check(self, resumed=resumed)
+        Raises:
+            InputError: It names the values.
+        """
+        for name in ("workdir", "data_dir", "tfds_dir", "tfds_manual_dir"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise InputError(
+                    f"--{name}={value!r}: names no folder; leave it out for "
+                    "the default"
+                )
+        self._check_backbone()
+        self._check_data()
+        self._check_labels()
+        self._check_durations()
+        self._check_devices()
+        self._check_augmentation()
+
+    def _check_backbone(self) -> None:
+        registry.networks.find(self.backbone)
+        if self.image_size is not None:
+            registry.networks.check_side(self.backbone, self.image_size)
+
+    def _check_data(self) -> None:
+        facts = registry.sources.find(self.dataset)[0].facts
+        if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
+            raise InputError(
+                f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
+                f"{_owners('needs_data_dir')}, and only that, needs --data_dir"
+            )
+        if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
+            raise InputError(
+                "--on_bad_image=skip: is for "
+                f"{_owners('skips_bad_images')}, not {self.dataset}"
+            )
+        if facts.get("from_python") and self.image_size is not None:
+            raise InputError(
+                f"--image_size={self.image_size}: images given from Python "
+                'keep their own size; leave it out with dataset="custom"'
+            )
+        if None not in (self.eval_resize, self.image_size) and (
+            self.eval_resize < self.image_size
+        ):
+            raise InputError(
+                f"--eval_resize={self.eval_resize}: must be at least "
+                f"--image_size={self.image_size}, which is cropped from it"
+            )
+
+    def _check_labels(self) -> None:
+        facts = registry.sources.find(self.dataset)[0].facts
+        given = [n for n in _SPLITS if getattr(self, n) is not None]
+        # A folder's labeled/ says by itself what is labeled.
+        if len(given) > 1 or (not given and not facts.get("has_labels")):
+            values = " and ".join(
+                f"--{name}={getattr(self, name)}"
+                for name in (given or _SPLITS[:2])
+            )
+            raise InputError(
+                f"{values}: give exactly one of --" + ", --".join(_SPLITS)
+            )
+        if self.label_fraction == 0:
+            raise InputError("--label_fraction=0.0: must be above 0")
+        if self.split_file is not None and self.validation_fraction:
+            raise InputError(
+                f"--validation_fraction={self.validation_fraction}: "
+                "--split_file brings its own validation images"
+            )
+        name = base_name(self.dataset)
+        if self.labeled_list in SUBSETS and name != "imagenet2012":
+            raise InputError(
+                f"--labeled_list={self.labeled_list}: is for "
+                f"--dataset=imagenet2012, not {self.dataset}"
+            )
+        size = known_size(self.dataset)
+        if self.labels is None or size is None:
+            return
+        classes, images = size
+        if self.labels % classes:
+            raise InputError(
+                f"--labels={self.labels}: not divisible by the {classes} "
+                f"classes of {self.dataset}"
+            )
+        if self.labels > images:
+            raise InputError(
+                f"--labels={self.labels}: {self.dataset} has {images} "
+                "training images"
+            )
+
+    def _check_durations(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError(
+                f"--steps={self.steps} and --epochs={self.epochs}: give "
+                "exactly one of the two"
+            )
+        if self.epochs == 0:
+            raise InputError("--epochs=0.0: must be above 0")
+        if None not in (self.warmup_steps, self.warmup_epochs):
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
+                f"{self.warmup_epochs}: give at most one of the two"
+            )
+        if self.picture_every is not None and not self.summaries:
+            raise InputError(
+                f"--picture_every={self.picture_every}: --nosummaries writes "
+                "no pictures; leave one of them out"
+            )
+        if self.profile is not None:
+            last = sum(profiled_steps(self.profile))
+            if self.steps and last > self.steps:
+                raise InputError(
+                    f"--profile={self.profile}: ends after --steps={self.steps}"
+                )
+        if self.steps and (self.warmup_steps or 0) >= self.steps:
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps}: must be below "
+                f"--steps={self.steps}"
+            )
+
+    def _check_devices(self) -> None:
+        if self.strategy == "one" and (self.devices or 1) > 1:
+            raise InputError(
+                f"--strategy=one and --devices={self.devices}: use --strategy="
+                "mirrored for more than one device"
+            )
+        self.check_divides(self.devices or 1)
+        if self.tpu is not None and self.strategy not in ("auto", "tpu"):
+            raise InputError(
+                f"--tpu={self.tpu} and --strategy={self.strategy}: leave out "
+                "one of the two"
+            )
+        if self.tpu is None and self.strategy != "tpu":
+            self.check_compiles(self.devices or 1)
+
+    def check_compiles(self, devices: int) -> None:
+        """Checks --jit_compile for devices other than TPUs.
+
+        Raises:
+            InputError: There are several devices.
+        """
+        if self.jit_compile and devices > 1:
+            raise InputError(
+                f"--jit_compile with {devices} devices: XLA compiles the step "
+                "of one device, or of a TPU; others exchange gradients in its "
+                "midst. Leave it out, or give --strategy=one"
+            )
+
+    def check_divides(self, replicas: int) -> None:
+        """Checks that a batch can be divided equally among replicas.
+
+        Raises:
+            InputError: The batch size is no multiple of their number.
+        """
+        if self.batch_size % replicas:
+            below = self.batch_size // replicas * replicas
+            near = [str(n) for n in (below, below + replicas) if n]
+            raise InputError(
+                f"--batch_size={self.batch_size}: does not divide by "
+                f"{replicas} devices; such as {' or '.join(near)}"
+            )
+
+    def _check_augmentation(self) -> None:
+        if self.randaugment_low > self.randaugment_high:
+            raise InputError(
+                f"--randaugment_low={self.randaugment_low}: must not be above "
+                f"--randaugment_high={self.randaugment_high}"
+            )
+        if self.data_service is not None:
+            commandline.check_address(
+                "data_service", self.data_service, scheme="grpc://"
+            )
+        if self.strong != "keras_cv":
+            return
+        if self.data_service is not None:
+            raise InputError(
+                f"--data_service={self.data_service} and --strong=keras_cv: "
+                "that library's layer keeps a random state, which no service "
+                "can hand on; leave out one of the two"
+            )
+        if self.views_on == "device":
+            raise InputError(
+                "--views_on=device and --strong=keras_cv: that library's "
+                "layer runs on the host only"
+            )
+
+    # ------------------------------------------------- what follows of them --
+
+    def needs_unlabeled_folder(self) -> bool:
+        """Returns whether --data_dir must have images in unlabeled/.
+
+        It need not if nothing is learned from them, nor if flags label only a
+        part of labeled/, as the rest is unlabeled then.
+        """
+        all_labeled = all(getattr(self, name) is None for name in _SPLITS)
+        entry, _ = registry.algorithms.find(self.algorithm)
+        return bool(entry.value.unlabeled_views) and all_labeled
 
     def absolute(self) -> Self:
-        """The same from any folder: paths are made absolute."""
+        """Returns the same flags with absolute paths, valid in any folder."""
+
+        def absolute(path: str) -> str:
+            if path in SUBSETS or "://" in path:
+                return path
+            return os.path.abspath(os.path.expanduser(path))
+
         paths = {
-            name: os.path.abspath(os.path.expanduser(value))
-            for name in checks.PATHS
+            name: tuple(map(absolute, value))
+            if isinstance(value, tuple)
+            else absolute(value)
+            for name in PATHS
             if (value := getattr(self, name)) is not None
-            and value not in checks.SUBSETS
-            and "://" not in value
         }
         return dataclasses.replace(self, **paths)
 
@@ -362,14 +940,14 @@ class Config(operation_flags.OperationFlags):
         )
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
-        """Names the workdir, where none is given.
+        """Returns the flags with a workdir, if none is given.
 
-        It is runs/<name of the recipe>, of the user's own images
-        runs/<name of the recipe>-<name of their folder>; a run's own flagfile
+        It is runs/NAME_OF_THE_RECIPE, for the user's own images
+        runs/NAME_OF_THE_RECIPE-NAME_OF_THEIR_FOLDER; a run's own flagfile
         means its folder, wherever that was moved.
         """
         workdir = self.workdir
-        if workdir is None and flagfile and flagfile.name == RUN_FLAGFILE:
+        if workdir is None and flagfile and flagfile.name == flagfiles.OF_RUN:
             workdir = str(flagfile.parent)
         elif workdir is None:
             name = flagfile.stem if flagfile else "default"
@@ -380,7 +958,7 @@ class Config(operation_flags.OperationFlags):
         return dataclasses.replace(self, workdir=workdir)
 
     def published_list(self) -> str | None:
-        """The list that a share of ImageNet's labels means by default."""
+        """Returns the list that a share of ImageNet's labels stands for."""
         shares = {0.01: "1pct", 0.1: "10pct"}
         if base_name(self.dataset) != "imagenet2012":
             return None
@@ -389,7 +967,7 @@ class Config(operation_flags.OperationFlags):
         return f"imagenet2012_subset/{shares[self.label_fraction]}"
 
     def with_durations(self, unlabeled_images: int) -> Self:
-        """Turns epochs into steps.
+        """Returns the flags with epochs turned into steps.
 
         Args:
             unlabeled_images: Size of the unlabeled set; an epoch is that
@@ -432,6 +1010,79 @@ class Config(operation_flags.OperationFlags):
         )
 
 
+def profiled_steps(value: str) -> tuple[int, int]:
+    """Reads START and COUNT of --profile=START:COUNT.
+
+    Raises:
+        InputError: The value has another form.
+    """
+    start, colon, count = value.partition(":")
+    if not (colon and start.isdecimal() and count.isdecimal() and int(count)):
+        raise InputError(
+            f"--profile={value}: must be START:COUNT, such as 100:10 for ten "
+            "steps behind the first hundred"
+        )
+    return int(start), int(count)
+
+
 def base_name(dataset: str) -> str:
     """Returns NAME of a dataset called NAME/CONFIG:VERSION."""
     return re.split("[/:]", dataset)[0]
+
+
+def _owners(fact: str) -> str:
+    """Returns the datasets that have a fact, for a message."""
+    names = [
+        name
+        for entry in registry.sources
+        if entry.facts.get(fact)
+        for name in entry.names
+    ]
+    return "--dataset=" + " or ".join(names)
+
+
+def known_size(dataset: str) -> tuple[int, int] | None:
+    """Returns the number of classes and training images of a dataset.
+
+    None, if they are not known before the dataset is loaded.
+    """
+    facts = registry.sources.find(dataset)[0].facts
+    return facts.get("sizes", {}).get(base_name(dataset))
+
+
+def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
+    """The class that declares the flags of a registered name."""
+    return (entry and entry.flags) or commandline.HyperParameters
+
+
+def _choose(part: str, name: str) -> type[commandline.HyperParameters]:
+    if not isinstance(name, str):  # its own check says so
+        return commandline.HyperParameters
+    return _kind(_CHOSEN[part][0].find(name)[0])
+
+
+def _build(
+    kind: type[commandline.HyperParameters],
+    before: commandline.HyperParameters | None,
+    values: dict[str, Any],
+) -> commandline.HyperParameters:
+    """Makes the flags of an algorithm, a backbone or a dataset.
+
+    Args:
+        kind: Their class.
+        before: Those of a Config that is replaced, maybe of another class.
+        values: Flag → value; what is taken is removed.
+    """
+    given = {}
+    if before is not None:
+        usual = {n: f.default for n, f in before.declared().items()}
+        given = {n: v for n, v in before.values().items() if v != usual[n]}
+    declared = kind.declared()
+    given |= {name: values.pop(name) for name in declared if name in values}
+    return kind(
+        **{
+            declared[name].field: value
+            for name, value in given.items()
+            if name in declared
+        }
+    )

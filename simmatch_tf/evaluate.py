@@ -9,11 +9,11 @@ import pathlib
 
 from absl import logging
 
-from simmatch_tf import availability, io, preflight
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.reporting import tables
+from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import workdir
 
 
@@ -67,16 +67,16 @@ def _changes(folder: workdir.Workdir, config: EvaluateConfig) -> dict[str, str]:
 def main(config: EvaluateConfig) -> None:
     """Evaluates a run's last checkpoint, or an export, on the test split."""
     if config.export is not None:
-        kind, path = availability.kind_of_model("export", config.export)
+        kind, path = preflight.kind_of_model("export", config.export)
         if kind != "saved_model":
             raise InputError(
                 f"--export={config.export}: is a run; evaluate it by --workdir"
             )
-        run = availability.exported(path)
+        run = preflight.exported(path)
         output = pathlib.Path(config.output or path / workdir.EVALUATION)
     else:
         folder = workdir.Workdir(config.workdir)
-        run = availability.trained(folder)
+        run = folder.trained()
         output = pathlib.Path(config.output or folder.evaluation)
     output = io.expand(output)
     if output.is_dir() or not output.parent.is_dir():
@@ -86,7 +86,7 @@ def main(config: EvaluateConfig) -> None:
     changes = {} if config.export is not None else _changes(folder, config)
 
     run = run.moved(config.data_dir, config.tfds_dir)
-    availability.check_images(run)
+    preflight.check_images(run)
 
     # With the kernels of training, a run's figures are those of its results.
     preflight.start(fast=config.export is None)
@@ -106,7 +106,7 @@ def main(config: EvaluateConfig) -> None:
         },
     }
     io.write_json(output, report)
-    print(tables.evaluation(report))
+    print(printed_tables.evaluation(report))
     print(f"\nWritten to {output}.")
 
 

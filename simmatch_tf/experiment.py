@@ -1,19 +1,17 @@
-"""Runs a plan of experiments, and writes its table and figure.
+"""Runs a plan of experiments, and writes its tables and figure.
 
 python -m simmatch_tf.experiment configs/plans/slides_table1_digits.cfg
 
-Started again, it goes on; what is finished is not run again.
+The same command resumes a plan; finished runs are not run again.
 """
 
 import dataclasses
-import pathlib
 import sys
 from typing import ClassVar
 
-from tqdm import auto
-
-from simmatch_tf import checks, signals, terminal
-from simmatch_tf.experiments import finished, grid, plan, summary
+from simmatch_tf import io, preflight, signals, tables, terminal
+from simmatch_tf.experiments import plan, runner, summary
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 
@@ -80,73 +78,78 @@ class ExperimentConfig(commandline.Flags):
     def chosen_seeds(self) -> tuple[int, ...]:
         """Returns the numbers of --seeds."""
         return (
-            () if self.seeds is None else checks.numbers("--seeds", self.seeds)
+            ()
+            if self.seeds is None
+            else commandline.numbers("--seeds", self.seeds)
         )
 
     def chosen_gpus(self) -> tuple[int, ...]:
         """Returns the numbers of --gpus."""
-        return () if self.gpus is None else checks.numbers("--gpus", self.gpus)
+        return (
+            ()
+            if self.gpus is None
+            else commandline.numbers("--gpus", self.gpus)
+        )
 
 
 def main(flags: ExperimentConfig) -> int | None:
-    """Runs what is left; 42 if it was interrupted, 1 if a run failed."""
+    """Runs what is left; returns 42 if interrupted, 1 if a run failed."""
     what = plan.read(flags.plan)
     cells = what.cells()
-    folder = pathlib.Path(flags.workdir or f"runs/{what.name}").expanduser()
-    store = finished.Store(
-        pathlib.Path(flags.results or folder / "finished").expanduser()
-    )
+    folder = io.expand(flags.workdir or f"runs/{what.name}")
+    store = store_lib.Store(io.expand(flags.results or folder / "finished"))
     summary.check_page(flags.page, what.name)
     chosen = plan.of_seeds(cells, flags.chosen_seeds())
     if flags.dry_run:
-        print(summary.costs(what, chosen, store, progress=flags.progress))
+        print(summary.left(what, chosen, store))
         return None
     if flags.only_tables:
         print(summary.write(what, cells, store, folder, flags.page))
         return None
-    for cell in finished.missing(chosen, store):
-        _check_available(cell)
-    with grid.claim(folder) as lock:
-        left = finished.missing(chosen, store)
+    for cell in store.missing(chosen):
+        try:
+            preflight.check_available(cell.config)
+        except InputError as error:
+            raise InputError(f"{cell.title()}: {error}") from None
+    with runner.claim(folder) as lock:
+        left = store.missing(chosen)
         if left:
             store.check_writable()
             terminal.say(
-                f"{len(left)} runs, {flags.jobs} at once; what they say is in "
+                f"{len(left)} runs, {flags.jobs} at once; their output is in "
                 f"{folder / 'runs'}"
             )
-        # None: not where there is no terminal.
-        hidden = None if left and flags.progress else True
-        bar = auto.tqdm(total=len(left), unit="run", disable=hidden)
+        shown = bool(left) and flags.progress
+        bar = terminal.progress(len(left), "run", shown=shown)
 
-        def done(cell: plan.Cell, found: finished.Finished) -> None:
-            bar.write(summary.line(cell, found))
+        def done(cell: plan.Cell, finished: store_lib.Finished) -> None:
+            top1 = tables.percent(finished.top1)
+            seconds = f"{finished.seconds:.0f} s"
+            bar.write(f"{cell.title()}: {top1} top-1, {seconds}")
             bar.update()
 
-        stopped, failed = None, {}
+        interruption, failed = None, {}
         try:
-            failed = grid.run(
-                left, store, folder / "runs", jobs=flags.jobs,
-                gpus=flags.chosen_gpus(), lock=lock, done=done,
-            )  # fmt: skip
-        except signals.Interrupted as stop:
-            stopped = stop
+            failed = runner.run(
+                left,
+                store,
+                folder / "runs",
+                jobs=flags.jobs,
+                gpus=flags.chosen_gpus(),
+                lock=lock,
+                done=done,
+            )
+        except signals.Interrupted as error:
+            interruption = error
         finally:
             bar.close()
         print(summary.write(what, cells, store, folder, flags.page))
-    for cell, why in failed.items():
-        print(f"failed: {summary.title(cell)}: {why}", file=sys.stderr)
-    if stopped is not None:
-        print(stopped, file=sys.stderr)
+    for cell, reason in failed.items():
+        print(f"failed: {cell.title()}: {reason}", file=sys.stderr)
+    if interruption is not None:
+        print(interruption, file=sys.stderr)
         return signals.RESUME_ME
     return 1 if failed else None
-
-
-def _check_available(cell: plan.Cell) -> None:
-    """Checks that a run has what it needs; see `Config.check_available`."""
-    try:
-        cell.config.check_available()
-    except InputError as error:
-        raise InputError(f"{summary.title(cell)}: {error}") from None
 
 
 if __name__ == "__main__":

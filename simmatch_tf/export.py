@@ -7,8 +7,8 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING
 
-from simmatch_tf import availability, preflight, signals
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, signals
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
@@ -114,20 +114,20 @@ def write(flags: ExportConfig) -> "exporting.Written":
 def main(flags: ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     signals.sigterm_as_ctrl_c()
-    availability.check_format(flags.format)
+    preflight.check_format(flags.format)
     folder = workdir.Workdir(flags.workdir)
     if not flags.replace_model:
         versions.check_model(
             flags.output, folder.read_config(), folder.images()
         )
-    run = availability.trained(folder)
+    run = folder.trained()
     if flags.images is not None:
         selection.find(flags.images)
     else:
         try:
-            availability.check_images(run.moved(flags.data_dir, flags.tfds_dir))
+            preflight.check_images(run.moved(flags.data_dir, flags.tfds_dir))
         except InputError as error:
-            raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
+            raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
 
     written = write(flags)
     for note in written.notes:

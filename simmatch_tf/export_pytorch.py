@@ -6,7 +6,7 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 import dataclasses
 import pathlib
 
-from simmatch_tf import availability, preflight
+from simmatch_tf import preflight
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.training import workdir
@@ -28,12 +28,12 @@ class ExportPytorchConfig(commandline.Flags):
 
 def main(flags: ExportPytorchConfig) -> None:
     """Exports one run."""
-    availability.trained(workdir.Workdir(flags.workdir))
+    workdir.Workdir(flags.workdir).trained()
     preflight.start(fast=False)
-    from simmatch_tf.pytorch import files, outgoing
+    from simmatch_tf.pytorch import checkpoint, conversion
 
-    content = outgoing.run(pathlib.Path(flags.workdir).expanduser())
-    files.write(pathlib.Path(flags.output).expanduser(), content)
+    content = conversion.export_run(pathlib.Path(flags.workdir).expanduser())
+    checkpoint.write(pathlib.Path(flags.output).expanduser(), content)
     print(
         f"Written to {flags.output}: {len(content['state_dict'])} tensors, "
         f"step {content['step']}."

@@ -11,16 +11,17 @@ for a ResNet in torchvision's layout or a MoCo v2 encoder, for --init_from.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
-from simmatch_tf import availability, preflight, terminal
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, registry, terminal
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class ImportPytorchConfig(config_lib.Config):
     """The flags of `python -m simmatch_tf.import_pytorch`: FILE, and a run's.
 
@@ -39,6 +40,9 @@ class ImportPytorchConfig(config_lib.Config):
         "overwrite",
     )
     positional: ClassVar[tuple[str, ...]] = ("file",)
+    topics: ClassVar[Mapping[str, str]] = types.MappingProxyType(
+        {**config_lib.Config.topics, "file": "Import"}
+    )
 
     file: str | None = flag(
         None, "The PyTorch file. May be given without --file=."
@@ -88,12 +92,13 @@ class ImportPytorchConfig(config_lib.Config):
                 raise InputError(f"--{name}={value}: is for train")
         if self.output is None:
             return
-        for field in dataclasses.fields(self):
-            if field.name in ("file", "output"):
+        fields = self.fields()
+        for name, value in self.values().items():
+            if name in ("file", "output"):
                 continue
-            if (value := getattr(self, field.name)) != field.default:
+            if value != fields[name].default:
                 raise InputError(
-                    f"--{field.name}={value}: says nothing of an encoder; give "
+                    f"--{name}={value}: says nothing of an encoder; give "
                     "FILE and --output alone"
                 )
         output = pathlib.Path(self.output).expanduser()
@@ -122,8 +127,6 @@ class ImportPytorchConfig(config_lib.Config):
             InputError: They do not go together.
         """
         flags = self.below(recipe()) if self.dataset is None else self
-        if not str(values["backbone"]).startswith("wrn_"):
-            values["stem_stride"] = 1
         if flags.labeled_list is None:
             # The memory says by itself what is labeled.
             own = pathlib.Path(flags.workdir).expanduser() / "split.json"
@@ -133,21 +136,23 @@ class ImportPytorchConfig(config_lib.Config):
                 "split_file": str(own.absolute()),
                 "validation_fraction": 0.0,
             }
-        taken = {
-            field.name: getattr(flags, field.name)
-            for field in dataclasses.fields(config_lib.Config)
-        }
+        names = {*config_lib.Config.__dataclass_fields__}
+        names.update(flags.hyper.declared())
+        entry, _ = registry.networks.find(str(values["backbone"]))
+        if entry.flags is not None:
+            names.update(entry.flags.declared())
+        taken = {n: v for n, v in flags.values().items() if n in names}
         return config_lib.Config(**{**taken, **values})
 
 
 def main(flags: ImportPytorchConfig) -> None:
     """Imports one file."""
-    from simmatch_tf.pytorch import files, layout
+    from simmatch_tf.pytorch import checkpoint
 
     terminal.say(f"reading {flags.file}")
-    content = files.read(pathlib.Path(flags.file).expanduser())
+    content = checkpoint.read(pathlib.Path(flags.file).expanduser())
     try:
-        is_run = layout.is_simmatch(content)
+        is_run = checkpoint.is_simmatch(content)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     if is_run != (flags.output is None):
@@ -158,14 +163,14 @@ def main(flags: ImportPytorchConfig) -> None:
             "--output=NAME.keras, then train with --init_from=NAME.keras"
         )
     if is_run and flags.dataset is not None:
-        availability.check_images(flags)
+        preflight.check_images(flags)
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start(fast=False)
-    from simmatch_tf.pytorch import incoming, plain_encoders
+    from simmatch_tf.pytorch import conversion
 
     try:
         if is_run:
-            lines = incoming.run(
+            lines = conversion.import_run(
                 content,
                 flags.run,
                 file=pathlib.Path(flags.file).expanduser(),
@@ -173,7 +178,7 @@ def main(flags: ImportPytorchConfig) -> None:
             )
         else:
             output = pathlib.Path(flags.output).expanduser()
-            lines = plain_encoders.convert(content, output)
+            lines = conversion.import_encoder(content, output)
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:

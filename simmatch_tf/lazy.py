@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
 import types
 from typing import Any
 
@@ -49,3 +53,36 @@ def _joined(cls: type) -> type:
     return types.new_class(
         cls.__name__, (cls, tf.Module), exec_body=lambda ns: ns.update(names)
     )
+
+
+class _Follower(importlib.abc.MetaPathFinder):
+    """Has a module imported right after another one."""
+
+    def __init__(self, name: str, follower: str) -> None:
+        self._name, self._follower = name, follower
+
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Finds the module, and adds to what its import executes."""
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            execute = spec.loader.exec_module
+
+            def both(module: types.ModuleType) -> None:
+                execute(module)
+                importlib.import_module(self._follower)
+
+            spec.loader.exec_module = both
+        return spec
+
+
+def import_after(name: str, follower: str) -> None:
+    """Imports `follower` as soon as the module `name` is imported."""
+    if sys.modules.get(name) is not None:
+        importlib.import_module(follower)
+    elif name not in sys.modules:  # else it is blocked
+        sys.meta_path.insert(0, _Follower(name, follower))

@@ -12,18 +12,12 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-from simmatch_tf import (
-    availability,
-    io,
-    preflight,
-    signals,
-    terminal,
-)
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight, signals, terminal
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
-from simmatch_tf.reporting import predictions
+from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import prediction_file
 from simmatch_tf.training import workdir
 
@@ -108,11 +102,11 @@ class PredictConfig(config_lib.ImageFolders):
 
 def _check(flags: PredictConfig) -> selection.Selection:
     """Checks what needs no TensorFlow; finds the images."""
-    kind, path = availability.kind_of_model("model", flags.model)
+    kind, path = preflight.kind_of_model("model", flags.model)
     if kind == "workdir":
-        availability.trained(workdir.Workdir(path))
+        workdir.Workdir(path).trained()
     else:
-        availability.exported(path)
+        preflight.exported(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:
@@ -182,7 +176,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
             for _, row in summary.least
             for neighbor in row.get("neighbors", ())
         }
-        text = predictions.page(
+        text = pages.predictions(
             summary,
             flags.model,
             thumbnails.of_files(
@@ -191,7 +185,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
             model.thumbnails(sorted(slots)),
             model.note,
         )
-        predictions.write(io.expand(flags.html), text)
+        io.write_text(io.expand(flags.html), text)
 
     summary = prediction.predict_to_file(
         model,
@@ -204,7 +198,8 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
         most_shown=(flags.html_images or 200) if flags.html else 0,
         show=show,
     )
-    print(predictions.summary(summary, pathlib.Path(flags.output), model.note))
+    output = pathlib.Path(flags.output)
+    print(printed_tables.predictions(summary, output, model.note))
     if flags.html is not None:
         print(f"The least certain images are shown in {flags.html}.")
     if summary.unreadable == summary.images:
@@ -250,7 +245,6 @@ class _Callable(types.ModuleType):
             InputError: The model cannot be loaded; there are no images; or one
                 cannot be read, or is no uint8 array.
         """
-        preflight.check(exact=False)
         preflight.load_tensorflow(fast=False)
         from simmatch_tf.serving import prediction
 

@@ -1,16 +1,24 @@
-"""What must hold before TensorFlow is imported, and that import.
+"""What must hold on this machine before TensorFlow is imported.
 
-A run's numbers are decided by its flags. Variables of the environment that
-would change them are set here, or refused by name; what Keras and TensorFlow
-can be told later is in `runtime`.
+Flags name folders, files and addresses, which are looked for here: a wrong one
+is answered at once. A run's numbers are decided by its flags alone: variables
+of the environment that would change them are refused by name, or overruled.
+What Keras and TensorFlow can be told later is in `runtime`.
 """
 
+import importlib.util
 import json
 import os
+import pathlib
 import re
+import socket
 import sys
 
-from simmatch_tf import terminal
+from absl import logging
+
+from simmatch_tf import config as config_lib
+from simmatch_tf import registry, terminal
+from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.errors import InputError
 
 # A CPU's kernels: oneDNN's where it is 1. Ours, for tests and for processors on
@@ -78,12 +86,23 @@ _THREADS = "TF_NUM_INTRAOP_THREADS"
 # What Keras takes in keras.json.
 _FLOATX = ("float16", "float32", "float64")
 _FORMATS = ("channels_last", "channels_first")
+# Of an export: format → the modules that its extra installs.
+_NEEDED = {
+    "litert": ("ai_edge_litert",),
+    "onnx": ("tf2onnx", "onnxruntime"),
+}
+# Of an export whose run's images are not there.
+GIVE_IMAGES = (
+    ". An export is compared with the training network on real images: give "
+    "the dataset's new place by --data_dir or --tfds_dir, or any images by "
+    "--images"
+)
 # Whether this module has imported TensorFlow: then its kernels are ours.
 _imported = False
 _onednn_has_spoken = False
 
 
-def check(*, exact: bool = True) -> None:
+def check_environment(*, exact: bool = True) -> None:
     """Checks the environment's variables.
 
     Args:
@@ -177,13 +196,13 @@ def load_tensorflow(*, fast: bool = True) -> None:
 
     Args:
         fast: See `choose_kernels`. Then a run's numbers must be exact, too;
-            see `check`.
+            see `check_environment`.
 
     Raises:
         InputError: A variable of the environment would change the result.
     """
     global _imported
-    check(exact=fast)
+    check_environment(exact=fast)
     if "tensorflow" in sys.modules:
         return
     before = os.environ.get(_TENSORFLOWS_ONEDNN)
@@ -233,20 +252,231 @@ def start(*, fast: bool = True, loud: bool = True) -> None:
     runtime.pin()
 
 
-def other_kernels() -> str | None:
-    """What to warn of where a program has imported TensorFlow before a run."""
+def warn_of_kernels() -> None:
+    """Warns if the program imported TensorFlow itself, with other kernels."""
     if _imported or os.environ.get(ONEDNN, "1") != "1":
-        return None
+        return
     try:
         from tensorflow.python.util import _pywrap_util_port as port
 
         enabled = port.IsMklEnabled()
     except (ImportError, AttributeError):
-        return None  # TensorFlow says it to nobody
-    if enabled:
-        return None
-    return (
-        "TensorFlow was imported before simmatch_tf.fit, without oneDNN's "
-        "kernels: the last bits are not those of the command. Name "
-        f"simmatch_tf.fit first, or set {_TENSORFLOWS_ONEDNN}=1"
+        return  # TensorFlow says it to nobody
+    if not enabled:
+        logging.warning(
+            "TensorFlow was imported before simmatch_tf.fit, without oneDNN's "
+            "kernels: the last bits are not those of the command. Name "
+            "simmatch_tf.fit first, or set %s=1",
+            _TENSORFLOWS_ONEDNN,
+        )
+
+
+# ----------------------------------------------------- what flags name --
+
+
+def check_available(
+    config: config_lib.Config, *, resumed: bool = False
+) -> None:
+    """Checks what a run's flags name: datasets, folders, files, addresses.
+
+    Args:
+        config: The flags.
+        resumed: The run was begun before, so that its split is in its folder
+            and its data are prepared.
+
+    Raises:
+        InputError: Something is not there.
+    """
+    check_environment()
+    if config.data_service is not None:
+        check_reachable("data_service", config.data_service, scheme="grpc://")
+    check_images(config)
+    if not resumed:
+        _check_folder("tfds_manual_dir", config.tfds_manual_dir)
+    for name in () if resumed else ("labeled_list", "split_file"):
+        value = getattr(config, name)
+        if value is None or value in config_lib.SUBSETS:
+            continue
+        if not pathlib.Path(value).expanduser().is_file():
+            raise InputError(f"--{name}={value}: no such file")
+    if config.init_from is not None and not resumed:
+        kind, path = kind_of_weights(config.init_from)
+        if kind == "workdir":
+            check_checkpoint(path / "checkpoints")
+
+
+def check_images(config: config_lib.Config) -> None:
+    """Checks that there is what a run's images are read from.
+
+    Raises:
+        InputError: There is no such dataset or folder, or none of the layout.
+    """
+    check_data_dir(config)
+    entry, _ = registry.sources.find(config.dataset)
+    if "check_images" in entry.facts:
+        entry.facts["check_images"](config)
+
+
+def check_data_dir(config: config_lib.Config) -> None:
+    """Checks that the user's own folder is there.
+
+    Raises:
+        InputError: It is not.
+    """
+    _check_folder("data_dir", config.data_dir)
+
+
+def _check_folder(flag: str, value: str | None) -> None:
+    if value is None:
+        return
+    path = pathlib.Path(value).expanduser()
+    if not path.is_dir():
+        why = "is a file, not a folder" if path.exists() else "no such folder"
+        raise InputError(f"--{flag}={value}: {why}")
+
+
+def check_checkpoint(folder: pathlib.Path) -> None:
+    """Checks that a folder holds a checkpoint.
+
+    Raises:
+        InputError: It holds none.
+    """
+    if not any(folder.glob("*.index")):
+        raise InputError(f"{folder}: no checkpoint yet")
+
+
+def exported(path: pathlib.Path) -> config_lib.Config:
+    """The flags of the run that an export is of.
+
+    Args:
+        path: The version's folder.
+
+    Raises:
+        InputError: It is no export of `simmatch_tf.export`.
+    """
+    try:
+        text = (path / "model_card.json").read_text("utf-8")
+        return config_lib.Config.from_recorded(json.loads(text)["flags"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: is no export of simmatch_tf.export ({error})"
+        ) from None
+
+
+def check_format(kind: str) -> None:
+    """Refuses an export's format whose packages are not there.
+
+    Raises:
+        InputError: It says how to install them.
+    """
+    for name in _NEEDED.get(kind, ()):
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"--format={kind}: {name} is not installed; pip install "
+                f"'simmatch_tf[{kind}]'"
+            )
+
+
+def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
+    """Checks that something listens at an address.
+
+    TensorFlow itself would try for ever.
+
+    Raises:
+        InputError: Nothing answers, for at most ten seconds.
+    """
+    try:
+        socket.create_connection(
+            commandline.check_address(flag, value, scheme=scheme), timeout=10
+        ).close()
+    except OSError as error:
+        raise InputError(
+            f"--{flag}={value}: cannot be reached ({error.strerror or error}); "
+            "does simmatch_tf.serve_data --role=dispatcher run there?"
+        ) from None
+
+
+def check_port(flag: str, port: int) -> None:
+    """Checks that a port is free: gRPC would share it with who listens there.
+
+    Raises:
+        InputError: It is in use, or not for this user.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise InputError(
+                f"--{flag}={port}: cannot be listened at ({error.strerror})"
+            ) from None
+
+
+def kind_of_weights(
+    path: str, flag: str = "init_from"
+) -> tuple[str, pathlib.Path]:
+    """What a flag names that takes weights.
+
+    Args:
+        path: As given.
+        flag: Its name.
+
+    Returns:
+        "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
+        folder of exported versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    found = pathlib.Path(os.path.expanduser(path))
+    if found.is_file() and found.suffix in (".keras", ".h5"):
+        return found.suffix[1:], found
+    return _kind_of_folder(
+        f"--{flag}={path}",
+        found,
+        "a run's folder (with flags.cfg), a SavedModel's (with "
+        "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
     )
+
+
+def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
+    """What a flag names that takes a run or an export.
+
+    Args:
+        flag: Its name.
+        path: As given.
+
+    Returns:
+        "workdir" or "saved_model"; and the folder. Of a folder of exported
+        versions it is the newest.
+
+    Raises:
+        InputError: There is nothing, or nothing of these kinds.
+    """
+    return _kind_of_folder(
+        f"--{flag}={path}",
+        pathlib.Path(os.path.expanduser(path)),
+        "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
+    )
+
+
+def _kind_of_folder(
+    given: str, found: pathlib.Path, wanted: str
+) -> tuple[str, pathlib.Path]:
+    if (found / flagfiles.OF_RUN).is_file():
+        return "workdir", found
+    versions = [p for p in found.glob("*/saved_model.pb")]
+    versions = [p.parent for p in versions if p.parent.name.isdecimal()]
+    for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
+        if (folder / "saved_model.pb").is_file():
+            return "saved_model", folder
+    if not found.exists():
+        raise InputError(f"{given}: no such file or folder")
+    for folder in (found, *found.glob("[0-9]*")):
+        for name in ("model.tflite", "model.onnx"):
+            if (folder / name).is_file():
+                raise InputError(
+                    f"{given}: holds {name}, which is for other programs; "
+                    f"here must be {wanted}"
+                )
+    raise InputError(f"{given}: must be {wanted}")

@@ -16,9 +16,14 @@ top (see `lazy`): flags are checked before TensorFlow is imported.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import importlib.util
+import os
 import pkgutil
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -40,6 +45,21 @@ class Entry:
     pattern: str
     value: Any
     facts: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names to list in help: of a pattern, its `examples` fact."""
+        return tuple(self.facts.get("examples", (self.pattern,)))
+
+    @property
+    def flags(self) -> type | None:
+        """The class that declares flags of its own, if it has any.
+
+        It is the fact `flags` or the class `HyperParameters` in the value; see
+        `flags.commandline.HyperParameters`.
+        """
+        own = getattr(self.value, "HyperParameters", None)
+        return self.facts.get("flags", own)
 
 
 class Registry:
@@ -83,7 +103,11 @@ class Registry:
                     f"--{self.flag}={pattern} is registered twice: by "
                     f"{_origin(other.value)} and by {_origin(value)}"
                 )
-            self._entries[pattern] = Entry(pattern, value, facts)
+            entry = Entry(pattern, value, facts)
+            own = facts.get("flags") or vars(value).get("HyperParameters")
+            if own is not None and "prefix" not in vars(own):
+                own.prefix = f"{pattern}."
+            self._entries[pattern] = entry
             return value
 
         return add
@@ -124,11 +148,7 @@ class Registry:
 
         Of a pattern, these are its `examples` fact.
         """
-        return [
-            name
-            for entry in self
-            for name in entry.facts.get("examples", (entry.pattern,))
-        ]
+        return [name for entry in self for name in entry.names]
 
     def __iter__(self) -> Iterator[Entry]:
         if not self._imported:
@@ -151,8 +171,8 @@ class Networks(Registry):
             it normalizes them itself; True by default.
         initializer: Initializer of the heads on top of it; see
             `networks.heads.initializers`.
-        options: Names of the run's flags that its maker takes, as keyword
-            arguments.
+        flags: Class of flags of its own, whose values the maker takes as
+            keyword arguments.
     """
 
     def check_side(
@@ -177,6 +197,41 @@ class Networks(Registry):
                 f"least {least}{multiple}, not {side}: give another "
                 "--image_size"
             )
+
+
+def load_plugin(path: str) -> None:
+    """Imports a Python file that registers something, once.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: There is no such file, or it fails.
+    """
+    file = os.path.realpath(os.path.expanduser(path))
+    name = f"simmatch_tf_plugin_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    if not os.path.isfile(file) or not file.endswith(".py"):
+        raise errors.InputError(f"--plugin={path}: no such Python file")
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == file
+        ]
+        if isinstance(error, SyntaxError) and error.filename == file:
+            lines = [error.lineno]
+        where = f", line {lines[-1]}" if lines else ""
+        raise errors.InputError(
+            f"--plugin={path}{where}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _origin(value: Any) -> str:

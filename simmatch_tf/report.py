@@ -1,4 +1,4 @@
-"""Writes a page on one run or several: results, curves, errors, what next.
+"""Writes a page on one or more runs: results, curves, errors, what to try next.
 
 python -m simmatch_tf.report runs/digits_40 --output=report.html
 python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
@@ -6,16 +6,14 @@ python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight
+from simmatch_tf import io, preflight, tables
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 from simmatch_tf.reporting import runs as runs_lib
-from simmatch_tf.reporting import tables
 
 if TYPE_CHECKING:
     from simmatch_tf.serving import scoring
@@ -65,7 +63,7 @@ class ReportConfig(config_lib.ImageFolders):
         commandline.check_output_folder("figures", self.figures)
         if self.figures is None:
             return
-        path = pathlib.Path(self.figures).expanduser()
+        path = io.expand(self.figures)
         if not path.is_dir() and not path.absolute().parent.is_dir():
             raise InputError(
                 f"--figures={self.figures}: must be in a folder that exists"
@@ -73,30 +71,30 @@ class ReportConfig(config_lib.ImageFolders):
 
 
 def main(flags: ReportConfig) -> None:
-    """Reads the runs, looks at their test images, and writes the page."""
+    """Reads the runs, predicts their test images, and writes the page."""
     places = runs_lib.find(flags.runs)
-    # Seconds to import, so only now that all that is cheap is checked.
-    from simmatch_tf.reporting import predictions, report_page, report_tables
+    # matplotlib takes a second to import: only after the cheap checks.
+    from simmatch_tf.reporting import report_page
 
     groups = runs_lib.group([runs_lib.read(place) for place in places])
-    looked = report_page.Looked(*_look(groups, flags))
-    output = pathlib.Path(flags.output).expanduser()
-    predictions.write(output, report_page.page(groups, looked), "output")
-    folder = flags.figures and pathlib.Path(flags.figures).expanduser()
-    written = folder and report_page.save_figures(groups, looked, folder)
-    found = report_tables.result(groups, report_page.reports(groups, looked))
-    print(tables.table([found.head, *found.rows]))
-    said = report_tables.not_compared(groups)
-    said += report_tables.unfinished(groups)
-    for name, why in looked.why_not.items():
-        said.append(f"{name}: no test images are shown: {why}")
-    print("\n".join(["", *said, f"Written to {output}."]))
+    inspections = report_page.Inspections(*_inspect(groups, flags))
+    output = io.expand(flags.output)
+    io.write_text(output, report_page.page(groups, inspections))
+    folder = io.expand(flags.figures) if flags.figures else None
     if folder is not None:
-        print(f"In {folder}: {', '.join(written) or 'no figure'}.")
+        names = report_page.save_figures(groups, inspections, folder)
+    known = report_page.reports(groups, inspections)
+    print(tables.plain(report_page.result(groups, known)))
+    notes = report_page.not_compared(groups) + report_page.unfinished(groups)
+    for name, reason in inspections.why_not.items():
+        notes.append(f"{name}: no test images are shown: {reason}")
+    print("\n".join(["", *notes, f"Written to {output}."]))
+    if folder is not None:
+        print(f"In {folder}: {', '.join(names) or 'no figure'}.")
 
 
 def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
-    """Returns what looks at test images as the flags say."""
+    """Returns the inspector of test images that the flags describe."""
     from simmatch_tf.serving import scoring
 
     return scoring.Inspector(
@@ -108,12 +106,14 @@ def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
     )
 
 
-def _look(
+def _inspect(
     groups: Sequence[runs_lib.Group], flags: ReportConfig
-) -> tuple[dict, list[str], dict[str, str]]:
-    """Scores the finished runs; see `report_page.Looked`.
+) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """Predicts the test images of finished runs.
 
-    The images of each group's worst run are shown: most is to be seen there.
+    Returns:
+        The attributes of `report_page.Inspections`. Each group shows the
+        images of its worst run, which has the most errors to look at.
     """
     found, shown, why_not = {}, [], {}
     inspector = None
@@ -124,7 +124,7 @@ def _look(
                 why_not[run.name] = "--images=0"
                 continue
             if inspector is None:
-                preflight.start()  # by the kernels of training
+                preflight.start()  # with the kernels of training
                 inspector = make_inspector(flags)
             try:
                 found[run.name] = inspector.inspect(

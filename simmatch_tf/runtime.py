@@ -7,6 +7,9 @@ gives it back.
 """
 
 import contextlib
+import ctypes
+import ctypes.util
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -15,12 +18,10 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from keras.src.backend.common import global_state
 from tensorflow.python.eager import context as tf_context
 from tensorflow.python.framework import config as tf_config
 
-from simmatch_tf import preflight
 from simmatch_tf.flags.errors import InputError
 
 
@@ -71,6 +72,9 @@ _SETTINGS = (
 )
 # Options of graphs that strategies of several workers set themselves.
 _AS_IT_COMES = ("scoped_allocator_optimization",)
+# glibc's mallopt parameters (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_MANY_CORES = 8
 # Work at hand, of any thread: the first pins, the last gives back.
 _lock = threading.Lock()
 _at_work = 0
@@ -158,14 +162,9 @@ def _check() -> None:
 def check_exact() -> None:
     """Checks what changes a run's last bits, and cannot be given back.
 
-    Warns of other kernels: a program may well import TensorFlow first.
-
     Raises:
         InputError: The process was told such a thing.
     """
-    warning = preflight.other_kernels()
-    if warning is not None:
-        logging.warning("%s", warning)
     options = {
         name: value
         for name, value in (
@@ -211,3 +210,28 @@ def seeded(seed: int) -> Iterator[None]:
             setattr(tensorflow, name, value)
         np.random.set_state(numpy)
         random.setstate(python)
+
+
+def keep_memory() -> bool:
+    """Tells the C library to keep freed memory in the process.
+
+    A training step on the CPU allocates and frees the same large buffers again
+    and again. By default each is mapped and unmapped, and the kernel clears its
+    pages every time, which takes up to a quarter of the step, depending on the
+    machine (measured by tools/benchmarks/benchmark_step.py --noallocator). The
+    process keeps the most memory that it ever had.
+
+    Returns:
+        Whether the setting was made: False if the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(ctypes.util.find_library("c")).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    done = mallopt(_MMAP_MAX, 0)
+    done &= mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    done &= mallopt(_TOP_PAD, 2**28)
+    # One arena is one lock: too few where many threads allocate at once.
+    if (os.cpu_count() or 1) < _MANY_CORES:
+        done &= mallopt(_ARENA_MAX, 1)
+    return bool(done)

@@ -10,7 +10,7 @@ import dataclasses
 import threading
 from typing import Any
 
-from simmatch_tf import availability, checks, preflight, signals, terminal
+from simmatch_tf import preflight, signals, terminal
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 
@@ -50,11 +50,11 @@ class ServeDataConfig(commandline.Flags):
                 "worker, and only that, needs --dispatcher=HOST:PORT"
             )
         if self.dispatcher is not None:
-            checks.split_address("dispatcher", self.dispatcher)
+            commandline.check_address("dispatcher", self.dispatcher)
         if self.port is None:
             port = 5050 if self.role == "dispatcher" else 0
             object.__setattr__(self, "port", port)
-        checks.split_address("host", self.host, f"{self.host}:1")
+        commandline.check_address("host", self.host, f"{self.host}:1")
 
 
 def _start(config: ServeDataConfig) -> tuple[Any, str]:
@@ -85,9 +85,9 @@ def main(config: ServeDataConfig) -> None:
     """Serves until it is told to stop."""
     signals.sigterm_as_ctrl_c()
     try:
-        availability.check_port("port", config.port)
+        preflight.check_port("port", config.port)
         if config.role == "worker":
-            availability.check_reachable("dispatcher", config.dispatcher)
+            preflight.check_reachable("dispatcher", config.dispatcher)
         server, address = _start(config)
         print(f"{config.role} listens at grpc://{address}", flush=True)
         threading.Event().wait()

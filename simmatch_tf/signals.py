@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: finish the step, save, then leave."""
+"""Ctrl-C and SIGTERM: the run finishes its step, saves and stops.
+
+Nothing here imports TensorFlow.
+"""
 
 import contextlib
 import os
@@ -8,41 +11,42 @@ from collections.abc import Iterator
 
 from simmatch_tf import terminal
 
-# The status with which TensorFlow's own preemption handler asks to be resumed.
+# Exit status that asks to be resumed, as of TensorFlow's preemption handler.
 RESUME_ME = 42
 
 
 def asked() -> str | None:
-    """Name of the signal that `watch` has noted."""
+    """Returns the name of the signal that `watch` has noted, or None."""
     return _watching[0].signal if _watching else None
 
 
 def sigterm_as_ctrl_c() -> None:
-    """For commands with something to tidy up: SIGTERM is Ctrl-C to them."""
+    """Makes SIGTERM raise KeyboardInterrupt, for commands that tidy up."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped from outside; its state is in its last checkpoint."""
+    """A run was stopped by a signal; its state is in its last checkpoint."""
 
 
 class Request:
-    """Whether someone asked to stop.
+    """A request to stop, if a signal has come.
 
     Attributes:
         signal: Name of the signal, or None.
-        reading: What a signal breaks off at once, or None.
+        reading: What is being read, which a signal interrupts at once; None
+            while a signal must wait.
     """
 
     signal: str | None = None
     reading: str | None = None
 
     def check(self) -> None:
-        """Leaves what may be broken off, if someone asked to.
+        """Interrupts reading, if a signal has come.
 
         Raises:
-            Interrupted: So it is.
+            Interrupted: It has.
         """
         if self.signal and self.reading:
             raise Interrupted(
@@ -51,7 +55,7 @@ class Request:
             )
 
     def watch_again(self) -> None:
-        """Takes the signals back, where something else has taken them."""
+        """Installs the handlers again, where others have replaced them."""
 
 
 _watching: list[Request] = []
@@ -59,14 +63,18 @@ _watching: list[Request] = []
 
 @contextlib.contextmanager
 def watch(what: str = "the run saves and stops") -> Iterator[Request]:
-    """Notes SIGINT and SIGTERM instead of dying of them, and says so.
+    """Notes SIGINT and SIGTERM in the body instead of dying, and says so.
 
-    A second signal of a kind acts as ever. Outside the main thread, where
-    Python allows no handlers, nothing is caught. Inside another watch this is
-    that one: a command watches while TensorFlow is imported, too.
+    A second signal of a kind has its usual effect. Outside the main thread,
+    where Python allows no handlers, nothing is caught. A watch inside another
+    yields the request of the outer one: a command watches already while
+    TensorFlow is imported.
 
     Args:
-        what: What happens after a signal, as soon as it can.
+        what: What happens after a signal, for the message.
+
+    Yields:
+        The request, whose attribute `signal` tells whether a signal has come.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Request()
@@ -101,20 +109,20 @@ def watch(what: str = "the run saves and stops") -> Iterator[Request]:
 
 @contextlib.contextmanager
 def at_once(reading: str) -> Iterator[None]:
-    """Has a signal break off a block in which there is nothing to save.
+    """Lets a signal interrupt the body, in which there is nothing to save.
 
     Args:
-        reading: What the block reads, for the message.
+        reading: What the body reads, for the message.
 
     Raises:
-        Interrupted: A signal came, in the block or before it.
+        Interrupted: A signal came, in the body or before it.
     """
     for request in _watching:
         request.reading = reading
         request.check()
     try:
         yield
-        # Python loses what a handler raises in a destructor.
+        # Python ignores what a handler raises within a destructor.
         for request in _watching:
             request.check()
     finally:
@@ -123,10 +131,10 @@ def at_once(reading: str) -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    """From a handler, which may have interrupted a print to the same stream."""
+    """Prints from a handler, which may have interrupted a print."""
     if terminal.quiet():
         return
-    # A terminal has shown ^C, maybe behind a bar.
+    # A terminal has shown ^C, perhaps behind a progress bar.
     line = "\n" * os.isatty(2) + text + "\n"
     with contextlib.suppress(OSError):
         os.write(2, line.encode())
@@ -134,12 +142,15 @@ def _say(text: str) -> None:
 
 @contextlib.contextmanager
 def held(seconds: int) -> Iterator[None]:
-    """Keeps SIGINT and SIGTERM for later; ends the process after so long.
+    """Delays SIGINT and SIGTERM to the end of the body.
 
-    For a call of TensorFlow's that holds Python's lock while it waits, so that
-    no handler and no thread of Python's can run, and that takes the signals for
-    itself: they come to `watch` once it has returned. Nothing is to be saved
-    yet, so when the time is over the process dies of SIGALRM.
+    For a call of TensorFlow that holds Python's global lock while it waits, so
+    that no handler and no thread can run, and that replaces the handlers. The
+    signals come to `watch` once it has returned. Nothing is to be saved yet,
+    so the process dies of SIGALRM when the time is over.
+
+    Args:
+        seconds: Longest duration of the body.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

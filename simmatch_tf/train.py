@@ -55,9 +55,10 @@ def main(config: config_lib.Config) -> None:
                 sys.exit(f"error: {error}")
         if not cluster.chief(config):
             return
-        from simmatch_tf.reporting import tables
+        from simmatch_tf.reporting import printed_tables
 
-        print(f"{tables.result(result)}\n\n{tables.next_steps(folder.path)}")
+        print(printed_tables.result(result), end="\n\n")
+        print(printed_tables.next_steps(folder.path))
 
 
 if __name__ == "__main__":

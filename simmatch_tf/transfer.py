@@ -11,7 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
-from simmatch_tf import availability, preflight, registry, signals, terminal
+from simmatch_tf import preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
@@ -196,10 +196,10 @@ class TransferConfig(commandline.Flags):
         self._check_datasets()
 
     def _check_protocol(self) -> None:
-        for field in dataclasses.fields(self):
-            value, name = getattr(self, field.name), field.name
+        for name, each in self.fields().items():
+            value = getattr(self, name)
             protocols = _OF_PROTOCOLS.get(name, (self.protocol,))
-            if value != field.default and self.protocol not in protocols:
+            if value != each.default and self.protocol not in protocols:
                 raise InputError(
                     f"--{name}={value}: is for --protocol="
                     f"{' or '.join(protocols)}, not {self.protocol}"
@@ -225,17 +225,17 @@ class TransferConfig(commandline.Flags):
                     f"give {settings.PUBLISHED}, {settings.NEW} or a file"
                 )
             if self.weights not in (None, settings.PUBLISHED, settings.NEW):
-                availability.kind_of_weights(self.weights, "weights")
+                preflight.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
                 registry.networks.check_side(
                     named.what, self.image_size, flag="model"
                 )
             return
-        kind, path = availability.kind_of_model("model", named.what)
+        kind, path = preflight.kind_of_model("model", named.what)
         if kind == "workdir":
-            availability.trained(workdir.Workdir(path))
+            workdir.Workdir(path).trained()
         else:
-            availability.exported(path)
+            preflight.exported(path)
         if kind == "saved_model" and self.weights is not None:
             raise InputError(
                 f"--weights={self.weights}: {named.what} is an export, which "
@@ -333,10 +333,10 @@ def main(flags: TransferConfig) -> int | None:
     written = transfer_table.write(table, folder, flags.protocol)
     if flags.protocol == "linear":
         # Seconds to import, and wanted here only.
-        from simmatch_tf.reporting import transfer_figure
+        from simmatch_tf.reporting import figures
 
         written.append("linear.png")
-        transfer_figure.save(outcomes, folder / written[-1])
+        figures.save_strengths(outcomes, folder / written[-1])
     print(f"\n{table.text()}\n\nIn {folder}: {', '.join(written)}.")
     return None
 

@@ -8,7 +8,6 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf import (
-    availability,
     evaluate,
     preflight,
     terminal,
@@ -40,7 +39,7 @@ def test_a_variable_that_changes_every_number_is_refused(
         with pytest.raises(
             InputError, match=f"^{name}={value}: ".replace("-", "\\-")
         ):
-            preflight.check(exact=exact)
+            preflight.check_environment(exact=exact)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_a_variable_that_changes_every_number_is_refused(
 )
 def test_what_changes_nothing_is_not(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
-    preflight.check()
+    preflight.check_environment()
 
 
 @pytest.mark.parametrize(
@@ -78,20 +77,22 @@ def test_settings_that_keras_cannot_take(
     path.write_text(content)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     with pytest.raises(InputError, match=f"^{path}: {message}"):
-        preflight.check()
+        preflight.check_environment()
     for content in ("no JSON", '{"floatx": "float16"}'):  # read, or not
         path.write_text(content)
-        preflight.check()
+        preflight.check_environment()
 
 
 def test_threads(monkeypatch):
     monkeypatch.setattr(preflight, "processors", lambda: 4)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "4")
-    preflight.check()
+    preflight.check_environment()
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
     with pytest.raises(InputError, match="processors, 4; .* taskset -c 0-1"):
-        preflight.check()
-    preflight.check(exact=False)  # labels need not be exact to the last bit
+        preflight.check_environment()
+    preflight.check_environment(
+        exact=False
+    )  # labels need not be exact to the last bit
 
 
 def test_fit_refuses_them_too(tmp_path, monkeypatch):
@@ -107,12 +108,12 @@ def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
     config = runs.config(
         tmp_path, dataset="folder", data_dir=str(tmp_path), labels=None
     )
-    availability.check_images(config)
+    preflight.check_images(config)
     monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
     with pytest.raises(
         InputError, match="as ascii; start it as python -X utf8"
     ):
-        availability.check_images(config)
+        preflight.check_images(config)
 
 
 def test_a_home_that_is_not_there(monkeypatch):

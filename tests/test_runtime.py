@@ -192,3 +192,9 @@ def test_fit(leftovers, finished_run, tmp_path):
         (one,) = (workdir / folder).glob(pattern)
         (other,) = (tmp_path / "run" / folder).glob(pattern)
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_allocator_elsewhere(monkeypatch):
+    monkeypatch.setattr(runtime.ctypes.util, "find_library", lambda _: None)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: object())
+    assert runtime.keep_memory() is False

@@ -4,10 +4,11 @@
     python tools/check_backbones.py resnet50 keras_cv:mit_b0
     python tools/check_backbones.py --full             # all: hours, 16 GB
 
-For each, in float32 and in mixed_bfloat16: builds the whole network, takes a
-training step with an EMA teacher on 2 + 2 images, saves it as .keras and
-.weights.h5, reloads both and compares the outputs. KerasCV's must have as many
-parameters as it publishes. Prints a table; exits with 1 if one fails.
+For each backbone, in float32 and in mixed_bfloat16: builds the whole network,
+takes a training step with an EMA teacher on 2 + 2 images, saves it as .keras
+and .weights.h5, reloads both and compares the outputs. KerasCV's must have as
+many parameters as it publishes. Prints a table; ends with status 1 if one
+fails.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from simmatch_tf import registry
 from simmatch_tf.flags import commandline
 from simmatch_tf.modules import optimizer
 from simmatch_tf.modules import teacher as teacher_lib
-from simmatch_tf.networks import keras_cv_presets, library, network
+from simmatch_tf.networks import keras_cv_presets, library_backbone, network
 from simmatch_tf.networks.backbones import libraries
 
 FEW = (
@@ -52,7 +53,7 @@ ALL = (
 )
 POLICIES = ("float32", "mixed_bfloat16")
 
-# What KerasCV's numbers count beside the parameters that its classes have.
+# Backbone → published number of parameters minus the number its class has.
 COUNTED_BESIDE = {
     # An expansion by 1 in each block that does not expand.
     **dict.fromkeys(("efficientnetv1_b0", "efficientnetlite_b0"), 1_152),
@@ -77,7 +78,7 @@ COUNTED_BESIDE = {
 
 
 class Failure(Exception):
-    """Something is not as it should be."""
+    """A check of a backbone failed."""
 
 
 def check_published_size(name: str) -> None:
@@ -95,18 +96,20 @@ def check_published_size(name: str) -> None:
         return
     # The position embeddings of ViTDet are as large as its images.
     side = 1024 if name.startswith("vitdet") else 64
-    found = library.make("keras_cv", name, (side, side, 3)).count_params()
+    found = library_backbone.make(
+        "keras_cv", name, (side, side, 3)
+    ).count_params()
     wanted = published - COUNTED_BESIDE.get(name, 0)
     if found != wanted:
         raise Failure(f"{found} parameters, {wanted} published")
 
 
 def make_network(name: str, side: int) -> keras.Model:
-    """A network with heads of ten classes and 16 dimensions."""
+    """Builds a network with heads of ten classes and 16 dimensions."""
     return network.build(
         name,
-        # Statistics of the batch: with a new network's, the values of a deep
-        # one grow without bounds in inference.
+        # Statistics of the last batch: with the initial ones, the values of a
+        # deep network overflow in inference.
         batch_norm_momentum=0.0,
         image_shape=(side, side, 3),
         num_classes=10,
@@ -184,7 +187,7 @@ def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
         The side of the images, and the number of the backbone's parameters.
 
     Raises:
-        Failure: Something is not as it should be.
+        Failure: A check failed.
     """
     library, _, architecture = name.rpartition(":")
     if library == "keras_cv" and policy == POLICIES[0]:
@@ -197,7 +200,7 @@ def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:
         make_network(name, side), student, momentum=0.5
     )
     train(student, teacher, images)
-    # The statistics of the new weights: with others' a deep network overflows.
+    # Statistics of the new weights: with old ones a deep network overflows.
     for model in (student, teacher.model):
         model(images, training=True)
     student.save(folder / "network.keras")
@@ -213,7 +216,7 @@ def row(name: str, policy: str) -> bool:
     """Checks a backbone and prints a line of the table.
 
     Returns:
-        Whether all is well.
+        Whether all checks passed.
     """
     keras.backend.clear_session()
     gc.collect()
@@ -223,7 +226,7 @@ def row(name: str, policy: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         try:
             side, size = check(name, policy, pathlib.Path(folder))
-        # Whatever goes wrong in a library: the others are still to be checked.
+        # Any error of a library must not stop the other checks.
         except Exception as error:
             verdict = f"{type(error).__name__}: {error}".replace("\n", " ")
     seconds = time.monotonic() - start
@@ -237,10 +240,10 @@ def row(name: str, policy: str) -> bool:
 def check_apart(name: str) -> bool:
     """Checks a backbone in a process of its own.
 
-    TensorFlow and Keras do not give all memory back while they run.
+    TensorFlow and Keras do not free all memory while they run.
 
     Returns:
-        Whether all is well.
+        Whether all checks passed.
     """
     words = [sys.executable, __file__, "--bare", name]
     status = subprocess.run(words, check=False).returncode
@@ -268,7 +271,7 @@ def main() -> None:
     except commandline.InputError as error:
         sys.exit(f"error: {error}")
     if arguments.bare:
-        # Every policy, also behind one that fails.
+        # Every policy, even after one that fails.
         fine = [row(name, p) for name in names for p in POLICIES]
         sys.exit(not all(fine))
     print(
@@ -279,7 +282,7 @@ def main() -> None:
     wrong = [name for name in names if not check_apart(name)]
     if wrong:
         sys.exit(f"failed: {', '.join(wrong)}")
-    print(f"{len(names)} backbones, all well")
+    print(f"{len(names)} backbones passed")
 
 
 if __name__ == "__main__":

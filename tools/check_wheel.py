@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    """Names what is missing and what should not be there."""
+    """Ends with an error that names missing and unexpected files."""
     names = set(zipfile.ZipFile(sys.argv[1]).namelist())
     wanted = {
         path.relative_to(ROOT).as_posix()

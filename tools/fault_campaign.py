@@ -1,13 +1,13 @@
-"""Kills training runs at random moments, and compares what they come to.
+"""Kills training runs at random moments, and compares their results.
 
     python tools/fault_campaign.py --kills=100
 
 Runs of one process and of two workers are hit by SIGKILL or SIGTERM about ten
-times each, at any moment from their start on, and started again until they are
-finished. Each must then be as the run that nobody disturbed: to the bit with
-one process, to 1e-5 of every tensor's norm with two. Of two workers one is hit,
-and the other must end by itself within --patience seconds. Ends with status 1
-if a run is lost. --output=FILE writes JSON.
+times each, at any moment after their start, and started again until they are
+finished. Each must then equal the undisturbed run: bit by bit with one process,
+to 1e-5 of every tensor's norm with two. Of two workers one is hit, and the
+other must end by itself within --patience seconds. Ends with status 1 if a run
+is lost.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 
-import compare_devices
 import local_workers
 import numpy as np
 
@@ -38,10 +37,10 @@ class Kind:
     """One kind of run.
 
     Attributes:
-        name: For the table.
-        workers: Processes.
-        bound: On each tensor's relative difference; 0: equal bits.
-        words: Its flags.
+        name: Name for the table.
+        workers: Number of processes.
+        bound: Largest relative difference of a tensor; 0 means equal bits.
+        words: Flags of the run.
     """
 
     name: str
@@ -62,22 +61,22 @@ KINDS = [
     Kind(
         "one process, teacher", 1, 0.0,
         ("--steps=400", "--checkpoint_every=15", "--eval_every=50",
-         "--memory=teacher", "--steps_per_loop=5", "--on_nonfinite=skip"),
+         "--targets_from=teacher", "--steps_per_loop=5", "--on_nonfinite=skip"),
     ),
 ]  # fmt: skip
 
 
 @dataclasses.dataclass
 class Run:
-    """What happened to one run.
+    """The course of one run.
 
     Attributes:
         kind: Name of its kind.
-        kills: Signals that hit it.
-        starts: How often it was started.
+        kills: Signals that it was sent.
+        starts: Number of its starts.
         slowest: Longest time in seconds from a signal to the end of all.
-        difference: From the undisturbed run, the largest of any tensor.
-        lost: What is wrong with it, if anything.
+        difference: Largest difference of a tensor from the undisturbed run.
+        lost: Why it is lost; "" if it is not.
     """
 
     kind: str
@@ -89,7 +88,7 @@ class Run:
 
 
 def start(kind: Kind, workdir: pathlib.Path) -> list[subprocess.Popen]:
-    """Starts a run's processes, with a log each beside the workdir."""
+    """Starts a run's processes, each with a log beside the workdir."""
 
     def log(index: int):
         name = f"{workdir.name}.{index}.log"
@@ -104,7 +103,7 @@ def start(kind: Kind, workdir: pathlib.Path) -> list[subprocess.Popen]:
 
 
 def end(processes: list[subprocess.Popen], seconds: float) -> bool:
-    """Waits for all; False, and they are killed, if that takes too long."""
+    """Waits for all; kills them and returns False if that takes too long."""
     until = time.monotonic() + seconds
     try:
         for process in processes:
@@ -117,9 +116,22 @@ def end(processes: list[subprocess.Popen], seconds: float) -> bool:
         return False
 
 
+def state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of the last checkpoint."""
+    import tensorflow as tf
+
+    index = max((workdir / "checkpoints").glob("*.index"))
+    reader = tf.train.load_checkpoint(str(index.with_suffix("")))
+    return {
+        name: np.asarray(reader.get_tensor(name))
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith("algorithm/")
+    }
+
+
 def difference(workdir: pathlib.Path, whole: pathlib.Path) -> float:
-    """The largest relative difference of a tensor; inf where it is no float."""
-    a, b = compare_devices.state(workdir), compare_devices.state(whole)
+    """Returns the largest relative difference of a tensor; inf of integers."""
+    a, b = state(workdir), state(whole)
     if a.keys() != b.keys():
         return float("inf")
     worst = 0.0
@@ -144,10 +156,10 @@ def disturb(
     patience: float,
     rng: random.Random,
 ) -> Run:
-    """Takes a run to its end, hitting it on the way.
+    """Trains a run to its end, and sends signals on the way.
 
-    `until_steps`: seconds that it takes to the first steps; a signal comes at
-    any time up to one and a half of them.
+    A signal comes after up to 1.5 times `until_steps`, the seconds from a start
+    to the first steps.
     """
     run = Run(kind.name)
     while not (workdir / "results.json").exists() or not run.starts:
@@ -155,7 +167,7 @@ def disturb(
         run.starts += 1
         if len(run.kills) >= kills:
             if not end(processes, 600):
-                run.lost = "it does not come to its end"
+                run.lost = "it does not finish"
                 return run
             if any(process.returncode for process in processes):
                 codes = [process.returncode for process in processes]
@@ -164,9 +176,9 @@ def disturb(
             continue
         time.sleep(rng.uniform(0.05, 1.5) * until_steps)
         if any(process.poll() is not None for process in processes):
-            end(processes, patience)  # finished before it was hit
+            end(processes, patience)  # it finished before the signal
             if run.starts > 20 * kills:
-                run.lost = "it does not go on"
+                run.lost = "it does not resume"
                 return run
             continue
         number = rng.choice([signal.SIGKILL, signal.SIGTERM])
@@ -174,7 +186,9 @@ def disturb(
         hit = time.monotonic()
         run.kills.append(number.name)
         if not end(processes, patience):
-            run.lost = f"{number.name} and not all ended in {patience:.0f} s"
+            run.lost = (
+                f"{number.name} but not all processes ended in {patience:.0f} s"
+            )
             return run
         run.slowest = max(run.slowest, time.monotonic() - hit)
     run.difference = difference(workdir, whole)
@@ -182,12 +196,12 @@ def disturb(
         whole / "results.json"
     ).read_text()
     if run.difference > kind.bound or (kind.bound == 0 and not same):
-        run.lost = "it is not the undisturbed run"
+        run.lost = "it differs from the undisturbed run"
     return run
 
 
 def undisturbed(kind: Kind, workdir: pathlib.Path) -> float:
-    """Takes a run to its end; seconds until it took its first steps."""
+    """Trains an undisturbed run; returns the seconds until its first steps."""
     began, first = time.monotonic(), 0.0
     processes = start(kind, workdir)
     log = workdir.parent / f"{workdir.name}.0.log"
@@ -201,7 +215,7 @@ def undisturbed(kind: Kind, workdir: pathlib.Path) -> float:
 
 
 def campaign(given: argparse.Namespace, folder: pathlib.Path) -> list[Run]:
-    """Disturbs runs until there were enough kills, or no time is left."""
+    """Disturbs runs until there were enough kills, or time is up."""
     rng, began, runs = random.Random(given.seed), time.monotonic(), []
     until_steps, whole = {}, {}
     kinds = [k for k in KINDS if k.workers <= given.workers]
@@ -229,7 +243,7 @@ def campaign(given: argparse.Namespace, folder: pathlib.Path) -> list[Run]:
 
 
 def main() -> int:
-    """Prints the table; 1 if a run is lost."""
+    """Prints the table; returns 1 if a run is lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--per_run", type=int, default=10)
@@ -237,8 +251,8 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=60.0)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="keep the runs here")
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--folder", help="keep the runs in this folder")
+    parser.add_argument("--output", help="JSON file to write")
     given = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
@@ -254,12 +268,13 @@ def main() -> int:
         f"{len(lost)} lost"
     )
     for kind in dict.fromkeys(run.kind for run in runs):
-        these = [run for run in runs if run.kind == kind]
+        members = [run for run in runs if run.kind == kind]
         print(
-            f"{kind}: {len(these)} runs, "
-            f"{sum(len(run.kills) for run in these)} kills, largest difference "
-            f"{max(run.difference for run in these):.1e}, all ended at most "
-            f"{max(run.slowest for run in these):.1f} s after a signal"
+            f"{kind}: {len(members)} runs, "
+            f"{sum(len(run.kills) for run in members)} kills, largest "
+            f"difference {max(run.difference for run in members):.1e}, all "
+            "ended at most "
+            f"{max(run.slowest for run in members):.1f} s after a signal"
         )
     if given.output:
         report = [dataclasses.asdict(run) for run in runs]

@@ -3,13 +3,13 @@
     python tools/flag_pairs.py --draws=200
 
 Each draw is a command line of `simmatch_tf.train`: a run of six steps on small
-digits with two or three documented flags at values that each of them allows
-(both ends of its range where a run can be that large), and `evaluate` behind
-it. It has trained, and `evaluate` finds the accuracies of results.json; or it
-is refused in words; or it failed: a traceback, TensorFlow's own text, no end
-within --patience seconds, or other accuracies. Ends with status 1 if one
-failed. The same --seed draws the same; --only=N repeats draw N alone.
---output=FILE writes JSON.
+digits with two or three documented flags. Each flag has a value that it allows,
+such as both ends of its range if a run can be that large. `evaluate` follows. A
+draw has trained, if `evaluate` measures the accuracies of results.json; or it
+is refused with an error message; or it failed: a traceback, TensorFlow's own
+text, no end within --patience seconds, or other accuracies. Ends with status 1
+if one failed. The same --seed draws the same flags; --only=N repeats draw N
+alone.
 """
 
 import argparse
@@ -40,8 +40,8 @@ BASE = (
     "--ema_warmup --batch_size=8 --unlabeled_ratio=2 --threshold=0.5 "
     "--da_window=4 --steps=6 --eval_every=3 --checkpoint_every=2 --log_every=2"
 ).split()
-# Values of the flags that have neither choices nor a yes and no; the ends of
-# their ranges are among them where a run of some seconds allows it.
+# Values of the flags that are neither choices nor booleans, with the ends of
+# their ranges where a run of some seconds allows them.
 VALUES = {
     "dataset": ("digits", "folder --data_dir={folder}"),
     "tfds_dir": ("{tmp}",),
@@ -97,33 +97,34 @@ VALUES = {
     "parallel_calls": (1, 7),
     "steps_per_loop": (1, 4, 7),
 }
-# Flags that are not drawn, and why.
+# Flag → why it is not drawn.
 LEFT_OUT = {
-    "workdir": "is this tool's own",
+    "workdir": "is set by this tool",
     "data_dir": "comes with --dataset=folder",
     "describe": "trains nothing",
     "tpu": "looks for one in the network",
     "data_service": "needs its processes",
+    "plugin": "needs a file of the user's",
 }
-# Not drawn of the choices.
+# Choices that are not drawn.
 _LEFT_OUT_CHOICES = {"strategy": ("tpu",)}
-# Not for the eyes of someone who gave a flag that is allowed.
+# Text that a user with allowed flags must not see.
 _INTERNAL = re.compile(
     r"Traceback \(most|\{\{|__wrapped__|\[Op:|Iterator::|ValueError|TypeError"
 )
-_SHOWN = 12  # last lines of what failed
+_SHOWN = 12  # last lines of a failed log
 
 
 @dataclasses.dataclass
 class Draw:
-    """One command line, and what became of it.
+    """One command line, and its outcome.
 
     Attributes:
-        number: Of the draw, from 0.
+        number: Number of the draw, from 0.
         words: The flags drawn.
         outcome: "trained", "refused" or "failed".
-        reason: Of a refusal or a failure.
-        seconds: That it took.
+        reason: Reason of a refusal or a failure.
+        seconds: Its duration.
     """
 
     number: int
@@ -134,13 +135,12 @@ class Draw:
 
 
 def values() -> dict[str, list[str]]:
-    """Flag → the command line's words for each of its values."""
+    """Returns flag → the words of the command line for each of its values."""
     found = {}
-    for field in dataclasses.fields(config_lib.Config):
-        name = field.name
+    for name, each in config_lib.Config.declared().items():
         if name in LEFT_OUT:
             continue
-        choices = field.metadata["choices"]
+        choices = each.choices
         if name in VALUES:
             found[name] = [f"--{name}={value}" for value in VALUES[name]]
         elif choices:
@@ -156,7 +156,7 @@ def values() -> dict[str, list[str]]:
 
 
 def draw(rng: random.Random, places: dict[str, str]) -> list[str]:
-    """Two or three flags, each at one of its values."""
+    """Draws two or three flags, each with one of its values."""
     known = values()
     names = rng.sample(sorted(known), rng.choice((2, 3)))
     words = [rng.choice(known[name]).format(**places) for name in names]
@@ -164,7 +164,7 @@ def draw(rng: random.Random, places: dict[str, str]) -> list[str]:
 
 
 def prepare(tmp: pathlib.Path) -> dict[str, str]:
-    """Makes what the values name: a folder of images, a list, a run."""
+    """Creates what the values name: a folder of images, a list, a run."""
     rng = np.random.default_rng(0)
     folder = tmp / "images"
     for part in ("labeled/a", "labeled/b", "unlabeled", "test/a", "test/b"):
@@ -189,10 +189,10 @@ def command(
     log: pathlib.Path,
     patience,
 ) -> int | None:
-    """Runs a command in a copy of this process, which has TensorFlow.
+    """Runs a command in a fork of this process, which has TensorFlow loaded.
 
     Returns:
-        Its exit status; None: it did not end in time, and was killed.
+        Its exit status; None if it did not end in time and was killed.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -232,7 +232,7 @@ def command(
 def run(
     drawn: Draw, workdir: pathlib.Path, base: pathlib.Path, patience: float
 ) -> Draw:
-    """Trains and evaluates; says what became of it."""
+    """Trains and evaluates a draw; returns it with its outcome."""
     from simmatch_tf import evaluate, train
 
     began, log = time.monotonic(), workdir.with_suffix(".log")
@@ -265,10 +265,10 @@ def run(
 
 
 def different(workdir: pathlib.Path) -> str:
-    """Says what evaluate finds otherwise than results.json; "" for nothing.
+    """Says how evaluate differs from results.json; "" if it does not.
 
-    Several devices sum in another order than the one that evaluates: there one
-    image may change sides.
+    Several devices sum in another order than the device that evaluates, so one
+    image may be classified differently.
     """
     result = json.loads((workdir / "results.json").read_text("utf-8"))
     report = json.loads((workdir / "evaluation.json").read_text("utf-8"))
@@ -287,7 +287,7 @@ def different(workdir: pathlib.Path) -> str:
 
 
 def main() -> int:
-    """Prints each draw and the counts; 1 if one failed."""
+    """Prints each draw and the counts; returns 1 if one failed."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -296,7 +296,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat this draw")
     parser.add_argument("--patience", type=float, default=300.0)
-    parser.add_argument("--output", help="JSON file")
+    parser.add_argument("--output", help="JSON file to write")
     given = parser.parse_args()
     preflight.load_tensorflow()  # once for all draws
     import simmatch_tf.serving.scoring
@@ -321,8 +321,9 @@ def main() -> int:
             )
     counts = collections.Counter(drawn.outcome for drawn in draws)
     print(
-        f"{len(draws)} draws: {counts['trained']} trained and evaluated alike, "
-        f"{counts['refused']} refused in words, {counts['failed']} failed"
+        f"{len(draws)} draws: {counts['trained']} trained and evaluated "
+        f"equally, {counts['refused']} refused with a message, "
+        f"{counts['failed']} failed"
     )
     if given.output:
         report = [dataclasses.asdict(drawn) for drawn in draws]

@@ -1,11 +1,11 @@
-"""Starts a run's workers on this one machine, to try several out.
+"""Starts all workers of a run on this machine, to try distributed training.
 
     python tools/local_workers.py -- --flagfile=configs/digits_40.cfg
 
-What follows -- are the flags of simmatch_tf.train, the same for each. Prints
-what the chief prints; what the others print is kept, and printed if one ends
-otherwise than the chief. A signal goes on to all of them. Ends with the chief's
-status.
+The flags of simmatch_tf.train follow after --, the same for each worker. Prints
+the output of the chief. The output of the others is kept, and printed if one
+ends with another status than the chief. Signals are passed on to all of them.
+Ends with the chief's status.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens at, now."""
+    """Returns `count` ports that are free now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -40,11 +40,11 @@ def start(
     """Starts a module `count` times, as workers of one run.
 
     Args:
-        count: Of workers.
-        words: The flags of the run.
-        module: The command to run, or a module that calls it.
-        **popen: Of subprocess.Popen; a callable is called with the worker's
-            index.
+        count: Number of workers.
+        words: Flags of the run.
+        module: Module of the command, or one that calls it.
+        **popen: Arguments of subprocess.Popen; a callable is called with the
+            worker's index.
 
     Returns:
         The processes, the chief first.
@@ -72,7 +72,7 @@ def start(
 
 
 def main() -> int:
-    """Starts them and waits."""
+    """Starts the workers and waits for them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("words", nargs="*", help="flags of the run, after --")
@@ -100,9 +100,9 @@ def main() -> int:
             stdout=lambda index: logs[index - 1] if index else None,
             stderr=lambda index: logs[index - 1] if index else None,
         )
-        if early:  # it came before there was anyone to pass it on to
+        if early:  # it came before there were processes to pass it on to
             pass_on(early[0], None)
-        # As a shell has it: 128 and the number of the signal.
+        # As in a shell: 128 plus the number of the signal.
         statuses = [process.wait() for process in processes]
         statuses = [s if s >= 0 else 128 - s for s in statuses]
         for index, (log, status) in enumerate(

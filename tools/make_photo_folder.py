@@ -1,8 +1,8 @@
-"""Makes a folder of 2,000 small photos, to try --dataset=folder on.
+"""Creates a folder of 2,000 small photos, to try --dataset=folder.
 
     python tools/make_photo_folder.py photos
 
-They are pieces of the two photos that come with scikit-learn (a temple, a
+They are pieces of the two photos that come with scikit-learn (a temple and a
 flower), of mixed sizes and formats, some lying on their side with an EXIF
 orientation: 20 labeled in two classes, 1,780 unlabeled, 200 for the test.
 """
@@ -19,20 +19,20 @@ CLASSES = ("flower", "temple")
 _SUFFIXES = (".jpg", ".JPG", ".jpeg", ".png", ".bmp", ".gif")
 _SHARES = (0.5, 0.1, 0.1, 0.15, 0.1, 0.05)
 _ORIENTATION = 0x0112  # the EXIF tag
-_ON_ITS_SIDE = 6  # a viewer turns it by a quarter, clockwise
+_ON_ITS_SIDE = 6  # viewers turn it by a quarter, clockwise
 
 
 def piece(photo: PIL.Image.Image, rng: np.random.Generator) -> PIL.Image.Image:
-    """A piece of a photo, in a size and brightness of its own."""
+    """Cuts out a piece of random size and brightness."""
     width, height = (int(side * rng.uniform(0.15, 0.4)) for side in photo.size)
     left = rng.integers(photo.width - width)
     top = rng.integers(photo.height - height)
-    found = photo.crop((left, top, left + width, top + height))
+    image = photo.crop((left, top, left + width, top + height))
     scale = rng.uniform(0.8, 2.0)
     size = int(width * scale), int(height * scale)
-    found = found.resize(size, PIL.Image.Resampling.BICUBIC)
+    image = image.resize(size, PIL.Image.Resampling.BICUBIC)
     gain = rng.uniform(0.6, 1.3)
-    return found.point(lambda value: min(255, int(value * gain)))
+    return image.point(lambda value: min(255, int(value * gain)))
 
 
 def save(
@@ -55,7 +55,7 @@ def main() -> None:
         sys.exit("usage: python tools/make_photo_folder.py FOLDER")
     root = pathlib.Path(sys.argv[1]).expanduser()
     if root.exists():
-        sys.exit(f"{root}: exists already; name a new folder")
+        sys.exit(f"{root}: exists already; give a new folder")
     temple, flower = datasets.load_sample_images().images
     photos = [PIL.Image.fromarray(image) for image in (flower, temple)]
     rng = np.random.default_rng(0)

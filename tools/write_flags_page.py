@@ -2,16 +2,17 @@
 
 python tools/write_flags_page.py
 
-The commands are asked by --helpxml, so the page has what --helpfull prints.
+The page has what --helpfull prints.
 """
 
 import ast
-import functools
+import importlib
 import pathlib
 import re
-import subprocess
-import sys
-import xml.etree.ElementTree
+
+from simmatch_tf import config
+from simmatch_tf.flags import command as command_lib
+from simmatch_tf.flags import commandline
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "flags.md"
@@ -43,26 +44,17 @@ TensorFlow's own messages.
 """
 
 
-@functools.cache
-def _flags(command: str) -> list[dict[str, str]]:
-    """Asks a command for its flags, in the order of their names."""
-    text = subprocess.run(
-        [sys.executable, "-m", f"simmatch_tf.{command}", "--helpxml"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    root = xml.etree.ElementTree.fromstring(text[text.index("<?xml") :])
-    flags = [
-        {item.tag: item.text or "" for item in flag}
-        for flag in root.iter("flag")
+def _kind(command: str) -> type[commandline.Flags]:
+    """Returns the class that declares a command's flags."""
+    module = importlib.import_module(f"simmatch_tf.{command}")
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, commandline.Flags)
+        and value.__module__ == module.__name__
     ]
-    return [
-        flag
-        for flag in flags
-        if flag["file"] == "__main__" or flag["file"].startswith("simmatch_tf")
-    ]
+    return own[0] if own else config.Config
 
 
 def names(command: str) -> set[str]:
@@ -72,24 +64,23 @@ def names(command: str) -> set[str]:
         command: A name in `COMMANDS`.
     """
     own = {"help", "helpfull", "flagfile", "verbosity"}
-    for flag in _flags(command):
-        own.add(flag["name"])
-        if flag["type"] == "bool":
-            own.add(f"no{flag['name']}")
+    for flag in _kind(command).declared().values():
+        own.add(flag.name)
+        if flag.type is bool:
+            own.add(f"no{flag.name}")
     return own
 
 
-def _row(flag: dict[str, str]) -> str:
-    """Returns a flag's row of its command's table."""
-    default = flag["default"]
-    if flag["type"] == "bool":
-        default = default.lower()
-    if flag["type"] == "multi string":
-        default = ""
-    default = f"`{default}`" if default not in ("", "None") else ""
-    meaning = " ".join(flag["meaning"].split())
-    meaning = re.sub(r"([|*<\[])", r"\\\1", meaning)
-    return f"| `--{flag['name']}` | {default} | {meaning} |"
+def _row(flag: commandline.Flag) -> str:
+    """Returns a flag's row in the table of its topic."""
+    default = commandline.shown(flag.default)
+    default = default and f"`{default}`"
+    text = flag.help
+    if flag.choices:
+        text += f" One of: {', '.join(flag.choices)}."
+    text = re.sub(r"([|*<\[])", r"\\\1", text)
+    switch = "[no]" if flag.type is bool else ""
+    return f"| `--{switch}{flag.name}` | {default} | {text} |"
 
 
 def page() -> str:
@@ -99,13 +90,17 @@ def page() -> str:
         source = (ROOT / "simmatch_tf" / f"{command}.py").read_text("utf-8")
         summary = ast.get_docstring(ast.parse(source)).split("\n\n")[0]
         lines += [f"## {command}", "", " ".join(summary.split()), ""]
-        for title, usual in (("", "yes"), ("Further flags:", None)):
-            rows = [_row(x) for x in _flags(command) if x.get("key") == usual]
+        kind, shared = _kind(command), set()
+        if kind is not config.Config and issubclass(kind, config.Config):
+            lines += ["It also takes the flags of [train](#train).", ""]
+            shared = {_row(x) for x in config.Config.declared().values()}
+        for title, flags in command_lib.topics(kind).items():
+            rows = [row for row in map(_row, flags) if row not in shared]
             if rows:
-                lines += [title, ""] if title else []
+                lines += [f"### {title}", ""] if title != "Flags" else []
                 lines += ["| flag | default | meaning |", "|---|---|---|"]
                 lines += [*rows, ""]
-    return "\n".join(lines).replace("\n\n\n", "\n\n")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from simmatch_tf import config as config_lib
 from simmatch_tf import lazy
 from simmatch_tf.algorithms import diagnostics
+from simmatch_tf.flags import commandline
 from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import (
     guard,
@@ -94,13 +95,18 @@ class Algorithm(lazy.Module):
       `modules.replica.variable`) as attributes.
     * `evaluated_weights`, "student" or "ema": whose results are the run's. A
       property, where that depends on the run's flags.
-    * Work on the host between steps, such as clustering: `between_steps`.
+    * `eman`: whether the EMA averages BatchNorm's statistics as it averages
+      the weights; if not, it has statistics of its own (see
+      `modules.teacher`).
+    * Work on the host between steps, such as clustering: `between_steps`, and
+      how often, `between_steps_every`.
 
     A step computes targets, runs the student under a tape, and calls
     `minimize`, which updates weights, EMA and the count of steps. `call` runs a
     network in one of three modes of BatchNorm.
 
     Attributes:
+        hyper: Hyper-parameters, of the class HyperParameters.
         config: The run's flags, with durations in steps.
         num_classes: Number of classes L.
         slot_labels: Class of each labeled image [K], in the order of
@@ -118,11 +124,13 @@ class Algorithm(lazy.Module):
         step: Number of steps done, int64.
     """
 
+    HyperParameters = commandline.HyperParameters
     labeled_views: ClassVar[tuple[str | View, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[str | View, ...]] = ("weak", "strong")
     needs_index: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
     evaluated_weights: str = "ema"
+    eman: bool = True
     # Steps between two calls of `between_steps`; None: never called.
     between_steps_every: int | None = None
 
@@ -139,8 +147,9 @@ class Algorithm(lazy.Module):
 
         Args:
             config: The run's flags, with durations in steps.
-            make_network: Makes a network from the keyword argument `heads`;
-                see `networks.network.build`.
+            make_network: Makes a network from the keyword arguments `heads`
+                (see `networks.network.build`) and `any_size`, whether it must
+                take images of several sizes.
             num_classes: Number of classes L.
             slot_labels: Class of each labeled image [K], in slot order.
             unlabeled_images: Size of the unlabeled set.
@@ -158,16 +167,22 @@ class Algorithm(lazy.Module):
                 f"be in [0, {num_classes})"
             )
         self.config, self.num_classes = config, num_classes
+        self.hyper = config.hyper
         self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
-        self.student = make_network(heads=self.heads())
+        views = map(View.parse, (*self.labeled_views, *self.unlabeled_views))
+        network = {
+            "heads": self.heads(),
+            "any_size": any(view.side is not None for view in views),
+        }
+        self.student = make_network(**network)
         self.teacher = teacher.Teacher(
-            make_network(heads=self.heads()),
+            make_network(**network),
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
-            eman=config.teacher_norm == "eman",
+            eman=self.eman,
             shuffles=config.batch_norm == "local",
         )
         self.generators = [

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from simmatch_tf import config as config_lib
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment, memory
-from simmatch_tf.ops import propagation, similarity, summaries
+from simmatch_tf.ops import propagation, summaries
 
 # Key of a batch: whether its step is logged, a bool scalar. Left out where a
 # run logs no diagnostics at all.
@@ -173,10 +173,10 @@ def memory_bank(
     few = max(ROWS, min(z_w.shape[0], _SIMILARITIES // slots))
     p_w, z_w = p_w[:few], z_w[:few]
     t, labels = config.temperature, bank.labels
-    logits, shift = similarity.similarity_logits(
+    logits, shift = propagation.similarity_logits(
         z_w, bank.features, t, bank.filled
     )  # [n, K]
-    q_w = similarity.shares(logits)
+    q_w = propagation.shares(logits)
     q_hat = q_w
     if config.scale_instances:
         q_hat = propagation.scale(q_w, propagation.unfold(p_w, labels))

@@ -16,8 +16,11 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
+
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, pseudo_labeling
+from simmatch_tf.flags.commandline import flag
 from simmatch_tf.lazy import tf
 from simmatch_tf.ops import losses
 
@@ -26,11 +29,25 @@ from simmatch_tf.ops import losses
 class FixMatch(pseudo_labeling.PseudoLabeling):
     """With hard or soft pseudo-labels, aligned or not.
 
-    With --memory=teacher the EMA teacher sees the weak views (FixMatch-EMAN);
-    otherwise the student does, as published.
+    With --targets_from=teacher the EMA teacher sees the weak views
+    (FixMatch-EMAN); else the student does, as published.
     """
 
-    published_align = False
+    @dataclasses.dataclass(frozen=True)
+    class HyperParameters(pseudo_labeling.HyperParameters):
+        """As published, FixMatch does not align."""
+
+        prefix = ""
+
+        align: bool = flag(
+            False, "Whether to apply distribution alignment.", rare=True
+        )
+        pseudo_labels: str = flag(
+            "hard",
+            "Pseudo-labels: the most likely class, or all probabilities.",
+            choices=("hard", "soft"),
+            rare=True,
+        )
 
     def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:
         """One step: L_s + λ_u L_u."""

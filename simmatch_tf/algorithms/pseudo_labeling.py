@@ -5,9 +5,12 @@ The letters are those of `simmatch`.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 from simmatch_tf.algorithms import algorithm, diagnostics
+from simmatch_tf.flags import commandline, errors
+from simmatch_tf.flags.commandline import flag
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment
 
@@ -27,6 +30,68 @@ class Targets(NamedTuple):
     z_l: tf.Tensor | None
 
 
+@dataclasses.dataclass(frozen=True)
+class HyperParameters(commandline.HyperParameters):
+    """Flags of every method with pseudo-labels from weak views."""
+
+    prefix = ""
+
+    threshold: float = flag(
+        0.95,
+        "Confidence threshold tau: smallest confidence of a pseudo-label.",
+        low=0,
+        high=1,
+    )
+    lambda_u: float = flag(
+        1.0, "Weight of the pseudo-label loss.", low=0, high=1e6
+    )
+    targets_from: str = flag(
+        "student",
+        "Network that sees the weak views: the student, or its EMA teacher. "
+        "SimMatch with student is the published form for small label sets "
+        "(temporal ensemble), with teacher that for large ones.",
+        choices=("teacher", "student"),
+    )
+    teacher_norm: str = flag(
+        "eman",
+        "BatchNorm of the teacher with --targets_from=teacher: running "
+        "averages (eman), or statistics of each batch, shuffled over the "
+        "devices.",
+        choices=("eman", "shuffle"),
+        rare=True,
+    )
+    weak_forward: str = flag(
+        "joint",
+        "Forward pass of the weak views with --targets_from=student: jointly "
+        "with the student's other images, or separately, which needs less "
+        "memory.",
+        choices=("joint", "separate"),
+        rare=True,
+    )
+    align: bool = flag(
+        True, "Whether to apply distribution alignment.", rare=True
+    )
+    da_window: int = flag(
+        32,
+        "Number of batches that distribution alignment averages over.",
+        low=1,
+        rare=True,
+    )
+
+    def check(self) -> None:
+        """Checks what depends on the network that sees the weak views."""
+        if self.teacher_norm == "shuffle" and self.targets_from != "teacher":
+            raise errors.InputError(
+                "--teacher_norm=shuffle: is for --targets_from=teacher; "
+                "elsewhere the teacher uses running averages only"
+            )
+        if self.weak_forward == "separate" and self.targets_from != "student":
+            raise errors.InputError(
+                "--weak_forward=separate: is for --targets_from=student; "
+                "elsewhere weak views have a forward pass of their own already"
+            )
+
+
 class PseudoLabeling(algorithm.Algorithm):
     """Learns from pairs of a weak and a strong view of each unlabeled image.
 
@@ -35,15 +100,14 @@ class PseudoLabeling(algorithm.Algorithm):
 
     Attributes:
         align: The distribution alignment.
-        published_align: The default of --align.
     """
 
-    published_align: ClassVar[bool] = True
+    HyperParameters = HyperParameters
 
     @property
     def from_teacher(self) -> bool:
         """Whether the EMA teacher sees the weak views, not the student."""
-        return self.config.memory == "teacher"
+        return self.config.targets_from == "teacher"
 
     @property
     def evaluated_weights(self) -> str:
@@ -51,10 +115,14 @@ class PseudoLabeling(algorithm.Algorithm):
         return "student" if self.from_teacher else "ema"
 
     @property
+    def eman(self) -> bool:
+        """Whether the teacher runs on averaged BatchNorm statistics."""
+        return self.config.teacher_norm == "eman"
+
+    @property
     def aligns(self) -> bool:
         """Whether p^w is aligned."""
-        align = self.config.align
-        return self.published_align if align is None else align
+        return self.config.align
 
     def build_state(self) -> None:
         """Makes the window of the alignment."""

@@ -22,8 +22,11 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
+
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
+from simmatch_tf.flags.commandline import flag
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
@@ -36,6 +39,64 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
     Attributes:
         memory: Q_f and Q_l.
     """
+
+    @dataclasses.dataclass(frozen=True)
+    class HyperParameters(pseudo_labeling.HyperParameters):
+        """Flags of the memory bank and of instance matching."""
+
+        prefix = ""
+
+        alpha: float = flag(
+            0.9,
+            "Weight of the class probabilities p^w in the smoothed "
+            "pseudo-label.",
+            low=0,
+            high=1,
+        )
+        temperature: float = flag(
+            0.1,
+            "Temperature t of the instance similarities.",
+            low=0.005,
+            high=10,
+        )
+        lambda_in: float = flag(
+            1.0, "Weight of the instance matching loss.", low=0, high=1e6
+        )
+        scale_instances: bool = flag(
+            True,
+            "Whether instance pseudo-labels are scaled by the class "
+            "probabilities p^w (off: Table 5, w/o q^).",
+            rare=True,
+        )
+        smooth_classes: bool = flag(
+            True,
+            "Whether class pseudo-labels are smoothed by the instance "
+            "pseudo-labels (off: Table 5, w/o p^).",
+            rare=True,
+        )
+        memory_momentum: float = flag(
+            0.7,
+            "Momentum of the embeddings in the memory bank with "
+            "--targets_from=student.",
+            low=0,
+            high=0.99999,
+            rare=True,
+        )
+        matching_start_steps: int = flag(
+            0,
+            "Step at which instance loss and smoothing start, if the memory "
+            "bank is full by then.",
+            low=0,
+            rare=True,
+        )
+        memory_placement: str = flag(
+            "replicated",
+            "Memory bank on several devices: whole on each, or divided among "
+            "them.",
+            choices=("replicated", "sharded"),
+            operational=True,
+            rare=True,
+        )
 
     needs_embeddings = True
 

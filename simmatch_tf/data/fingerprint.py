@@ -14,17 +14,14 @@ import hashlib
 import json
 import os
 import pathlib
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
 from absl import logging
 
-from simmatch_tf import availability, checks, io, registry
+from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight, registry
 from simmatch_tf.flags.errors import InputError
-
-if typing.TYPE_CHECKING:
-    from simmatch_tf import config as config_lib
 
 _SHOWN = 3  # names in a message
 _DIGEST_BYTES = 16
@@ -207,7 +204,7 @@ def of_flags(
     paths = {}
     for flag in ("labeled_list", "split_file"):
         value = getattr(config, flag)
-        if value is not None and value not in checks.SUBSETS:
+        if value is not None and value not in config_lib.SUBSETS:
             paths[f"--{flag}"] = str(io.expand(value))
     weights = config.init_from and _weights(config.init_from)
     if weights:
@@ -228,7 +225,7 @@ def of_flags(
 def _weights(path: str) -> str | None:
     """Returns a file that changes with the weights that --init_from names."""
     try:
-        kind, place = availability.kind_of_weights(path)
+        kind, place = preflight.kind_of_weights(path)
     except InputError:
         return None  # gone
     if kind == "saved_model":

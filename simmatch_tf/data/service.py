@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability
+from simmatch_tf import preflight
 from simmatch_tf.flags.errors import InputError
 
 # Seconds after which a missing batch is an error. TensorFlow itself would wait
@@ -114,7 +114,7 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
             "one message, which must stay below 2 GiB; leave it out, or keep "
             "them in files (--dataset=folder)"
         )
-    availability.check_reachable("data_service", address, scheme="grpc://")
+    preflight.check_reachable("data_service", address, scheme="grpc://")
     answers: queue.Queue[Any] = queue.Queue()
 
     def register() -> None:

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import socket
 import time
 import typing
@@ -29,6 +28,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import signals
+from simmatch_tf.flags import commandline
 from simmatch_tf.flags.errors import InputError
 
 if typing.TYPE_CHECKING:
@@ -112,24 +112,22 @@ def _hosts(job: str, hosts: Any) -> Iterator[str]:
     if not isinstance(hosts, list):
         raise _wrong(f"has a {job} that is no list: {hosts!r}")
     for host in hosts:
-        if address(str(host)) is None:
+        if commandline.address(str(host)) is None:
             raise _wrong(f"has the address {host!r}: must be host:port")
         yield host
 
 
-def address(text: str) -> tuple[str, int] | None:
-    """Returns host and port of HOST:PORT; None of any other text."""
-    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})", text)
-    if not match or not 0 < int(match[2]) < 2**16:
-        return None
-    return match[1].strip("[]"), int(match[2])
-
-
 def of(config: config_lib.Config) -> Cluster | None:
     """Returns the workers that a run uses; None if it is this process alone."""
-    if config.strategy in ("multi_worker", "auto") and config.tpu is None:
-        return read()
-    return None
+    if config.strategy not in ("multi_worker", "auto") or config.tpu:
+        return None
+    cluster = read()
+    if config.strategy == "multi_worker" and cluster is None:
+        raise InputError(
+            "--strategy=multi_worker: TF_CONFIG must name two workers or "
+            "more, and which of them this one is"
+        )
+    return cluster
 
 
 def chief(config: config_lib.Config) -> bool:
@@ -162,7 +160,7 @@ def meet(cluster: Cluster, seconds: float, flags: str) -> None:
         cluster.index,
         ", ".join(cluster.workers),
     )
-    chief = address(cluster.workers[0])
+    chief = commandline.address(cluster.workers[0])
     if cluster.chief:
         _gather(cluster, chief[1], until, flags)
     else:

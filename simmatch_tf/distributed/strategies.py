@@ -8,14 +8,14 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks, preflight, signals
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, signals
 from simmatch_tf.distributed import cluster as cluster_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 
 # Flags whose values may differ between workers.
-_PER_WORKER = (*checks.PATHS, "workdir", "progress", "parallel_calls")
+_PER_WORKER = (*config_lib.PATHS, "workdir", "progress", "parallel_calls")
 # TensorFlow connects workers that have met within this time.
 _CONNECT_SECONDS = 60
 
@@ -51,7 +51,7 @@ def make(config: config_lib.Config) -> tf.distribute.Strategy:
     strategy = _choose(config)
     if not tf.config.list_physical_devices("GPU"):
         _warn_of_precision(config.precision)
-    checks.check_compiles(config, strategy.num_replicas_in_sync)
+    config.check_compiles(strategy.num_replicas_in_sync)
     preflight.silence_onednn()
     return strategy
 
@@ -72,7 +72,7 @@ def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
     if count == 1:
         return one()
     names = _devices(kind, count)
-    checks.check_divides(config, count)
+    config.check_divides(count)
     if kind == "GPU":
         _make_deterministic()
     logging.info("training on %s", ", ".join(names))
@@ -93,7 +93,7 @@ def _multi_worker(
     if gpus:
         tf.config.set_visible_devices(gpus[:wanted], "GPU")
         _make_deterministic()
-    checks.check_divides(config, wanted * len(cluster.workers))
+    config.check_divides(wanted * len(cluster.workers))
     logging.info(
         "worker %d of %d, %d devices each",
         cluster.index,
@@ -133,7 +133,7 @@ def _tpu(config: config_lib.Config) -> tf.distribute.Strategy:
             f"--devices={config.devices}: the TPU has {cores} cores, and all "
             "are used; leave it out"
         )
-    checks.check_divides(config, cores)
+    config.check_divides(cores)
     return strategy
 
 

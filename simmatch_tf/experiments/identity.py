@@ -1,9 +1,8 @@
-"""What a run is, so that it is known again: the flags that decide its result.
+"""What identifies a run: the flags that decide its result, and its data.
 
 Nothing here imports TensorFlow.
 """
 
-import dataclasses
 import functools
 import glob
 import hashlib
@@ -25,11 +24,9 @@ _READ = 256 * 2**20
 
 
 def flags(config: config_lib.Config) -> list[str]:
-    """The flags that decide what is trained, as words; paths are absolute."""
+    """Returns the flags that decide what is trained; paths are absolute."""
     operational = {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.metadata["operational"]
+        name for name, each in config.fields().items() if each.operational
     }
     if config.dataset == "folder":
         operational.remove("data_dir")
@@ -37,46 +34,61 @@ def flags(config: config_lib.Config) -> list[str]:
     return text.split("\n")[:-1]
 
 
-def name(config: config_lib.Config) -> str:
-    """File name of a run: readable, and another for each other run.
+def default_flags(config: config_lib.Config) -> set[str]:
+    """Returns all flags of a run's algorithm at their defaults.
 
-    Flags at their default have no part in it, so that one that is new does not
-    rename what was run without it.
+    --algorithm is among them at its own default.
     """
-    at_default = usual()
-    given = [word for word in flags(config) if word not in at_default]
+    defaults = config_lib.Config(
+        labels=10, steps=1, algorithm=config.algorithm, plugin=config.plugin
+    )
+    words = set(flags(defaults)) - {"--labels=10", "--steps=1"}
+    algorithm = config_lib.Config.declared()["algorithm"].default
+    words.discard(f"--algorithm={config.algorithm}")
+    return words | {f"--algorithm={algorithm}"}
+
+
+def name(config: config_lib.Config) -> str:
+    """Returns a run's file name: readable, and different for each run.
+
+    Flags at their default have no part in it, so that a new flag does not
+    rename the runs that were trained without it.
+    """
+    defaults = default_flags(config)
+    given = [word for word in flags(config) if word not in defaults]
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
     dataset = config_lib.base_name(config.dataset)
     return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
 
 
 def data(
-    config: config_lib.Config, kept: pathlib.Path | None = None
+    config: config_lib.Config, data_json: pathlib.Path | None = None
 ) -> str | None:
-    """What tells the files that flags name from what these had before.
+    """Digests the user's own files, to tell them from other files.
 
     Args:
         config: The flags.
-        kept: The data.json of a run: its files instead of those there now.
+        data_json: The data.json of a run, to digest its files instead of
+            those that exist now.
 
     Returns:
-        A digest of --data_dir's files (names and sizes), of a list and of
-        first weights; behind ":", where they are known, one of the contents
-        in --data_dir. None: no flag names any, or they are not known.
+        A digest of the names and sizes in --data_dir, of a list and of first
+        weights; after a ":", where they are known, one of the contents in
+        --data_dir. None if no flag names files, or they are not known.
     """
     try:
-        if kept is not None:
-            found = fingerprint.read(kept)
-        elif config.dataset == "folder":
-            found = _in_folder(config.absolute().data_dir)
-            found = found.join(fingerprint.of_flags(config))
+        if data_json is not None:
+            files = fingerprint.read(data_json).files
         else:
-            found = fingerprint.of_flags(config)
+            files = fingerprint.of_flags(config).files
+            if config.dataset == "folder":
+                folder = _in_folder(config.absolute().data_dir)
+                files = {**folder.files, **files}
     except (OSError, ValueError):
-        return None  # it is not there: the runs that want it say so
+        return None  # missing files: the runs that need them say so
     files = {
         name: state
-        for name, state in found.files.items()
+        for name, state in files.items()
         if config.dataset == "folder" or name.startswith("--")
     }
     digest = fingerprint.Fingerprint(files).digest()
@@ -91,7 +103,7 @@ def data(
 
 
 def is_same(then: str | None, now: str | None) -> bool:
-    """Whether two of `data` are alike, as far as both are known."""
+    """Whether two digests of `data` agree, as far as both are known."""
     if None in (then, now):
         return True
     return all(
@@ -102,61 +114,60 @@ def is_same(then: str | None, now: str | None) -> bool:
 def records(
     config: config_lib.Config, patterns: Iterable[str]
 ) -> dict[str, list[str | None]] | None:
-    """The record files that a dataset of TFDS has now.
+    """Digests the record files that a TFDS dataset has now.
 
     Args:
-        config: Its name and folder.
-        patterns: Their names from the folder of the datasets on, with * for
-            the number of a file.
+        config: The flags, with the dataset's name and folder.
+        patterns: Paths of the files below the folder of all datasets, with *
+            for the number of a file.
 
     Returns:
-        Pattern → a digest of the files' sizes; and one of their records where
-        they are small TFRecord files, else None. None: it is not prepared
-        here.
+        Pattern → a digest of the files' sizes, and one of their records if
+        they are small TFRecord files, else None. None if the dataset is not
+        prepared here.
     """
-    paths = {
-        pattern: os.path.join(tfds.data_dir(config.tfds_dir), pattern)
-        for pattern in patterns
-    }
+    root = tfds.data_dir(config.tfds_dir)
+    paths = {pattern: os.path.join(root, pattern) for pattern in patterns}
     if not any(os.path.isdir(os.path.dirname(p)) for p in paths.values()):
         return None
     return {pattern: list(_state(path)) for pattern, path in paths.items()}
 
 
 def records_of_run(
-    config: config_lib.Config, kept: pathlib.Path
+    config: config_lib.Config, data_json: pathlib.Path
 ) -> dict[str, list[str | None]] | None:
-    """The record files that a run was trained on, as `records`.
+    """Digests the record files that a run was trained on; see `records`.
 
     Args:
-        config: Its flags.
-        kept: Its data.json. Records do not stand there: they are those now.
+        config: The run's flags.
+        data_json: The run's data.json. It has the files' sizes but not their
+            records, which are read now.
 
     Returns:
-        See `records`; None where it is of no dataset of TFDS.
+        As `records`; None if the dataset is none of TFDS.
     """
     entry, _ = registry.sources.find(config.dataset)
     if "is_prepared" not in entry.facts:
         return None
     try:
-        files = fingerprint.read(kept).files
+        files = fingerprint.read(data_json).files
     except (OSError, ValueError):
         return None
-    sizes = {}
+    sizes: dict[str, list[int]] = {}
     for name, (size, _, _) in sorted(files.items()):
         if not name.startswith("--"):
             sizes.setdefault(_NUMBER.sub(r"-*-of-\1", name), []).append(size)
     now = records(config, sizes) or {}
-    found = {
-        pattern: [_digest(those), now.get(pattern, [None, None])[1]]
-        for pattern, those in sizes.items()
+    digests = {
+        pattern: [_digest(each), now.get(pattern, [None, None])[1]]
+        for pattern, each in sizes.items()
     }
-    return found or None
+    return digests or None
 
 
 @functools.cache
 def _state(pattern: str) -> tuple[str, str | None]:
-    """Once for all cells of a plan: digests of files' sizes and records."""
+    """Digests files' sizes and records, once for all cells of a plan."""
     folder, name = os.path.split(pattern)
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
     sizes = [os.path.getsize(path) for path in paths]
@@ -171,16 +182,10 @@ def _digest(values: Sequence[int | str]) -> str:
 
 @functools.cache
 def _in_folder(path: str) -> fingerprint.Fingerprint:
-    """Once for all cells of a plan."""
+    """Reads the files of a folder, once for all cells of a plan."""
     images = folder.Listing(path)
-    found = images.fingerprint()
-    if sum(size for size, _, _ in found.files.values()) > _READ:
-        return found
-    contents = fingerprint.digests([*found.paths.values()])
-    return images.fingerprint(dict(zip(found.paths, contents, strict=True)))
-
-
-def usual() -> set[str]:
-    """All flags at their defaults, as words."""
-    config = config_lib.Config(labels=10, steps=1)
-    return set(flags(config)) - {"--labels=10", "--steps=1"}
+    files = images.fingerprint()
+    if sum(size for size, _, _ in files.files.values()) > _READ:
+        return files
+    contents = fingerprint.digests([*files.paths.values()])
+    return images.fingerprint(dict(zip(files.paths, contents, strict=True)))

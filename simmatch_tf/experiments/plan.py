@@ -1,4 +1,4 @@
-"""A plan: a base recipe, lists of values to vary, and the cells they make.
+"""Plans: a base recipe, and lists of values to vary, which give the cells.
 
     [plan]
     title = Digits, 40 labels
@@ -14,9 +14,9 @@
     20 = --labels=20
     40 =
 
-Each section but the first is a list: name = flags of train. A cell is one of
-each list, under one seed; what stands later wins. Nothing here imports
-TensorFlow.
+Each section but the first is a list of lines NAME = FLAGS OF TRAIN. A cell
+combines one value of each list with one seed; of two equal flags the later one
+counts. Nothing here imports TensorFlow.
 """
 
 import configparser
@@ -26,15 +26,15 @@ import pathlib
 import shlex
 from collections.abc import Iterator, Sequence
 
-from simmatch_tf import checks, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io
 from simmatch_tf.experiments import identity
 from simmatch_tf.flags import commandline, flagfiles
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 _KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
 _VARY = ("all together", "one at a time")
-# Flags that are the experiment's own.
+# Flags that the experiment sets itself.
 _OWN = ("workdir", "overwrite", "describe", "seed", "split_seed", "progress")
 
 
@@ -43,12 +43,13 @@ class Cell:
     """One run of a plan.
 
     Attributes:
-        row: Of the table: the names of what is varied, but for the columns.
-        column: Of the table; "" where there is one. Of a plan that varies one
-            at a time: the list that is varied.
-        seed: Of the labels as well as of everything else.
-        words: Flags of train, all but the workdir.
-        config: What they come to.
+        row: Its row in the table: the names of its values, without the one
+            that is the column.
+        column: Its column in the table; "" if there is one column. In a plan
+            that varies one list at a time: that list.
+        seed: Seed of the labels and of everything else.
+        words: Flags of train, without the workdir.
+        config: The configuration that these flags give.
     """
 
     row: str
@@ -57,20 +58,24 @@ class Cell:
     words: tuple[str, ...]
     config: config_lib.Config
 
+    def title(self, *, seed: bool = True) -> str:
+        """Returns the cell's name, with or without its seed."""
+        return _title(self.row, self.column, f"seed {self.seed}" * seed)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What stands in a plan's file.
+    """The content of a plan's file.
 
     Attributes:
         path: The file.
-        title: Of the table.
+        title: Title of the table.
         base: Flags of each cell.
-        seeds: One run of each cell for each.
+        seeds: Seeds; each cell is run once with each.
         lists: Name of a list → name of a value → its flags.
-        columns: The list whose values are columns of the table; None: one
-            column.
-        reference: The row that the others are compared with; None: none.
+        columns: The list whose values are columns of the table; None for a
+            single column.
+        reference: The row that the others are compared with, if any.
         curves: Whether the lists are varied one at a time, each a curve.
     """
 
@@ -85,11 +90,11 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """That of the file."""
+        """The name of the file, without .cfg."""
         return self.path.stem
 
     def places(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """Row, column and flags of each place in the table, in its order."""
+        """Yields row, column and flags of each place in the table, in order."""
         if self.curves:
             for column, values in self.lists.items():
                 for row, words in values.items():
@@ -102,28 +107,31 @@ class Plan:
             yield ", ".join(chosen.values()), column, sum(words, ())
 
     def cells(self) -> list[Cell]:
-        """All runs, those of the first seed first.
+        """Returns all runs, those of the first seed first.
 
         Raises:
-            InputError: The flags of one are not right, or two are one run.
+            InputError: The flags of a cell are wrong, or two cells are the
+                same run.
         """
-        found = []
+        cells = []
         for seed, place in itertools.product(self.seeds, self.places()):
             row, column, words = place
             own = (f"--seed={seed}", f"--split_seed={seed}")
             words = (*self.base, *words, *own)
             try:
                 config = config_lib.Config.from_argv(["train", *words])
-                _check_own(config)
+                for name in ("overwrite", "describe"):  # of a flagfile
+                    if getattr(config, name):
+                        raise InputError(f"--{name}: must not be in a plan")
             except InputError as error:
-                where = _where(row, column)
-                raise InputError(f"{self.path}: {where}: {error}") from None
-            found.append(Cell(row, column, seed, words, config))
-        self._check_distinct(found)
-        return found
+                title = _title(row, column)
+                raise InputError(f"{self.path}: {title}: {error}") from None
+            cells.append(Cell(row, column, seed, words, config))
+        self._check_distinct(cells)
+        return cells
 
     def _check_distinct(self, cells: list[Cell]) -> None:
-        """Curves may share a value; other places are runs of their own."""
+        """Checks that cells differ; two curves may share a value."""
         known: dict[tuple[str, str], Cell] = {}
         for cell in cells:
             curve = cell.column if self.curves else ""
@@ -131,23 +139,23 @@ class Plan:
             other = known.setdefault(key, cell)
             if other is not cell:
                 raise InputError(
-                    f"{self.path}: {_where(other.row, other.column)} and "
-                    f"{_where(cell.row, cell.column)}: are one and the same "
-                    "run; in what decides its result they do not differ"
+                    f"{self.path}: {other.title(seed=False)} and "
+                    f"{cell.title(seed=False)}: are the same run, with the "
+                    "same values of all flags that decide its result"
                 )
 
 
 def read(name: str) -> Plan:
-    """Reads a plan (found in the folder or beside the package).
+    """Reads a plan from the working folder or from the package's configs.
 
     Raises:
-        InputError: The file, or what stands in it, is not right.
+        InputError: The file cannot be read, or its content is wrong.
     """
     path = flagfiles.find(name, name, folder="configs/plans")
     parser = configparser.ConfigParser(
         delimiters=("=",), comment_prefixes=("#",), interpolation=None
     )
-    parser.optionxform = str  # names are shown as they are written
+    parser.optionxform = str  # names keep their case
     try:
         parser.read_string(io.read_text(path, name), name)
     except configparser.Error as error:
@@ -172,27 +180,30 @@ def read(name: str) -> Plan:
     }
     vary = own.get("vary", _VARY[0])
     if vary not in _VARY:
-        raise InputError(f"{name}: [plan] vary={vary}: must be {_VARY[0]!r} or "
-                         f"{_VARY[1]!r}")  # fmt: skip
-    found = Plan(
+        raise InputError(
+            f"{name}: [plan] vary={vary}: must be {_VARY[0]!r} or {_VARY[1]!r}"
+        )
+    plan = Plan(
         path=path,
         title=own.get("title", path.stem),
         base=_words(name, "[plan] base", own.get("base", "")),
-        seeds=checks.numbers(f"{name}: [plan] seeds", own.get("seeds", "0")),
+        seeds=commandline.numbers(
+            f"{name}: [plan] seeds", own.get("seeds", "0")
+        ),
         lists=lists,
         columns=own.get("columns"),
         reference=own.get("reference"),
         curves=vary == _VARY[1],
     )
-    _check(name, found)
-    return found
+    _check(name, plan)
+    return plan
 
 
 def of_seeds(cells: list[Cell], chosen: Sequence[int]) -> list[Cell]:
-    """The cells of some seeds; of all, where none is chosen.
+    """Returns the cells of the chosen seeds; all if none is chosen.
 
     Raises:
-        InputError: A seed is no cell's.
+        InputError: No cell has a chosen seed.
     """
     known = list(dict.fromkeys(cell.seed for cell in cells))
     for seed in chosen:
@@ -205,6 +216,7 @@ def of_seeds(cells: list[Cell], chosen: Sequence[int]) -> list[Cell]:
 
 
 def _words(name: str, key: str, value: str) -> tuple[str, ...]:
+    """Splits the flags of a line, and checks that the plan may have them."""
     try:
         words = tuple(shlex.split(value))
     except ValueError as error:
@@ -214,29 +226,22 @@ def _words(name: str, key: str, value: str) -> tuple[str, ...]:
         bare = word.lstrip("-").split("=")[0]
         if not word.startswith("--"):
             raise InputError(
-                f"{name}: {key}: {word!r} is not a flag: flags are --NAME=VALUE"
+                f"{name}: {key}: {word!r} is not a flag; flags are --NAME=VALUE"
             )
         if flag in _OWN or bare in _OWN:
             raise InputError(
-                f"{name}: {key}: {word} is the experiment's own; seeds stand "
+                f"{name}: {key}: {word} must not be in a plan; seeds are given "
                 "in [plan]"
             )
     return words
 
 
-def _where(row: str, column: str) -> str:
-    return ", ".join(filter(None, (row, column)))
-
-
-def _check_own(config: config_lib.Config) -> None:
-    """Checks what a flagfile may have brought in."""
-    for name in ("overwrite", "describe"):
-        if getattr(config, name):
-            raise InputError(f"--{name}: is the experiment's own")
+def _title(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _check(name: str, plan: Plan) -> None:
-    """Checks that a plan's parts fit."""
+    """Checks that a plan's parts fit together."""
     if not plan.lists or not all(plan.lists.values()):
         raise InputError(
             f"{name}: nothing is varied; beside [plan], give a section with "
@@ -246,23 +251,23 @@ def _check(name: str, plan: Plan) -> None:
         value = getattr(plan, key)
         if value is not None and plan.curves:
             raise InputError(
-                f"{name}: [plan] {key}={value}: is for vary = {_VARY[0]}"
+                f"{name}: [plan] {key}={value}: needs vary = {_VARY[0]}"
             )
     if plan.columns is not None and plan.columns not in plan.lists:
         raise InputError(
-            f"{name}: [plan] columns={plan.columns}: is no section"
-            + commandline.nearest(plan.columns, tuple(plan.lists))
+            f"{name}: [plan] columns={plan.columns}: must be the name of a "
+            "section" + commandline.nearest(plan.columns, tuple(plan.lists))
         )
     places = [(row, column) for row, column, _ in plan.places()]
     for place in places:
         if places.count(place) > 1:
             raise InputError(
                 f"{name}: two places of the table are called "
-                f"{_where(*place)!r}; names of two lists are joined by ', '"
+                f"{_title(*place)!r}; names of two lists are joined by ', '"
             )
     rows = tuple(dict.fromkeys(row for row, _ in places))
     if plan.reference is not None and plan.reference not in rows:
         raise InputError(
-            f"{name}: [plan] reference={plan.reference}: is no row"
-            + commandline.nearest(plan.reference, rows)
+            f"{name}: [plan] reference={plan.reference}: must be the name of a "
+            "row" + commandline.nearest(plan.reference, rows)
         )

@@ -1,57 +1,51 @@
-"""A plan and its finished runs become tables, figures and files."""
+"""The tables and figures of a plan's finished runs, and what is left to run.
+
+Nothing here imports TensorFlow.
+"""
 
 import collections
 import pathlib
+import shutil
+import statistics
 
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.experiments import costs as costs_lib
-from simmatch_tf.experiments import finished, plan
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import comparison, tables
-
-
-def title(cell: plan.Cell) -> str:
-    """What to call a run."""
-    return ", ".join(filter(None, (cell.row, cell.column, f"seed {cell.seed}")))
-
-
-def line(cell: plan.Cell, found: finished.Finished) -> str:
-    """What to say of a run that has just been finished."""
-    top1 = f"{100 * found.top1:.2f} % top-1"
-    return f"{title(cell)}: {top1}, {found.seconds:.0f} s"
+from simmatch_tf import io, tables
+from simmatch_tf.experiments import identity, plan
+from simmatch_tf.experiments import store as store_lib
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.reporting import comparison
 
 
 def compare(
-    what: plan.Plan, cells: list[plan.Cell], store: finished.Store
+    what: plan.Plan, cells: list[plan.Cell], store: store_lib.Store
 ) -> comparison.Comparison:
-    """The runs of a plan that are finished, as a table's.
+    """Compares the finished runs of a plan.
 
-    Without leads, where those of a column are not on the same images.
+    No lead is given if the results of a column are not of the same images.
     """
     scores, images = [], collections.defaultdict(set)
     for cell in cells:
-        found = store.find(cell.config)
-        if found is not None:
-            score = comparison.Score(
+        finished = store.find(cell.config)
+        if finished is None:
+            continue
+        scores.append(
+            comparison.Score(
                 row=cell.row,
                 column=cell.column,
                 seed=cell.seed,
-                top1=found.top1,
-                student_top1=found.student_top1,
-                ema_top1=found.ema_top1,
-                steps=found.steps,
-                seconds=found.seconds,
+                top1=finished.top1,
+                student_top1=finished.student_top1,
+                ema_top1=finished.ema_top1,
+                steps=finished.steps,
+                seconds=finished.seconds,
             )
-            scores.append(score)
-            images[cell.column].add(
-                (
-                    config_lib.base_name(cell.config.dataset),
-                    found.scored_on,
-                    found.test_images,
-                )
-            )
+        )
+        dataset = config_lib.base_name(cell.config.dataset)
+        images[cell.column].add(
+            (dataset, finished.scored_on, finished.test_images)
+        )
     reference = what.reference
     if reference is not None and any(len(each) > 1 for each in images.values()):
         logging.warning(
@@ -73,18 +67,18 @@ def compare(
 def write(
     what: plan.Plan,
     cells: list[plan.Cell],
-    store: finished.Store,
+    store: store_lib.Store,
     folder: pathlib.Path,
     page: str | None,
 ) -> str:
-    """Writes table.md, table.csv, runs.csv, table.png, and into a page.
+    """Writes table.md, table.csv, runs.csv and table.png, and into a page.
 
     Args:
         what: The plan.
         cells: All of its runs.
-        store: Of finished ones.
-        folder: For the files.
-        page: See `check_page`.
+        store: The store of finished runs.
+        folder: The folder for the files.
+        page: A Markdown file to insert the table into; see `check_page`.
 
     Returns:
         The table, and where it is written.
@@ -92,35 +86,33 @@ def write(
     Raises:
         InputError: A file cannot be written.
     """
-    found = compare(what, cells, store)
-    text = comparison.markdown(found)
-    written = ["table.md", "table.csv", "runs.csv"]
+    compared = compare(what, cells, store)
+    text = comparison.markdown(compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "table.md").write_text(text + "\n", encoding="utf-8")
-        for name, content in (
-            ("table.csv", comparison.table_csv(found)),
-            ("runs.csv", comparison.runs_csv(found)),
-        ):
-            (folder / name).write_text(content, encoding="utf-8")
-        where = f"{len(found.scores)} of {len(cells)} runs"
-        if found.scores:
-            from simmatch_tf.reporting import comparison_figure
-
-            comparison_figure.save(found, folder / "table.png")
-            written.append("table.png")
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder}: cannot be written ({error.strerror})"
+            f"{folder}: cannot be written ({error.strerror})"
         ) from None
+    files = {
+        "table.md": text + "\n",
+        "table.csv": comparison.table_csv(compared),
+        "runs.csv": comparison.runs_csv(compared),
+    }
+    for name, content in files.items():
+        io.write_text(folder / name, content)
+    names = list(files)
+    if compared.scores:
+        from simmatch_tf.reporting import figures  # takes a second to import
+
+        names.append("table.png")
+        figures.save_comparison(compared, folder / names[-1])
     if page is not None:
-        try:
-            comparison.put_between(pathlib.Path(page), what.name, text)
-        except OSError as error:
-            raise InputError(
-                f"--page={page}: cannot be written ({error.strerror})"
-            ) from None
-    return f"{text}\n\nIn {folder}: {', '.join(written)} ({where})."
+        insert(io.expand(page), what.name, text)
+    return (
+        f"{text}\n\nIn {folder}: {', '.join(names)} ({len(compared.scores)} of "
+        f"{len(cells)} runs)."
+    )
 
 
 def check_page(page: str | None, name: str) -> None:
@@ -128,56 +120,114 @@ def check_page(page: str | None, name: str) -> None:
 
     Args:
         page: A Markdown file with <!-- NAME --> and <!-- /NAME --> in it.
-        name: The plan's.
+        name: The plan's name.
 
     Raises:
-        InputError: It is not there, or has no such place.
+        InputError: It does not exist, is not UTF-8, or has no such place.
     """
     if page is None:
         return
-    path = pathlib.Path(page)
+    path = io.expand(page)
     if not path.is_file():
         raise InputError(f"--page={page}: no such file")
     try:
-        # It is written back as UTF-8, which it must be.
-        comparison.place(path.read_text(encoding="utf-8"), name)
+        # It is written back as UTF-8, so it must be UTF-8.
+        place(path.read_text(encoding="utf-8"), name)
     except UnicodeDecodeError:
         raise InputError(
-            f"--page={page}: is no text in UTF-8; save it as such"
+            f"--page={page}: is no text in UTF-8; save it as UTF-8"
         ) from None
     except ValueError as error:
         raise InputError(f"--page={page}: {error}") from None
 
 
-def costs(
-    what: plan.Plan,
-    cells: list[plan.Cell],
-    store: finished.Store,
-    *,
-    progress: bool = False,
-) -> str:
-    """What is left to run, and how long it takes here, as text."""
-    found = costs_lib.of(cells, store, progress=progress)
-    rows = [["", "runs", "left", "steps", "s a run", "hours left", "from"]]
-    for each in found:
-        name = ", ".join(filter(None, (each.row, each.column)))
-        rows.append(
-            [
-                name,
-                str(each.runs),
-                str(each.left),
-                f"{each.steps:,}",
-                f"{each.seconds:,.0f}",
-                f"{each.left * each.seconds / 3600:,.1f}",
-                each.measured,
-            ]
+def place(text: str, name: str) -> tuple[int, int]:
+    """Returns where a table goes: from <!-- NAME --> to <!-- /NAME -->.
+
+    Args:
+        text: Text of the page.
+        name: Name of the table.
+
+    Raises:
+        ValueError: The comments are not in it once each and in this order.
+    """
+    marks = [f"<!-- {name} -->", f"<!-- /{name} -->"]
+    start, end = map(text.find, marks)
+    if any(text.count(mark) != 1 for mark in marks) or start > end:
+        raise ValueError(
+            f"must have the lines {marks[0]} and {marks[1]}, once each"
         )
-    left = sum(each.left for each in found)
-    hours = sum(each.left * each.seconds for each in found) / 3600
-    return (
-        f"{what.title}\n\n{tables.table(rows)}\n\n{left} runs left, "
-        f"{hours:,.1f} hours, one after the other on this machine. From runs: "
-        "the mean of finished ones, as many at once as they were. From a step: "
-        "a few steps on random images, one device, times their number; "
-        "evaluation and input are not in it."
+    return start + len(marks[0]), end
+
+
+def insert(path: pathlib.Path, name: str, table: str) -> None:
+    """Inserts a table into a page, whole or not at all; see `place`.
+
+    Raises:
+        InputError: The page cannot be read or written.
+    """
+    path = path.resolve()  # a link stays a link
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            page = file.read()
+        line_end = "\r\n" if "\r\n" in page else "\n"
+        start, end = place(page, name)
+        table = f"\n{table}\n".replace("\n", line_end)
+        new = f"{page[:start]}{table}{page[end:]}"
+        if new == page:
+            return
+        with io.replacing(path) as temporary:
+            temporary.write_text(new, encoding="utf-8", newline="")
+            shutil.copymode(path, temporary)
+    except OSError as error:
+        raise InputError(
+            f"--page={path}: cannot be written ({error.strerror})"
+        ) from None
+
+
+def left(
+    what: plan.Plan, cells: list[plan.Cell], store: store_lib.Store
+) -> str:
+    """Returns a table of the runs that are left and how long they take.
+
+    A run is expected to take as long as the finished runs of its place in the
+    table did on average, or else those of its algorithm in this plan.
+    """
+    places: dict[tuple[str, str], list[plan.Cell]] = {}
+    times: dict[tuple, list[float]] = collections.defaultdict(list)
+    seen, missing = set(), set()
+    for cell in cells:
+        places.setdefault((cell.row, cell.column), []).append(cell)
+        finished, name = store.find(cell.config), identity.name(cell.config)
+        if finished is None:
+            missing.add(name)
+        else:
+            times[cell.row, cell.column].append(finished.seconds)
+            if name not in seen:  # a run of two places counts once
+                times[cell.config.algorithm,].append(finished.seconds)
+        seen.add(name)
+    rows = [["", "runs", "left", "s a run", "hours left", "mean of"]]
+    total, hours, unknown = 0, 0.0, 0
+    for key, members in places.items():
+        names = missing & {identity.name(cell.config) for cell in members}
+        missing -= names
+        total += len(names)
+        algorithm = members[0].config.algorithm
+        source = "these runs" if key in times else algorithm
+        seconds = times.get(key) or times.get((algorithm,))
+        line = ["not known", "not known", ""]
+        if seconds:
+            mean = statistics.mean(seconds)
+            hours += len(names) * mean / 3600
+            line = [f"{mean:,.0f}", f"{len(names) * mean / 3600:,.1f}", source]
+        else:
+            unknown += len(names)
+        title = members[0].title(seed=False)
+        rows.append([title, str(len(members)), str(len(names)), *line])
+    text = (
+        f"{what.title}\n\n{tables.plain(rows)}\n\n{total} runs left, "
+        f"{hours:,.1f} hours one after the other, as measured on finished runs"
     )
+    if unknown:
+        text += f"; how long {unknown} of them take is not known"
+    return text + "."

@@ -89,7 +89,7 @@ def help_text(kind: type[commandline.Flags], *, full: bool = False) -> str:
     about = inspect.cleandoc(sys.modules["__main__"].__doc__ or "")
     width = max(60, min(100, shutil.get_terminal_size().columns))
     lines, left_out = [about], 0
-    for title, members in _topics(kind).items():
+    for title, members in topics(kind).items():
         shown = [
             each
             for each in members
@@ -112,10 +112,13 @@ def help_text(kind: type[commandline.Flags], *, full: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _topics(
+def topics(
     kind: type[commandline.Flags],
 ) -> dict[str, list[commandline.Flag]]:
-    """Flags by the title of their group; a command's own flags come first."""
+    """Returns flags by the title of their group in --help.
+
+    A command's own flags come before those of its base classes.
+    """
     title, found = "Flags", {}
     declared = list(kind.declared().values())
     if not kind.topics:
@@ -130,14 +133,8 @@ def _entry(each: commandline.Flag, width: int) -> Iterator[str]:
     text = each.help
     if each.choices:
         text += f" One of: {', '.join(each.choices)}."
-    name = f"--{each.name}"
-    default = each.default
-    if each.type is bool:
-        name = f"--[no]{each.name}"
-        text += f" Default: {'yes' if default else 'no'}."
-        if default is None:
-            text = each.help
-    elif default not in (None, ()):
+    name = f"--{'[no]' if each.type is bool else ''}{each.name}"
+    if default := commandline.shown(each.default):
         text += f" Default: {default}."
     return _columns(name, text, width)
 

@@ -82,6 +82,20 @@ class Flag:
     rare: bool
     operational: bool
 
+    def with_defaults(self, names: Mapping[Any, Sequence[str]]) -> Flag:
+        """Returns the flag with several defaults in its help text.
+
+        Args:
+            names: Default → the algorithms that have it.
+        """
+        text = ", ".join(
+            f"{shown(value)} for {' and '.join(each)}"
+            for value, each in names.items()
+        )
+        return dataclasses.replace(
+            self, default=None, help=f"{self.help} Default: {text}."
+        )
+
     def word(self, value: Any) -> str:
         """Returns the word of a command line that gives the flag a value."""
         if self.type is bool:
@@ -138,6 +152,13 @@ class Flag:
                 )
 
 
+def shown(default: Any) -> str:
+    """Returns a default value as --help shows it, "" for none."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "" if default in (None, ()) else str(default)
+
+
 class Values:
     """Base of frozen dataclasses whose fields are flags.
 
@@ -148,7 +169,7 @@ class Values:
     prefix: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for each in self.fields().values():
+        for each in _declared(type(self)).values():
             value = getattr(self, each.field)
             object.__setattr__(self, each.field, each.check(value))
         self.check()
@@ -228,6 +249,7 @@ class HyperParameters(Values):
             default is right here, such as {"unlabeled_ratio": 1}.
     """
 
+    prefix: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
 
 
@@ -338,6 +360,12 @@ class Flags(Values):
         """Returns a word of a finished run's flagfile in today's flags."""
         return word
 
+    @classmethod
+    def unknown(cls, name: str, value: Any) -> InputError:
+        """Returns the error of a flag that does not exist."""
+        del value
+        return InputError(f"--{name}: unknown" + nearest(name, cls.declared()))
+
     def below(self, flagfile: str) -> Self:
         """Reads the same command line with a flagfile in front of it.
 
@@ -365,7 +393,7 @@ class Flags(Values):
         declared = cls.declared()
         for name, value in values.items():
             if name not in declared:
-                raise InputError(f"--{name}: unknown" + nearest(name, declared))
+                raise cls.unknown(name, value)
             if value is None:
                 raise InputError(
                     f"--{name}=None: leave it out, and the flagfile decides"
@@ -387,12 +415,12 @@ class Flags(Values):
             without: Names of flags to leave out.
         """
         lines = []
-        for name, each in self.fields().items():
-            value = getattr(self, each.field)
+        fields = self.fields()
+        for name, value in self.values().items():
             if value is None or name in without:
                 continue
             parts = value if isinstance(value, tuple) else (value,)
-            lines += [each.word(part) for part in parts]
+            lines += [fields[name].word(part) for part in parts]
         return "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:

@@ -1,33 +1,38 @@
-"""Distribution alignment: the window of the last batches."""
+"""Distribution alignment over a window of the last batches."""
 
 from __future__ import annotations
 
 from simmatch_tf import lazy
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import replica
-from simmatch_tf.ops import alignment, shapes
+from simmatch_tf.ops import targets, tensors
 
 
 class DistributionAlignment(lazy.Module):
-    """Aligns predictions with the mean of the last `window` batches.
+    """Aligns predictions by the mean prediction of the last batches.
 
     Attributes:
-        window: [window, L], mean prediction of each batch.
-        written: int64, batches recorded so far.
+        window: Mean prediction of each batch in the window, [window, L].
+        written: Number of batches recorded so far, int64.
+
+    References:
+        Berthelot et al., "ReMixMatch: Semi-Supervised Learning with
+        Distribution Alignment and Augmentation Anchoring", ICLR 2020,
+        https://arxiv.org/abs/1911.09785.
     """
 
     def __init__(
         self, num_classes: int, window: int, dtype: str = "float32"
     ) -> None:
-        """Starts with an empty window.
+        """Makes an empty window.
 
         Args:
-            num_classes: L, at least 1.
-            window: Batches to average over, at least 1.
-            dtype: float32 or float64.
+            num_classes: Number of classes L, at least 1.
+            window: Number of batches to average over, at least 1.
+            dtype: "float32" or "float64".
 
         Raises:
-            ValueError: One of them is below 1.
+            ValueError: A number is below 1.
         """
         super().__init__(name="distribution_alignment")
         if num_classes < 1 or window < 1:
@@ -41,7 +46,7 @@ class DistributionAlignment(lazy.Module):
         self.written = replica.variable(0, "written", tf.int64)
 
     def record(self, p: tf.Tensor) -> None:
-        """Writes the mean of `p` [N, L] over the oldest row of the window."""
+        """Replaces the oldest row of the window by the mean of `p` [N, L]."""
         size = self.window.shape[0]
         row = replica.mean(tf.reduce_mean(p, axis=0))  # [L]
         place = tf.range(size, dtype=tf.int64) == self.written % size
@@ -49,25 +54,25 @@ class DistributionAlignment(lazy.Module):
         self.written.assign_add(1)
 
     def mean(self) -> tf.Tensor:
-        """Mean prediction [L] of the batches recorded, empty rows left out."""
+        """Returns the mean prediction [L] of the batches in the window."""
         rows = tf.minimum(self.written, self.window.shape[0])
         return tf.math.divide_no_nan(
             tf.reduce_sum(self.window, axis=0), tf.cast(rows, self.window.dtype)
         )
 
     def __call__(self, p: tf.Tensor) -> tf.Tensor:
-        """Records a batch, then aligns it by the mean that includes it.
+        """Records a batch, and aligns it by the mean that includes it.
 
         Args:
-            p: Class probabilities [N, L] of this replica's share of the batch.
+            p: Class probabilities [N, L] of this replica's images.
 
         Returns:
             The aligned probabilities [N, L], rows sum to 1.
 
         Raises:
-            ValueError: `p` has not the shape [N, L].
+            ValueError: `p` is not of shape [N, L].
         """
         p = tf.cast(tf.convert_to_tensor(p), self.window.dtype)
-        shapes.check(p=(p, ("N", self.window.shape[1])))
+        tensors.check(p=(p, ("N", self.window.shape[1])))
         self.record(p)
-        return alignment.align(p, self.mean())
+        return targets.align(p, self.mean())

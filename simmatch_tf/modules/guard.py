@@ -1,4 +1,4 @@
-"""Steps in which a number is not finite: found on the device, and undone."""
+"""Detects steps with numbers that are not finite, and undoes them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ from simmatch_tf import lazy
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import loss_scale, replica
 
-# So many broken steps in a row are no accident.
+# So many broken steps in a row will not end by themselves.
 GIVES_UP_AFTER = 10
 
 
 class _Notes(threading.local):
-    """What a step lays aside to be looked at; no part of the state.
+    """Tensors of the step that is being traced; not part of the state.
 
-    Replicas are traced in a thread each.
+    Each replica is traced in a thread of its own.
     """
 
     tensors: dict[str, tf.Tensor] = {}
 
 
 class Guard(lazy.Module):
-    """Looks at what a step computed; the host need not look at each.
+    """Examines the numbers of each step on the device.
+
+    The host asks for the result now and then, by `look`.
 
     Attributes:
-        skips: Whether broken steps are undone, and the run goes on.
-        names: Of the tensors that are looked at; known once a step is traced.
-        step: int64, the first broken step since `look`, from 1; 0: none.
-        place: int64, which tensor was the first of that step; see `names`.
-        in_a_row: int64, broken steps up to now; stays once it has reached
-            GIVES_UP_AFTER.
-        total: int64, all broken steps.
+        skips: Whether broken steps are undone and the run continues.
+        names: Names of the tensors that are examined; known once a step is
+            traced.
+        step: The first broken step since the last `look`, counted from 1; 0
+            for none. int64.
+        place: Index in `names` of that step's first tensor that is not
+            finite, int64.
+        in_a_row: Number of consecutive broken steps up to now, int64; it stays
+            once it has reached GIVES_UP_AFTER.
+        total: Number of all broken steps, int64.
     """
 
     def __init__(self, *, skips: bool) -> None:
-        """Starts with nothing found."""
+        """Starts with no broken step."""
         super().__init__(name="guard")
         self.skips = skips
         self.names: tuple[str, ...] = ()
@@ -47,7 +52,7 @@ class Guard(lazy.Module):
         )
 
     def note(self, tensors: dict[str, tf.Tensor]) -> None:
-        """Lays a step's gradients and statistics aside, for `examine`.
+        """Keeps a step's gradients and statistics for `examine`.
 
         Args:
             tensors: Name → tensor, in the order in which they are computed.
@@ -60,20 +65,23 @@ class Guard(lazy.Module):
         losses: dict[str, tf.Tensor],
         scale: loss_scale.LossScale | None,
     ) -> tf.Tensor:
-        """Looks for a number that is not finite, on all replicas alike.
+        """Searches the step's tensors for numbers that are not finite.
+
+        The result is the same on all replicas.
 
         Args:
             step: Number of this step, from 1.
             losses: Name → tensor of any shape.
-            scale: That of the loss. While it is above 1, what was noted may
-                overflow for its sake, which breaks nothing: it is lowered.
+            scale: The loss scale, or None. While it is above 1, gradients and
+                statistics may overflow because of it; the step is then not
+                broken, the scale is lowered.
 
         Returns:
             Whether the step must be undone, a bool scalar.
         """
         others, self._notes.tensors = self._notes.tensors, {}
         self.names = (*losses, *others)
-        # A sum is finite if and only if all are: one operation a tensor.
+        # A sum is finite only if all its terms are: one operation a tensor.
         sums = [tf.reduce_sum(x) for x in (*losses.values(), *others.values())]
         sums = tf.stack([tf.cast(x, tf.float32) for x in sums])
         wrong = tf.cast(~tf.math.is_finite(sums), tf.float32)
@@ -96,7 +104,7 @@ class Guard(lazy.Module):
         return overflow | broken if self.skips else overflow
 
     def look(self) -> tuple[int, str] | None:
-        """The first broken step since the last look, and its first tensor."""
+        """Returns the first broken step since the last call, and its tensor."""
         step = int(self.step.numpy())
         if not step:
             return None
@@ -105,7 +113,7 @@ class Guard(lazy.Module):
         return step, name
 
     def gave_up(self) -> bool:
-        """Whether too many steps in a row were broken."""
+        """Returns whether too many steps in a row were broken."""
         return int(self.in_a_row.numpy()) >= GIVES_UP_AFTER
 
 
@@ -114,12 +122,12 @@ def put_back(
     values: Sequence[tf.Tensor],
     undo: tf.Tensor,
 ) -> None:
-    """Gives variables their old values again.
+    """Restores variables if a step is undone.
 
     Args:
-        variables: What a step may have changed.
-        values: What they were before it.
-        undo: Bool scalar: whether to do so.
+        variables: Variables that the step may have changed.
+        values: Their values before the step.
+        undo: Whether to restore them, a bool scalar.
     """
     for variable, value in zip(variables, values, strict=True):
         variable.assign(tf.where(undo, value, variable))

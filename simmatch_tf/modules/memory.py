@@ -1,4 +1,4 @@
-"""The labeled memory: one embedding and one class for each labeled image."""
+"""The memory bank: an embedding and a class of each labeled image."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from simmatch_tf import lazy
 from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica, shard
-from simmatch_tf.ops import matching, shapes, slot_sums
+from simmatch_tf.ops import matching, tensors
 
 
 class MemoryBuffer(lazy.Module):
-    """Q_f and Q_l of the slides. A slot is a labeled image, for ever.
+    """Q_f and Q_l of SimMatch; a slot belongs to one labeled image.
 
     Attributes:
-        features: Q_f [K, D]; rows never written are 0. A variable, or, where
-            it is sharded, gathered from all replicas.
-        shard: Its rows on this replica; None where each has all.
-        labels: Q_l, int32 [K]; known from the data, so right from the start.
-        written: int64 [K], steps that were done when a slot was written last;
-            -1: never.
+        features: Q_f [K, D]; rows that were never written are 0. A variable,
+            or, where it is sharded, a tensor gathered from all replicas.
+        shard: The rows of Q_f on this replica; None where it is not sharded.
+        labels: Q_l, int32 [K]; known from the data, so correct from the start.
+        written: Number of steps that were done when a slot was last written,
+            int64 [K]; -1 for never.
         momentum: Weight of a slot's old embedding.
-        dim: D.
-        dtype: Of the features.
+        dim: Width D of the embeddings.
+        dtype: Type of the features.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class MemoryBuffer(lazy.Module):
         dtype: str = "float32",
         sharded: bool = False,
     ) -> None:
-        """Makes an empty memory.
+        """Makes an empty memory bank.
 
         Args:
             labels: Class of each slot [K], K at least 1.
-            dim: D.
-            momentum: 0 overwrites (student-teacher form), above 0 is the
-                temporal ensemble.
-            dtype: float32 or float64.
-            sharded: Divide Q_f over the replicas, if there are several.
+            dim: Width D of the embeddings.
+            momentum: Weight of a slot's old embedding, in [0, 1): 0 for the
+                student–teacher form, above 0 for the temporal ensemble.
+            dtype: "float32" or "float64".
+            sharded: Distribute Q_f over the replicas, if there are several.
 
         Raises:
             ValueError: `labels` is empty, not a vector, or has a negative
@@ -52,7 +52,7 @@ class MemoryBuffer(lazy.Module):
         labels = np.asarray(labels)
         if labels.ndim != 1 or not len(labels):
             raise ValueError(
-                f"labels has shape {labels.shape}, but [K] with K ≥ 1 is wanted"
+                f"labels has shape {labels.shape}: must be [K] with K ≥ 1"
             )
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise ValueError(
@@ -88,16 +88,16 @@ class MemoryBuffer(lazy.Module):
 
     @property
     def features(self) -> tf.Variable | tf.Tensor:
-        """Q_f [K, D]; see the class."""
+        """Q_f [K, D]."""
         return self.shard.gather() if self.shard else self._features
 
     @property
     def filled(self) -> tf.Tensor:
-        """Which slots were written: bool [K]."""
+        """Whether each slot was written, bool [K]."""
         return self.written >= 0
 
     def full(self) -> tf.Tensor:
-        """Whether every slot was written: a bool scalar."""
+        """Returns whether every slot was written, a bool scalar."""
         return tf.reduce_all(self.filled)
 
     def match(
@@ -112,8 +112,8 @@ class MemoryBuffer(lazy.Module):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Matches this replica's images with all slots; see `matching.match`.
 
-        Slots that are not written yet count as rows of 0: what is returned
-        is of use once the memory is full.
+        Slots that are not written yet count as rows of 0, so use the result
+        once the memory bank is full only.
         """
         present = np.isin(np.arange(p_w.shape[1]), self._classes)  # [L]
         options = {
@@ -144,11 +144,11 @@ class MemoryBuffer(lazy.Module):
         z_s: tf.Tensor,
         p_w: tf.Tensor,
         options: dict[str, Any],
-    ) -> slot_sums.Partials:
-        """Sums over all slots, from those of each replica over its own.
+    ) -> matching.Partials:
+        """Returns the sums over all slots, from those over each replica's own.
 
-        Each matches the images of the whole batch, and takes its own images
-        from what all found.
+        Each replica matches the images of the whole batch with its own slots;
+        after the sums over the replicas it keeps those of its own images.
         """
         rest = rows.size * rows.replicas - rows.rows
         labels = tf.slice(
@@ -162,42 +162,42 @@ class MemoryBuffer(lazy.Module):
             **options,
         )
         if options["temperature"] < matching.FIXED_SHIFT_FROM:
-            sums = slot_sums.rebase(sums, replica.largest(sums.shifts))
+            sums = matching.rebase(sums, replica.largest(sums.shifts))
         *added, shifts = sums
-        sums = slot_sums.Partials(*map(replica.sum, added), shifts)
+        sums = matching.Partials(*map(replica.sum, added), shifts)
         count = z_w.shape[0]
-        return slot_sums.images(sums, replica.number() * count, count)
+        return matching.images(sums, replica.number() * count, count)
 
     def update(
         self, indices: tf.Tensor, z: tf.Tensor, step: tf.Tensor | int = 0
     ) -> tf.Tensor:
         """Writes embeddings into their slots.
 
-        Q_f[i] ← norm(m Q_f[i] + (1 - m) norm(z)), and norm(z) for a slot's
-        first write. Where a slot occurs more than once in the global batch,
-        the mean of its unit embeddings is written, once.
+        Q_f[i] ← norm(m Q_f[i] + (1 - m) norm(z)), and norm(z) at a slot's
+        first write. If a slot occurs more than once in the global batch, the
+        mean of its unit embeddings is written once.
 
         Args:
-            indices: Slots [B] of this replica's share of the batch, int32 or
-                int64 in [0, K).
+            indices: Slots of this replica's images [B], int32 or int64 in
+                [0, K).
             z: Their embeddings [B, D], of any length.
-            step: Steps done by now.
+            step: Number of steps done.
 
         Returns:
             Mean length of m Q_f[i] + (1 - m) norm(z) over the batch, a scalar:
-            1 where embeddings stay as they are, less the further they move.
+            1 if embeddings do not change, lower the more they change.
 
         Raises:
             ValueError: A shape does not fit.
         """
         indices = tf.convert_to_tensor(indices)
         z = tf.cast(tf.convert_to_tensor(z), self.dtype)
-        shapes.check(indices=(indices, "B"), z=(z, ("B", self.dim)))
+        tensors.check(indices=(indices, "B"), z=(z, ("B", self.dim)))
         indices = replica.all_gather(indices)  # [B], global from here
         z = replica.all_gather(tf.math.l2_normalize(z, axis=1))  # [B, D]
         same = indices[:, None] == indices[None, :]  # [B, B]
         z = tf.math.l2_normalize(tf.matmul(tf.cast(same, z.dtype), z), 1)
-        # Of duplicates the first's row stands for all, to the last bit, so
+        # All duplicates get the row of the first, equal to the last bit, so
         # that it does not matter which of them is written last.
         z = tf.gather(z, tf.argmax(same, axis=1))
         old = self._rows(indices)  # [B, D]
@@ -219,7 +219,7 @@ class MemoryBuffer(lazy.Module):
         return tf.reduce_mean(tf.norm(mixed, axis=1))
 
     def _rows(self, indices: tf.Tensor) -> tf.Tensor:
-        """Q_f at slots [B]; of a shard those of others are any row."""
+        """Returns Q_f at slots [B]; any row for slots of other replicas."""
         if self.shard:
             return tf.gather(self.shard.local, self.shard.place(indices))
         return tf.gather(self.features, indices)

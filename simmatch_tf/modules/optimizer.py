@@ -7,14 +7,14 @@ import tensorflow as tf
 
 
 class Sgd(keras.optimizers.Optimizer):
-    """SGD with Nesterov momentum and L2 in the gradient.
+    """SGD with Nesterov momentum, and L2 regularization in the gradient.
 
     g ← gradient + weight_decay · w
     v ← momentum · v + g
     w ← w - rate · (g + momentum · v)
 
-    Keras' own SGD keeps -rate · g in its velocity and its `weight_decay` is
-    decoupled: under a changing rate both are other optimizers.
+    Keras' own SGD has -rate · g in its velocity, and its `weight_decay` is
+    decoupled: under a changing rate it is a different optimizer.
     """
 
     def __init__(
@@ -28,11 +28,11 @@ class Sgd(keras.optimizers.Optimizer):
         """Makes the optimizer; `build` makes its velocities.
 
         Args:
-            learning_rate: Rate, or schedule of the step.
+            learning_rate: Learning rate, or its schedule.
             momentum: Weight of the old velocity, in [0, 1).
             decay: L2 coefficient, ≥ 0.
-            decay_on: "kernels": matrices and convolutions only; "all": biases
-                and BatchNorm's weights as well.
+            decay_on: Weights to regularize: "kernels" of dense layers and
+                convolutions, or "all", with biases and BatchNorm's weights.
 
         Raises:
             ValueError: `decay_on` is unknown, or a number is out of range.
@@ -56,7 +56,7 @@ class Sgd(keras.optimizers.Optimizer):
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
     def velocity(self, variable: keras.Variable) -> keras.Variable:
-        """The velocity of a variable."""
+        """Returns the velocity of a variable."""
         return self.velocities[self._get_variable_index(variable)]
 
     def update_step(
@@ -65,7 +65,7 @@ class Sgd(keras.optimizers.Optimizer):
         variable: keras.Variable,
         learning_rate: tf.Tensor,
     ) -> None:
-        """Updates one variable and its velocity, in one pass over them."""
+        """Updates one variable and its velocity by one fused operation."""
         w, v = (
             x.value if isinstance(x, keras.Variable) else x
             for x in (variable, self.velocity(variable))
@@ -85,12 +85,12 @@ class Sgd(keras.optimizers.Optimizer):
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A function of the step as a Keras schedule."""
+    """A Keras schedule made from a function of the step."""
 
     def __init__(self, function: Callable[[tf.Tensor], tf.Tensor]) -> None:
         """Wraps `function`: step → rate."""
         self._function = function
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The rate of a step."""
+        """Returns the learning rate of a step."""
         return self._function(step)

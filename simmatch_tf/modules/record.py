@@ -1,4 +1,4 @@
-"""What a run reports besides its weights: the last loss, the best step."""
+"""The last loss and the best step of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from simmatch_tf.modules import replica
 
 
 class Record(lazy.Module):
-    """Figures that must survive a kill.
+    """Results that a checkpoint holds beside the weights.
 
     Attributes:
-        loss: float32, total loss of the last step.
-        best: Name ("student", "ema") → float32 [3]: the score that chose it,
-            top-1 on the test split, and the step. -1, where there is none yet.
+        loss: Total loss of the last step, float32.
+        best: "student" or "ema" → float32 [3]: the best score so far, top-1 on
+            the test split at that step, and the step; -1 before the first.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class Record(lazy.Module):
         }
 
     def keep_loss(self, loss: tf.Tensor) -> None:
-        """Records a step's total loss, this replica's share of it."""
+        """Records a step's total loss, the mean over this replica's images."""
         self.loss.assign(tf.cast(replica.mean(loss), self.loss.dtype))
 
     def keep_best(
         self, name: str, score: float, top1: float, step: int
     ) -> None:
-        """Records an evaluation if its score is above all before."""
+        """Records an evaluation if its score is higher than all before."""
         if score > float(self.best[name][0]):
             self.best[name].assign([score, top1, float(step)])

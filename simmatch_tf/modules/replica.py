@@ -1,7 +1,7 @@
-"""What crosses replicas: the only file that talks to the others.
+"""Cross-replica operations. No other module calls `get_replica_context`.
 
-Inside `strategy.run` these see every replica; elsewhere, and with one replica,
-they return their argument.
+Inside `strategy.run` they work on all replicas. Elsewhere, and with one
+replica, they return their argument.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from simmatch_tf.lazy import tf
 
 
 def count() -> int:
-    """Number of replicas in step."""
+    """Returns the number of replicas."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def number() -> tf.Tensor:
-    """Which replica this is: an int32 scalar."""
+    """Returns the index of this replica, an int32 scalar."""
     if _alone():
         return tf.constant(0)
     context = tf.distribute.get_replica_context()
@@ -27,7 +27,7 @@ def number() -> tf.Tensor:
 
 
 def together() -> bool:
-    """Whether the caller is one of several replicas."""
+    """Returns whether the caller is one of several replicas."""
     return not _alone()
 
 
@@ -36,7 +36,7 @@ def _alone() -> bool:
 
 
 def mean(x: tf.Tensor) -> tf.Tensor:
-    """Mean of `x` over the replicas, the same on each."""
+    """Returns the mean of `x` over the replicas."""
     if _alone():
         return x
     context = tf.distribute.get_replica_context()
@@ -44,7 +44,7 @@ def mean(x: tf.Tensor) -> tf.Tensor:
 
 
 def sum(x: tf.Tensor) -> tf.Tensor:
-    """Sum of `x` over the replicas, the same on each."""
+    """Returns the sum of `x` over the replicas."""
     if _alone():
         return x
     context = tf.distribute.get_replica_context()
@@ -52,14 +52,14 @@ def sum(x: tf.Tensor) -> tf.Tensor:
 
 
 def largest(x: tf.Tensor) -> tf.Tensor:
-    """Largest `x` of all replicas, element by element, the same on each."""
+    """Returns the elementwise maximum of `x` over the replicas."""
     if _alone():
         return x
     return tf.reduce_max(all_gather(x[None]), axis=0)
 
 
 def all_gather(x: tf.Tensor) -> tf.Tensor:
-    """Joins `x` [B / replicas, ...] over the replicas, in their order."""
+    """Concatenates `x` [B / replicas, ...] over the replicas, in order."""
     if _alone():
         return x
     context = tf.distribute.get_replica_context()
@@ -72,15 +72,16 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
 def shuffle(
     x: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-    """Exchanges the rows of `x` between the replicas, at random.
+    """Shuffles the rows of `x` over the replicas.
 
     Args:
         x: [B / replicas, ...].
-        seed: int [2], the same on each; with the same B the same permutation.
+        seed: int [2], the same on each replica. Equal seeds and B give the
+            same permutation.
 
     Returns:
-        As many rows of other replicas; and what brings rows in their order
-        [B / replicas, ...] back home.
+        This replica's rows of the shuffled batch, [B / replicas, ...]; and a
+        function that undoes the shuffle for values in that order.
     """
     if _alone():
         return x, tf.identity  # the order of a batch changes nothing
@@ -100,7 +101,7 @@ def shuffle(
 
 
 def _gather_bytes(x: tf.Tensor) -> tf.Tensor:
-    """`all_gather`, of bytes, too: collectives know no type below 16 bits."""
+    """Gathers bytes, too: collectives support no type below 16 bits."""
     if x.dtype != tf.uint8:
         return all_gather(x)
     flat = tf.reshape(x, [x.shape[0], -1])
@@ -115,13 +116,14 @@ def _gather_bytes(x: tf.Tensor) -> tf.Tensor:
 def variable(
     value: Any, name: str, dtype: tf.DType | str, *, own: bool = False
 ) -> tf.Variable:
-    """State that every replica assigns the same value to.
+    """Makes a variable for state of a module.
 
     Args:
-        value: The first.
-        name: Of the variable.
-        dtype: Likewise.
-        own: Each has a value of its own instead.
+        value: Initial value.
+        name: Name of the variable.
+        dtype: Type of the variable.
+        own: False: every replica assigns the same value to it. True: each
+            replica has a value of its own.
     """
     kinds = tf.VariableSynchronization
     return tf.Variable(

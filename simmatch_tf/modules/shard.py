@@ -1,4 +1,4 @@
-"""A matrix whose rows are divided over the replicas."""
+"""A matrix whose rows are distributed over the replicas."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from simmatch_tf.modules import replica
 
 
 class Shard(lazy.Module):
-    """The rows of one replica; in a checkpoint it is the whole matrix.
+    """The rows of one replica; a checkpoint holds the whole matrix.
 
-    A checkpoint does not tell a sharded matrix from a variable of the same
-    name, so either can be restored from what the other saved.
+    In a checkpoint a sharded matrix looks like a variable of the same name, so
+    either can be restored from what the other saved.
 
     Attributes:
-        rows: Of the whole matrix.
-        replicas: How many there are.
-        size: Rows of each replica; the last replicas may use fewer.
-        local: [size + 1, D], this replica's rows, not those of others, and one
-            that nobody reads, for what is written to rows of others.
-        whole: [rows, D] while a checkpoint is written or was read, else [0, D];
-            see `gather` and `spread`.
+        rows: Number of rows of the whole matrix.
+        replicas: Number of replicas.
+        size: Number of rows on each replica; the last replicas may use fewer.
+        local: This replica's rows, and a spare row that takes writes to rows
+            of other replicas and is never read, [size + 1, D].
+        whole: The whole matrix [rows, D] while a checkpoint is written or was
+            read, else [0, D]; see `gather` and `spread`.
     """
 
     def __init__(
         self, rows: int, dim: int, name: str, dtype: tf.DType | str
     ) -> None:
-        """Makes rows of 0.
+        """Makes a matrix of zeros.
 
         Args:
-            rows: Of the whole matrix, at least 1.
-            dim: D.
-            name: Of the variable.
-            dtype: Likewise.
+            rows: Number of rows of the whole matrix, at least 1.
+            dim: Number of columns D.
+            name: Name of the variable.
+            dtype: Type of the variable.
         """
         super().__init__(name=name)
         self.rows, self.replicas = rows, replica.count()
@@ -46,21 +46,21 @@ class Shard(lazy.Module):
         self.whole = tf.zeros([0, dim], dtype)
 
     def start(self) -> tf.Tensor:
-        """Which row of the matrix this replica's first is: an int32 scalar."""
+        """Returns the index of this replica's first row, an int32 scalar."""
         return replica.number() * self.size
 
     def values(self) -> tf.Tensor:
-        """This replica's rows [size, D]."""
+        """Returns this replica's rows [size, D]."""
         return self.local[: self.size]
 
     def used(self) -> tf.Tensor | None:
-        """Which of them the matrix has [size]; None: all, on every replica."""
+        """Returns which local rows are in use, bool [size]; None for all."""
         if self.size * self.replicas == self.rows:
             return None
         return self.start() + tf.range(self.size) < self.rows
 
     def gather(self) -> tf.Tensor:
-        """The whole matrix [rows, D].
+        """Returns the whole matrix [rows, D].
 
         Raises:
             ValueError: Called outside of the replicas.
@@ -73,7 +73,7 @@ class Shard(lazy.Module):
         return replica.all_gather(self.values())[: self.rows]
 
     def spread(self, whole: tf.Tensor) -> None:
-        """Gives each replica its rows of the whole matrix.
+        """Distributes the whole matrix over the replicas.
 
         Args:
             whole: [rows, D].
@@ -83,24 +83,24 @@ class Shard(lazy.Module):
         self.local.assign(tf.slice(whole, [self.start(), 0], self.local.shape))
 
     def place(self, rows: tf.Tensor) -> tf.Tensor:
-        """Where rows of the matrix are here.
+        """Returns the local indices of rows of the matrix.
 
         Args:
-            rows: [B], integers in [0, `rows`).
+            rows: Indices in the whole matrix [B], integers in [0, `rows`).
 
         Returns:
-            int32 [B] in [0, `size`); `size` for those of others.
+            int32 [B] in [0, `size`); `size` for rows of other replicas.
         """
         place = tf.cast(rows, tf.int32) - self.start()
         here = (place >= 0) & (place < self.size)
         return tf.where(here, place, self.size)
 
     def write(self, rows: tf.Tensor, values: tf.Tensor) -> None:
-        """Writes those of some rows that are here.
+        """Writes those of the given rows that are on this replica.
 
         Args:
-            rows: [B], as for `place`.
-            values: [B, D]; equal where a row comes twice.
+            rows: Indices in the whole matrix [B].
+            values: Their new values [B, D]; equal where a row occurs twice.
         """
         place = self.place(rows)
         # What lands on the spare row is the same whatever comes last.

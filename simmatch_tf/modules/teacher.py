@@ -1,11 +1,15 @@
-"""The EMA teacher: a slowly moving copy of a network.
+"""The EMA teacher: an exponential moving average of a network.
 
-Two forms of its BatchNorm. EMAN averages the statistics as it averages the
-weights, and the teacher runs in inference mode. In the other, that of the
-published ImageNet runs, it runs in training mode and keeps statistics of its
-own. Where each replica has statistics of its share alone, as in the published
-runs, images are shuffled over the replicas first; with those of the whole batch
-that would change nothing.
+Its BatchNorm has two forms. With EMAN, the statistics are averaged as the
+weights are, and the teacher runs in inference mode. Otherwise, as in the
+published ImageNet runs, the teacher runs in training mode and has statistics
+of its own. If each replica uses the statistics of its own images, images are
+then shuffled over the replicas first, as published; with statistics of the
+whole batch a shuffle would change nothing.
+
+References:
+    Cai et al., "Exponential Moving Average Normalization for Self-supervised
+    and Semi-supervised Learning", CVPR 2021, https://arxiv.org/abs/2101.08482.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ from simmatch_tf.ops import schedules
 
 
 class Teacher(lazy.Module):
-    """Averages weights, and with EMAN BatchNorm statistics.
+    """Averages the weights of a network, and its BatchNorm statistics.
 
     Attributes:
-        model: The copy.
+        model: The averaged network.
         eman: Whether its statistics are averages of the student's.
-        shuffles: Whether images are shuffled, where it is not EMAN.
+        shuffles: Whether images are shuffled over the replicas, without EMAN.
     """
 
     def __init__(
@@ -44,8 +48,8 @@ class Teacher(lazy.Module):
             student: The network to follow.
             momentum: Weight of the old value, in [0, 1].
             warmup: See `schedules.ema_momentum`.
-            eman: See the module.
-            shuffles: Likewise.
+            eman: Average the student's statistics; see the module.
+            shuffles: Shuffle images over the replicas; see the module.
 
         Raises:
             ValueError: The two networks do not have the same variables, or
@@ -66,7 +70,7 @@ class Teacher(lazy.Module):
         self.copy(student)
 
     def copy(self, student: keras.Model) -> None:
-        """Makes the copy equal to the student."""
+        """Copies the student."""
         pairs = _pairs(self.model.variables, student.variables)
         for variable, value in pairs:
             variable.assign(value)
@@ -74,11 +78,14 @@ class Teacher(lazy.Module):
     def __call__(
         self, images: tf.Tensor, seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """The teacher's outputs in a training step.
+        """Runs the teacher in a training step.
 
         Args:
-            images: [N, H, W, C], this replica's.
-            seed: int [2], of this step's shuffle.
+            images: This replica's images [N, H, W, C].
+            seed: Seed of this step's shuffle, int [2].
+
+        Returns:
+            The network's outputs by name.
         """
         if self.eman:
             return self.model(images, training=False)
@@ -89,7 +96,7 @@ class Teacher(lazy.Module):
         return {name: back(value) for name, value in out.items()}
 
     def update(self, student: keras.Model, step: tf.Tensor) -> None:
-        """Moves the copy: F_t ← m F_t + (1 - m) F_s.
+        """Updates the average: F_t ← m F_t + (1 - m) F_s.
 
         Args:
             student: The network after this step's optimizer update.

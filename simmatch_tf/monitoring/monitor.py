@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import checks
 from simmatch_tf import config as config_lib
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import diagnostics
@@ -280,7 +279,7 @@ class Profile:
         self._folder, self._running = str(folder), False
         self._start = self._stop = -1
         if flag is not None:
-            start, count = checks.profiled_steps(flag)
+            start, count = config_lib.profiled_steps(flag)
             self._start, self._stop = start, start + count
             if start < done:
                 logging.warning(

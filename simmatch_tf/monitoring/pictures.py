@@ -1,4 +1,4 @@
-"""Pictures of a run, for TensorBoard: drawn by Pillow, in milliseconds.
+"""Pictures of a run for TensorBoard, drawn by Pillow in milliseconds.
 
 Every function returns uint8 [height, width, 3].
 """
@@ -14,25 +14,25 @@ import PIL.ImageFont
 _INK, _SOFT, _PAPER = (32, 32, 32), (150, 150, 150), (255, 255, 255)
 _BLUE, _ORANGE, _GREEN = (0, 114, 178), (230, 159, 0), (0, 158, 115)
 _WRONG = (213, 94, 0)
-# One bar each, of p^w, q^agg and p̂ (the font has no letter for the last).
+# One bar each for p^w, q^agg and p̂; the font has no glyph for the last.
 _BARS = (("p_w", "p^w", _BLUE), ("q_agg", "q^agg", _ORANGE))
 _BARS += (("p_hat", "p^ (taught)", _GREEN),)
 
 _SIDE, _ROW, _GAP = 72, 88, 10
-_LISTED = 5  # classes of an image
-_COUNTS = 25  # classes up to which a confusion matrix has its numbers
+_LISTED = 5  # classes shown for an image
+_COUNTS = 25  # a confusion matrix of more classes shows no numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Unlabeled:
-    """One unlabeled image of a step, and what was made of it.
+    """An unlabeled image of a step, and its pseudo-label.
 
     Attributes:
         weak: Weak view, uint8 [H, W, C].
-        strong: Strong view.
+        strong: Strong view, uint8 [H, W, C].
         probabilities: "p_w", "p_hat" and, with a memory, "q_agg" → [L].
-        truth: Its class, -1 where it is not known.
-        counts: Whether its pseudo-label counts.
+        truth: Its class; -1 if unknown.
+        counts: Whether its pseudo-label is used.
     """
 
     weak: np.ndarray
@@ -44,12 +44,12 @@ class Unlabeled:
 
 @dataclasses.dataclass(frozen=True)
 class Neighbor:
-    """A labeled image that an unlabeled one resembles.
+    """A labeled image that is similar to an unlabeled one.
 
     Attributes:
         image: uint8 [H, W, C].
         label: Its class.
-        cosine: z^w·Q_f[k].
+        cosine: Cosine similarity of the two embeddings, z^w · Q_f[k].
     """
 
     image: np.ndarray
@@ -58,7 +58,7 @@ class Neighbor:
 
 
 class _Page:
-    """A sheet to draw on."""
+    """An image to draw on."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = PIL.Image.new("RGB", (width, height), _PAPER)
@@ -73,8 +73,7 @@ class _Page:
         width: int = 10_000,
         anchor: str = "la",
     ) -> None:
-        """Writes a line; what is wider than `width` is cut."""
-        # What cannot be shown in one line is shown as it would be typed.
+        """Writes a line; text wider than `width` is cut."""
         text = "".join(c if c.isprintable() else "?" for c in text)
         while len(text) > 1 and self.font.getlength(text) > width:
             text = text[:-2] + "…"
@@ -86,34 +85,34 @@ class _Page:
         pixels: np.ndarray,
         frame: tuple[int, int, int] | None = None,
     ) -> None:
-        """Shows an image in a square; small ones are enlarged by pixels."""
+        """Draws an image into a square; small ones keep sharp pixels."""
         if pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
-        found = PIL.Image.fromarray(pixels).convert("RGB")
-        longest = max(found.size)
-        size = [max(1, round(_SIDE * side / longest)) for side in found.size]
-        how = PIL.Image.Resampling.BILINEAR
+        image = PIL.Image.fromarray(pixels).convert("RGB")
+        longest = max(image.size)
+        size = [max(1, round(_SIDE * side / longest)) for side in image.size]
+        filtered = PIL.Image.Resampling.BILINEAR
         if longest < _SIDE:
-            how = PIL.Image.Resampling.NEAREST
-        self.image.paste(found.resize(size, how), place)
+            filtered = PIL.Image.Resampling.NEAREST
+        self.image.paste(image.resize(size, filtered), place)
         if frame is not None:
             x, y = place
             box = (x - 3, y - 3, x + size[0] + 2, y + size[1] + 2)
             self.draw.rectangle(box, outline=frame, width=2)
 
     def pixels(self) -> np.ndarray:
-        """What was drawn."""
+        """Returns the picture."""
         return np.asarray(self.image)
 
 
 def views(
     images: Sequence[Unlabeled], class_names: Sequence[str]
 ) -> np.ndarray:
-    """Weak and strong views, and the probabilities that came of them.
+    """Draws weak and strong views, and the class probabilities they gave.
 
     Args:
-        images: A row each, at least one.
-        class_names: L names.
+        images: At least one; each gets a row.
+        class_names: Names of the L classes.
     """
     bars = [b for b in _BARS if b[0] in images[0].probabilities]
     left = 2 * (_SIDE + _GAP) + 2 * _GAP
@@ -142,7 +141,7 @@ def _bars(
     bars: Sequence[tuple[str, str, tuple[int, int, int]]],
     class_names: Sequence[str],
 ) -> None:
-    """The likeliest classes of one image, a bar for each distribution."""
+    """Draws the most likely classes of an image, a bar a distribution."""
     largest = np.max([image.probabilities[b[0]] for b in bars], axis=0)
     listed = np.argsort(-largest, kind="stable")[:_LISTED]
     thick = 4 if len(bars) == 3 else 6
@@ -167,17 +166,17 @@ def _bars(
 
 def neighbors(
     images: Sequence[Unlabeled],
-    found: Sequence[Sequence[Neighbor]],
+    nearest: Sequence[Sequence[Neighbor]],
     class_names: Sequence[str],
 ) -> np.ndarray:
-    """Unlabeled images, and the labeled ones they resemble most.
+    """Draws unlabeled images and the most similar labeled ones.
 
     Args:
-        images: A row each, at least one.
-        found: Of each its neighbors, the nearest first.
-        class_names: L names.
+        images: At least one; each gets a row.
+        nearest: The neighbors of each, the nearest first.
+        class_names: Names of the L classes.
     """
-    many = max(map(len, found))
+    many = max(map(len, nearest))
     cell, tall = _SIDE + 2 * _GAP, _SIDE + 46
     page = _Page(cell * (1 + many) + 3 * _GAP, 34 + tall * len(images))
     page.text((_GAP, 8), "unlabeled")
@@ -185,7 +184,7 @@ def neighbors(
         (cell + 3 * _GAP, 8),
         "labeled, the nearest first; framed: another class",
     )
-    for row, (image, others) in enumerate(zip(images, found, strict=True)):
+    for row, (image, others) in enumerate(zip(images, nearest, strict=True)):
         y = 34 + tall * row
         best = int(np.argmax(image.probabilities["p_hat"]))
         page.put((_GAP, y), image.weak)
@@ -208,12 +207,12 @@ def neighbors(
 def confusion(
     counts: np.ndarray, class_names: Sequence[str], title: str
 ) -> np.ndarray:
-    """A confusion matrix: each row's shares as shades.
+    """Draws a confusion matrix: the shares of each row as shades.
 
     Args:
-        counts: [true class][predicted class].
-        class_names: L names.
-        title: Above it.
+        counts: Number of images, [true class][predicted class].
+        class_names: Names of the L classes.
+        title: Text above it.
     """
     counts = np.asarray(counts)
     classes = len(counts)
@@ -248,11 +247,11 @@ def confusion(
 
 
 def sprite(images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Thumbnails in a square grid, in rows, as the projector wants them.
+    """Draws thumbnails row by row in a square grid, as the projector reads it.
 
     Args:
-        images: uint8 [H, W, C] each, at least one.
-        side: Of a thumbnail.
+        images: At least one, uint8 [H, W, C] each.
+        side: Side of a thumbnail in pixels.
     """
     across = int(np.ceil(np.sqrt(len(images))))
     page = PIL.Image.new("RGB", (across * side, across * side), _PAPER)

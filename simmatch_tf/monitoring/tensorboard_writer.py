@@ -173,7 +173,8 @@ class TensorBoardWriter:
     def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
         rows = shown.rows
-        if not self.writes or not {"weak", "strong", "p_hat"} <= rows.keys():
+        needed = {"weak", "strong", "p_hat", "mask"}
+        if not self.writes or not needed <= rows.keys():
             return
         hat = rows["p_hat"]
         truth = rows.get("truth", np.full(len(hat), -1))
@@ -188,15 +189,15 @@ class TensorBoardWriter:
             )
             for i in range(len(hat))
         ]
-        images_of = {"views": pictures.views(images, self._class_names)}
+        drawn = {"views": pictures.views(images, self._class_names)}
         if "neighbors" in rows:
-            images_of["neighbors"] = pictures.neighbors(
+            drawn["neighbors"] = pictures.neighbors(
                 images,
                 self._neighbors(rows["neighbors"], rows["cosines"]),
                 self._class_names,
             )
         with self._at(step):
-            for name, pixels in images_of.items():
+            for name, pixels in drawn.items():
                 tf.summary.image(f"pictures/{name}", pixels[None])
 
     def _neighbors(
@@ -275,7 +276,9 @@ class TensorBoardWriter:
         if not self.writes:
             return
         config = self._config
-        default = config_lib.Config(labels=10, steps=1)
+        default = config_lib.Config(
+            labels=10, steps=1, algorithm=config.algorithm
+        )
         own = config.differences(default)
         chosen = {
             name: str(value) if value is None else value

@@ -1,4 +1,4 @@
-"""BatchNorm: ours, by a fused kernel, and that of models made elsewhere."""
+"""BatchNorm by a fused kernel, and the settings of every BatchNorm."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable("simmatch_tf")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' own layer, with one kernel in place of its ten operations.
+    """Keras' layer, computed by one kernel in place of its ten operations.
 
-    The kernel reads half precision as it is, and computes in float32. Where
-    statistics are those of several replicas together, or in double precision,
-    Keras' operations are left.
+    The kernel reads half precision directly and computes in float32. Keras'
+    own operations are used if statistics are averaged over replicas or are in
+    double precision.
     """
 
     def call(
@@ -21,17 +21,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
         training: bool | None = None,
         mask: keras.KerasTensor | None = None,
     ) -> keras.KerasTensor:
-        """Normalises [N, H, W, C]; in training by the batch's statistics."""
+        """Normalizes [N, H, W, C], in training by the batch's statistics."""
         batch = bool(training) and self.trainable
         if (
             len(inputs.shape) != 4
             or self.axis not in (-1, 3)
             or self.gamma is None
             or self.beta is None
-            # Not in all versions of Keras.
+            # Only some versions of Keras have it.
             or getattr(self, "renorm", False)
             or not tf.as_dtype(inputs.dtype).is_floating
-            # In stateless_call tensors stand in the variables' place.
+            # In stateless_call, tensors replace the variables.
             or not isinstance(self.moving_mean.value, tf.Variable)
             or self.moving_mean.dtype != "float32"
             or mask is not None
@@ -50,8 +50,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         if batch:
             # Differs: the published runs average unbiased variances, as the
-            # kernel gives them. Keras averages biased ones, and so does this:
-            # several devices, for which Keras computes, must agree with one.
+            # kernel returns them. This averages biased ones, as Keras does,
+            # which computes for several devices: they must agree with one.
             count = tf.cast(tf.size(inputs) / inputs.shape[-1], variance.dtype)
             variance *= (count - 1.0) / count
             for variable, value in zip(moving, (mean, variance), strict=True):
@@ -64,13 +64,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def adjust(
     model: keras.Model, *, momentum: float | None, synchronized: bool
 ) -> None:
-    """Sets up every BatchNorm in a model.
+    """Changes the settings of every BatchNorm in a model.
 
     Args:
-        model: Any; models inside it are looked into.
-        momentum: Weight of the old statistics, in [0, 1); None leaves their
-            own.
-        synchronized: Over all replicas; False leaves their own.
+        model: Any Keras model; models inside it are changed as well.
+        momentum: Weight of the old statistics, in [0, 1); None changes none.
+        synchronized: Whether statistics are averaged over all replicas; False
+            changes none.
     """
     for layer in layers(model):
         layer.synchronized = layer.synchronized or synchronized
@@ -79,7 +79,7 @@ def adjust(
 
 
 def statistics(model: keras.Model) -> list[keras.Variable]:
-    """The averaged means and variances in a model."""
+    """Returns the averaged means and variances in a model."""
     return [
         variable
         for layer in layers(model)
@@ -88,7 +88,7 @@ def statistics(model: keras.Model) -> list[keras.Variable]:
 
 
 def layers(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
-    """The BatchNorm layers of a model, those in models inside it as well."""
+    """Yields the BatchNorm layers of a model and of models inside it."""
     # Some layers hold others in attributes; only this lists them all.
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):

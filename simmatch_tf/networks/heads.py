@@ -1,4 +1,4 @@
-"""Classifier and projection head. Both compute in float32 at least."""
+"""Normalization and heads. All of them compute in float32 at least."""
 
 from collections.abc import Callable
 
@@ -8,29 +8,31 @@ import numpy as np
 
 @keras.saving.register_keras_serializable("simmatch_tf")
 class Normalize(keras.layers.Layer):
-    """(x / 255 - mean) / std, the two kept as weights, so in checkpoints.
+    """Normalizes images: (x / 255 - mean) / std.
+
+    Mean and standard deviation are weights, so that checkpoints hold them.
 
     Attributes:
-        checks: Refuse values that cannot be from 0 to 255, where they can be
-            seen: not while a graph is traced.
+        checks: Whether to refuse values that cannot be from 0 to 255. Values
+            are not known, and not checked, while a graph is traced.
     """
 
     checks: bool = False
 
     def __init__(self, mean: list[float], std: list[float], **kwargs) -> None:
-        """Sets the statistics.
+        """Takes the statistics.
 
         Args:
-            mean: Of each channel, in units of 1 (white).
-            std: Likewise, above 0.
-            **kwargs: Keras' own.
+            mean: Mean of each channel, in units of 1 (white).
+            std: Standard deviation of each channel, likewise, above 0.
+            **kwargs: Arguments of `keras.Layer`.
         """
         # Half precision would round values up to 255 before `call`.
         super().__init__(**{"trainable": False, **kwargs}, autocast=False)
         self._initial = {"mean": list(mean), "std": list(std)}
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the two weights [C]."""
+        """Creates the two weights [C]."""
         self.mean, self.std = (
             self.add_weight(
                 name=name,
@@ -46,7 +48,7 @@ class Normalize(keras.layers.Layer):
         )
 
     def call(self, images: keras.KerasTensor) -> keras.KerasTensor:
-        """Normalises [N, H, W, C] of any dtype, 0 to 255."""
+        """Normalizes images [N, H, W, C] of any dtype, from 0 to 255."""
         if self.checks and hasattr(images, "numpy"):
             _check_range(images.numpy())
         x = keras.ops.cast(images, "float32") / 255.0
@@ -54,36 +56,38 @@ class Normalize(keras.layers.Layer):
         return keras.ops.cast(x, self.compute_dtype)
 
     def get_config(self) -> dict:
-        """The layer's configuration, for saving."""
+        """Returns the layer's configuration, for saving."""
         return {**super().get_config(), **self._initial}
 
 
 def _check_range(values: np.ndarray) -> None:
-    """Refuses images that are scaled already.
+    """Refuses images that are normalized already.
 
     Raises:
-        ValueError: They are from 0 to 1 with fractions, or below 0.
+        ValueError: A value is negative, or all are from 0 to 1 and some are
+            fractions.
     """
     if not values.size:
         return
     low, high = float(values.min()), float(values.max())
     if low < 0 or (high <= 1 and (values % 1).any()):
         raise ValueError(
-            f"images are from {low:.3g} to {high:.3g}, but from 0 (black) to "
-            "255 (white) is wanted: the network scales them itself"
+            f"images are from {low:.3g} to {high:.3g}, but must be from 0 "
+            "(black) to 255 (white): the network normalizes them itself"
         )
 
 
 def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:
-    """Initializers of a Dense layer, as its arguments.
+    """Returns the initializers of a Dense layer, as its keyword arguments.
 
     Args:
-        name: "glorot_normal": that, and biases of 0 (WRN); "fan_in_uniform":
-            ±1/√fan_in for kernel and bias (the ResNets).
-        fan_in: Width of its input.
+        name: "glorot_normal": Glorot normal kernel, biases of 0 (for WRNs);
+            "fan_in_uniform": kernel and biases uniform within ±1/√fan_in (for
+            ResNets).
+        fan_in: Width of the layer's input.
 
     Raises:
-        ValueError: The name is none of these.
+        ValueError: The name is neither of these.
     """
     if name == "glorot_normal":
         return {"kernel_initializer": name}
@@ -99,18 +103,21 @@ def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:
 
 
 def _features(width: int) -> tuple[keras.KerasTensor, str]:
-    """A head's input, and the dtype of all in it: that of the weights."""
+    """A head's input and dtype, which is that of the weights."""
     dtype = keras.config.dtype_policy().variable_dtype
     return keras.Input((width,), name="features", dtype=dtype), dtype
 
 
 def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
-    """φ: one Dense layer, features [N, width] → logits [N, L] float32.
+    """Builds the classifier φ: one Dense layer.
 
     Args:
-        width: Of the features.
-        num_classes: L.
+        width: Width of the features.
+        num_classes: Number of classes L.
         initializer: See `initializers`.
+
+    Returns:
+        A Keras model, features [N, width] → logits [N, L] float32.
     """
     features, dtype = _features(width)
     logits = keras.layers.Dense(
@@ -123,12 +130,15 @@ def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
 
 
 def projection_head(width: int, dim: int, initializer: str) -> keras.Model:
-    """g: Dense–ReLU–Dense and L2 norm, features → unit embeddings [N, D].
+    """Builds the projection head g: Dense, ReLU, Dense and L2 normalization.
 
     Args:
-        width: Of the features, and of the hidden layer.
-        dim: D.
+        width: Width of the features and of the hidden layer.
+        dim: Width D of the embeddings.
         initializer: See `initializers`.
+
+    Returns:
+        A Keras model, features [N, width] → unit embeddings [N, D] float32.
     """
     features, dtype = _features(width)
     x = keras.layers.Dense(

@@ -1,7 +1,7 @@
-"""KerasCV's image architectures: the arguments of their classes.
+"""Presets of KerasCV's image architectures: the arguments of their classes.
 
-KerasCV fetches even an architecture without weights from the net; written out
-here, none of them needs it. Published weights belong to these arguments.
+KerasCV downloads even the arguments of a preset without weights, so they are
+written out here. Published weights belong to these arguments.
 """
 
 from typing import Any
@@ -102,7 +102,7 @@ def _efficientnet_v2(
     width: float = 1.0,
     depth: float = 1.0,
 ) -> tuple[str, dict[str, Any]]:
-    """`filters`: of the stem, then of the stacks."""
+    """Takes the filters of the stem, followed by those of the stacks."""
     stacks = len(repeats)
     return (
         "EfficientNetV2Backbone",

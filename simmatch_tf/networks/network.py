@@ -10,11 +10,11 @@ import keras
 
 from simmatch_tf import io, registry
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import batch_norm
-
-# `library` registers its classes with Keras, for `load`.
+from simmatch_tf.networks import (
+    batch_norm,
+    library_backbone,  # noqa: F401 (registers its classes with Keras)
+)
 from simmatch_tf.networks import heads as heads_lib
-from simmatch_tf.networks import library as library
 
 # From features [N, width], a Keras tensor, to the head's output.
 Head = Callable[[keras.KerasTensor], keras.KerasTensor]
@@ -38,7 +38,8 @@ def build(
     Args:
         backbone: A name of `registry.networks`, or a function from an image
             shape to a Keras model that takes normalized images.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels); height and width None for
+            images of several sizes.
         num_classes: Number of classes L; None leaves the classifier out.
         projection_dim: Width D of the embeddings; None leaves the projection
             head out.
@@ -66,7 +67,8 @@ def build(
     make, groups, facts = backbone, (), {}
     if isinstance(backbone, str):
         entry, match = registry.networks.find(backbone)
-        registry.networks.check_side(backbone, min(image_shape[:2]))
+        if None not in image_shape:
+            registry.networks.check_side(backbone, min(image_shape[:2]))
         make, groups, facts = entry.value, match.groups(), entry.facts
     initializer = facts.get("initializer", "glorot_normal")
 

@@ -1,9 +1,9 @@
-"""The three losses of SimMatch, from logits; float32 (`precision.widen`)."""
+"""The three losses of SimMatch, from logits; float32 (`tensors.widen`)."""
 
 from __future__ import annotations
 
 from simmatch_tf.lazy import tf
-from simmatch_tf.ops import precision, shapes, similarity
+from simmatch_tf.ops import propagation, tensors
 
 
 def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -21,9 +21,9 @@ def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    (logits,) = precision.widen(logits)
+    (logits,) = tensors.widen(logits)
     labels = tf.convert_to_tensor(labels)
-    shapes.check(logits=(logits, "BL"), labels=(labels, "B"))
+    tensors.check(logits=(logits, "BL"), labels=(labels, "B"))
     return tf.reduce_mean(
         tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     )
@@ -50,9 +50,9 @@ def unsupervised_loss(
     Raises:
         ValueError: The shapes differ.
     """
-    logits, p_hat = precision.widen(logits, p_hat)
+    logits, p_hat = tensors.widen(logits, p_hat)
     p_hat = tf.stop_gradient(p_hat)
-    shapes.check(logits=(logits, "NL"), p_hat=(p_hat, "NL"))
+    tensors.check(logits=(logits, "NL"), p_hat=(p_hat, "NL"))
     # Differs: ≥ as in the published runs, where the slides write >.
     kept = tf.reduce_max(p_hat, axis=1) >= threshold  # [N]
     if hard:
@@ -90,10 +90,10 @@ def instance_loss(
     Raises:
         ValueError: A shape does not fit, or `temperature` is not above 0.
     """
-    z_s, memory, q_hat = precision.widen(z_s, memory, q_hat)
+    z_s, memory, q_hat = tensors.widen(z_s, memory, q_hat)
     memory, q_hat = tf.stop_gradient(memory), tf.stop_gradient(q_hat)
-    shapes.check(z_s=(z_s, "ND"), memory=(memory, "KD"), q_hat=(q_hat, "NK"))
-    logits, shift = similarity.similarity_logits(
+    tensors.check(z_s=(z_s, "ND"), memory=(memory, "KD"), q_hat=(q_hat, "NK"))
+    logits, shift = propagation.similarity_logits(
         z_s, memory, temperature, valid
     )
     if valid is not None:

@@ -1,7 +1,8 @@
-"""Matching in one pass over the memory: nothing of size N × K is kept.
+"""Matching in one pass over the memory bank: nothing of size N × K is kept.
 
-The same as `similarity`, `propagation` and `losses.instance_loss` one after
-the other, which are its definition. Per image it needs, of all slots, the sums
+The result equals that of `propagation` and `losses.instance_loss`, one after
+the other, which are its definition. For each image it needs these sums over
+all slots
 
     S_i = Σ_{k: Q_l[k] = i} e^{z^w·Q_f[k] / t}           [L]  q^agg = S / Σ S
     Σ_k ŵ_k,  Σ_k ŵ_k Q_f[k]          ŵ_k = p^w[Q_l[k]] e^{z^w·Q_f[k] / t}
@@ -11,23 +12,51 @@ whose quotients c^ = Σ ŵ Q_f / Σ ŵ and c^s = Σ w Q_f / Σ w give (slides, L
 
     H(q̂, q^s) = log Σ_k w_k - z^s·c^ / t,     ∂H/∂z^s = (c^s - c^) / t
 
-`slot_sums` adds them up, block by block.
+Slots are added block by block. A block is laid out [slots, N]: then the class
+of a slot picks a row of p^w, and adds a row to the class sums. The letters are
+those of `algorithms.simmatch`.
 """
 
 from __future__ import annotations
 
 import functools
 import numbers
+from collections.abc import Callable
+from typing import NamedTuple
 
 from simmatch_tf.lazy import tf
-from simmatch_tf.ops import precision, propagation, shapes, slot_sums
+from simmatch_tf.ops import propagation, tensors
 
 # From this temperature on no shift is needed: with unit rows exponents are
 # within ±1/t, so sums over any memory are finite, and no term is flushed to 0.
 FIXED_SHIFT_FROM = 0.05
 # A block's [slots, N] stays in a processor's cache; few slots are one block
-# (tools/benchmark_matching.py).
+# (tools/benchmarks/benchmark_matching.py).
 _BLOCK, _WHOLE, _FEW = 655_360, 2_097_152, 8_192
+# A shift before the first block; -inf - -inf would be NaN.
+_NOTHING = -1e30
+
+
+class Partials(NamedTuple):
+    """Sums over the slots of one shard of the memory.
+
+    Each exponent is taken less its shift.
+
+    Attributes:
+        class_sums: S [L, N].
+        target_total: Σ ŵ [N].
+        target_context: Σ ŵ Q_f [N, D].
+        student_total: Σ w [N].
+        student_context: Σ w Q_f [N, D].
+        shifts: [3, N]: that of S, of ŵ and of w. 0 where none is needed.
+    """
+
+    class_sums: tf.Tensor
+    target_total: tf.Tensor
+    target_context: tf.Tensor
+    student_total: tf.Tensor
+    student_context: tf.Tensor
+    shifts: tf.Tensor
 
 
 def match(
@@ -103,7 +132,7 @@ def partials(
     valid: tf.Tensor | None = None,
     present: tf.Tensor | None = None,
     block_size: int | None = None,
-) -> slot_sums.Partials:
+) -> Partials:
     """The sums over one shard of the memory; see `match` for the arguments.
 
     Args:
@@ -127,7 +156,7 @@ def partials(
     """
     _check(temperature, block_size)
     z_w, z_s, p_w, memory = (
-        tf.stop_gradient(x) for x in precision.widen(z_w, z_s, p_w, memory)
+        tf.stop_gradient(x) for x in tensors.widen(z_w, z_s, p_w, memory)
     )
     labels = tf.convert_to_tensor(memory_labels)
     if labels.dtype not in (tf.int32, tf.int64):
@@ -135,7 +164,7 @@ def partials(
             f"memory_labels of {labels.dtype.name}: must be int32 or int64"
         )
     labels = tf.cast(labels, tf.int32)
-    shapes.check(
+    tensors.check(
         z_w=(z_w, "ND"),
         z_s=(z_s, "ND"),
         p_w=(p_w, ("N", num_classes)),
@@ -149,31 +178,31 @@ def partials(
         )
     if valid is not None:
         valid = tf.cast(tf.convert_to_tensor(valid), tf.bool)
-        shapes.check(memory=(memory, "KD"), valid=(valid, "K"))
+        tensors.check(memory=(memory, "KD"), valid=(valid, "K"))
     if present is None:
         present = classes_present(labels, num_classes, valid)
     present = tf.cast(tf.convert_to_tensor(present), tf.bool)
-    shapes.check(present=(present, (num_classes,)))
+    tensors.check(present=(present, (num_classes,)))
     p_scale = relative(p_w, present) if scale else tf.ones_like(p_w)
     table = tf.transpose(p_scale)  # [L, N]
-    fixed = temperature >= FIXED_SHIFT_FROM
+    unshifted = temperature >= FIXED_SHIFT_FROM
     block = functools.partial(
-        slot_sums.fixed if fixed else slot_sums.running,
+        _add_unshifted if unshifted else _add_shifted,
         z_w=z_w / temperature,
         z_s=z_s / temperature,
-        table=table if fixed else tf.math.log(table),
+        table=table if unshifted else tf.math.log(table),
     )
     size = block_size or _block_size(memory.shape[0], z_w.shape[0])
-    sums = slot_sums.zeros(z_w, num_classes, shifted=not fixed)
-    sums = slot_sums.over_blocks(block, sums, memory, labels, valid, size)
-    if fixed:
+    sums = _zeros(z_w, num_classes, shifted=not unshifted)
+    sums = _over_blocks(block, sums, memory, labels, valid, size)
+    if unshifted:
         total = tf.reduce_sum(table * sums.class_sums, axis=0)
         sums = sums._replace(target_total=total)
     return sums
 
 
 def combine(
-    sums: slot_sums.Partials,
+    sums: Partials,
     z_s: tf.Tensor,
     p_w: tf.Tensor,
     *,
@@ -184,7 +213,7 @@ def combine(
 
     Args:
         sums: Those of several shards are brought to the same shifts
-            (`slot_sums.rebase`) and added up.
+            (`rebase`) and added up.
         z_s: [N, D]; gets the gradient.
         p_w: [N, L].
         temperature: t > 0.
@@ -196,7 +225,7 @@ def combine(
     dtype = sums.class_sums.dtype
     z_s, p_w = tf.cast(z_s, dtype), tf.stop_gradient(tf.cast(p_w, dtype))
     _check(temperature, None)
-    shapes.check(
+    tensors.check(
         context=(sums.student_context, "ND"),
         class_sums=(sums.class_sums, "LN"),
         z_s=(z_s, "ND"),
@@ -263,3 +292,156 @@ def _block_size(slots: int, n: int | None) -> int:
     if slots <= _FEW and slots * n <= _WHOLE:
         return slots
     return min(slots, 2048, max(256, _BLOCK // max(n, 1) // 256 * 256))
+
+
+def rebase(sums: Partials, shifts: tf.Tensor) -> Partials:
+    """The same sums with other shifts, so that several can be added up.
+
+    Args:
+        sums: Of one shard.
+        shifts: [3, N], the largest of all shards.
+    """
+    w, target, student = tf.unstack(tf.exp(sums.shifts - shifts))  # [N] each
+    return Partials(
+        sums.class_sums * w,
+        sums.target_total * target,
+        sums.target_context * target[:, None],
+        sums.student_total * student,
+        sums.student_context * student[:, None],
+        shifts,
+    )
+
+
+def images(sums: Partials, start: tf.Tensor, count: int) -> Partials:
+    """The sums of some of the images: `count` from the one at `start` on."""
+
+    def rows(x: tf.Tensor) -> tf.Tensor:
+        return tf.slice(x, [start, 0], [count, x.shape[1]])
+
+    def columns(x: tf.Tensor) -> tf.Tensor:
+        return tf.slice(x, [0, start], [x.shape[0], count])
+
+    return Partials(
+        columns(sums.class_sums),
+        tf.slice(sums.target_total, [start], [count]),
+        rows(sums.target_context),
+        tf.slice(sums.student_total, [start], [count]),
+        rows(sums.student_context),
+        columns(sums.shifts),
+    )
+
+
+def _over_blocks(
+    block: Callable[..., Partials],
+    sums: Partials,
+    memory: tf.Tensor,
+    labels: tf.Tensor,
+    valid: tf.Tensor | None,
+    size: int,
+) -> Partials:
+    """Adds all slots to the sums, `size` of them at a time."""
+
+    def add(sums: Partials, start: tf.Tensor | int, size: int) -> Partials:
+        q = tf.slice(memory, [start, 0], [size, memory.shape[1]])
+        rows = tf.slice(labels, [start], [size])
+        keep = None
+        if valid is not None:
+            keep = tf.slice(valid, [start], [size])[:, None]
+            q = tf.where(keep, q, 0.0)  # such a row may hold anything
+        return block(sums, q, rows, keep)
+
+    blocks, rest = divmod(memory.shape[0], size)
+    if blocks == 1:
+        sums = add(sums, 0, size)
+    elif blocks:
+        _, sums = tf.while_loop(
+            lambda number, _: number < blocks,
+            lambda number, sums: (number + 1, add(sums, number * size, size)),
+            (0, sums),
+            # Products of one block beside exponentials of another.
+            parallel_iterations=4,
+        )
+    return add(sums, blocks * size, rest) if rest else sums
+
+
+def _zeros(z: tf.Tensor, num_classes: int, shifted: bool) -> Partials:
+    """Sums over no slot."""
+    none, context = tf.zeros_like(z[:, 0]), tf.zeros_like(z)
+    shift = none + _NOTHING if shifted else none
+    sums = tf.tile(none[None], [num_classes, 1])
+    return Partials(sums, none, context, none, context, tf.stack([shift] * 3))
+
+
+def _add_unshifted(
+    sums: Partials,
+    q: tf.Tensor,
+    labels: tf.Tensor,
+    keep: tf.Tensor | None,
+    z_w: tf.Tensor,
+    z_s: tf.Tensor,
+    table: tf.Tensor,
+) -> Partials:
+    """Adds a block, without shifts.
+
+    Args:
+        sums: So far; `target_total` follows from the class sums at the end.
+        q: Slots of the block, k of them, [k, D].
+        labels: Their classes [k].
+        keep: [k, 1], those that take part.
+        z_w: [N, D], over t.
+        z_s: Likewise.
+        table: p^w of `matching.relative`, [L, N].
+    """
+    e = tf.exp(tf.matmul(q, z_w, transpose_b=True))  # [k, N]
+    if keep is not None:
+        e = tf.where(keep, e, 0.0)
+    classes = tf.math.unsorted_segment_sum(e, labels, table.shape[0])  # [L, N]
+    e = e * tf.gather(table, labels)
+    target_context = sums.target_context + tf.matmul(e, q, transpose_a=True)
+    e = tf.exp(tf.matmul(q, z_s, transpose_b=True))
+    if keep is not None:
+        e = tf.where(keep, e, 0.0)
+    return Partials(
+        sums.class_sums + classes,
+        sums.target_total,
+        target_context,
+        sums.student_total + tf.reduce_sum(e, axis=0),
+        sums.student_context + tf.matmul(e, q, transpose_a=True),
+        sums.shifts,
+    )
+
+
+def _add_shifted(
+    sums: Partials,
+    q: tf.Tensor,
+    labels: tf.Tensor,
+    keep: tf.Tensor | None,
+    z_w: tf.Tensor,
+    z_s: tf.Tensor,
+    table: tf.Tensor,
+) -> Partials:
+    """Adds a block whose exponents may be of any size; see `_add_unshifted`.
+
+    Here `table` is the logarithm.
+    """
+    logits_w = tf.matmul(q, z_w, transpose_b=True)  # [k, N]
+    logits_s = tf.matmul(q, z_s, transpose_b=True)
+    if keep is not None:
+        logits_w = tf.where(keep, logits_w, -float("inf"))
+        logits_s = tf.where(keep, logits_s, -float("inf"))
+    logits = [logits_w, logits_w + tf.gather(table, labels), logits_s]
+    largest = tf.stack([tf.reduce_max(each, axis=0) for each in logits])
+    sums = rebase(sums, tf.maximum(sums.shifts, largest))
+    e, target, student = (
+        tf.exp(each - shift)
+        for each, shift in zip(logits, tf.unstack(sums.shifts), strict=True)
+    )
+    classes = tf.math.unsorted_segment_sum(e, labels, table.shape[0])  # [L, N]
+    return Partials(
+        sums.class_sums + classes,
+        sums.target_total + tf.reduce_sum(target, axis=0),
+        sums.target_context + tf.matmul(target, q, transpose_a=True),
+        sums.student_total + tf.reduce_sum(student, axis=0),
+        sums.student_context + tf.matmul(student, q, transpose_a=True),
+        sums.shifts,
+    )

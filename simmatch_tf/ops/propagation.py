@@ -1,12 +1,96 @@
 """Label propagation between classes and instances (slides, Eq. 7 to 10).
 
-What says float32 here is float64 where all inputs are (`precision.widen`).
+What says float32 here is float64 where all inputs are (`tensors.widen`).
 """
 
 from __future__ import annotations
 
 from simmatch_tf.lazy import tf
-from simmatch_tf.ops import precision, shapes
+from simmatch_tf.ops import tensors
+
+
+def similarity_logits(
+    z: tf.Tensor,
+    memory: tf.Tensor,
+    temperature: float,
+    valid: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """z·Q_f / t, shifted so that exp() of it neither over- nor underflows.
+
+    Args:
+        z: [N, D], unit rows.
+        memory: Q_f [K, D], unit rows; rows that are not valid may hold
+            anything.
+        temperature: t > 0.
+        valid: [K] bool, slots that take part; default: all.
+
+    Returns:
+        Logits minus their row's largest valid one, -inf at slots that are not
+        valid [N, K], and that largest one [N, 1] (0 with no valid slot). Both
+        of `tensors.widen`'s dtype. No gradient goes to the shift, so add it
+        back where it matters, and none to the memory.
+
+    Raises:
+        ValueError: A shape does not fit, or `temperature` is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    z, memory = tensors.widen(z, memory)
+    memory = tf.stop_gradient(memory)
+    tensors.check(z=(z, "ND"), memory=(memory, "KD"))
+    if valid is not None:
+        valid = tf.cast(tf.convert_to_tensor(valid), tf.bool)
+        tensors.check(memory=(memory, "KD"), valid=(valid, "K"))
+        # Not only the logits: 0 times a NaN row is NaN in the gradient.
+        memory = tf.where(valid[:, None], memory, 0.0)
+    logits = tf.matmul(z, memory, transpose_b=True) / temperature  # [N, K]
+    if valid is not None:
+        logits = tf.where(valid, logits, -float("inf"))
+    shift = tf.stop_gradient(tf.reduce_max(logits, axis=1, keepdims=True))
+    shift = tf.where(tf.math.is_finite(shift), shift, 0.0)
+    return logits - shift, shift
+
+
+def instance_similarity(
+    z: tf.Tensor,
+    memory: tf.Tensor,
+    temperature: float,
+    valid: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Similarity of each image to each labeled one (slides, Eq. 3 and 4).
+
+    q_k = exp(z·Q_f[k] / t) / Σ_j exp(z·Q_f[j] / t)
+
+    Args:
+        z: [N, D], unit rows.
+        memory: Q_f [K, D], unit rows.
+        temperature: t > 0.
+        valid: [K] bool, slots that take part; default: all.
+
+    Returns:
+        q [N, K] float32: rows sum to 1; zeros where a slot is not valid, and
+        everywhere if none is.
+
+    Raises:
+        ValueError: A shape does not fit, or `temperature` is not above 0.
+    """
+    logits, _ = similarity_logits(z, memory, temperature, valid)
+    return shares(logits)
+
+
+def shares(logits: tf.Tensor) -> tf.Tensor:
+    """The last part of `instance_similarity`.
+
+    Args:
+        logits: Of `similarity_logits`, [N, K].
+
+    Returns:
+        q [N, K]; see there.
+    """
+    weights = tf.exp(logits)  # [N, K], the largest of a row is 1
+    return tf.math.divide_no_nan(
+        weights, tf.reduce_sum(weights, axis=1, keepdims=True)
+    )
 
 
 def unfold(p_w: tf.Tensor, memory_labels: tf.Tensor) -> tf.Tensor:
@@ -24,9 +108,9 @@ def unfold(p_w: tf.Tensor, memory_labels: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    (p_w,) = precision.widen(p_w)
+    (p_w,) = tensors.widen(p_w)
     memory_labels = tf.convert_to_tensor(memory_labels)
-    shapes.check(p_w=(p_w, "NL"), memory_labels=(memory_labels, "K"))
+    tensors.check(p_w=(p_w, "NL"), memory_labels=(memory_labels, "K"))
     return tf.gather(p_w, memory_labels, axis=1)
 
 
@@ -46,8 +130,8 @@ def scale(q_w: tf.Tensor, p_unfold: tf.Tensor) -> tf.Tensor:
     Raises:
         ValueError: The shapes differ.
     """
-    q_w, p_unfold = precision.widen(q_w, p_unfold)
-    shapes.check(q_w=(q_w, "NK"), p_unfold=(p_unfold, "NK"))
+    q_w, p_unfold = tensors.widen(q_w, p_unfold)
+    tensors.check(q_w=(q_w, "NK"), p_unfold=(p_unfold, "NK"))
     # Only the ratio of the products counts; the largest p is made 1 so that
     # two small factors do not underflow to a row of zeros.
     largest = tf.stop_gradient(tf.reduce_max(p_unfold, axis=1, keepdims=True))
@@ -75,9 +159,9 @@ def aggregate(
     Raises:
         ValueError: A shape does not fit.
     """
-    (q_w,) = precision.widen(q_w)
+    (q_w,) = tensors.widen(q_w)
     memory_labels = tf.convert_to_tensor(memory_labels)
-    shapes.check(q_w=(q_w, "NK"), memory_labels=(memory_labels, "K"))
+    tensors.check(q_w=(q_w, "NK"), memory_labels=(memory_labels, "K"))
     return tf.transpose(
         tf.math.unsorted_segment_sum(
             tf.transpose(q_w), memory_labels, num_classes
@@ -103,6 +187,6 @@ def smooth(p_w: tf.Tensor, q_agg: tf.Tensor, alpha: float) -> tf.Tensor:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}: must be in [0, 1]")
-    p_w, q_agg = precision.widen(p_w, q_agg)
-    shapes.check(p_w=(p_w, "NL"), q_agg=(q_agg, "NL"))
+    p_w, q_agg = tensors.widen(p_w, q_agg)
+    tensors.check(p_w=(p_w, "NL"), q_agg=(q_agg, "NL"))
     return alpha * p_w + (1.0 - alpha) * q_agg

@@ -1,4 +1,4 @@
-"""Learning rate and EMA momentum as functions of the step."""
+"""Learning rate, EMA momentum and ramps as functions of the step."""
 
 from __future__ import annotations
 
@@ -63,3 +63,39 @@ def ema_momentum(
         s = tf.cast(step, tf.float32)
         m = tf.minimum(m, (1.0 + s) / (10.0 + s))
     return m
+
+
+def ramp(
+    step: tf.Tensor,
+    *,
+    steps: float,
+    shape: str = "linear",
+    dtype: tf.DType | str = "float32",
+) -> tf.Tensor:
+    """Factor of a loss weight that grows from 0 to 1.
+
+    With t = min(1, step / steps): "linear" is t; "exponential" is
+    exp(-5 (1 - t)²), which is e^-5 at the first step.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Length of the ramp, ≥ 0; 0 for none.
+        shape: "linear" or "exponential".
+        dtype: Type of the result.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: `shape` is unknown.
+
+    References:
+        "exponential": Laine and Aila, "Temporal Ensembling for Semi-Supervised
+        Learning", ICLR 2017, https://arxiv.org/abs/1610.02242.
+    """
+    if shape not in ("linear", "exponential"):
+        raise ValueError(f"shape={shape!r}: must be linear or exponential")
+    if not steps:
+        return tf.ones([], dtype)
+    t = tf.minimum(tf.cast(step, dtype) / steps, 1.0)
+    return t if shape == "linear" else tf.exp(-5.0 * tf.square(1.0 - t))

@@ -6,7 +6,7 @@ None of it takes part in training. What says float32 is so whatever the inputs.
 from __future__ import annotations
 
 from simmatch_tf.lazy import tf
-from simmatch_tf.ops import shapes
+from simmatch_tf.ops import tensors
 
 
 def entropy(p: tf.Tensor) -> tf.Tensor:
@@ -24,7 +24,7 @@ def entropy(p: tf.Tensor) -> tf.Tensor:
         ValueError: `p` is no matrix.
     """
     p = tf.convert_to_tensor(p)
-    shapes.check(p=(p, "NL"))
+    tensors.check(p=(p, "NL"))
     p = tf.cast(p, tf.float32)
     return -tf.reduce_sum(tf.math.xlogy(p, p), axis=1)
 
@@ -45,7 +45,7 @@ def histogram(values: tf.Tensor, bins: int) -> tf.Tensor:
     if bins < 1:
         raise ValueError(f"bins={bins}: must be at least 1")
     values = tf.convert_to_tensor(values)
-    shapes.check(values=(values, "N"))
+    tensors.check(values=(values, "N"))
     place = tf.cast(values * bins, tf.int32)
     return shares(tf.clip_by_value(place, 0, bins - 1), bins)
 
@@ -87,7 +87,7 @@ def class_similarity(
     Raises:
         ValueError: A shape does not fit.
     """
-    shapes.check(
+    tensors.check(
         memory=(memory, "KD"),
         memory_labels=(memory_labels, "K"),
         valid=(valid, "K"),

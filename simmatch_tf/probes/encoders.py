@@ -1,4 +1,4 @@
-"""Networks as far as their pooled features: what transfer measures."""
+"""Encoders: networks without heads, whose features are measured."""
 
 import dataclasses
 import functools
@@ -8,69 +8,78 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
-from simmatch_tf import availability, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, registry
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import library, network
+from simmatch_tf.flags import commandline
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.probes import settings
 from simmatch_tf.serving import loading
 from simmatch_tf.training import initial, state, workdir
 
-# Of a library's architecture.
+# Default side of the images of a library's architecture.
 _SIDE = 224
 _UNKNOWN = "–"
-# Weights of a part of a network, in Keras' order.
+# Part of a network → its weights, in Keras' order.
 Weights = Mapping[str, Sequence[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A network from images to pooled features, of given weights.
+    """A network from images to pooled features, with given weights.
 
     Attributes:
-        name: Of its row in the table.
-        backbone: As --backbone has it.
+        name: Name of its row in the table.
+        backbone: Name of the backbone, as in --backbone.
         image_shape: (side, side, channels) of its images.
-        stem_stride: Of a WRN's first convolution.
-        weights: Of its parts, "backbone" and, where it has one, "normalize".
-        epochs: What it was trained for, for the table.
+        flags: The backbone's own flags.
+        weights: Weights of its parts: "backbone" and, if it has one,
+            "normalize".
+        epochs: Epochs that it was trained for, for the table.
     """
 
     name: str
     backbone: str
     image_shape: tuple[int, int, int]
-    stem_stride: int
+    flags: commandline.HyperParameters
     weights: Weights = dataclasses.field(repr=False)
     epochs: str = _UNKNOWN
 
     @functools.cached_property
     def network(self) -> keras.Model:
-        """See `network.build`; with neither of the heads."""
-        made = _build(self.backbone, self.image_shape, self.stem_stride)
-        _assign(made, self.weights)
-        return made
+        """The network of `network.build`, without heads."""
+        model = _build(self.backbone, self.image_shape, self.flags)
+        parts = network.parts(model)
+        for name, values in self.weights.items():
+            parts[name].set_weights(values)
+        return model
 
     @functools.cached_property
     def digest(self) -> str:
-        """What tells it from others: architecture, size and weights."""
-        found = hashlib.sha256(
-            repr((self.backbone, self.image_shape, self.stem_stride)).encode()
-        )
+        """A digest of architecture, image size and weights."""
+        values = self.flags.values()
+        architecture = [
+            self.backbone,
+            self.image_shape,
+            values.pop("stem_stride", 1),
+            *sorted(values.items()),
+        ]
+        digest = hashlib.sha256(repr(tuple(architecture)).encode())
         for name in sorted(self.weights):
             for value in self.weights[name]:
-                found.update(f"{name} {value.shape} {value.dtype}".encode())
-                found.update(np.ascontiguousarray(value).tobytes())
-        return found.hexdigest()
+                digest.update(f"{name} {value.shape} {value.dtype}".encode())
+                digest.update(np.ascontiguousarray(value).tobytes())
+        return digest.hexdigest()
 
     def with_new_weights(self, seed: int) -> "Encoder":
-        """The same architecture, as it is before training.
+        """Returns the same architecture with newly initialized weights.
 
-        Its normalisation stays: that belongs to the images.
+        Its normalization, which belongs to the images, stays.
         """
-        made = _build(self.backbone, self.image_shape, self.stem_stride, seed)
-        weights = {**self.weights, **_weights(made, ("backbone",))}
+        model = _build(self.backbone, self.image_shape, self.flags, seed)
+        weights = {**self.weights, **_weights(model, ("backbone",))}
         return dataclasses.replace(
             self,
             name=_new(self.name),
@@ -90,37 +99,37 @@ def find(
     """Loads the models of a command line.
 
     Args:
-        models: What --model names.
+        models: The models of --model.
         weights: As in --weights.
-        image_size: Side of the images in pixels; None: the models' own.
-        seed: Of new weights.
-        random_backbone: Whether each is followed by its like with new weights.
+        image_size: Side of the images in pixels; by default, the models' own.
+        seed: Random seed of new weights.
+        random_backbone: Whether each model is followed by the same one with
+            new weights.
 
     Raises:
-        InputError: One cannot be loaded, or takes no such images.
+        InputError: A model cannot be loaded, or cannot take such images.
     """
-    found = []
+    encoders = []
     for named in models:
         if named.library is not None:
-            made = _of_library(named, weights, image_size, seed)
+            encoder = _of_library(named, weights, image_size, seed)
         else:
-            kind, path = availability.kind_of_model("model", named.what)
-            made = {"workdir": _of_run, "saved_model": _of_export}[kind](
+            kind, path = preflight.kind_of_model("model", named.what)
+            encoder = {"workdir": _of_run, "saved_model": _of_export}[kind](
                 named, path, weights, image_size
             )
-        found.append(made)
+        encoders.append(encoder)
         if random_backbone:
-            found.append(made.with_new_weights(seed))
-    return found
+            encoders.append(encoder.with_new_weights(seed))
+    return encoders
 
 
 def _of_run(named, path, weights, image_size) -> Encoder:
     folder = workdir.Workdir(path)
-    config = folder.read_config()
     model = state.load(path, weights=weights)
     return _encoder(
         named,
-        config,
+        folder.read_config(),
         _side(named, tuple(model.input_shape[1:]), image_size),
         _weights(model),
         splits.read_content(folder.split)["unlabeled_images"],
@@ -128,51 +137,54 @@ def _of_run(named, path, weights, image_size) -> Encoder:
 
 
 def _of_export(named, path, weights, image_size) -> Encoder:
-    del weights  # it has but one network's
+    del weights  # an export has those of one network only
     export = loading.export(path)
     try:
-        config = config_lib.Config(**export.card["flags"])
+        config = config_lib.Config.from_recorded(export.card["flags"])
     except (KeyError, TypeError) as error:
         raise InputError(
             f"--model={named.what}: was exported by another version ({error})"
         ) from None
     shape = export.preprocessing.image_shape
-    made = _build(config.backbone, shape, config.stem_stride)
-    taken = initial.fill(
-        made, named.what, backbone=config.backbone, flag="model"
+    model = _build(config.backbone, shape, config.network)
+    filled = initial.fill(
+        model, named.what, backbone=config.backbone, flag="model"
     )
-    if None in taken.values():
-        raise InputError(f"--model={named.what}: its weights are not all there")
+    if None in filled.values():
+        raise InputError(
+            f"--model={named.what}: some of its weights are missing"
+        )
     shape = _side(named, shape, image_size)
-    return _encoder(named, config, shape, _weights(made), None)
+    return _encoder(named, config, shape, _weights(model), None)
 
 
 def _of_library(named, weights, image_size, seed) -> Encoder:
     side = image_size or _SIDE
     registry.networks.check_side(named.what, side, flag="model")
     shape = (side, side, 3)
-    made = _build(named.what, shape, 1, seed)
+    flags = commandline.HyperParameters()  # a library's networks have none
+    model = _build(named.what, shape, flags, seed)
     if weights in (None, settings.PUBLISHED):
         try:
-            values = library.published(*named.what.split(":"), shape)
-            network.parts(made)["backbone"].set_weights(values)
+            values = library_backbone.published(*named.what.split(":"), shape)
+            network.parts(model)["backbone"].set_weights(values)
         except ValueError as error:
             raise InputError(
                 f"--model={named.what}: {error}; give --weights=FILE, or "
                 "--weights=random for new ones"
             ) from None
     elif weights != settings.NEW:
-        initial.fill(made, weights, backbone=named.what, flag="weights")
-    found = Encoder(named.name, named.what, shape, 1, _weights(made))
+        initial.fill(model, weights, backbone=named.what, flag="weights")
+    encoder = Encoder(named.name, named.what, shape, flags, _weights(model))
     if weights != settings.NEW:
-        return found
-    return dataclasses.replace(found, name=_new(named.name), epochs="0")
+        return encoder
+    return dataclasses.replace(encoder, name=_new(named.name), epochs="0")
 
 
 def _side(
     named, shape: tuple[int, int, int], image_size: int | None
 ) -> tuple[int, int, int]:
-    """The shape of its images.
+    """Returns the shape of a model's images.
 
     Raises:
         InputError: They would not be square.
@@ -182,8 +194,8 @@ def _side(
         return image_size, image_size, channels
     if height != width:
         raise InputError(
-            f"--model={named.what}: takes images of {height}×{width}, but "
-            "square ones are wanted; give --image_size"
+            f"--model={named.what}: takes images of {height}×{width}, but they "
+            "must be square; give --image_size"
         )
     return shape
 
@@ -195,45 +207,45 @@ def _encoder(
     weights: Weights,
     unlabeled_images: int | None,
 ) -> Encoder:
+    """Returns the encoder of a run, and checks that it can be built."""
     registry.networks.check_side(config.backbone, shape[0], flag="model")
     epochs = config.epochs
     if epochs is None and unlabeled_images:
         batch = config.batch_size * config.unlabeled_ratio
         epochs = config.steps * batch / unlabeled_images
-    made = Encoder(
+    written = _UNKNOWN
+    if epochs is not None:
+        written = f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"
+    encoder = Encoder(
         named.name,
         config.backbone,
         shape,
-        config.stem_stride,
+        config.network,
         weights,
-        _UNKNOWN if epochs is None else _shown(epochs),
+        written,
     )
     try:
-        made.network  # noqa: B018 — a size may not suit the weights
+        encoder.network  # noqa: B018 — a size may not suit the weights
     except ValueError as error:
         raise InputError(
-            f"--model={named.what}: takes no images of {shape[0]}×{shape[1]}: "
-            f"{error}"
+            f"--model={named.what}: cannot take images of {shape[0]}×"
+            f"{shape[1]}: {error}"
         ) from None
-    return made
+    return encoder
 
 
 def _new(name: str) -> str:
     return f"{name}, new weights"
 
 
-def _shown(epochs: float) -> str:
-    return f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"
-
-
 def _build(
     name: str,
     shape: tuple[int, int, int],
-    stem_stride: int,
+    flags: commandline.HyperParameters,
     seed: int = 0,
 ) -> keras.Model:
+    """Builds a network without heads, with weights of a seed."""
     channels = shape[-1]
-    options = {"stem_stride": stem_stride} if stem_stride != 1 else {}
     mean, std = source.IMAGENET
     with state.building(seed, "float32"):
         return network.build(
@@ -243,22 +255,17 @@ def _build(
             projection_dim=None,
             mean=mean[:channels],
             std=std[:channels],
-            options=options,
+            options=dataclasses.asdict(flags),
         )
 
 
 def _weights(
     model: keras.Model, names: Sequence[str] = ("normalize", "backbone")
 ) -> Weights:
+    """Returns the weights of parts of a network."""
     parts = network.parts(model)
     return {
         name: [np.asarray(value) for value in parts[name].get_weights()]
         for name in names
         if name in parts
     }
-
-
-def _assign(model: keras.Model, weights: Weights) -> None:
-    parts = network.parts(model)
-    for name, values in weights.items():
-        parts[name].set_weights(values)

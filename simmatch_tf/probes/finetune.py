@@ -1,10 +1,11 @@
-"""Fine-tuning: all weights are trained on a dataset's labels.
+"""Fine-tuning: all weights of a network are trained on a dataset's labels.
 
 As in SimCLR and BYOL: SGD with Nesterov momentum and half a cosine, random
-crops and flips, BatchNorm's momentum by the length of an epoch; rate and weight
-decay are chosen on validation images from a small grid, then the network is
-trained on training and validation images together. Every run is a supervised
-one of `training.loop`, with checkpoints: a killed grid goes on where it was.
+crops and flips, BatchNorm's momentum by the length of an epoch. Learning rate
+and weight decay are chosen on validation images from a small grid, then the
+network is trained on training and validation images together. Every run is a
+supervised one of `training.loop`, with checkpoints, so a killed grid continues
+where it was.
 """
 
 import dataclasses
@@ -19,10 +20,18 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import io
 from simmatch_tf.data.sources import source as source_lib
+from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.probes import encoders, features, scores, settings, tasks
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.probes import (
+    classifiers,
+    encoders,
+    features,
+    settings,
+    tasks,
+)
 from simmatch_tf.training import loop, state, workdir
 
 _WEIGHTS = "first.weights.h5"
@@ -31,11 +40,11 @@ _LEAST_MOMENTUM = 0.9
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One of the grid.
+    """A point of the grid.
 
     Attributes:
-        rate: Peak of the learning rate.
-        decay: Divided by the rate it is the L2 coefficient.
+        rate: Peak learning rate.
+        decay: Weight decay; divided by the rate, it is the L2 coefficient.
     """
 
     rate: float
@@ -43,12 +52,12 @@ class Point:
 
     @property
     def title(self) -> str:
-        """Of its run's folder."""
+        """The name of its run's folder."""
         return f"rate_{self.rate:g}_decay_{self.decay:g}"
 
 
 class Grid:
-    """The runs of one network on one dataset."""
+    """The runs that fine-tune one network on one dataset."""
 
     def __init__(
         self,
@@ -57,17 +66,17 @@ class Grid:
         how: settings.Settings,
         folder: pathlib.Path,
     ) -> None:
-        """Writes the first weights; trains nothing.
+        """Writes the first weights, without training.
 
         Args:
             encoder: The network.
             task: The dataset.
-            how: How it is trained.
-            folder: That holds the grids of all networks and datasets.
+            how: Settings of the training.
+            folder: Folder of the grids of all networks and datasets.
 
         Raises:
-            InputError: The folder cannot be written, or the images do not
-                suit the network.
+            InputError: The folder cannot be written, or the network cannot
+                take the images.
         """
         self._encoder, self._task, self._how = encoder, task, how
         side, _, channels = encoder.image_shape
@@ -76,7 +85,7 @@ class Grid:
         for images in sets:
             if images is not None and images.encoded and channels == 1:
                 raise InputError(
-                    f"--datasets={task.name}: has images in colour, decoded as "
+                    f"--datasets={task.name}: has color images, decoded when "
                     f"they are needed, but {encoder.name} takes grey ones; "
                     "--protocol=linear makes them grey"
                 )
@@ -85,19 +94,18 @@ class Grid:
                 if height != width:
                     raise InputError(
                         f"--datasets={task.name}: its images are {height}×"
-                        f"{width}, but --protocol=finetune takes square ones"
+                        f"{width}, but --protocol=finetune needs square ones"
                     )
-        same = how.steps, how.batch_size, how.crop_area, how.seed
-        what = (encoder.digest, task.identity, task.flip, same)
-        digest = hashlib.sha256(repr(what).encode())
+        values = how.steps, how.batch_size, how.crop_area, how.seed
+        content = (encoder.digest, task.identity, task.flip, values)
+        digest = hashlib.sha256(repr(content).encode())
         self.folder = folder / digest.hexdigest()[:16]
         self._weights = self.folder / _WEIGHTS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._weights.is_file():
-                aside = self.folder / f"writing.{_WEIGHTS}"
-                encoder.network.save_weights(aside)
-                aside.replace(self._weights)
+                with io.replacing(self._weights) as temporary:
+                    encoder.network.save_weights(temporary)
         except OSError as error:
             raise InputError(
                 f"--output: {self.folder} cannot be written "
@@ -105,7 +113,7 @@ class Grid:
             ) from None
 
     def points(self) -> list[Point]:
-        """The grid's points: every rate with every decay."""
+        """Returns the points of the grid: every rate with every decay."""
         pairs = itertools.product(
             settings.numbers("rates", self._how.rates),
             settings.numbers("decays", self._how.decays),
@@ -115,39 +123,39 @@ class Grid:
     def run(
         self, done: Callable[[Point, float | None], None]
     ) -> tuple[float, dict[str, Any]]:
-        """Trains all points, then the best once more, on more images.
+        """Trains all points, then the best once more on all images.
 
         Args:
             done: Called with each point and its score on validation images,
                 None if its loss was not finite.
 
         Returns:
-            The score on the test images, and what to report.
+            The score on the test images, and the details to report.
 
         Raises:
             InputError: An image cannot be read, a run's folder not be
                 written, or every rate was too high.
             Interrupted: By a signal, after a checkpoint was written.
         """
-        task, found = self._task, {}
+        task, results = self._task, {}
         train, validation = task.train, task.validation
         if validation is None:
             validation = train.take(np.flatnonzero(task.held_out))
             train = train.take(np.flatnonzero(~task.held_out))
         for point in self.points():
-            found[point] = None
+            results[point] = None
             try:
-                found[point] = self._train(
+                results[point] = self._train(
                     point, train, validation, point.title
                 )
             except FloatingPointError as error:
                 logging.warning("%s: %s", point.title, error)
-            done(point, found[point])
-        whole = [point for point in found if found[point] is not None]
-        if not whole:
+            done(point, results[point])
+        finite = [point for point in results if results[point] is not None]
+        if not finite:
             raise self._diverged(self._how.rates)
-        # Of equals the first: the lowest rate.
-        best = max(whole, key=found.__getitem__)
+        # The first of equals has the lowest rate.
+        best = max(finite, key=results.__getitem__)
         everything = task.train
         if task.validation is not None:
             everything = everything.join(task.validation)
@@ -163,7 +171,7 @@ class Grid:
             "steps": self._how.steps,
             "validation": [
                 {"rate": p.rate, "decay": p.decay, "score": s}
-                for p, s in found.items()
+                for p, s in results.items()
             ],
         }
 
@@ -176,7 +184,7 @@ class Grid:
     def _train(
         self, point: Point, train: tasks.Set, test: tasks.Set, name: str
     ) -> float:
-        """Trains one run, or reads it; its score."""
+        """Trains a run, if it is not finished, and returns its score."""
         how, task = self._how, self._task
         source = source_lib.Source(
             name=task.name,
@@ -185,7 +193,7 @@ class Grid:
             test=_with_channels(test, self._channels),
             flip=task.flip,
             image_size=self._side,
-            # The first weights bring their own.
+            # The first weights have their own normalization.
             measure=lambda: tuple(
                 list(values[: self._channels]) for values in source_lib.IMAGENET
             ),
@@ -197,12 +205,12 @@ class Grid:
             label_fraction=1.0,
             algorithm="supervised",
             backbone=self._encoder.backbone,
-            stem_stride=self._encoder.stem_stride,
+            **self._encoder.flags.values(),
             init_from=str(self._weights),
             weak="resized_crop",
             crop_area=how.crop_area,
             batch_size=how.batch_size,
-            ema_momentum=0.0,  # none: the last weights are the result
+            ema_momentum=0.0,  # no EMA: the last weights are the result
             batch_norm_momentum=max(1 - 10 / epoch_steps, _LEAST_MOMENTUM),
             steps=how.steps,
             learning_rate=point.rate,
@@ -224,24 +232,24 @@ class Grid:
     def _score(
         self, config: config_lib.Config, source: source_lib.Source
     ) -> float:
-        restored, strategy, _ = state.restore(config.workdir)
-        # Differs: BYOL resizes to 256 and crops 224; here to 224, bilinearly.
+        network = state.load(config.workdir, weights="student")
+        # Differs: BYOL resizes to 256 and crops 224; this resizes to 224.
         evaluator = evaluator_lib.Evaluator(
-            strategy,
-            {"student": restored.networks()["student"]},
+            strategies.one(),
+            {"student": network},
             config.eval_batch_size,
             side=self._side,
             parallel_calls=config.parallel_calls,
         )
         places = np.arange(len(source.test))
         logits = evaluator.logits(source.test, places)["student"]
-        return scores.score(
+        return classifiers.score(
             self._task.metric, source.test.labels, logits.argmax(axis=1)
         )
 
 
 def _with_channels(images: tasks.Set, channels: int) -> tasks.Set:
-    """The same with 1 or 3 channels; encoded ones have 3."""
+    """Returns the images with 1 or 3 channels; encoded ones have 3."""
     if images.encoded or images.images.shape[-1] == channels:
         return images
     with tf.device("CPU"):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 # Names of the two kinds of weights of a library's architecture that are no
 # file.

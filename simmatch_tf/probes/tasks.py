@@ -1,4 +1,4 @@
-"""Datasets as transfer sees them: to learn, to choose and to score by."""
+"""Datasets of `transfer`: images to train on, to validate on and to test on."""
 
 import dataclasses
 import functools
@@ -10,21 +10,20 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import registry
 from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Set = source_lib.Images | source_lib.Encoded
 
-# Of which the mean accuracy of the classes is reported, as in SimCLR and BYOL.
+# Datasets whose mean accuracy per class is reported, as in SimCLR and BYOL.
 _BY_CLASS = (
     "caltech101",
     "fgvc_aircraft",
     "oxford_flowers102",
     "oxford_iiit_pet",
 )
-# Share of the training images to choose by, where there are no others.
+# Share of the training images held out for validation, if there are no others.
 _HELD_OUT = 0.2
-# ... which are the same in every run.
-_SEED = 0
+_SEED = 0  # of the choice of these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Task:
     """A dataset whose images all have a class.
 
     Attributes:
-        name: As in --datasets.
-        class_names: L names.
-        train: Images to learn from, and to hold some out of.
-        validation: Images to choose by; None: some of `train` are.
-        test: Images to score by.
+        name: Its name in --datasets.
+        class_names: Names of the L classes.
+        train: Training images.
+        validation: Validation images; None holds some of `train` out.
+        test: Test images.
         flip: Whether a mirrored image is still of its class.
     """
 
@@ -48,10 +47,10 @@ class Task:
     flip: bool
 
     def __post_init__(self) -> None:
-        """Checks that what is asked for can be learned.
+        """Checks that every class can be learned.
 
         Raises:
-            InputError: A class has no image to learn from.
+            InputError: A class has no training image, or there is only one.
         """
         known = np.unique(self.train.labels)
         for title, images in (
@@ -76,7 +75,7 @@ class Task:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """Of its sets of images, by name."""
+        """Digests of its sets of images, by name."""
         sets = {"train": self.train, "test": self.test}
         if self.validation is not None:
             sets["validation"] = self.validation
@@ -87,23 +86,24 @@ class Task:
     @functools.cached_property
     def identity(self) -> str:
         """A digest of all images and their classes, and of the metric."""
-        found = hashlib.sha256(repr((self.metric, self.digests)).encode())
+        digest = hashlib.sha256(repr((self.metric, self.digests)).encode())
         for images in (self.train, self.validation, self.test):
             if images is not None:
-                found.update(images.labels.astype("<i4").tobytes())
-        return found.hexdigest()
+                digest.update(images.labels.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     @property
     def metric(self) -> str:
-        """What is reported: "top1" or "mean_per_class"."""
+        """The reported accuracy: "top1" or "mean_per_class"."""
         by_class = config_lib.base_name(self.name) in _BY_CLASS
         return "mean_per_class" if by_class else "top1"
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """Which training images are chosen by: bool [N]; none or a fifth.
+        """Which training images are held out for validation, bool [N].
 
-        A fifth of each class, always the same; of a class with one image none.
+        None if there are validation images; else a fifth of each class, always
+        the same ones, but none of a class with a single image.
         """
         held = np.zeros(len(self.train), bool)
         if self.validation is not None:
@@ -117,8 +117,8 @@ class Task:
             held[places[:count]] = True
         if not held.any():
             raise InputError(
-                f"--datasets={self.name}: every class has but one training "
-                "image, so none can be held out to choose by"
+                f"--datasets={self.name}: every class has only one training "
+                "image, so none can be held out for validation"
             )
         return held
 
@@ -131,18 +131,18 @@ def load(
     tfds_manual_dir: str | None = None,
     on_bad_image: str = "error",
 ) -> Task:
-    """Loads a dataset; prepares it first, where it is not.
+    """Loads a dataset, and prepares it first if it is not.
 
     Args:
         name: One of --datasets.
-        data_dir: The images of "folder".
-        tfds_dir: Prepared datasets of TFDS; None: TFDS's default.
-        tfds_manual_dir: Archives that TFDS cannot download itself.
+        data_dir: Folder of the images of "folder".
+        tfds_dir: Folder of prepared TFDS datasets; by default, TFDS's own.
+        tfds_manual_dir: Folder of archives that TFDS cannot download itself.
         on_bad_image: "error" or "skip", for "folder".
 
     Raises:
-        InputError: It cannot be had, or has no classes, no test images, or a
-            class without a training image.
+        InputError: It cannot be loaded, or has no classes, no test images, or
+            a class without a training image.
     """
     entry, _ = registry.sources.find(name)
     folder = entry.facts.get("needs_data_dir")
@@ -167,7 +167,7 @@ def load(
 
 
 def of_source(source: source_lib.Source) -> Task:
-    """A task from a dataset; images without a class are left out.
+    """Returns a task of a dataset's images that have a class.
 
     Raises:
         InputError: See `load`.
@@ -179,14 +179,13 @@ def of_source(source: source_lib.Source) -> Task:
         )
     if source.test is None:
         raise InputError(
-            f"--datasets={source.name}: has no test images of known classes to "
-            "score by"
+            f"--datasets={source.name}: has no test images of known classes"
             + ("; place some in test/CLASS/" if source.name == "folder" else "")
         )
     train = source.train
     if labeled.size < len(train):
         train = train.take(labeled)
-    made = Task(
+    task = Task(
         name=source.name,
         class_names=tuple(map(str, source.class_names)),
         train=train,
@@ -194,11 +193,11 @@ def of_source(source: source_lib.Source) -> Task:
         test=source.test,
         flip=source.flip,
     )
-    return _without_empty_classes(made)
+    return _without_empty_classes(task)
 
 
 def _without_empty_classes(task: Task) -> Task:
-    """The same without names that no image has, as EMNIST's letters have."""
+    """Leaves out classes without images, which EMNIST's letters have."""
     known = np.unique(task.train.labels)
     if known.size == len(task.class_names):
         return task

@@ -1,4 +1,9 @@
-"""Which scalars a report shows, and how. Nothing here imports TensorFlow."""
+"""The scalars that a report draws, and curves of them.
+
+Letters are those of SimMatch (Zheng et al., CVPR 2022,
+https://arxiv.org/abs/2203.06915), whose Figure 4 is the chart "pseudo_labels".
+Nothing here imports TensorFlow.
+"""
 
 import dataclasses
 import math
@@ -8,9 +13,9 @@ import numpy as np
 
 from simmatch_tf.reporting import runs as runs_lib
 
-# In the place of a tag: accuracy of whichever weights are the run's result.
+# Stands for the tag of the accuracy of the evaluation weights.
 RECORD = "the weights of record"
-_POINTS = 50  # that are left of a curve between which noise is averaged
+_POINTS = 50  # that a curve keeps, roughly, when noise is averaged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,42 +23,41 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: Above it.
-        unit: Of the values.
-        lines: What is drawn: tag → what it is called beside others.
-        scale: What values are multiplied by.
+        title: Text above it.
+        unit: Unit of the values; those in "%" are logged in [0, 1].
+        lines: Tags to draw, each with its name in the legend.
     """
 
     title: str
     unit: str
     lines: dict[str, str]
-    scale: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """Factor from the logged values to the unit."""
+        return 100.0 if self.unit == "%" else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure: panels that belong together.
+    """A figure of panels that belong together.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file, without the suffix.
         title: Its heading.
-        says: What is to be seen in it.
+        caption: What it shows.
         panels: In order.
-        noisy: Whether values of single batches are in it, which are averaged.
-        shown: Whether a page has it in sight at once.
+        noisy: Whether it shows values of single batches, which are averaged
+            over neighboring steps.
+        expanded: Whether the page shows it at once, not folded.
     """
 
     name: str
     title: str
-    says: str
+    caption: str
     panels: tuple[Panel, ...]
     noisy: bool = True
-    shown: bool = False
-
-
-def _percent(title: str, **tags: str) -> Panel:
-    lines = {tag.replace("__", "/"): name for tag, name in tags.items()}
-    return Panel(title, "%", lines, 100.0)
+    expanded: bool = False
 
 
 CHARTS = (
@@ -62,54 +66,62 @@ CHARTS = (
         "Accuracy",
         "Top-1 accuracy at each evaluation, not averaged over steps.",
         (
-            _percent(
+            Panel(
                 "test images",
-                test__student_top1="student",
-                test__ema_top1="EMA",
+                "%",
+                {"test/student_top1": "student", "test/ema_top1": "EMA"},
             ),
-            _percent(
+            Panel(
                 "images set aside for validation",
-                validation__student_top1="student",
-                validation__ema_top1="EMA",
+                "%",
+                {
+                    "validation/student_top1": "student",
+                    "validation/ema_top1": "EMA",
+                },
             ),
         ),
         noisy=False,
-        shown=True,
+        expanded=True,
     ),
     Chart(
         "pseudo_labels",
         "Pseudo-labels",
-        "(a) How many of the pseudo-labels above the threshold name the right "
-        "class, (b) how many of all, (c) what the weights of record come to on "
-        "the images that the result is of (the slides' Figure 4). The true "
+        "(a) Accuracy of the pseudo-labels above the threshold, (b) of all "
+        "pseudo-labels, (c) of the evaluation weights on the images that the "
+        "result is measured on (Figure 4 of the SimMatch paper). The true "
         "classes of the unlabeled images serve (a) and (b) alone.",
         (
-            _percent(
+            Panel(
                 "(a) right, above the threshold",
-                pseudo_label__accuracy="",
+                "%",
+                {"pseudo_label/accuracy": ""},
             ),
-            _percent("(b) right, of all p̂", pseudo_label__accuracy_all=""),
-            Panel("(c) top-1, weights of record", "%", {RECORD: ""}, 100.0),
+            Panel(
+                "(b) right, of all p̂", "%", {"pseudo_label/accuracy_all": ""}
+            ),
+            Panel("(c) top-1, evaluation weights", "%", {RECORD: ""}),
         ),
-        shown=True,
+        expanded=True,
     ),
     Chart(
         "mask_rate",
         "How many pseudo-labels count",
-        "The share of unlabeled images whose pseudo-label is at least as "
-        "confident as the threshold; how confident they are; how evenly they "
-        "spread over the classes (100 %: each as often).",
+        "Mask rate: the share of unlabeled images whose pseudo-label is at "
+        "least as confident as the threshold. Mean confidence of the "
+        "pseudo-labels. Balance: how evenly they spread over the classes "
+        "(100 %: each class equally often).",
         (
-            _percent("above the threshold", pseudo_label__mask_rate=""),
+            Panel("above the threshold", "%", {"pseudo_label/mask_rate": ""}),
             Panel("mean confidence", "", {"pseudo_label/confidence": ""}),
-            _percent("balance of the classes", pseudo_label__balance=""),
+            Panel("balance of the classes", "%", {"pseudo_label/balance": ""}),
         ),
-        shown=True,
+        expanded=True,
     ),
     Chart(
         "losses",
         "Losses",
-        "Of single batches. Weighted losses are what the total is the sum of.",
+        "Losses of single batches. The total is the sum of the weighted "
+        "losses.",
         (
             Panel("total", "loss", {"loss/total": ""}),
             Panel("labeled images", "loss", {"loss/s": ""}),
@@ -128,8 +140,9 @@ CHARTS = (
     Chart(
         "sharpness",
         "Sharpness and agreement",
-        "Entropies: the lower, the sharper. Agreement: p^w and q^agg name the "
-        "same class. Alignment: how far the mean prediction is from uniform.",
+        "Entropy: the lower, the sharper. Agreement: the share of images for "
+        "which p^w and q^agg name the same class. Alignment: divergence of "
+        "the mean prediction from the uniform distribution.",
         (
             Panel(
                 "class pseudo-labels",
@@ -141,7 +154,9 @@ CHARTS = (
                 "entropy, nats",
                 {"sharpness/q_w": "q^w", "sharpness/q_hat": "q̂"},
             ),
-            _percent("agreement of p^w and q^agg", matching__agreement=""),
+            Panel(
+                "agreement of p^w and q^agg", "%", {"matching/agreement": ""}
+            ),
             Panel(
                 "alignment",
                 "KL from uniform, nats",
@@ -151,14 +166,15 @@ CHARTS = (
     ),
     Chart(
         "memory",
-        "Memory of labeled images",
-        "How much of it is written; how many steps ago; how long an embedding "
-        "is before it is normalised (1: it stays as it is); how similar "
-        "embeddings are within a class and between classes.",
+        "Memory bank of labeled images",
+        "The share of its slots that has been written. The age of its "
+        "embeddings in steps. The norm of an embedding before it is "
+        "normalized (1: normalizing changes nothing). The similarity of "
+        "embeddings within a class and between classes.",
         (
-            _percent("slots written", memory__filled=""),
+            Panel("slots written", "%", {"memory/filled": ""}),
             Panel("age of the embeddings", "steps", {"memory/age": ""}),
-            Panel("norm before normalisation", "", {"memory/norm": ""}),
+            Panel("norm before normalization", "", {"memory/norm": ""}),
             Panel(
                 "similarity",
                 "cosine",
@@ -172,8 +188,8 @@ CHARTS = (
     Chart(
         "learning_rate",
         "Learning rate",
-        "Of each step that is logged, and the factor of the loss in half "
-        "precision.",
+        "Learning rate of each logged step, and the factor of the loss in "
+        "half precision.",
         (
             Panel("learning rate", "", {"learning_rate": ""}),
             Panel("loss scale", "", {"loss_scale": ""}),
@@ -183,11 +199,11 @@ CHARTS = (
     Chart(
         "speed",
         "Speed",
-        "Images a second, and the share of time in which the step waits for "
-        "them.",
+        "Images per second, and the share of time in which the step waits "
+        "for them.",
         (
-            Panel("images a second", "", {"speed/images_per_second": ""}),
-            _percent("waiting for input", speed__input_wait=""),
+            Panel("images per second", "", {"speed/images_per_second": ""}),
+            Panel("waiting for input", "%", {"speed/input_wait": ""}),
         ),
     ),
 )
@@ -202,24 +218,27 @@ class Curve:
 
 
 def is_noisy(tag: str) -> bool:
-    """Whether a scalar is of single batches; accuracy is of a whole set."""
+    """Whether a scalar is of single batches; accuracies are of whole sets."""
     return tag != RECORD and not tag.startswith(("test/", "validation/"))
 
 
 def curve(run: runs_lib.Run, tag: str, scale: float = 1.0) -> Curve | None:
-    """A scalar of a run; None if not one of its values is finite."""
+    """Returns the curve of a scalar, or None if no value is finite."""
     points = run.scalars.get(run.record_tag if tag == RECORD else tag, {})
     values = [
         scale * value if math.isfinite(value) else math.nan
         for value in points.values()
     ]
-    if all(math.isnan(value) for value in values):
+    if all(map(math.isnan, values)):
         return None
     return Curve(list(points), values)
 
 
 def window(chart: Chart, groups: Sequence[runs_lib.Group]) -> int:
-    """Over how many logged steps a chart's curves are averaged; odd."""
+    """Returns over how many logged steps to average a chart's curves.
+
+    The number is odd and grows with the longest curve; 1 means no averaging.
+    """
     if not chart.noisy:
         return 1
     lengths = [
@@ -233,26 +252,25 @@ def window(chart: Chart, groups: Sequence[runs_lib.Group]) -> int:
     return 2 * (max(lengths, default=0) // (2 * _POINTS)) + 1
 
 
-def smooth(found: Curve, width: int) -> Curve:
-    """The running mean of a curve over `width` points around each.
+def smooth(raw: Curve, width: int) -> Curve:
+    """Returns the running mean over `width` points around each point.
 
-    What is not finite is left out of the means, and stays a gap.
+    Values that are not finite have no part in the means, and stay gaps.
     """
-    values = np.array(found.values)
+    values = np.array(raw.values)
     gaps = np.isnan(values)
-    ones = np.ones(width)
 
-    def near(of: np.ndarray) -> np.ndarray:
-        """Sums over the neighbourhood of each; no sum is of far values."""
-        return np.convolve(of, ones)[width // 2 :][: len(of)]
+    def sums(of: np.ndarray) -> np.ndarray:
+        """Sums over neighborhoods alone: no far value can cancel in them."""
+        return np.convolve(of, np.ones(width))[width // 2 :][: len(of)]
 
-    sums, counts = near(np.where(gaps, 0.0, values)), near(~gaps * 1.0)
-    means = np.where(gaps, np.nan, sums / np.maximum(counts, 1.0))
-    return Curve(found.steps, means.tolist())
+    totals, counts = sums(np.where(gaps, 0.0, values)), sums(~gaps * 1.0)
+    means = np.where(gaps, np.nan, totals / np.maximum(counts, 1.0))
+    return Curve(raw.steps, means.tolist())
 
 
 def mean(curves: Sequence[Curve]) -> Curve | None:
-    """The mean of several, at the steps that all have; None if none are."""
+    """Returns the mean at the steps that all curves have, or None."""
     by_step = [
         dict(zip(each.steps, each.values, strict=True)) for each in curves
     ]

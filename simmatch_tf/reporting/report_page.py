@@ -1,32 +1,37 @@
-"""The page of `report`, and its figures. Imports no TensorFlow."""
+"""The page of `report`: its tables, charts and images, and its figures as PNG.
+
+Tables are rows of text, the head first. Nothing here imports TensorFlow.
+"""
 
 import dataclasses
+import os
 import pathlib
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf import tables
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
-from simmatch_tf.reporting import (
-    chart_figure,
-    charts,
-    confusion_figure,
-    predictions,
-    report_tables,
-)
+from simmatch_tf.reporting import charts, comparison, figures, pages
 from simmatch_tf.reporting import runs as runs_lib
+
+Table = list[list[str]]
+# Run → metrics of its evaluation weights, where they are known.
+Reports = Mapping[str, Mapping[str, Any]]
+
+_UNKNOWN = comparison.UNKNOWN
+_WORST = 10  # classes, and pairs of classes, that are listed
 
 
 @dataclasses.dataclass(frozen=True)
-class Looked:
-    """What is known of runs' test images.
+class Inspections:
+    """What runs predict for their test images.
 
     Attributes:
-        found: Run → what it makes of them, a `serving.scoring.Inspection`.
-        shown: The runs whose images are on the page.
+        found: Run → its predictions, a `serving.scoring.Inspection`.
+        shown: The runs whose images the page shows.
         why_not: Run → why it is not in `found`.
     """
 
@@ -36,227 +41,504 @@ class Looked:
 
 
 def reports(
-    groups: Sequence[runs_lib.Group], looked: Looked
-) -> report_tables.Reports:
-    """What is known of each run's test images: just found, or on file."""
+    groups: Sequence[runs_lib.Group], inspections: Inspections
+) -> Reports:
+    """Returns each run's metrics: just measured, or from `evaluate`."""
     known = {}
     for group in groups:
         for run in group.finished:
-            if run.name in looked.found:
-                known[run.name] = looked.found[run.name].report
+            if run.name in inspections.found:
+                known[run.name] = inspections.found[run.name].report
             elif run.evaluation is not None:
                 known[run.name] = run.evaluation
     return known
 
 
-def findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
-    """Known patterns, each once a group: its runs, and the first's finding."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for group in groups:
-        for run in group.runs:
-            shown = diagnosis.find(run.config, run.scalars, **_length(run))
-            for each in shown:
-                seen = found.setdefault(
-                    (group.name, each.name), {"finding": each, "runs": []}
-                )
-                seen["runs"].append(run.name)
-    return list(found.values())
-
-
-def not_judged(groups: Sequence[runs_lib.Group]) -> list[str]:
-    """What could not be looked at, for lack of values: a sentence a run."""
-    said = []
-    for group in groups:
-        for run in group.runs:
-            found = diagnosis.not_judged(
-                run.config, run.scalars, **_length(run)
-            )
-            names = ", ".join(name.replace("_", " ") for name in found)
-            if names:
-                said.append(f"{run.name} has too few values to tell: {names}.")
-    return said
-
-
-def _length(run: runs_lib.Run) -> dict[str, int]:
-    # Of one that is under way, and whose length is not known, what shows now.
-    return {"step": run.reached, "steps": run.steps or run.reached}
-
-
-def page(groups: Sequence[runs_lib.Group], looked: Looked) -> str:
-    """A page that needs no other file, and no network.
+def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
+    """Returns the page as HTML.
 
     Args:
         groups: The runs.
-        looked: What is known of their test images.
-
-    Returns:
-        HTML. Every name in it comes from data, so all are escaped.
+        inspections: What they predict for their test images.
     """
-    known = reports(groups, looked)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("simmatch_tf.reporting"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    known = reports(groups, inspections)
+    runs = [run for group in groups for run in group.runs]
+    return pages.render(
+        "report.html",
         title=", ".join(group.name for group in groups),
         groups=groups,
-        colours=[chart_figure.colour(i) for i in range(len(groups))],
-        what=report_tables.what(groups),
-        differences=report_tables.differences(groups),
-        result=report_tables.result(groups, known),
+        colors=[figures.color(i) for i in range(len(groups))],
+        overview=overview(groups),
+        differences=differences(groups),
+        result=result(groups, known),
         scored=_scored(groups),
-        not_compared=report_tables.not_compared(groups),
-        unfinished=report_tables.unfinished(groups),
-        findings=findings(groups),
-        not_judged=not_judged(groups),
+        not_compared=not_compared(groups),
+        unfinished=unfinished(groups),
+        findings=_findings(groups),
+        not_judged=_not_judged(runs),
         charts=_charts(groups),
-        without_scalars=[
-            run.name for g in groups for run in g.runs if not run.scalars
-        ],
+        without_scalars=[run.name for run in runs if not run.scalars],
         confusions=_confusions(groups, known),
         images=[
-            (name, number, looked.found[name])
-            for number, name in enumerate(looked.shown)
+            (name, number, inspections.found[name])
+            for number, name in enumerate(inspections.shown)
         ],
-        left_out=_left_out(groups, looked, known),
-        each_run=report_tables.each_run(groups),
-        sessions=report_tables.sessions(groups),
-        untimed=[
-            run.name
-            for group in groups
-            for run in group.runs
-            if run.sessions and not run.timed
-        ],
-        versions=report_tables.versions(groups),
+        left_out=_left_out(groups, inspections, known),
+        each_run=each_run(runs),
+        sessions=sessions(runs),
+        untimed=[r.name for r in runs if r.sessions and not r.timed],
+        versions=_versions(groups),
         flags=[(g.name, g.config.to_flagfile()) for g in groups],
-        data=predictions.data,
+        data_uri=pages.data_uri,
     )
-
-
-def _scored(groups: Sequence[runs_lib.Group]) -> str:
-    """The images that the results are of."""
-    found = {
-        f"{run.result.test_images:,} {run.result.scored_on} images of "
-        f"{run.config.dataset}"
-        for group in groups
-        for run in group.finished
-    }
-    return "; ".join(sorted(found))
-
-
-def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
-    """The charts that have values: their panels as pictures."""
-    made = []
-    for chart in charts.CHARTS:
-        panels = chart_figure.present(chart, groups)
-        if not panels:
-            continue
-        width = charts.window(chart, groups)
-        pictures = [
-            (
-                predictions.data(
-                    chart_figure.svg(panel, groups, width), "svg+xml"
-                ),
-                chart_figure.words(panel, groups),
-            )
-            for panel in panels
-        ]
-        made.append({"chart": chart, "pictures": pictures, "width": width})
-    return made
-
-
-def _confusions(
-    groups: Sequence[runs_lib.Group], known: report_tables.Reports
-) -> list[dict[str, Any]]:
-    """What is taken for what, a group each."""
-    made = []
-    for group in groups:
-        counts = report_tables.confusion(group, known)
-        if counts is None:
-            continue
-        names = group.finished[0].result.class_names
-        picture = None
-        if len(names) <= confusion_figure.MOST:
-            picture = predictions.data(
-                confusion_figure.svg(counts, names), "svg+xml"
-            )
-        made.append(
-            {
-                "name": group.name,
-                "runs": sum(run.name in known for run in group.finished),
-                "picture": picture,
-                "pairs": report_tables.pairs(counts, names),
-                "worst": report_tables.worst(counts, names),
-            }
-        )
-    return made
-
-
-def _left_out(
-    groups: Sequence[runs_lib.Group],
-    looked: Looked,
-    known: report_tables.Reports,
-) -> list[str]:
-    """What is not on the page, and why: a sentence each."""
-    said = []
-    for group in groups:
-        for run in group.finished:
-            why = looked.why_not.get(run.name)
-            if why is None:
-                continue
-            what = "no test images are shown"
-            if run.name not in known:
-                what += ", and calibration and confusion are not known"
-            said.append(f"{run.name}: {what}: {why}.")
-    return said
 
 
 def save_figures(
-    groups: Sequence[runs_lib.Group], looked: Looked, folder: pathlib.Path
+    groups: Sequence[runs_lib.Group],
+    inspections: Inspections,
+    folder: pathlib.Path,
 ) -> list[str]:
     """Writes the figures as PNG files.
 
     Args:
         groups: The runs.
-        looked: What is known of their test images.
-        folder: It is made where it is not there.
+        inspections: What they predict for their test images.
+        folder: The folder for the files; created if it does not exist.
 
     Returns:
-        The files' names.
+        The names of the files.
 
     Raises:
-        InputError: They cannot be written.
+        InputError: A file or the folder cannot be written.
     """
-    known = reports(groups, looked)
-    written = []
+    known = reports(groups, inspections)
+    names = []
     try:
         folder.mkdir(exist_ok=True)
-        for chart in charts.CHARTS:
-            path = folder / f"{chart.name}.png"
-            if chart_figure.save(chart, groups, path):
-                written.append(path.name)
-        for group in groups:
-            counts = report_tables.confusion(group, known)
-            names = counts and group.finished[0].result.class_names
-            if not counts or len(names) > confusion_figure.MOST:
-                continue
-            path = folder / _file_name(group.name, written)
-            confusion_figure.save(counts, names, path)
-            written.append(path.name)
     except OSError as error:
         raise InputError(
             f"--figures={folder}: cannot be written ({error.strerror})"
         ) from None
-    return written
+    for chart in charts.CHARTS:
+        name = f"{chart.name}.png"
+        if figures.save_chart(chart, groups, folder / name):
+            names.append(name)
+    for group in groups:
+        counts = confusion(group, known)
+        if counts and len(counts) <= figures.MOST_CLASSES:
+            names.append(_file_name(group.name, names))
+            class_names = group.finished[0].result.class_names
+            figures.save_confusion(counts, class_names, folder / names[-1])
+    return names
 
 
 def _file_name(name: str, taken: Sequence[str]) -> str:
-    """Of a group's confusion matrix: what no system takes amiss."""
+    """Names the file of a confusion matrix so that any system accepts it."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
-    found, number = f"confusion_{plain}.png", 2
-    while found in taken:
-        found, number = f"confusion_{plain}_{number}.png", number + 1
+    file, number = f"confusion_{plain}.png", 2
+    while file in taken:
+        file, number = f"confusion_{plain}_{number}.png", number + 1
+    return file
+
+
+# What was run ----------------------------------------------------------------
+
+
+def overview(groups: Sequence[runs_lib.Group]) -> Table:
+    """Returns a line a group: its data, method and seeds."""
+    rows = ["run dataset labels algorithm backbone steps seeds".split()]
+    for group in groups:
+        config, run = group.config, group.runs[0]
+        rows.append(
+            [
+                group.name,
+                config.dataset,
+                _labels(run),
+                _algorithm(config),
+                config.backbone,
+                _count(run.steps),
+                ", ".join(map(_seeds, group.runs)),
+            ]
+        )
+    return rows
+
+
+def _labels(run: runs_lib.Run) -> str:
+    if run.result is not None:
+        labels, unlabeled = run.result.labels, run.result.unlabeled
+        aside = run.result.validation_labels
+    else:
+        labels = len(run.split.get("labels", ()))
+        unlabeled = run.split.get("unlabeled_images")
+        aside = len(run.split.get("validation", ()))
+    text = f"{labels:,}" if labels else _UNKNOWN
+    if unlabeled and run.algorithm.unlabeled_views:
+        text += f" of {unlabeled:,}"
+    return text + (f", {aside:,} set aside" if aside else "")
+
+
+def _algorithm(config: Any) -> str:
+    if config.algorithm == "simmatch":
+        forms = {"student": "ensemble", "teacher": "teacher"}
+        return f"simmatch, {forms[config.targets_from]}"
+    return config.algorithm
+
+
+def _seeds(run: runs_lib.Run) -> str:
+    seed, split = run.config.seed, run.config.split_seed
+    for name in ("split_file", "labeled_list"):
+        if (path := getattr(run.config, name)) is not None:
+            return f"{seed} (labels of {os.path.basename(path)})"
+    return f"{seed}" if seed == split else f"{seed} (split {split})"
+
+
+def _count(value: float | None) -> str:
+    return _UNKNOWN if value is None else f"{value:,}"
+
+
+def differences(groups: Sequence[runs_lib.Group]) -> Table | None:
+    """Returns the flags and data in which groups differ; None of one group."""
+    if len(groups) < 2:
+        return None
+    rows = [["flag", *(group.name for group in groups)]]
+    for name, values in runs_lib.differences(groups).items():
+        rows.append([f"--{name}", *map(_value, values)])
+    data = runs_lib.data_differences(groups)
+    if data is not None:
+        rows.append(["data", *data])
+    return rows
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _UNKNOWN if value is None else str(value)
+
+
+# Results ---------------------------------------------------------------------
+
+
+def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
+    """Returns the results, paired by seed and by the images labeled."""
+    pairs: dict[tuple[int, Any], int] = {}
+    found = []
+    for group in groups:
+        for run in group.finished:
+            # Where a file says which images are labeled, --split_seed does not.
+            labeled = tuple(run.split.get("labeled", ()))
+            seeds = run.config.seed, labeled or run.config.split_seed
+            found.append(
+                comparison.Score(
+                    row=group.name,
+                    column="",
+                    seed=pairs.setdefault(seeds, len(pairs)),
+                    top1=run.result.top1,
+                    student_top1=run.result.student["last"]["top1"],
+                    ema_top1=run.result.ema["last"]["top1"],
+                    steps=run.result.steps,
+                    seconds=run.seconds or 0.0,
+                )
+            )
     return found
+
+
+def _comparable(groups: Sequence[runs_lib.Group]) -> bool:
+    return runs_lib.same_scored([r for g in groups for r in g.finished])
+
+
+def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
+    """Returns a line a group; a dash stands for what is not known."""
+    leads = len(groups) > 1 and _comparable(groups)
+    compared = comparison.Comparison(
+        title="",
+        places=tuple((group.name, "") for group in groups),
+        reference=groups[0].name if leads else None,
+        curves=False,
+        scores=tuple(scores(groups)),
+    )
+    head = ["run", "top-1, % (runs)", "95 % of the images", "worst"]
+    head += ["student / EMA", "calibration error, %", "steps", "time"]
+    rows = [[*head, "views/s"]]
+    if leads:
+        rows[0].insert(3, f"lead of {groups[0].name}, 95 %")
+    for group in groups:
+        own = compared.at(group.name, "")
+        line = [group.name, comparison.spread(own), _interval(group)]
+        if leads:
+            lead = compared.lead(group.name, "")
+            first = group is groups[0]
+            line.append("" if first else str(lead or _UNKNOWN))
+        rates = [r.views_per_second for r in group.runs if r.views_per_second]
+        errors = [
+            100 * known[run.name]["calibration_error"]
+            for run in group.finished
+            if run.name in known
+        ]
+        line += [
+            comparison.worst(own),
+            comparison.networks(own),
+            f"{statistics.mean(errors):.1f}" if errors else _UNKNOWN,
+            _count(group.runs[0].steps),
+            _mean_time(group),
+            f"{statistics.mean(rates):,.0f}" if rates else _UNKNOWN,
+        ]
+        rows.append(line)
+    return rows
+
+
+def _interval(group: runs_lib.Group) -> str:
+    """Returns the interval of the runs' mean for this number of images."""
+    found = [run.result for run in group.finished]
+    if not found:
+        return _UNKNOWN
+    return comparison.wilson_text(
+        statistics.mean(result.top1 for result in found),
+        # All runs are scored on the same images: more runs are not more.
+        min(result.test_images for result in found),
+    )
+
+
+def _mean_time(group: runs_lib.Group) -> str:
+    timed = [run for run in group.finished if run.seconds is not None]
+    if not timed:
+        return _UNKNOWN
+    text = tables.duration(statistics.mean(run.seconds for run in timed))
+    return text if all(run.timed for run in timed) else f"over {text}"
+
+
+def _scored(groups: Sequence[runs_lib.Group]) -> str:
+    """Names the images that the results are measured on."""
+    sets = {
+        f"{run.result.test_images:,} {run.result.scored_on} images of "
+        f"{run.config.dataset}"
+        for group in groups
+        for run in group.finished
+    }
+    return "; ".join(sorted(sets))
+
+
+def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """Returns sentences on why results are not grouped or compared."""
+    sentences = runs_lib.separated_by_data(groups)
+    finished = sum(bool(group.finished) for group in groups)
+    if finished > 1 and not _comparable(groups):
+        sentences.append(
+            "No lead is given: the results are not all of the same images."
+        )
+    return sentences
+
+
+def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """Returns a sentence for each run that has no result yet."""
+    return [
+        f"{run.name} is not finished: it has reached step {run.reached:,}"
+        + (f" of {run.steps:,}" if run.steps else "")
+        + ", and has no result yet."
+        for group in groups
+        for run in group.runs
+        if run.result is None
+    ]
+
+
+def each_run(runs: Sequence[runs_lib.Run]) -> Table:
+    """Returns a line a run."""
+    head = ["run", "folder", "seed", "split seed", "top-1, %", "best top-1, %"]
+    rows = [[*head, "steps", "time"]]
+    for run in runs:
+        top1 = best = _UNKNOWN
+        if run.result is not None:
+            own = getattr(run.result, run.record)["best"]
+            top1 = f"{100 * run.result.top1:.2f}"
+            best = f"{100 * own['top1']:.2f} at {own['step']:,}"
+        rows.append(
+            [
+                run.name,
+                str(run.folder.path),
+                str(run.config.seed),
+                str(run.config.split_seed),
+                top1,
+                best,
+                f"{run.reached:,} of {_count(run.steps)}",
+                _UNKNOWN
+                if run.seconds is None
+                else tables.duration(run.seconds),
+            ]
+        )
+    return rows
+
+
+def sessions(runs: Sequence[runs_lib.Run]) -> Table:
+    """Returns a line for each start of a run that was not killed."""
+    rows = [["run", "steps", "time", "steps/s", "views/s"]]
+    for run in runs:
+        for each in run.sessions:
+            first, last = each["first_step"], each["last_step"]
+            rate = (last - first + 1) / max(each["seconds"], 1e-9)
+            rows.append(
+                [
+                    run.name,
+                    f"{first:,} to {last:,}",
+                    tables.duration(each["seconds"]),
+                    f"{rate:.2f}",
+                    f"{each['views_per_second']:,.0f}",
+                ]
+            )
+    return rows
+
+
+def _versions(groups: Sequence[runs_lib.Group]) -> str:
+    """Lists the package versions of the finished runs."""
+    versions: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for run in group.finished:
+            for name, version in run.result.versions.items():
+                versions.setdefault(name, {})[version] = None
+    return ", ".join(f"{k} {' or '.join(v)}" for k, v in versions.items())
+
+
+# Training --------------------------------------------------------------------
+
+
+def _length(run: runs_lib.Run) -> dict[str, int]:
+    # A live run of unknown length is judged as if it were at its end.
+    return {"step": run.reached, "steps": run.steps or run.reached}
+
+
+def _findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
+    """Returns known problems, each once a group with all runs that have it."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for group in groups:
+        for run in group.runs:
+            for finding in diagnosis.find(
+                run.config, run.scalars, **_length(run)
+            ):
+                entry = found.setdefault(
+                    (group.name, finding.name), {"finding": finding, "runs": []}
+                )
+                entry["runs"].append(run.name)
+    return list(found.values())
+
+
+def _not_judged(runs: Sequence[runs_lib.Run]) -> list[str]:
+    """Returns a sentence a run that has too few values to be judged."""
+    sentences = []
+    for run in runs:
+        missing = diagnosis.not_judged(run.config, run.scalars, **_length(run))
+        names = ", ".join(name.replace("_", " ") for name in missing)
+        if names:
+            sentences.append(f"{run.name} has too few values to tell: {names}.")
+    return sentences
+
+
+def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
+    """Draws the charts that have values."""
+    drawn = []
+    for chart in charts.CHARTS:
+        width = charts.window(chart, groups)
+        pictures = [
+            (
+                pages.data_uri(
+                    figures.panel_svg(panel, groups, width), "svg+xml"
+                ),
+                figures.words(panel, groups),
+            )
+            for panel in figures.present(chart, groups)
+        ]
+        if pictures:
+            drawn.append({"chart": chart, "pictures": pictures, "width": width})
+    return drawn
+
+
+# Errors ----------------------------------------------------------------------
+
+
+def _confusions(
+    groups: Sequence[runs_lib.Group], known: Reports
+) -> list[dict[str, Any]]:
+    """Returns what each group confuses, where it is known."""
+    confusions = []
+    for group in groups:
+        counts = confusion(group, known)
+        if counts is None:
+            continue
+        names = group.finished[0].result.class_names
+        picture = None
+        if len(names) <= figures.MOST_CLASSES:
+            picture = pages.data_uri(
+                figures.confusion_svg(counts, names), "svg+xml"
+            )
+        confusions.append(
+            {
+                "name": group.name,
+                "runs": sum(run.name in known for run in group.finished),
+                "picture": picture,
+                "pairs": pairs(counts, names),
+                "worst": worst(counts, names),
+            }
+        )
+    return confusions
+
+
+def confusion(group: runs_lib.Group, known: Reports) -> list[list[int]] | None:
+    """Sums counts [true class][predicted] over a group's finished runs.
+
+    Runs with other classes than the first are left out.
+    """
+    matrices = [
+        known[run.name]["confusion"]
+        for run in group.finished
+        if run.name in known
+        and run.result.class_names == group.finished[0].result.class_names
+    ]
+    if not matrices:
+        return None
+    return [
+        [sum(counts) for counts in zip(*rows, strict=True)]
+        for rows in zip(*matrices, strict=True)
+    ]
+
+
+def pairs(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
+    """Returns the pairs of classes that are most often confused."""
+    found = [
+        (count, sum(row), names[true], names[predicted])
+        for true, row in enumerate(counts)
+        for predicted, count in enumerate(row)
+        if count and true != predicted
+    ]
+    found.sort(key=lambda each: -each[0])
+    rows = [["true class", "taken for", "images", "of the class"]]
+    for count, total, true, predicted in found[:_WORST]:
+        rows.append([true, predicted, f"{count:,}", f"{count / total:.1%}"])
+    return rows
+
+
+def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
+    """Returns the classes of least accuracy, of those that have errors."""
+    found = [
+        (row[label] / sum(row), sum(row), names[label])
+        for label, row in enumerate(counts)
+        if sum(row) > row[label]
+    ]
+    found.sort(key=lambda each: each[0])
+    rows = [["class", "right", "images"]]
+    for share, total, name in found[:_WORST]:
+        rows.append([name, f"{share:.1%}", f"{total:,}"])
+    return rows
+
+
+def _left_out(
+    groups: Sequence[runs_lib.Group], inspections: Inspections, known: Reports
+) -> list[str]:
+    """Returns a sentence a run whose test images the page cannot show."""
+    sentences = []
+    for group in groups:
+        for run in group.finished:
+            reason = inspections.why_not.get(run.name)
+            if reason is None:
+                continue
+            text = f"{run.name}: no test images are shown"
+            if run.name not in known:
+                text += ", and calibration and confusion are not known"
+            sentences.append(f"{text}: {reason}.")
+    return sentences

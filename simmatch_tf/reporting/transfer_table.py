@@ -1,21 +1,24 @@
-"""The table of `transfer`, in the form of the slides' Table 3.
+"""The table of `transfer`, in the form of Table 3 of the SimMatch paper.
+
+References:
+    Zheng et al., "SimMatch: Semi-supervised Learning with Similarity
+    Matching", CVPR 2022, https://arxiv.org/abs/2203.06915
 
 Nothing here imports TensorFlow.
 """
 
 import csv
 import dataclasses
-import io
+import io as io_lib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import comparison, tables
+from simmatch_tf import io, tables
 
-# Dataset → its title in the slides.
+# Dataset → its title in the paper.
 TITLES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -25,7 +28,7 @@ TITLES = {
     "oxford_iiit_pet": "Pets",
     "oxford_flowers102": "Flowers",
 }
-# Table 3 of the slides: ResNet-50 of ImageNet, linear evaluation, per cent.
+# Table 3: ResNet-50 trained on ImageNet, linear evaluation, per cent.
 PUBLISHED = (
     ("Supervised", "-", (93.6, 78.3, 72.3, 66.7, 74.9, 91.5, 94.7)),
     ("SimCLR", "1000", (90.5, 74.4, 72.8, 49.3, 75.7, 84.6, 92.6)),
@@ -35,18 +38,18 @@ PUBLISHED = (
 )
 _SOURCE = "published, ResNet-50"
 _METRICS = {"top1": "top-1", "mean_per_class": "mean of the classes"}
-_NOTHING = "–"
+_UNKNOWN = "–"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method.
+    """One method.
 
     Attributes:
-        name: Of the method.
-        epochs: What it was trained for.
-        scores: Dataset → per cent; those that are known.
-        published: Whether the figures are the slides'.
+        name: Name of the method.
+        epochs: Epochs that it was trained for.
+        scores: Dataset → accuracy in per cent, where it is known.
+        published: Whether the figures are the paper's.
     """
 
     name: str
@@ -55,19 +58,17 @@ class Row:
     published: bool = False
 
     def mean(self, columns: Sequence[str]) -> float | None:
-        """Over the columns, if all are known."""
-        found = [self.scores[c] for c in columns if c in self.scores]
-        if len(found) < len(columns):
-            return None
-        return sum(found) / len(found)
+        """Returns the mean over the columns; None if one is not known."""
+        known = [self.scores[c] for c in columns if c in self.scores]
+        return sum(known) / len(known) if len(known) == len(columns) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Models and published ones, side by side.
+    """The user's models and published ones, side by side.
 
     Attributes:
-        outcomes: `probes.scores.Outcome`s of one protocol, at least one.
+        outcomes: `probes.measuring.Outcome`s of one protocol, at least one.
     """
 
     outcomes: tuple[Any, ...]
@@ -79,96 +80,80 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """The slides' rows, where they have such figures, then our own."""
-        found = []
+        """The paper's rows for these datasets, then the user's models."""
+        rows = []
         if self.outcomes[0].protocol == "linear":
             for name, epochs, figures in PUBLISHED:
-                known = dict(zip(TITLES, figures, strict=True))
+                by_name = dict(zip(TITLES, figures, strict=True))
                 known = {
-                    c: known[config_lib.base_name(c)]
+                    c: by_name[config_lib.base_name(c)]
                     for c in self.columns
-                    if config_lib.base_name(c) in known
+                    if config_lib.base_name(c) in by_name
                 }
                 if known:
-                    found.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
+                    rows.append(Row(f"{name}, {_SOURCE}", epochs, known, True))
         for model in dict.fromkeys(each.model for each in self.outcomes):
             own = [each for each in self.outcomes if each.model == model]
             known = {each.dataset: 100 * each.score for each in own}
-            found.append(Row(model, own[0].epochs, known))
-        return found
+            rows.append(Row(model, own[0].epochs, known))
+        return rows
 
     def cells(self) -> list[list[str]]:
-        """Head and rows, as they are shown."""
-        head = ["Method", "Epochs", *map(title, self.columns)]
+        """Returns the cells as text, the head first."""
         several = len(self.columns) > 1
+        head = ["Method", "Epochs", *map(title, self.columns)]
         lines = [[*head, "Mean"] if several else head]
         for row in self.rows:
             digits = 1 if row.published else 2
             values = [row.scores.get(c) for c in self.columns]
             if several:
                 values.append(row.mean(self.columns))
-            shown = [
-                _NOTHING if v is None else f"{v:.{digits}f}" for v in values
+            texts = [
+                _UNKNOWN if v is None else f"{v:.{digits}f}" for v in values
             ]
-            lines.append([row.name, row.epochs, *shown])
+            lines.append([row.name, row.epochs, *texts])
         return lines
 
     def note(self) -> str:
-        """What the figures are."""
+        """Returns a sentence on what the figures are."""
         by_class = [
             title(each.dataset)
             for each in self.outcomes
             if each.metric == "mean_per_class"
         ]
-        by_class = list(dict.fromkeys(by_class))
         text = f"Test accuracy, %, --protocol={self.outcomes[0].protocol}: "
         if not by_class:
             return text + "top-1."
-        return (
-            text + f"top-1, but of {' and '.join(by_class)} the mean of the "
-            "classes' accuracies."
-        )
+        names = " and ".join(dict.fromkeys(by_class))
+        return f"{text}top-1; for {names}, the mean of the classes' accuracies."
 
     def text(self) -> str:
-        """For the terminal."""
-        return f"{tables.table(self.cells())}\n\n{self.note()}"
+        """Returns the table for the terminal."""
+        return f"{tables.plain(self.cells())}\n\n{self.note()}"
 
     def markdown(self) -> str:
-        """The table, then how each figure came about."""
-        head, *rows = self.cells()
-        details = [
-            f"* {comparison.escape(line(each))}" for each in self.outcomes
-        ]
+        """Returns the table, and how each figure was measured."""
+        details = [f"* {tables.escape(line(each))}" for each in self.outcomes]
         return "\n\n".join(
-            [
-                comparison.table(head, rows),
-                self.note(),
-                "\n".join(details),
-            ]
+            [tables.markdown(self.cells()), self.note(), "\n".join(details)]
         )
 
     def csv(self) -> str:
-        """The table, figures as they are."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            ["method", "epochs", "published", *self.columns, "mean"]
-        )
+        """Returns the table with four decimals."""
+        head = ["method", "epochs", "published", *self.columns, "mean"]
+        lines = [head]
         for row in self.rows:
-            mean = row.mean(self.columns)
-            writer.writerow(
-                [
-                    row.name,
-                    row.epochs,
-                    "yes" if row.published else "no",
-                    *(_figure(row.scores.get(c)) for c in self.columns),
-                    _figure(mean),
-                ]
-            )
+            values = [row.scores.get(c) for c in self.columns]
+            values.append(row.mean(self.columns))
+            figures = ["" if v is None else f"{v:.4f}" for v in values]
+            published = "yes" if row.published else "no"
+            lines.append([row.name, row.epochs, published, *figures])
+        text = io_lib.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
 
     def json(self) -> str:
-        """All that is known; scores of ours are in [0, 1]."""
+        """Returns all that is known; scores are in [0, 1]."""
         published = [
             {
                 "model": row.name,
@@ -186,23 +171,23 @@ class Table:
 
 
 def title(dataset: str) -> str:
-    """What a dataset is called in the slides; its own name, if not at all."""
+    """Returns a dataset's title in the paper, or else its own name."""
     return TITLES.get(config_lib.base_name(dataset), dataset)
 
 
 def line(outcome: Any) -> str:
-    """What to say of one figure."""
-    about = _ABOUT[outcome.protocol](outcome.details)
-    learned = f"{outcome.train_images:,} training images"
+    """Returns a line on how one figure was measured."""
+    trained = f"{outcome.train_images:,} training images"
     if outcome.validation_images:
-        learned += (
+        trained += (
             f", {outcome.validation_images:,} of them ({outcome.validation}) "
             "to choose by"
         )
     return (
         f"{outcome.model} on {outcome.dataset}: {100 * outcome.score:.2f} % "
         f"{_METRICS[outcome.metric]} of {outcome.test_images:,} test images; "
-        f"{about}; {learned}; {outcome.seconds:.0f} s"
+        f"{_ABOUT[outcome.protocol](outcome.details)}; {trained}; "
+        f"{outcome.seconds:.0f} s"
     )
 
 
@@ -218,7 +203,7 @@ def _linear(details: Mapping[str, Any]) -> str:
 _ABOUT = {
     "linear": _linear,
     "knn": lambda details: (
-        f"{details['neighbors']} neighbours, temperature "
+        f"{details['neighbors']} neighbors, temperature "
         f"{details['temperature']:g}"
     ),
     "finetune": lambda details: (
@@ -228,15 +213,11 @@ _ABOUT = {
 }
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
 def write(table: Table, folder: pathlib.Path, name: str) -> list[str]:
     """Writes NAME.md, NAME.csv and NAME.json, each whole or not at all.
 
     Returns:
-        Names of the files.
+        The names of the files.
 
     Raises:
         InputError: One cannot be written.
@@ -247,13 +228,5 @@ def write(table: Table, folder: pathlib.Path, name: str) -> list[str]:
         f"{name}.json": table.json(),
     }
     for file, text in files.items():
-        aside = folder / f"{file}.tmp"
-        try:
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(folder / file)
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            raise InputError(
-                f"{folder / file}: cannot be written ({error.strerror})"
-            ) from None
+        io.write_text(folder / file, text)
     return list(files)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.ops import propagation
 from simmatch_tf.serving import preprocessing
 
 SERVED = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
@@ -237,7 +237,7 @@ class Classifier(tf.Module):
         p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
         labels = tf.constant(self.labeled.labels)
         t = self.labeled.temperature
-        logits, shift = similarity.similarity_logits(z, self._features, t)
+        logits, shift = propagation.similarity_logits(z, self._features, t)
         q = tf.nn.softmax(logits)  # [N, K], Eq. 3
         cosines = (logits + shift) * t  # [N, K]
         aggregated = propagation.aggregate(q, labels, len(self.class_names))

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, terminal
+from simmatch_tf import preflight, terminal
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
@@ -124,7 +124,7 @@ def _of_dataset(
     try:
         source = inputs.make_source(run.moved)
     except InputError as error:
-        raise InputError(f"{error}{availability.GIVE_IMAGES}") from None
+        raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
     return source, verification.of_source(
         source.test or source.train,
         side=run.preprocessing.image_shape[0],
@@ -168,9 +168,9 @@ def _card(run: loading.Run) -> dict[str, Any]:
             "split_seed": config.split_seed,
         },
         "flags": {
-            field.name: getattr(config, field.name)
-            for field in dataclasses.fields(config)
-            if getattr(config, field.name) is not None
+            name: value
+            for name, value in config.values().items()
+            if value is not None
         },
         "date": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
         "versions": {

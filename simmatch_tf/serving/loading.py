@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from simmatch_tf import availability, preflight, runtime
 from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, runtime
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -426,7 +426,7 @@ def open_model(
     Raises:
         InputError: It cannot be loaded, or an option does not apply to it.
     """
-    kind, path = availability.kind_of_model("model", model)
+    kind, path = preflight.kind_of_model("model", model)
     if kind != "workdir":
         if weights is not None:
             raise InputError(

@@ -181,13 +181,11 @@ def _is_same(
             == list(map(io.nfc, data["class_names"]))
             and not (moved and data["train_sha256"] != train_sha256)
         )
-    decides = [
-        field.name
-        for field in dataclasses.fields(config)
-        if not field.metadata["operational"]
-    ]
+    then = config_lib.Config.from_recorded(flags).values()
     return data["train_sha256"] == train_sha256 and all(
-        flags.get(name) == getattr(config, name) for name in decides
+        then.get(name) == value
+        for name, value in config.values().items()
+        if not config.fields()[name].operational
     )
 
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import availability, io
+from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.flags.commandline import InputError
@@ -117,7 +117,7 @@ def fill(
     Raises:
         InputError: The path cannot be read, or holds another backbone.
     """
-    kind, found = availability.kind_of_weights(path, flag)
+    kind, found = preflight.kind_of_weights(path, flag)
     parts, remarks = network.parts(model), {}
     try:
         if kind == "h5" and not _is_whole_model(found):

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import checks, io, registry
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
@@ -92,11 +92,11 @@ def labeled_images(
         content = splits.read_content(io.expand(config.split_file))
         return len(content["labels"])
     name = config.labeled_list or config.published_list()
-    if name is not None and name not in checks.SUBSETS:
+    if name is not None and name not in config_lib.SUBSETS:
         text = io.read_text(io.expand(name), f"--labeled_list={name}")
         count = sum(bool(line.strip()) for line in text.splitlines())
     elif name is not None:
-        count = checks.SUBSETS[name]
+        count = config_lib.SUBSETS[name]
     elif config.labels is not None:
         count = config.labels
     elif dataset.train_images is not None:
@@ -163,7 +163,7 @@ def _listed(
     name = config.labeled_list or config.published_list()
     if name is None:
         return None
-    if name in checks.SUBSETS:
+    if name in config_lib.SUBSETS:
         names = tfds.listed(
             name,
             tfds_dir=config.tfds_dir,

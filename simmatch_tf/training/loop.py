@@ -1,31 +1,29 @@
-"""The outer loop: from flags to a result, in one place."""
+"""The training loop: from flags to a result, in one place."""
 
 import contextlib
 import functools
+import importlib.metadata
+import math
 import time
 from collections.abc import Iterator
 
-import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import runtime, signals, terminal
+from simmatch_tf import preflight, runtime, signals, terminal
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
-from simmatch_tf.evaluation import evaluator
-from simmatch_tf.evaluation import metrics as metrics_lib
+from simmatch_tf.evaluation import evaluator, metrics
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
-    allocator,
     checkpoints,
     initial,
     inputs,
-    outcome,
     progress,
     results,
     state,
@@ -39,23 +37,24 @@ def fit(
     *,
     source: source_lib.Source | None = None,
 ) -> results.Result:
-    """Trains, or resumes what stands in the workdir.
+    """Trains, or resumes the run in the workdir.
 
     Args:
-        config: The run.
-        source: The images, for `dataset="custom"`, and only for it.
+        config: The run's flags.
+        source: The images, for `dataset="custom"` and only for it.
 
     Returns:
-        The result. A finished run's is read, not computed again.
+        The result. That of a finished run is read, not computed again.
 
     Raises:
-        InputError: Something the caller can put right.
+        InputError: A flag, a file or the machine does not allow the run.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint was written; or
             another worker has gone.
         FloatingPointError: A number is not finite; see --on_nonfinite.
     """
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
+    preflight.warn_of_kernels()
     runtime.check_exact()
     workdir_lib.Workdir(config.workdir).check_available(config)
     if (config.dataset == "custom") != (source is not None):
@@ -81,10 +80,10 @@ def fit_in(
     config: config_lib.Config,
     source: source_lib.Source | None = None,
 ) -> results.Result:
-    """As `fit`, in a workdir that is already claimed."""
+    """Does the same as `fit` in a workdir that is already claimed."""
     if folder.finished():
         return results.read(folder.results)
-    allocator.keep_memory()
+    runtime.keep_memory()
     with (
         runtime.pinned(),
         signals.watch() as request,
@@ -93,13 +92,8 @@ def fit_in(
         return _Run(folder, config, source).train(request)
 
 
-def _itstime(step: int, last: int, every: int) -> bool:
-    """Whether something that is done every so many steps, and last, is due."""
-    return step % every == 0 or step == last
-
-
 class _Run:
-    """One session of a run: what `train` needs at hand."""
+    """One session of a run, from its start or last checkpoint on."""
 
     def __init__(
         self,
@@ -108,18 +102,19 @@ class _Run:
         source: source_lib.Source | None,
     ) -> None:
         self.folder, self.given = folder, config
-        # First: once TensorFlow has begun, a CPU is not divided any more.
+        # ---------------------------------------------------------- devices --
+        # First: once TensorFlow has started, a CPU cannot be divided any more.
         self.strategy = strategies.make(config)
         self.workers = workers.Workers(self.strategy, config)
         resumed = bool(self.workers.agree(folder.resumed()))
         if not self.workers.chief:
             folder.anew = not resumed
-        # ------------------------------------------------------------ data --
+        # ------------------------------------------------------------- data --
         self._say(f"reading the images of {config.dataset}")
         self.source, self.split = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
-        # ------------------------------------------------------- algorithm --
+        # -------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = state.make_algorithm(
             self.config,
@@ -128,7 +123,7 @@ class _Run:
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
             unlabeled_images=len(self.split.unlabeled),
-            # A checkpoint brings them.
+            # A checkpoint has them.
             statistics=None if resumed else self.source.statistics(),
         )
         self.initial = None
@@ -139,7 +134,7 @@ class _Run:
                 config.init_from,
                 self.source.class_names,
             )
-        # --------------------------------------------------------- workdir --
+        # ---------------------------------------------------------- workdir --
         self.workers.by_chief(self._begin)
         self.workers.same_folder(folder.path, (folder.flagfile, folder.split))
         self.checkpoints = checkpoints.Checkpoints(
@@ -148,6 +143,7 @@ class _Run:
             splits.identity(self.source.class_names, self.split.labeled),
             self.config.keep,
         )
+        # ---------------------------------------- evaluation and monitoring --
         self.evaluator = evaluator.Evaluator(
             self.strategy,
             self.algorithm.networks(),
@@ -166,6 +162,100 @@ class _Run:
         )
         self.accuracy: dict[str, dict[str, float]] = {}
 
+    def train(self, request: signals.Request) -> results.Result:
+        """Trains to the end, or until a signal asks to stop.
+
+        Args:
+            request: The signals that came.
+
+        Raises:
+            Interrupted: A signal came, and a checkpoint was written.
+        """
+        config = self.config
+        # ----------------------------------------------------------- resume --
+        start = self._restore()
+        self.bar = progress.Progress(
+            start, config.steps, bar=config.progress, loud=self.workers.chief
+        )
+        self._introduce(start)
+        stepper = self._make_stepper(start)
+        self.profile = monitor_lib.Profile(
+            config.profile, self.folder.tensorboard, start
+        )
+        self.monitor.begin(start)
+        # ------------------------------------------------------------ steps --
+        with self._timed():
+            self._take_steps(stepper, request)
+        # ----------------------------------------------------------- result --
+        if not self.accuracy:  # killed between last checkpoint and result
+            self._evaluate(config.steps)
+        self._close()
+        result = self._result()
+        self.workers.by_chief(lambda: self._finish(result))
+        return result
+
+    def _take_steps(
+        self, stepper: step_lib.Stepper, request: signals.Request
+    ) -> None:
+        """Takes the remaining steps, and does what is due between them."""
+        config, algorithm, step = self.config, self.algorithm, self.bar.done
+        # Without summaries there are no pictures to wait for.
+        picture_every = config.picture_every or config.steps
+        between_every = algorithm.between_steps_every or config.steps
+        intervals = (
+            config.log_every,
+            config.eval_every,
+            config.checkpoint_every,
+            config.steps_per_loop,
+            picture_every,
+            between_every,
+        )
+
+        def due(every: int) -> bool:
+            return step % every == 0 or step == config.steps
+
+        while step < config.steps:
+            self.profile.at(step)
+            # ------------------------------------------------------- train --
+            count = min(config.steps - step, *(n - step % n for n in intervals))
+            count = min(count, self.profile.until_next(step))
+            first, step = step + 1, step + count
+            logs, shows = due(config.log_every), due(picture_every)
+            asked_before = stepper.stop
+            with self.bar.steps(count, compiled=not stepper.compiles(count)):
+                metrics_of_step = stepper(
+                    first, count, bool(request.signal), logged=logs or shows
+                )
+            # --------------------------------------------------------- log --
+            values = None
+            if logs:
+                self._check_finite(step)
+                values = self.monitor.log(
+                    step, metrics_of_step, stepper.diagnostics, stepper.waited
+                )
+            self.bar.advance(step, values)
+            # ----------------------------------------------- between steps --
+            if algorithm.between_steps_every and step % between_every == 0:
+                algorithm.between_steps(step)
+            with self.monitor.paused():
+                if shows:
+                    self.monitor.picture(step, stepper.diagnostics)
+                # ------------------------------------------------- evaluate --
+                if due(config.eval_every):
+                    self._evaluate(step)
+                if logs:
+                    self.bar.warn(self.monitor.scalars.findings(step))
+                # ----------------------------------------------- checkpoint --
+                stop = self.workers.stop(request, asked_before)
+                if due(config.checkpoint_every) or stop:
+                    self._save(step)
+            if stop and step < config.steps:
+                raise signals.Interrupted(
+                    f"{stop} after step {step} of {config.steps}; "
+                    f"saved in {self.folder.path}: start it again to go on"
+                )
+
+    # ------------------------------------------------------------ beginning --
     def _say(self, text: str) -> None:
         if self.workers.chief:
             terminal.say(text)
@@ -173,7 +263,7 @@ class _Run:
     def _read(
         self, given: source_lib.Source | None, resumed: bool
     ) -> tuple[source_lib.Source, splits.Split]:
-        """The images, and which of them are labeled: all workers' alike."""
+        """Reads the images and their split, which all workers must share."""
         config = self.given
 
         def read() -> tuple[source_lib.Source, splits.Split]:
@@ -196,159 +286,14 @@ class _Run:
         return source, split
 
     def _begin(self) -> None:
-        """Writes what a new run begins with."""
+        """Writes the files that a new run begins with."""
         resumed = self.folder.resumed()
         self.folder.begin(self.given, self.source.fingerprint)
         if not resumed:
             splits.write(self.folder.split, self.split, self.source)
 
-    def _make_stepper(self, start: int) -> step_lib.Stepper:
-        """What takes the steps from `start` on, with its input."""
-        config = self.config
-        pipeline = inputs.make_pipeline(
-            config,
-            self.source,
-            self.split,
-            self.algorithm,
-        )
-        finish = functools.partial(pipeline.finish, dense=True)
-        return step_lib.Stepper(
-            self.strategy,
-            self.algorithm,
-            inputs.make_batches(self.strategy, pipeline, start, config),
-            finish=finish if config.views_on == "device" else None,
-            jit_compile=config.jit_compile,
-            workers=self.workers.count,
-            logs=config.summaries,
-        )
-
-    def train(self, request: signals.Request) -> results.Result:
-        """Trains to the end, or until it is asked to stop."""
-        config = self.config
-        # ---------------------------------------------------------- resume --
-        start = self._restore()
-        bar = progress.Progress(
-            start, config.steps, bar=config.progress, loud=self.workers.chief
-        )
-        self._say_what(bar, start)
-        stepper = self._make_stepper(start)
-        profile = monitor_lib.Profile(
-            config.profile, self.folder.tensorboard, start
-        )
-        self.monitor.begin(start)
-        with self._session(bar, profile):
-            self._loop(request, bar, stepper, profile)
-        # ---------------------------------------------------------- result --
-        if not self.accuracy:  # killed between checkpoint and result
-            self._evaluate(config.steps, bar)
-        self._close(bar, profile)
-        result = self._result()
-        self.workers.by_chief(lambda: self._write(result))
-        return result
-
-    def _write(self, result: results.Result) -> None:
-        """Writes model.keras, then results.json, which ends the run."""
-        path = self.folder.model
-        model = self.algorithm.networks()[result.weights_of_record]
-        try:
-            network.save(model, path, result.class_names)
-        except OSError as error:
-            reason = error.strerror or errors.reason(error)
-            raise InputError(
-                f"{path}: cannot be written ({reason}); make room and start "
-                "the run again: it goes on from its last checkpoint"
-            ) from None
-        # Keras lets through whatever a layer's get_config raises.
-        except Exception as error:
-            logging.warning(
-                "%s: cannot be written (%s); evaluate, predict and export use "
-                "the last checkpoint instead. Layers of an own backbone must "
-                "be registered with keras.saving",
-                path,
-                errors.reason(error),
-            )
-            path.unlink(missing_ok=True)
-        result.write(self.folder.results)
-
-    def _loop(
-        self,
-        request: signals.Request,
-        bar: progress.Progress,
-        stepper: step_lib.Stepper,
-        profile: monitor_lib.Profile,
-    ) -> None:
-        """Takes the steps that are left, and does what is due between them."""
-        config, step = self.config, bar.done
-        every = (config.log_every, config.eval_every)
-        every += (config.checkpoint_every, config.steps_per_loop)
-        # Without summaries there are no pictures to wait for.
-        every += (config.picture_every or config.steps,)
-        while step < config.steps:
-            profile.at(step)
-            count = min(config.steps - step, *(n - step % n for n in every))
-            count = min(count, profile.until_next(step))
-            itstime = functools.partial(_itstime, step + count, config.steps)
-            logs, shows = (itstime(n) for n in (config.log_every, every[-1]))
-            asked_before = stepper.stop
-            with bar.steps(count, compiled=not stepper.compiles(count)):
-                metrics = stepper(
-                    step + 1, count, bool(request.signal), logged=logs or shows
-                )
-            step += count
-            values = self._log(step, metrics, stepper) if logs else None
-            bar.advance(step, values)
-            with self.monitor.paused():
-                if shows:
-                    self.monitor.picture(step, stepper.diagnostics)
-                if itstime(config.eval_every):
-                    self._evaluate(step, bar)
-                if logs:
-                    bar.warn(self.monitor.scalars.findings(step))
-                stop = self.workers.stop(request, asked_before)
-                if itstime(config.checkpoint_every) or stop:
-                    self._save(step)
-            if stop and step < config.steps:
-                raise signals.Interrupted(
-                    f"{stop} after step {step} of {config.steps}; "
-                    f"saved in {self.folder.path}: start it again to go on"
-                )
-
-    @contextlib.contextmanager
-    def _session(
-        self, bar: progress.Progress, profile: monitor_lib.Profile
-    ) -> Iterator[None]:
-        """Around the steps of a session: writes its time, however it ends."""
-        start, began = bar.done, time.monotonic()
-        try:
-            yield
-        except (InputError, FloatingPointError, signals.Interrupted):
-            self._close(bar, profile)
-            # It may be that nothing can be written.
-            with contextlib.suppress(InputError):
-                self._write_timing(start, bar.done, time.monotonic() - began)
-            raise
-        self._write_timing(start, bar.done, time.monotonic() - began)
-
-    def _result(self) -> results.Result:
-        return outcome.collect(
-            self.config,
-            self.algorithm,
-            self.accuracy,
-            self.source,
-            self.split,
-            self.scored,
-        )
-
-    def _close(
-        self, bar: progress.Progress, profile: monitor_lib.Profile
-    ) -> None:
-        """Ends what shows the run."""
-        profile.close()
-        bar.close()
-        self.monitor.writer.close()
-
     def _restore(self) -> int:
-        """Reads the last checkpoint: the chief says which one that is."""
+        """Reads the last checkpoint, the chief's; returns its step or 0."""
         if self.workers.chief:
             self.checkpoints.tidy()
         with self.strategy.scope():
@@ -359,14 +304,9 @@ class _Run:
             checkpoints.spread(self.strategy, self.algorithm)
         return start
 
-    def _save(self, step: int) -> None:
-        """Writes a checkpoint, unless the state is broken."""
-        self._check_finite(step)
-        with checkpoints.gathered(self.strategy, self.algorithm):
-            self.workers.by_chief(lambda: self.checkpoints.save(step))
-
-    def _say_what(self, bar: progress.Progress, start: int) -> None:
-        config, split = self.config, self.split
+    def _introduce(self, start: int) -> None:
+        """Prints what is trained on what, and where it goes on."""
+        config, split, bar = self.config, self.split, self.bar
         bar.say(
             f"{config.algorithm} on {self.source.name}: "
             f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
@@ -381,8 +321,8 @@ class _Run:
             )
         if self.source.test is None:
             bar.say(
-                f"{self.source.name} has no test images: the images set aside "
-                "are the result's, too"
+                f"{self.source.name} has no test images: the result is "
+                "measured on the images set aside, too"
             )
         if self.initial:
             bar.say(self.initial)
@@ -392,25 +332,36 @@ class _Run:
         if start:
             bar.say(f"resumed after step {start}")
 
-    def _log(
-        self,
-        step: int,
-        metrics: dict[str, tf.Tensor],
-        stepper: step_lib.Stepper,
-    ) -> dict[str, float]:
-        """Fetches a step's figures, and writes them to TensorBoard."""
-        self._check_finite(step)
-        return self.monitor.log(
-            step, metrics, stepper.diagnostics, stepper.waited
+    def _make_stepper(self, start: int) -> step_lib.Stepper:
+        """Makes what takes the steps from `start` on, with its input."""
+        config = self.config
+        pipeline = inputs.make_pipeline(
+            config, self.source, self.split, self.algorithm
+        )
+        finish = functools.partial(pipeline.finish, dense=True)
+        return step_lib.Stepper(
+            self.strategy,
+            self.algorithm,
+            inputs.make_batches(self.strategy, pipeline, start, config),
+            finish=finish if config.views_on == "device" else None,
+            jit_compile=config.jit_compile,
+            workers=self.workers.count,
+            logs=config.summaries,
         )
 
+    # -------------------------------------------------------- between steps --
     def _check_finite(self, step: int) -> None:
-        """Stops before a broken state can replace a good checkpoint."""
+        """Stops before a broken state can replace a good checkpoint.
+
+        Raises:
+            FloatingPointError: A number is not finite, and steps are not to be
+                skipped, or too many were.
+        """
         guard = self.algorithm.guard
-        found = guard.look()
-        if found is None:
+        trouble = guard.look()
+        if trouble is None:
             return
-        first, name = found
+        first, name = trouble
         if guard.skips and not guard.gave_up():
             logging.warning(
                 "step %d was skipped: %s is not finite (the first of those "
@@ -432,15 +383,15 @@ class _Run:
             + ("" if guard.skips else hint)
         )
 
-    def _evaluate(self, step: int, bar: progress.Progress) -> None:
-        """Evaluates all networks; keeps the best on record."""
-        name_of_set, images, places = self.scored
-        logits = self.evaluator.logits(images, places)
-        labels = images.labels[places]
-        self.accuracy = chosen = metrics_lib.accuracy(logits, labels)
+    def _evaluate(self, step: int) -> None:
+        """Evaluates all networks, and keeps the best step on record."""
+        name_of_set, images, indices = self.scored
+        logits = self.evaluator.logits(images, indices)
+        labels = images.labels[indices]
+        self.accuracy = chosen = metrics.accuracy(logits, labels)
         if len(self.split.validation) and self.source.test is not None:
             train, aside = self.source.train, self.split.validation
-            chosen = metrics_lib.accuracy(
+            chosen = metrics.accuracy(
                 self.evaluator.logits(train, aside), train.labels[aside]
             )
         values = {}
@@ -451,22 +402,119 @@ class _Run:
             if chosen is not self.accuracy:
                 values[f"validation/{name}_top1"] = score
         self.monitor.keep(step, values)
-        record = self.algorithm.evaluated_weights
-        title = f"{len(places)} {name_of_set} images, {record}"
-        self.monitor.writer.confusion(step, logits[record], labels, title)
-        bar.evaluated(step, name_of_set, self.accuracy, record)
+        weights = self.algorithm.evaluated_weights
+        title = f"{len(indices)} {name_of_set} images, {weights}"
+        self.monitor.writer.confusion(step, logits[weights], labels, title)
+        self.bar.evaluated(step, name_of_set, self.accuracy, weights)
 
-    def _write_timing(self, start: int, stop: int, seconds: float) -> None:
+    def _save(self, step: int) -> None:
+        """Writes a checkpoint, unless the state is broken."""
+        self._check_finite(step)
+        with checkpoints.gathered(self.strategy, self.algorithm):
+            self.workers.by_chief(lambda: self.checkpoints.save(step))
+
+    # --------------------------------------------------------------- ending --
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Writes the time of the session's steps, however they end."""
+        start, began = self.bar.done, time.monotonic()
+        try:
+            yield
+        except (InputError, FloatingPointError, signals.Interrupted):
+            self._close()
+            # Perhaps nothing can be written any more.
+            with contextlib.suppress(InputError):
+                self._write_timing(start, time.monotonic() - began)
+            raise
+        self._write_timing(start, time.monotonic() - began)
+
+    def _write_timing(self, start: int, seconds: float) -> None:
         """Adds this session to timing.json."""
-        algorithm, ratio = self.algorithm, self.config.unlabeled_ratio
+        algorithm, stop = self.algorithm, self.bar.done
         views = len(algorithm.labeled_views)
-        views += ratio * len(algorithm.unlabeled_views)
-        images = views * self.config.batch_size
+        views += self.config.unlabeled_ratio * len(algorithm.unlabeled_views)
         if self.workers.chief:
             results.add_session(
                 self.folder.timing,
                 first_step=start + 1,
                 last_step=stop,
                 seconds=seconds,
-                images=(stop - start) * images,
+                images=(stop - start) * views * self.config.batch_size,
             )
+
+    def _close(self) -> None:
+        """Ends what shows the run."""
+        self.profile.close()
+        self.bar.close()
+        self.monitor.writer.close()
+
+    def _result(self) -> results.Result:
+        """Collects the result from the state after the last step."""
+        config, algorithm, source = self.config, self.algorithm, self.source
+        scored_on, _, indices = self.scored
+        networks = {}
+        for name, last in self.accuracy.items():
+            _, best, step = algorithm.record.best[name].numpy().tolist()
+            networks[name] = {
+                "last": {**last, "step": config.steps},
+                "best": {
+                    # Kept in float32; the number of images gives the rest.
+                    "top1": round(best * len(indices)) / len(indices),
+                    "step": int(step),
+                    "chosen_on": (
+                        "validation" if len(self.split.validation) else "test"
+                    ),
+                },
+            }
+        last = networks[algorithm.evaluated_weights]["last"]
+        loss = float(algorithm.record.loss.numpy())
+        return results.Result(
+            top1=last["top1"],
+            top5=last["top5"],
+            loss=None if math.isnan(loss) else loss,
+            steps=config.steps,
+            weights_of_record=algorithm.evaluated_weights,
+            **networks,
+            algorithm=config.algorithm,
+            dataset=source.name,
+            class_names=list(source.class_names),
+            labels=len(self.split.labeled),
+            validation_labels=len(self.split.validation),
+            unlabeled=len(self.split.unlabeled),
+            scored_on=scored_on,
+            test_images=len(indices),
+            seed=config.seed,
+            split_seed=config.split_seed,
+            versions={
+                name: importlib.metadata.version(name)
+                for name in ("tensorflow", "keras", "numpy")
+            },
+        )
+
+    def _finish(self, result: results.Result) -> None:
+        """Writes model.keras, then results.json, which finishes the run.
+
+        Raises:
+            InputError: They cannot be written.
+        """
+        path = self.folder.model
+        model = self.algorithm.networks()[result.weights_of_record]
+        try:
+            network.save(model, path, result.class_names)
+        except OSError as error:
+            reason = error.strerror or errors.reason(error)
+            raise InputError(
+                f"{path}: cannot be written ({reason}); make room and start "
+                "the run again: it goes on from its last checkpoint"
+            ) from None
+        # Keras lets through whatever a layer's get_config raises.
+        except Exception as error:
+            logging.warning(
+                "%s: cannot be written (%s); evaluate, predict and export use "
+                "the last checkpoint instead. Layers of an own backbone must "
+                "be registered with keras.saving",
+                path,
+                errors.reason(error),
+            )
+            path.unlink(missing_ok=True)
+        result.write(self.folder.results)

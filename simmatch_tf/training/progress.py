@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What the terminal shows of a run: a progress bar, figures, warnings."""
 
 import contextlib
 import sys
@@ -10,24 +10,26 @@ from simmatch_tf import terminal
 from simmatch_tf.monitoring import diagnosis
 
 _WIDTH = 80
-# Of the line below the bar: tag → what stands before its value, its form.
-_SHOWN = {
+# TensorBoard tag → its label and format; losses of other names follow.
+_LOSSES = {
     "loss/total": ("loss", "{:.3f}"),
     "loss/s": ("L_s", "{:.3f}"),
     "loss/u": ("L_u", "{:.3f}"),
     "loss/in": ("L_in", "{:.3f}"),
+}
+_SHARES = {
     "pseudo_label/mask_rate": ("mask", "{:.0%}"),
     "pseudo_label/accuracy_all": ("right", "{:.0%}"),
 }
 
 
 class Progress:
-    """Two live lines on a terminal, plain lines elsewhere.
+    """Shows two live lines on a terminal, and plain lines elsewhere.
 
-    Silent below --verbosity=0, but for warnings: these are below -1.
+    --verbosity=-1 shows warnings only, --verbosity=-2 nothing.
 
     Attributes:
-        done: Step that is shown.
+        done: Steps done.
     """
 
     def __init__(
@@ -36,14 +38,14 @@ class Progress:
         """Starts at a step.
 
         Args:
-            start: Steps done before.
+            start: Steps done before this session.
             steps: Length of the run.
             bar: Show live lines if standard error is a terminal.
-            loud: Say anything at all.
+            loud: False shows nothing at all.
         """
         self.done = start
         self._steps = steps
-        # Steps and seconds behind these two give the rate.
+        # The rate is that of the steps and seconds since these two.
         self._first, self._began = start, time.monotonic()
         self._loud = loud and not terminal.quiet()
         self._warns = loud and terminal.warns()
@@ -66,11 +68,11 @@ class Progress:
 
     @contextlib.contextmanager
     def steps(self, count: int, *, compiled: bool) -> Iterator[None]:
-        """Around steps: those that are compiled first tell no time left.
+        """Keeps the time of compiling out of the rate and the time left.
 
         Args:
-            count: How many.
-            compiled: They are compiled already.
+            count: Number of steps that the body takes.
+            compiled: Whether they are compiled already.
         """
         if compiled:
             yield
@@ -87,20 +89,24 @@ class Progress:
             self._bar.initial += count
 
     def advance(self, step: int, values: Mapping[str, float] | None) -> None:
-        """Moves to a step; `values` where it was logged."""
+        """Moves on to a step.
+
+        Args:
+            step: Steps done.
+            values: TensorBoard tag → value, if the step was logged.
+        """
         self._bar.update(step - self.done)
         self.done = step
         if values is None:
             return
         shown = [
             f"{name} {form.format(values[tag])}"
-            for tag, (name, form) in _SHOWN.items()
-            if tag in values
+            for tag, (name, form) in _figures(values).items()
         ]
         if not self._bar.disable:
             parts = [*filter(None, [*shown, self._accuracy])]
             while len("  ".join(parts)) > self._room() and len(parts) > 1:
-                del parts[0]  # what stands last is looked at most
+                del parts[0]  # the last figures matter most
             self._below.set_description_str("  ".join(parts))
         elif self._loud:
             speed = ""
@@ -117,15 +123,20 @@ class Progress:
         accuracy: Mapping[str, Mapping[str, float]],
         record: str,
     ) -> None:
-        """Says what an evaluation found; `record`: whose is the result."""
-        figures = [
-            f"{name} {found['top1']:.2%}" for name, found in accuracy.items()
-        ]
+        """Shows the result of an evaluation.
+
+        Args:
+            step: Steps done.
+            name_of_set: "test" or "validation".
+            accuracy: Network → "top1", a fraction.
+            record: The network whose weights are the run's result.
+        """
+        figures = [f"{name} {a['top1']:.2%}" for name, a in accuracy.items()]
         self.say(f"step {step}: {name_of_set} top-1 {', '.join(figures)}")
         self._accuracy = f"{name_of_set} {accuracy[record]['top1']:.1%}"
 
     def _room(self) -> int:
-        """Columns of a line: less than the terminal's, which would wrap it."""
+        """Returns the width of a line; the terminal would wrap a longer one."""
         return min(_WIDTH, self._below.ncols or _WIDTH) - 1
 
     def say(self, text: str) -> None:
@@ -136,9 +147,9 @@ class Progress:
             self._bar.write(text, file=sys.stderr)
 
     def warn(self, findings: Sequence[diagnosis.Finding]) -> None:
-        """Warns of patterns: what is seen, why, and what to turn."""
-        for found in findings if self._warns else ():
-            text = f"warning: {found.says} {found.why} {found.turn}"
+        """Warns of problems: what is seen, why, and which flags to change."""
+        for each in findings if self._warns else ():
+            text = f"warning: {each.says} {each.why} {each.turn}"
             self._bar.write(_fill(text), file=sys.stderr)
 
     def close(self) -> None:
@@ -147,8 +158,20 @@ class Progress:
         self._bar.close()
 
 
+def _figures(values: Mapping[str, float]) -> dict[str, tuple[str, str]]:
+    """Returns the tags to show of those that have values."""
+    own = {
+        tag: (f"L_{tag.removeprefix('loss/')}", "{:.3f}")
+        for tag in values
+        if tag.startswith("loss/") and not tag.startswith("loss/weighted_")
+    }
+    figures = {**_LOSSES, **{t: own[t] for t in own if t not in _LOSSES}}
+    figures |= _SHARES
+    return {tag: figures[tag] for tag in figures if tag in values}
+
+
 def _fill(text: str) -> str:
-    """A line as several that fit a terminal; no word, and no path, is cut."""
+    """Breaks a line to fit a terminal; no word, and no path, is cut."""
     return textwrap.fill(
         text,
         _WIDTH - 1,

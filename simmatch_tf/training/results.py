@@ -1,4 +1,4 @@
-"""What a run came to, and its file. Nothing here imports TensorFlow."""
+"""The result of a run and its files. Nothing here imports TensorFlow."""
 
 import dataclasses
 import json
@@ -14,29 +14,29 @@ from simmatch_tf.flags.commandline import InputError
 class Result:
     """The result of a finished run. All accuracies are in [0, 1].
 
-    Everything in it is decided by the flags: two runs of one machine write
-    the same file, whether or not they were killed on the way.
+    It depends on the flags alone: two runs on one machine write the same file,
+    whether or not they were interrupted.
 
     Attributes:
-        top1: Of the weights of record at the last step, on the images that
-            `scored_on` names.
-        top5: Likewise.
-        loss: Total loss of the very last training step; None of an imported
-            run that was at its end.
+        top1: Top-1 accuracy of the weights of record at the last step, on the
+            images that `scored_on` names.
+        top5: Top-5 accuracy, likewise.
+        loss: Total loss of the very last training step; None of a run that
+            was imported at its end.
         steps: Length of the run.
         weights_of_record: "student" or "ema".
         student: {"last": {"top1", "top5", "step"}, "best": {"top1", "step",
             "chosen_on": "validation" | "test"}}.
-        ema: The same of the EMA teacher.
+        ema: The same for the EMA teacher.
         algorithm: As in --algorithm.
         dataset: As in --dataset.
-        class_names: L names.
+        class_names: Names of the L classes.
         labels: Labeled images in training, K.
         validation_labels: Labeled images set aside.
         unlabeled: Unlabeled images.
-        scored_on: "test", or "validation" where the dataset has no test
-            images: labeled images set aside, which chose the best step, too.
-        test_images: Images behind every top-1.
+        scored_on: "test"; or "validation" if the dataset has no test images:
+            then the labeled images set aside, which also chose the best step.
+        test_images: Number of images behind each top-1.
         seed: As in --seed.
         split_seed: As in --split_seed.
         versions: Package → version.
@@ -89,13 +89,21 @@ def add_session(
     seconds: float,
     images: int,
 ) -> None:
-    """Adds to timing.json when a run ran, and how fast."""
+    """Adds a session to timing.json.
+
+    Args:
+        path: The file.
+        first_step: First step of the session.
+        last_step: Its last step.
+        seconds: Duration of these steps.
+        images: Views of images that they were trained on.
+    """
     sessions = []
     if path.is_file():
         try:
             sessions = json.loads(path.read_text("utf-8"))
         except ValueError:
-            sessions = []  # a torn file of times is no reason to stop
+            sessions = []  # a torn file is no reason to stop
     sessions.append(
         {
             "first_step": first_step,

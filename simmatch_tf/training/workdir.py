@@ -1,14 +1,14 @@
-"""The folder of a run: who may use it, and what stands in it.
+"""The folder of a run: its files, its lock, and whether it may be resumed.
 
     flags.cfg      the flags; `--flagfile=` of it starts the same run again
     split.json     which images are labeled, in slot order
     checkpoints/   step_00000400.index …
-    tensorboard/   scalars
+    tensorboard/   event files
     model.keras    the network with the evaluation weights of the result
     results.json   the result, once the run is finished
-    data.json      the files of its images, to know them again
-    timing.json    when it ran and how fast
-    imported.json  where it comes from, if it was imported
+    data.json      the files of its images, to detect changes
+    timing.json    duration and speed of each session
+    imported.json  origin of an imported run
     lock           held while a process trains here
 
 Nothing here imports TensorFlow.
@@ -17,22 +17,22 @@ Nothing here imports TensorFlow.
 import contextlib
 import json
 import os
-import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
 
-from simmatch_tf import availability, io
 from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
+from simmatch_tf.flags import flagfiles
 from simmatch_tf.flags.commandline import InputError
 
-FLAGFILE = config_lib.RUN_FLAGFILE
+FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"
-# Flags that are no part of a run: where it is, and what to do with it.
+# Flags of a command that are not kept: where the run is, what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
 _OWN = (
     FLAGFILE,
@@ -49,11 +49,11 @@ _OWN = (
 
 
 class Workdir:
-    """Paths of one run's files.
+    """Paths and state of one run's files.
 
     Attributes:
-        anew: What stands here is of another run, and `begin` removes it.
-        compared: Its images are known to be those that it began with.
+        anew: The files are of another run, and `begin` removes them.
+        compared: The images have been compared with those of its start.
     """
 
     anew: bool = False
@@ -62,7 +62,7 @@ class Workdir:
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
         path = path or os.path.join("runs", "default")
-        self.path = pathlib.Path(path).expanduser()
+        self.path = io.expand(path)
         self.flagfile = self.path / FLAGFILE
         self.split = self.path / "split.json"
         self.checkpoints = self.path / "checkpoints"
@@ -75,10 +75,10 @@ class Workdir:
         self.imported = self.path / "imported.json"
 
     def read_config(self) -> config_lib.Config:
-        """The flags of the run in this folder.
+        """Returns the flags of the run in this folder.
 
         Raises:
-            InputError: There is no run, or its flagfile is not right.
+            InputError: There is no run, or its flagfile cannot be used.
         """
         if not self.flagfile.is_file():
             raise InputError(
@@ -92,8 +92,18 @@ class Workdir:
                 "simmatch_tf)"
             ) from None
 
+    def trained(self) -> config_lib.Config:
+        """Returns the flags of the run in this folder, if it has a checkpoint.
+
+        Raises:
+            InputError: There is no run or no checkpoint.
+        """
+        config = self.read_config()
+        preflight.check_checkpoint(self.checkpoints)
+        return config
+
     def images(self) -> dict[str, Any]:
-        """What tells the run's training images from others, where known.
+        """Returns what identifies the run's training images, as far as known.
 
         Returns:
             `class_names` and `train_sha256`, or less.
@@ -106,28 +116,28 @@ class Workdir:
             return {}
 
     def started(self) -> bool:
-        """Whether a run left something here that is worth keeping."""
+        """Returns whether a run has left checkpoints or a result."""
         return self.results.is_file() or any(self.checkpoints.glob("*.index"))
 
     def resumed(self) -> bool:
-        """Whether what was started here goes on."""
+        """Returns whether a run was started here and goes on."""
         return self.started() and not self.anew
 
     def finished(self) -> bool:
-        """Whether the run has its results."""
+        """Returns whether the run has its result."""
         return self.results.is_file() and not self.anew
 
     def check_available(self, config: config_lib.Config) -> None:
-        """Checks what a run here needs of what its flags name.
+        """Checks that the files that the flags name exist, as far as needed.
 
         Raises:
-            InputError: Something is not there.
+            InputError: One of them does not.
         """
         if config.overwrite or not self.finished():
             resumed = self.started() and not config.overwrite
-            config.check_available(resumed=resumed)
+            preflight.check_available(config, resumed=resumed)
         else:
-            availability.check_data_dir(config)
+            preflight.check_data_dir(config)
 
     def check_data(
         self,
@@ -141,15 +151,15 @@ class Workdir:
             now: The images; None: those that the flags name.
 
         Raises:
-            InputError: They are not.
+            InputError: They are others.
         """
         changes = self.data_changes(config, now)
         if changes:
             raise InputError(
                 f"--workdir={self.path} holds a run on other data than "
                 f"{_where(config)} has now: {changes}. For a new run give "
-                "another --workdir, or --overwrite; the data as they were "
-                "bring the run back"
+                "another --workdir, or --overwrite; with its former data the "
+                "run can go on"
             )
 
     def data_changes(
@@ -159,19 +169,22 @@ class Workdir:
         *,
         images_only: bool = False,
     ) -> str:
-        """How the run's data have changed since it began; "": not known to.
+        """Describes how the run's data have changed since it began.
 
         Args:
             config: See `check_data`.
             now: See `check_data`.
-            images_only: Leave out lists and first weights that flags name: a
-                run that is trained needs them no more.
+            images_only: Leave out lists and initial weights that flags name: a
+                trained run does not need them any more.
+
+        Returns:
+            The changes, for a message; "" if none are known.
         """
         if not self.data.is_file():
             logging.warning(
-                "%s: keeps no list of its images (data.json), as a run that "
-                "was imported or begun by an older version; whether they are "
-                "the same is not checked",
+                "%s: has no list of its images (data.json), because it was "
+                "imported or begun by an older version; whether they are the "
+                "same is not checked",
                 self.path,
             )
             return ""
@@ -216,15 +229,15 @@ class Workdir:
         config: config_lib.Config,
         data: Callable[[], fingerprint.Fingerprint] | None = None,
     ) -> None:
-        """Writes the flags of a new run, once it is known that it can start.
+        """Writes the flags of a new run, once all is checked.
 
-        Only here anything is removed: a run that is refused leaves the folder
-        as it was.
+        Only this removes files: a run that is refused leaves the folder as it
+        was.
 
         Args:
             config: The flags.
-            data: Says which images it has; None: an imported run, which has
-                none yet.
+            data: Computes the fingerprint of its images; None for an imported
+                run, which has none yet.
 
         Raises:
             InputError: The folder cannot be written, or a run that goes on
@@ -248,15 +261,14 @@ class Workdir:
 
 @contextlib.contextmanager
 def claim(config: config_lib.Config) -> Iterator[Workdir]:
-    """Takes a workdir for training: a new run, or one to resume.
+    """Locks a workdir for training: a new run, or one to resume.
 
     Args:
         config: The flags of this command.
 
     Yields:
-        The folder, locked until the end. Nothing in it is changed. To workers
-        other than the chief, which holds the lock for all of them, it is just
-        named.
+        The folder, locked until the end; nothing in it is changed. Workers
+        other than the chief take no lock: the chief holds it for all of them.
 
     Raises:
         InputError: The folder cannot be written, another process trains in
@@ -267,7 +279,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         folder.anew = config.overwrite
         yield folder
         return
-    there = folder.path.exists()
+    existed = folder.path.exists()
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115
@@ -288,7 +300,7 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             _check_same(folder, config)
             folder.check_data(config)
         elif folder.flagfile.is_file():
-            # It ended before its first checkpoint: nothing is lost.
+            # It ended before its first checkpoint, so nothing is lost.
             folder.anew = True
             if folder.timing.is_file():
                 logging.warning(
@@ -298,20 +310,20 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
         try:
             yield folder
         except InputError:
-            if not there:
+            if not existed:
                 _remove_if_empty(folder)
             raise
 
 
 def _where(config: config_lib.Config) -> str:
-    """Where the flags say that the images are, for a message."""
+    """Names the flag that says where the images are, for a message."""
     if config.data_dir is not None:
         return f"--data_dir={config.data_dir}"
     return f"--dataset={config.dataset}"
 
 
 def _remove_if_empty(folder: Workdir) -> None:
-    """Leaves no folder behind of a run that could not start."""
+    """Removes the folder of a run that could not start."""
     with contextlib.suppress(OSError):
         if [path.name for path in folder.path.iterdir()] == ["lock"]:
             (folder.path / "lock").unlink()
@@ -340,7 +352,7 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
 
 
 def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
-    """Flags that differ and change the result; logs those that do not."""
+    """Lists flags that differ and change the result; logs the others."""
     wrong = []
     for name, (old, new, operational) in (
         folder.read_config().differences(config.absolute()).items()

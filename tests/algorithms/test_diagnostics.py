@@ -24,10 +24,12 @@ def entropy(p):
     return -np.sum(p * np.log(p), axis=1).mean()
 
 
-@pytest.mark.parametrize("memory", ["teacher", "ensemble"])
-def test_equals_the_equations(memory):
+@pytest.mark.parametrize("targets_from", ["teacher", "student"])
+def test_equals_the_equations(targets_from):
     # The EMA's forward does not change with the batch's other images.
-    algorithm = small.make(memory=memory, weak_forward="joint", threshold=0.2)
+    algorithm = small.make(
+        targets_from=targets_from, weak_forward="joint", threshold=0.2
+    )
     small.fill(algorithm)
     before = np.array(algorithm.memory.features)
     inputs = logged()
@@ -87,7 +89,7 @@ def test_equals_the_equations(memory):
 
 
 def test_entropies_of_instances():
-    algorithm = small.make(memory="teacher")
+    algorithm = small.make(targets_from="teacher")
     small.fill(algorithm)
     memory = np.array(algorithm.memory.features)
     inputs = logged()

@@ -17,7 +17,7 @@ def expected(algorithm, inputs):
         inputs[k]
         for k in ("labeled_weak", "unlabeled_weak", "unlabeled_strong")
     )
-    if c.memory == "teacher":
+    if c.targets_from == "teacher":
         logits_w = algorithm.teacher.model(tf.concat([x_l, x_w], 0))["logits"]
         logits_w = logits_w[B:]
         logits = algorithm.student(tf.concat([x_l, x_s], 0), training=True)
@@ -55,7 +55,7 @@ def expected(algorithm, inputs):
         {"align": True},
         {"pseudo_labels": "soft"},
         {"align": True, "pseudo_labels": "soft", "weak_forward": "separate"},
-        {"align": True, "pseudo_labels": "hard", "memory": "teacher"},
+        {"align": True, "pseudo_labels": "hard", "targets_from": "teacher"},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "published",
 )
@@ -75,7 +75,7 @@ def test_losses_equal_the_equations(changes):
     assert int(ours.align.written) == int(changes.get("align", False))
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize("form", ["teacher", "student"])
 def test_it_is_simmatch_without_the_memory(form):
     """Soft and aligned, with α = 1 and λ_in = 0, both train the same."""
     one = make(
@@ -83,9 +83,9 @@ def test_it_is_simmatch_without_the_memory(form):
         algorithm="fixmatch",
         align=True,
         pseudo_labels="soft",
-        memory=form,
+        targets_from=form,
     )
-    other = make(simmatch.SimMatch, alpha=1.0, lambda_in=0.0, memory=form)
+    other = make(simmatch.SimMatch, alpha=1.0, lambda_in=0.0, targets_from=form)
     for algorithm in (one, other):
         step = tf.function(algorithm.train_step)
         for seed in range(3):

@@ -49,9 +49,9 @@ def assert_same(before, after):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize("form", ["teacher", "student"])
 def test_a_skipped_step_changes_nothing_but_the_counts(form, factor):
-    algorithm = make(memory=form, on_nonfinite="skip")
+    algorithm = make(targets_from=form, on_nonfinite="skip")
     fill(algorithm)
     step = tf.function(algorithm.guarded_step, autograph=False)
     step(batch(0))

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import simmatch, supervised
 from simmatch_tf.networks import network
@@ -39,10 +40,13 @@ def small_backbone(shape):
 
 def make(kind=simmatch.SimMatch, seed=0, **changes):
     keras.utils.set_random_seed(seed)
+    names = [e.pattern for e in registry.algorithms if e.value is kind]
+    if names:
+        changes["algorithm"] = names[0]
     config = dataclasses.replace(CONFIG, **changes)
 
-    def make_network(heads):
-        del heads  # none
+    def make_network(heads, any_size):
+        assert not any_size
         return network.build(
             small_backbone,
             image_shape=(8, 8, 1),
@@ -50,6 +54,7 @@ def make(kind=simmatch.SimMatch, seed=0, **changes):
             projection_dim=8 if kind.needs_embeddings else None,
             mean=[0.5],
             std=[0.3],
+            heads=heads,
         )
 
     return kind(config, make_network, num_classes=L, slot_labels=LABELS)
@@ -79,7 +84,7 @@ def fill(algorithm, seed=5):
 
 def expected(algorithm, inputs, ready):
     """Algorithm 1 in NumPy float64, from the networks' own outputs."""
-    c, form = algorithm.config, algorithm.config.memory
+    c, form = algorithm.config, algorithm.config.targets_from
     x_l, x_w, x_s = (
         inputs[k]
         for k in ("labeled_weak", "unlabeled_weak", "unlabeled_strong")
@@ -139,14 +144,14 @@ def written(algorithm, z_l, slots=(0, 3, 4, 7)):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"memory": "teacher"},
-        {"memory": "ensemble"},
-        {"memory": "ensemble", "weak_forward": "separate"},
-        {"memory": "ensemble", "scale_instances": False},
-        {"memory": "teacher", "smooth_classes": False},
-        {"memory": "ensemble", "align": False, "temperature": 0.04},
+        {"targets_from": "teacher"},
+        {"targets_from": "student"},
+        {"targets_from": "student", "weak_forward": "separate"},
+        {"targets_from": "student", "scale_instances": False},
+        {"targets_from": "teacher", "smooth_classes": False},
+        {"targets_from": "student", "align": False, "temperature": 0.04},
         {
-            "memory": "teacher",
+            "targets_from": "teacher",
             "scale_instances": False,
             "smooth_classes": False,
             "temperature": 0.04,
@@ -156,7 +161,7 @@ def written(algorithm, z_l, slots=(0, 3, 4, 7)):
 )
 @pytest.mark.parametrize("ready", [False, True])
 def test_losses_equal_the_equations(changes, ready):
-    inputs, form = batch(), changes["memory"]
+    inputs, form = batch(), changes["targets_from"]
     ours, theirs = make(**changes), make(**changes)
     if ready:
         fill(ours)
@@ -188,9 +193,9 @@ def test_losses_equal_the_equations(changes, ready):
     assert int(ours.step) == 1 and int(ours.align.written) == int(aligns)
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize("form", ["teacher", "student"])
 def test_matching_waits_for_its_step(form):
-    algorithm = make(memory=form, matching_start_steps=2)
+    algorithm = make(targets_from=form, matching_start_steps=2)
     fill(algorithm)
     losses = [float(algorithm.train_step(batch())["loss/in"]) for _ in range(4)]
     assert losses[:2] == [0.0, 0.0] and min(losses[2:]) > 0
@@ -213,19 +218,19 @@ def test_ema_follows_the_student_after_the_optimizer():
 
 
 def test_which_weights_are_evaluated():
-    assert make(memory="teacher").evaluated_weights == "student"
-    assert make(memory="ensemble").evaluated_weights == "ema"
+    assert make(targets_from="teacher").evaluated_weights == "student"
+    assert make(targets_from="student").evaluated_weights == "ema"
     assert make(supervised.Supervised).evaluated_weights == "ema"
 
 
 def test_the_teacher_form_writes_without_momentum():
-    assert make(memory="teacher").memory.momentum == 0.0
-    assert make(memory="ensemble").memory.momentum == 0.7
+    assert make(targets_from="teacher").memory.momentum == 0.0
+    assert make(targets_from="student").memory.momentum == 0.7
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize("form", ["teacher", "student"])
 def test_one_trace_and_it_learns(form):
-    algorithm = make(memory=form, learning_rate=0.05)
+    algorithm = make(targets_from=form, learning_rate=0.05)
     step = tf.function(algorithm.train_step)
     inputs = batch()
     losses = [float(step(inputs)["loss/s"]) for _ in range(25)]
@@ -234,9 +239,9 @@ def test_one_trace_and_it_learns(form):
     assert all(np.isfinite(np.array(v)).all() for v in algorithm.variables)
 
 
-@pytest.mark.parametrize("form", ["teacher", "ensemble"])
+@pytest.mark.parametrize("form", ["teacher", "student"])
 def test_saved_and_restored_whole(form, tmp_path):
-    one, other = make(memory=form), make(memory=form, seed=1)
+    one, other = make(targets_from=form), make(targets_from=form, seed=1)
     for seed in range(3):
         one.train_step(batch(seed))
     path = tf.train.Checkpoint(algorithm=one).write(str(tmp_path / "x"))
@@ -290,7 +295,9 @@ def on_two(strategy, algorithm, inputs, steps):
 def test_local_statistics_stay_the_same_on_all(teacher_norm, two_replicas):
     with two_replicas.scope():
         several = make(
-            memory="teacher", batch_norm="local", teacher_norm=teacher_norm
+            targets_from="teacher",
+            batch_norm="local",
+            teacher_norm=teacher_norm,
         )
     on_two(two_replicas, several, batch(), 3)
     for model in several.networks().values():
@@ -305,12 +312,12 @@ def test_local_statistics_stay_the_same_on_all(teacher_norm, two_replicas):
 def test_shuffled_teacher_on_one_device_is_batch_statistics():
     """With one device the shuffle changes nothing; the statistics do."""
     eman, own = (
-        make(memory="teacher", teacher_norm=norm)
+        make(targets_from="teacher", teacher_norm=norm)
         for norm in ("eman", "shuffle")
     )
     inputs = batch()
     x = tf.concat([inputs["labeled_weak"], inputs["unlabeled_weak"]], 0)
-    wanted = make(memory="teacher").teacher.model(x, training=True)
+    wanted = make(targets_from="teacher").teacher.model(x, training=True)
     for algorithm in (eman, own):
         algorithm.train_step(inputs)
     slots = inputs["slots"].numpy()

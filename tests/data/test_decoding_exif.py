@@ -96,7 +96,7 @@ def test_kinds_and_places():
     check(jpeg(exif(8, order=">"), before=b"\xff"), 8)
 
 
-def test_none():
+def test_images_without_an_orientation():
     check(jpeg(), 1)
     check(jpeg(exif(0)), 1)
     check(jpeg(exif(9)), 1)

@@ -387,7 +387,7 @@ def logged(monkeypatch):
     return lines
 
 
-def test_damaged_caches_are_made_anew(tmp_path, decoded, logged):
+def test_damaged_caches_are_made_again(tmp_path, decoded, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     cache = tmp_path / "cache.npz"
     first = files.inspect(paths, cache=cache)
@@ -403,7 +403,7 @@ def test_damaged_caches_are_made_anew(tmp_path, decoded, logged):
     assert all("cache.npz: is made again" in line for line in logged)
 
 
-def test_other_versions_decode_anew(tmp_path, decoded, monkeypatch):
+def test_other_versions_decode_again(tmp_path, decoded, monkeypatch):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     files.inspect(paths, cache=tmp_path / "cache.npz")
     monkeypatch.setattr(tf, "__version__", "9.9")
@@ -411,7 +411,7 @@ def test_other_versions_decode_anew(tmp_path, decoded, monkeypatch):
     assert decoded == ["a.png"] * 2
 
 
-def test_unwritable_caches_are_a_line_of_the_log(tmp_path, logged):
+def test_a_cache_that_cannot_be_written(tmp_path, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     (tmp_path / "file").write_text("")
     found = files.inspect(paths, cache=tmp_path / "file" / "cache.npz")
@@ -591,7 +591,7 @@ def test_files_taken(tmp_path):
         ),
     ],
 )
-def test_parts_that_do_not_fit(changes, message):
+def test_lengths_and_labels_are_checked(changes, message):
     parts = {
         "paths": ["/a"],
         "labels": np.array([0]),

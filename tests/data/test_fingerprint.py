@@ -48,7 +48,7 @@ def test_written_and_read_back(root, tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "[1]", "{", '{"a": 1}', '{"a": "xyz"}']
 )
-def test_something_else(tmp_path, content):
+def test_a_file_that_is_no_fingerprint(tmp_path, content):
     path = tmp_path / "data.json"
     path.write_text(content)
     with pytest.raises(ValueError):
@@ -56,7 +56,7 @@ def test_something_else(tmp_path, content):
 
 
 @pytest.mark.parametrize("times", [True, False])
-def test_the_same_elsewhere(root, tmp_path, times):
+def test_moved_files_are_the_same(root, tmp_path, times):
     then = of(root)
     copy = shutil.copy2 if times else shutil.copyfile
     shutil.copytree(root, tmp_path / "moved", copy_function=copy)
@@ -69,7 +69,7 @@ def test_the_same_elsewhere(root, tmp_path, times):
     assert changes.text() == "" and not changes.touched
 
 
-def test_what_has_changed(root):
+def test_changes_are_named(root):
     then = of(root)
     shutil.copy(root / NAMES[0], root / "labeled/a/4.png")
     shutil.copy(root / NAMES[0], root / "labeled/a/3.png")
@@ -102,7 +102,7 @@ def test_times_alone_where_contents_are_not_known(root):
     assert changes.text() == "" and changes.touched == [NAMES[0]]
 
 
-def test_what_the_flags_name(root, tmp_path, monkeypatch):
+def test_the_fingerprint_of_flags(root, tmp_path, monkeypatch):
     def now(then=None, **flags):
         config = config_lib.Config(steps=1, **flags)
         return fingerprint.of_config(

@@ -46,7 +46,7 @@ def scan(files, **changes):
     return records.scan(files, **{**options, **changes})
 
 
-def test_any_record_is_read_by_its_place(files):
+def test_records_are_read_in_any_order(files):
     index = scan(files)
     images = records.RecordImages(index)
     assert len(images) == 305 and images.names[304] == "n304"
@@ -84,7 +84,7 @@ def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
     assert len(now) == len(kept) + 1
 
 
-def test_a_damaged_index_is_made_anew(files):
+def test_a_damaged_index_is_made_again(files):
     scan(files)
     for path in io.cache_folder().glob("*.npz"):
         path.write_bytes(b"PK no archive")
@@ -146,7 +146,7 @@ def test_counted_without_tensorflow(files, tmp_path):
         assert records.count(str(path)) == sum(end <= size for end in ends)
 
 
-def test_features_that_are_not_there(files):
+def test_missing_features(files):
     with pytest.raises(InputError, match="part0: cannot be read .*colour"):
         scan(files, label="colour")
 

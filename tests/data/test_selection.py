@@ -55,7 +55,7 @@ def test_patterns(folder, pattern, names):
     assert len(everywhere) == len(found)
 
 
-def test_from_here_on(folder):
+def test_patterns_from_the_current_folder(folder):
     names = selection.find("**/*.png").names
     assert sorted(os.path.basename(n) for n in names) == [
         "1.png",
@@ -116,7 +116,7 @@ def test_lists_as_editors_save_them(folder, encoding):
         ("odd", "neither an image nor a list"),
     ],
 )
-def test_nothing_of_the_kind(folder, name, message):
+def test_names_that_are_no_images(folder, name, message):
     os.mkfifo(folder / "pipe")
     (folder / "data").write_bytes(b"II*\0" + bytes(40))
     (folder / "odd").write_bytes(b"\xff\xfea")

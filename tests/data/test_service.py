@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf import availability
+from simmatch_tf import preflight
 from simmatch_tf.data import pipeline, service
 from simmatch_tf.flags.commandline import InputError
 from tests import runs
@@ -134,7 +134,7 @@ def in_order(arrivals, count, **changes):
     return list(service.in_order(arrive, count, **values))
 
 
-def test_order():
+def test_elements_are_put_in_order():
     assert in_order([(2, "c"), (0, "a"), (1, "b"), None], 3) == ["a", "b", "c"]
     assert in_order([None], 0) == []
 
@@ -149,12 +149,12 @@ def test_order():
         ([(n, "") for n in range(2, 9)], {"held": 3}, "lost a batch: 3 later"),
     ],
 )
-def test_what_does_not_come(arrivals, changes, message):
+def test_missing_elements(arrivals, changes, message):
     with pytest.raises(service._Failed, match=message):
         in_order(arrivals, 3, **changes)
 
 
-def test_nobody_there(make):
+def test_no_service_at_the_address(make):
     with socket.socket() as bound:  # and does not listen
         bound.bind(("localhost", 0))
         address = f"grpc://localhost:{bound.getsockname()[1]}"
@@ -162,10 +162,10 @@ def test_nobody_there(make):
         with pytest.raises(InputError, match=message):
             service.ordered(make.dataset(0, 2, numbered=True), address)
         with pytest.raises(InputError, match=message):
-            runs.config("x", data_service=address).check_available()
+            preflight.check_available(runs.config("x", data_service=address))
 
 
-def test_someone_else_there(make, monkeypatch):
+def test_another_program_at_the_address(make, monkeypatch):
     monkeypatch.setattr(service, "_ANSWERS_WITHIN", 0.5)
     with socket.create_server(("localhost", 0)) as other:
         address = f"grpc://localhost:{other.getsockname()[1]}"
@@ -173,7 +173,7 @@ def test_someone_else_there(make, monkeypatch):
             service.ordered(make.dataset(0, 2, numbered=True), address)
 
 
-def test_more_than_a_message_holds(make, address, monkeypatch):
+def test_images_too_large_for_a_message(make, address, monkeypatch):
     numbered = make.dataset(0, 2, numbered=True)
     pixels = make.source.train.images.nbytes
     assert pixels < service._held_bytes(numbered) < pixels + 2**17
@@ -186,7 +186,7 @@ def test_a_port_in_use():
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=f"--port={port}: cannot be liste"):
-            availability.check_port("port", port)
+            preflight.check_port("port", port)
 
 
 def start(*words):

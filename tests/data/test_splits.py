@@ -46,7 +46,7 @@ def test_balanced_in_class_order_then_by_index(data):
     assert len(split.unlabeled) == 1400 and not len(split.validation)
 
 
-def test_a_function_of_the_seed(data):
+def test_the_split_depends_on_the_seed(data):
     one, same, other = draw(data), draw(data), draw(data, split_seed=1)
     np.testing.assert_array_equal(one.labeled, same.labeled)
     assert len(np.intersect1d(one.labeled, other.labeled)) < 10
@@ -260,7 +260,7 @@ def test_a_class_without_a_labeled_image():
         draw(NAMED, labels=None, listed=np.array([0, 2]))
 
 
-def test_handed_to_another_run(data, tmp_path):
+def test_the_split_of_another_run(data, tmp_path):
     path = tmp_path / "split.json"
     split = draw(data, validation_fraction=0.25)
     splits.write(path, split, data)

@@ -76,14 +76,14 @@ def test_what_is_not_right(monkeypatch, content, message, tmp_path):
     with pytest.raises(InputError, match=f"TF_CONFIG .*{message}"):
         cluster.read()
     with pytest.raises(InputError, match="TF_CONFIG"):
-        runs.config(tmp_path).check_available()
+        cluster.of(runs.config(tmp_path))
 
 
 def test_multi_worker_wants_workers(monkeypatch, tmp_path):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     config = runs.config(tmp_path, strategy="multi_worker")
     with pytest.raises(InputError, match="TF_CONFIG must name two workers"):
-        config.check_available()
+        cluster.of(config)
 
 
 # ---- meeting ----

@@ -112,7 +112,7 @@ def test_evaluate_and_a_second_start(finished_run, tmp_path):
         assert right / 397 == pytest.approx(found["top1"])
         assert len(found["per_class"]) == 10
         assert 0 <= found["calibration_error"] <= 1
-    assert "calibration error" in out and "Confusion of ema" in out
+    assert "calibration error" in out and "Confusion matrix of ema" in out
     out = finish(start(workdir))  # finished: prints its table again
     assert "top-1" in out
 

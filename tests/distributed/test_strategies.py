@@ -22,7 +22,8 @@ TEN = {
     "eval_every": 10,
     "threshold": 0.2,
     # In float32 an activation that is nearly 0 may fall on either side of
-    # LeakyReLU's corner, and the two runs part: tools/compare_devices.py.
+    # LeakyReLU's corner, and the two runs part:
+    # tools/benchmarks/compare_devices.py.
     "precision": "float64",
 }
 NEAR = 1e-9
@@ -65,11 +66,11 @@ def command(workdir, **changes):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("teacher", marks=pytest.mark.slow), "ensemble"],
+    params=[pytest.param("teacher", marks=pytest.mark.slow), "student"],
 )
 def alone(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    runs.fit(workdir, memory=request.param, **TEN)
+    runs.fit(workdir, targets_from=request.param, **TEN)
     return request.param, workdir
 
 
@@ -77,14 +78,16 @@ def alone(request, tmp_path_factory):
 def test_two_replicas_and_back(alone, tmp_path):
     memory, one = alone
     two = tmp_path / "run"
-    placement = {"teacher": "sharded", "ensemble": "replicated"}[memory]
-    runs.fit(two, memory=memory, devices=2, memory_placement=placement, **TEN)
+    placement = {"teacher": "sharded", "student": "replicated"}[memory]
+    runs.fit(
+        two, targets_from=memory, devices=2, memory_placement=placement, **TEN
+    )
     assert_near(one, two)
     # Half of the way by two, the rest by one.
     for path in (two / "checkpoints").glob("step_00000010*"):
         path.unlink()
     (two / "results.json").unlink()
-    resumed = runs.fit(two, memory=memory, devices=1, **TEN)
+    resumed = runs.fit(two, targets_from=memory, devices=1, **TEN)
     assert resumed.steps == 10
     assert runs.began_after(two) == 5
     assert_near(one, two)
@@ -106,19 +109,21 @@ def test_into_shards_and_on(alone, tmp_path, monkeypatch):
         "spread",
         lambda self, whole: seen.append(self.size) or real(self, whole),
     )
-    runs.fit(two, memory=memory, devices=2, memory_placement="sharded", **TEN)
+    runs.fit(
+        two, targets_from=memory, devices=2, memory_placement="sharded", **TEN
+    )
     assert set(seen) == {10}  # of 20 slots
     assert runs.began_after(two) == 5
     assert_near(one, two)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", ["ensemble"], indirect=True)
+@pytest.mark.parametrize("alone", ["student"], indirect=True)
 def test_four_replicas_by_the_command(alone, tmp_path):
     memory, one = alone
     result = command(
         tmp_path / "run",
-        memory=memory,
+        targets_from=memory,
         devices=4,
         memory_placement="sharded",
     )
@@ -136,7 +141,10 @@ def test_four_replicas_by_the_command(alone, tmp_path):
         ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
         ({"jit_compile": True, "devices": 2}, "jit_compile with 2 devices"),
         ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
-        ({"teacher_norm": "shuffle"}, "is for --memory=teacher with unlabeled"),
+        (
+            {"teacher_norm": "shuffle"},
+            "is for --targets_from=teacher with unlabeled",
+        ),
         ({"data_service": "h:1"}, "--data_service=h:1: must be grpc://"),
     ],
 )

@@ -12,9 +12,11 @@ import time
 import pytest
 
 from simmatch_tf import experiment
-from simmatch_tf.experiments import costs, finished, grid, plan
+from simmatch_tf.experiments import plan, runner, summary
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.commandline import InputError
 from tests import runs
+from tests.experiments import test_store
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -91,7 +93,7 @@ def stub(tmp_path, monkeypatch):
         "exit 3\n"
     )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(grid.sys, "executable", str(path))
+    monkeypatch.setattr(runner.sys, "executable", str(path))
     return tmp_path
 
 
@@ -102,10 +104,10 @@ def cells(tmp_path):
 
 def test_gpus_are_divided_and_failures_told(stub):
     these = cells(stub)
-    with grid.claim(stub / "out") as lock:
-        failed = grid.run(
+    with runner.claim(stub / "out") as lock:
+        failed = runner.run(
             these,
-            finished.Store(stub / "finished"),
+            store_lib.Store(stub / "finished"),
             stub / "runs",
             jobs=2,
             gpus=[0, 1, 2],
@@ -160,7 +162,7 @@ def test_a_signal_has_all_save(stub, experimenting, number):
     assert experimenting.returncode == 42
     name = signal.Signals(number).name
     assert f"{name}: its runs save, and it stops as soon as it can" in err
-    assert f"{name}: 2 of 2 runs have saved" in err
+    assert f"{name}: 2 of 2 runs have saved their state" in err
     assert lines(stub / "saved") == ["saved", "saved"]
     # What is finished is shown all the same.
     assert (stub / "out" / "table.md").is_file()
@@ -215,29 +217,36 @@ def test_a_store_that_is_full_stops_no_run(stub, monkeypatch):
     """The runs are all trained, and what is not kept is said of each."""
     (stub / "python").write_text("#!/bin/sh\nexit 0\n")
 
-    def keep(*_):
+    def add(*_):
         raise InputError("x.json: cannot be written (No space left on device)")
 
-    monkeypatch.setattr(finished.Store, "keep", keep)
+    monkeypatch.setattr(store_lib.Store, "add", add)
     these = cells(stub)
-    with grid.claim(stub / "out") as lock:
-        failed = grid.run(
-            these, finished.Store(stub / "finished"), stub / "runs", jobs=1,
+    with runner.claim(stub / "out") as lock:
+        failed = runner.run(
+            these, store_lib.Store(stub / "finished"), stub / "runs", jobs=1,
             gpus=[], lock=lock, done=lambda *_: None,
         )  # fmt: skip
     assert set(failed) == set(these)
     assert all("No space left" in why for why in failed.values())
 
 
-def test_what_is_left_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "simmatch_tf.training.rehearsal.seconds_per_step", lambda *_, **__: 1
-    )
+def test_how_long_the_rest_takes(tmp_path):
+    """2 of 9 runs are finished; one run of the figure has two places."""
     what = plan.read("configs/plans/slides_figure5.cfg")
-    store = finished.Store(tmp_path)
-    found = costs.of(what.cells(), store)
-    assert sum(each.runs for each in found) == 9
-    assert sum(each.left for each in found) == 8
+    cells, store = what.cells(), store_lib.Store(tmp_path)
+    text = summary.left(what, cells, store)
+    assert "8 runs left, 0.0 hours" in text
+    assert text.endswith("; how long 8 of them take is not known.")
+    for cell, seconds in zip(cells[:2], (3600.0, 7200.0), strict=True):
+        test_store.write(store, cell.config, seconds=seconds)
+    lines = summary.left(what, cells, store).split("\n")
+    assert lines[2].endswith("  mean of")
+    assert "3,600" in lines[4] and lines[4].endswith("  these runs")
+    assert "7,200" in lines[5] and lines[5].endswith("  these runs")
+    # A place without a finished run: the mean of the algorithm.
+    assert "5,400" in lines[6] and lines[6].endswith("  simmatch")
+    assert lines[-1].startswith("6 runs left, 9.0 hours one after the other")
 
 
 @pytest.mark.parametrize(

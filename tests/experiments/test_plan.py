@@ -76,9 +76,13 @@ def test_one_at_a_time(tmp_path):
         ("seeds = 0 3", "seeds = 0 x", "seeds=0 x: must be numbers from 0"),
         ("seeds = 0 3", "seeds = 3 3", "seeds=3 3: one of them is twice"),
         ("columns = labels", "columns = label", "did you mean labels"),
-        ("reference = SimMatch, few", "reference = SimMatch", "is no row; did"),
+        (
+            "reference = SimMatch, few",
+            "reference = SimMatch",
+            "name of a row; did",
+        ),
         ("20 = --labels=20", "20 = labels=20", "'labels=20' is not a flag"),
-        ("20 = --labels=20", "20 = --seed=2", "--seed=2 is the experiment's"),
+        ("20 = --labels=20", "20 = --seed=2", "--seed=2 must not be in a plan"),
         (
             "20 = --labels=20",
             "20 = --labels=21",
@@ -88,17 +92,21 @@ def test_one_at_a_time(tmp_path):
         ("20 = --labels=20", "20 = '", "No closing quotation"),
         ("40 =", "20 =", "cannot be read as a plan .*already exists"),
         ("seeds = 0 3", "vary = at random", "vary=at random: must be 'all tog"),
-        ("seeds = 0 3", "vary = one at a time", "columns=labels: is for vary"),
+        ("seeds = 0 3", "vary = one at a time", "columns=labels: needs vary"),
         (
             "columns = labels",
             "vary = one at a time",
-            "reference=SimMatch, few: is for vary",
+            "reference=SimMatch, few: needs vary",
         ),
         ("seeds = 0 3", f"seeds = {'9' * 5000}", "must be numbers from 0"),
-        ("40 =", "40 = --overwrite", "--overwrite is the experiment's own"),
-        ("40 =", "40 = --flagfile=FILE", "few, 40: --overwrite: is the exp"),
+        ("40 =", "40 = --overwrite", "--overwrite must not be in a plan"),
+        ("40 =", "40 = --flagfile=FILE", "few, 40: --overwrite: must not be"),
         # Devices decide no result; the base has 40 labels.
-        ("40 =", "30 = --devices=2\n40 =", "30 and .*few, 40: are one and the"),
+        (
+            "40 =",
+            "30 = --devices=2\n40 =",
+            "30 and .*few, 40: are the same run",
+        ),
     ],
 )
 def test_what_is_wrong(tmp_path, old, new, message):

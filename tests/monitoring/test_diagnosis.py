@@ -85,7 +85,7 @@ def test_confident_but_wrong_where_classes_are_not_known():
     assert find(**sure, test__ema_top1=[0.4, 0.6]) == []
     # What it is scored on while it trains: those set aside, if there are any.
     assert find(**sure, test__ema_top1=[0.4], validation__ema_top1=[0.8]) == []
-    teacher = {"changes": {"memory": "teacher"}}
+    teacher = {"changes": {"targets_from": "teacher"}}
     assert find(**sure, **teacher, test__ema_top1=[0.4]) == []
     assert find(**sure, **teacher, test__student_top1=[0.4]) == wrong
     assert find(pseudo_label__confidence=[0.9] * diagnosis.RECENT) == []
@@ -141,7 +141,7 @@ def test_what_cannot_be_judged():
     assert missing({}) == list(diagnosis.PATTERNS)
     # What a method has no part of is not missing.
     assert missing({}, algorithm="supervised") == ["input_bound", "ema_lags"]
-    fixmatch = missing({}, algorithm="fixmatch", memory="teacher")
+    fixmatch = missing({}, algorithm="fixmatch", targets_from="teacher")
     assert "memory_waits" not in fixmatch and "statistics_lag" not in fixmatch
     enough = dict(enumerate([0.7] * diagnosis.RECENT))
     tags = (
@@ -162,7 +162,7 @@ def test_statistics_lag():
     seen = {"pseudo_label__accuracy_all": [0.9] * diagnosis.RECENT}
     assert find(**seen, test__student_top1=[0.6]) == ["statistics_lag"]
     assert find(**seen, test__student_top1=[0.7]) == []
-    teacher = {"memory": "teacher"}
+    teacher = {"targets_from": "teacher"}
     assert find(**seen, changes=teacher, test__student_top1=[0.6]) == []
 
 

@@ -6,7 +6,7 @@ import pytest
 import simmatch_tf
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.monitoring import pictures, tensorboard_writer
-from simmatch_tf.reporting import scalars
+from simmatch_tf.reporting import runs as saved_runs
 from tests import runs
 from tests.training import test_loop
 
@@ -41,7 +41,7 @@ def test_often_and_in_loops_it_is_the_same_run(finished_run, tmp_path):
     names = {p.name for p in (tmp_path / "run" / "tensorboard").iterdir()}
     assert {"memory.bytes", "memory.tsv", "memory.png"} < names
     assert "projector_config.pbtxt" in names
-    tags = scalars.read(tmp_path / "run" / "tensorboard").keys()
+    tags = saved_runs.read_scalars(tmp_path / "run" / "tensorboard").keys()
     # Inside a loop nobody sees how long it waits.
     assert "speed/images_per_second" in tags and "speed/input_wait" not in tags
 

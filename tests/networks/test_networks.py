@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -334,25 +337,31 @@ def test_a_head_needs_a_name_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "backbone",
+    ("backbone", "precision"),
     [
-        "wrn_10_1",
-        "resnet18",
-        "keras_applications:MobileNet",
-        "keras_cv:yolo_v8_xs_backbone",
+        ("wrn_10_1", "float32"),
+        ("wrn_10_1", "float64"),
+        ("resnet18", "mixed_float16"),
+        ("keras_applications:MobileNet", "mixed_bfloat16"),
+        ("keras_cv:yolo_v8_xs_backbone", "float32"),
     ],
 )
-def test_a_saved_network_comes_back(backbone, tmp_path):
-    model = build(
-        backbone,
-        (32, 32, 3),
-        heads={"rotation": rotation},
-        batch_norm_momentum=0.25,
-        synchronized=True,
-    )
+def test_a_saved_network_comes_back(backbone, precision, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build(
+            backbone,
+            (32, 32, 3),
+            heads={"rotation": rotation},
+            batch_norm_momentum=0.25,
+            synchronized=True,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
     rng = np.random.default_rng(0)
     for variable in model.variables:
-        if len(variable.shape) == 1 and variable.dtype == "float32":
+        if len(variable.shape) == 1 and "float" in variable.dtype:
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
     names = ["1/2", "é", "e\u0301", "日本\n", "\udcff"]
     path = tmp_path / "model.keras"
@@ -370,6 +379,19 @@ def test_a_saved_network_comes_back(backbone, tmp_path):
         for layer in batch_norm.layers(again)
     } == {(0.25, True)}
     assert keras.saving.load_model(path).class_names == names
+
+
+@pytest.mark.parametrize(
+    "imports", ["import keras, simmatch_tf", "import simmatch_tf, keras"]
+)
+def test_keras_loads_a_saved_network(imports, tmp_path):
+    path = str(tmp_path / "model.keras")
+    network.save(build(), path, ["a", "b", "c", "d", "e"])
+    code = f"{imports}; print(keras.saving.load_model({path!r}).class_names)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['a', 'b', 'c', 'd', 'e']\n"
 
 
 def test_files_that_are_no_networks(tmp_path):

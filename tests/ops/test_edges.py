@@ -5,11 +5,10 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf.ops import (
-    alignment,
     losses,
     propagation,
     schedules,
-    similarity,
+    targets,
 )
 
 Z = np.float32([[1, 0], [0, 1]])
@@ -27,7 +26,7 @@ def value_and_gradient(function, x):
 
 def test_no_valid_slot_gives_zeros():
     q, dq = value_and_gradient(
-        lambda z: similarity.instance_similarity(z, MEMORY, 0.1, NONE), Z
+        lambda z: propagation.instance_similarity(z, MEMORY, 0.1, NONE), Z
     )
     assert not q.any() and not dq.any()
     loss, dz = value_and_gradient(
@@ -45,7 +44,7 @@ def test_slots_left_out_may_hold_anything(garbage):
     memory[1] = garbage
     valid = np.array([True, False, True])
     q, dq = value_and_gradient(
-        lambda z: similarity.instance_similarity(z, memory, 0.1, valid), Z
+        lambda z: propagation.instance_similarity(z, memory, 0.1, valid), Z
     )
     np.testing.assert_allclose(q, [[1, 0, 2e-9], [0.5, 0, 0.5]], atol=1e-8)
     assert np.isfinite(dq).all()
@@ -100,7 +99,7 @@ def test_unfold_then_aggregate_gives_p_back():
 def test_align_by_hand():
     p = np.float32([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]])
     np.testing.assert_allclose(
-        alignment.align(p, [0.25, 0.75, 0.0]),
+        targets.align(p, [0.25, 0.75, 0.0]),
         [[0.75, 0.25, 0], [3 / 7, 4 / 7, 0]],
         rtol=1e-6,
     )
@@ -109,14 +108,14 @@ def test_align_by_hand():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: similarity.instance_similarity(Z, MEMORY[:, :1], 0.1),
-        lambda: similarity.instance_similarity(Z[0], MEMORY, 0.1),
-        lambda: similarity.instance_similarity(Z, MEMORY, 0.1, NONE[:2]),
+        lambda: propagation.instance_similarity(Z, MEMORY[:, :1], 0.1),
+        lambda: propagation.instance_similarity(Z[0], MEMORY, 0.1),
+        lambda: propagation.instance_similarity(Z, MEMORY, 0.1, NONE[:2]),
         lambda: propagation.unfold(Z, [[0, 1]]),
         lambda: propagation.scale(Z, MEMORY),
         lambda: propagation.aggregate(Z, [0, 1, 1], 2),
         lambda: propagation.smooth(Z, MEMORY, 0.5),
-        lambda: alignment.align(Z, [1.0, 1.0, 1.0]),
+        lambda: targets.align(Z, [1.0, 1.0, 1.0]),
         lambda: losses.supervised_loss(Z, [0, 1, 1]),
         lambda: losses.unsupervised_loss(Z, MEMORY, 0.5),
         lambda: losses.instance_loss(Z, MEMORY, Z, 0.1),
@@ -131,14 +130,14 @@ def test_shapes_that_do_not_fit(call):
 
 def test_values_out_of_range():
     with pytest.raises(ValueError, match=r"temperature=0: must be above 0"):
-        similarity.instance_similarity(Z, MEMORY, 0)
+        propagation.instance_similarity(Z, MEMORY, 0)
     with pytest.raises(ValueError, match=r"alpha=1.5: must be in \[0, 1\]"):
         propagation.smooth(Z, Z, 1.5)
 
 
 def test_unknown_sizes_pass_at_trace_time():
     traced = tf.function(
-        lambda z: similarity.instance_similarity(z, MEMORY, 0.1),
+        lambda z: propagation.instance_similarity(z, MEMORY, 0.1),
         input_signature=[tf.TensorSpec([None, None])],
     )
     assert traced(Z).shape == (2, 3)

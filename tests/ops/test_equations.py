@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.ops import alignment, losses, propagation, similarity
+from simmatch_tf.ops import losses, propagation, targets
 from tests import reference
 
 N, K, D, L = 5, 12, 8, 4
@@ -37,12 +37,12 @@ def inputs(seed=0):
 I = inputs()  # noqa: E741
 CASES = {
     "similarity": (
-        lambda z: similarity.instance_similarity(z, I["memory"], 0.1),
+        lambda z: propagation.instance_similarity(z, I["memory"], 0.1),
         lambda z: reference.instance_similarity(z, I["memory"], 0.1),
         I["z"],
     ),
     "similarity, some slots": (
-        lambda z: similarity.instance_similarity(
+        lambda z: propagation.instance_similarity(
             z, I["memory"], 0.1, I["valid"]
         ),
         lambda z: reference.instance_similarity(
@@ -76,7 +76,7 @@ CASES = {
         I["p"],
     ),
     "align": (
-        lambda p: alignment.align(p, I["mean"]),
+        lambda p: targets.align(p, I["mean"]),
         lambda p: reference.align(p, I["mean"]),
         I["p"],
     ),
@@ -141,7 +141,7 @@ def test_label_types(dtype):
 
 @pytest.mark.parametrize("t", [0.005, 0.02, 0.1, 1.0, 10.0])
 def test_any_temperature(t):
-    q = similarity.instance_similarity(I["z"], I["memory"], t)
+    q = propagation.instance_similarity(I["z"], I["memory"], t)
     wanted = reference.softmax(np.float64(I["z"]) @ I["memory"].T / t)
     np.testing.assert_allclose(q, wanted, atol=1e-4)
     np.testing.assert_allclose(np.sum(q, axis=1), 1, rtol=1e-5)
@@ -155,7 +155,7 @@ def test_any_temperature(t):
 
 def test_bfloat16_inputs_give_float32():
     z = tf.cast(I["z"], tf.bfloat16)
-    q = similarity.instance_similarity(z, I["memory"], 0.1)
+    q = propagation.instance_similarity(z, I["memory"], 0.1)
     assert q.dtype == tf.float32
     loss = losses.instance_loss(z, I["memory"], q, 0.1)
     assert loss.dtype == tf.float32 and np.isfinite(loss)

@@ -10,8 +10,6 @@ from simmatch_tf.ops import (
     losses,
     matching,
     propagation,
-    similarity,
-    slot_sums,
 )
 from tests import reference
 
@@ -40,7 +38,7 @@ def plain(
 ):
     """The definition: p̂, the loss of each image, its gradient to z_s."""
     memory = tf.convert_to_tensor(memory)
-    q_w = similarity.instance_similarity(z_w, memory, temperature, valid)
+    q_w = propagation.instance_similarity(z_w, memory, temperature, valid)
     q_hat = propagation.scale(q_w, propagation.unfold(p_w, memory_labels))
     q_agg = propagation.aggregate(q_w, memory_labels, p_w.shape[1])
     z_s = tf.convert_to_tensor(z_s)
@@ -249,8 +247,8 @@ def test_shards_add_up(shards, temperature):
         for places in np.array_split(np.arange(21), shards)
     ]
     shifts = tf.reduce_max([part.shifts for part in parts], axis=0)
-    sums = [slot_sums.rebase(part, shifts) for part in parts]
-    sums = slot_sums.Partials(*(sum(each) for each in zip(*sums, strict=True)))
+    sums = [matching.rebase(part, shifts) for part in parts]
+    sums = matching.Partials(*(sum(each) for each in zip(*sums, strict=True)))
     sums = sums._replace(shifts=shifts)
     z_s = tf.constant(given["z_s"])
     with tf.GradientTape() as tape:

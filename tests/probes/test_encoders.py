@@ -10,7 +10,7 @@ from simmatch_tf import export, transfer
 from simmatch_tf.data.sources import digits
 from simmatch_tf.export import ExportConfig
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.networks import library, network
+from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state
 
@@ -113,9 +113,11 @@ def test_published_weights_are_the_library_s(monkeypatch):
         return made
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
-    values = library.published("keras_applications", "MobileNetV2", (64, 64, 3))
+    values = library_backbone.published(
+        "keras_applications", "MobileNetV2", (64, 64, 3)
+    )
     monkeypatch.undo()
-    monkeypatch.setattr(library, "published", lambda *args: values)
+    monkeypatch.setattr(library_backbone, "published", lambda *args: values)
     (found,) = find(MOBILE, image_size=64)
     images = np.random.default_rng(0).integers(0, 256, [2, 64, 64, 3])
     wanted = made(
@@ -130,7 +132,7 @@ def test_published_weights_of_keras_cv(monkeypatch):
     import keras_cv
 
     kind = keras_cv.models.ResNetBackbone
-    core, _ = library._keras_cv("resnet18", (32, 32, 3))
+    core, _ = library_backbone._keras_cv("resnet18", (32, 32, 3))
 
     def fetch(name):
         assert name == "resnet18_imagenet"
@@ -149,7 +151,7 @@ def test_weights_that_cannot_be_fetched_are_named(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fail)
-    message = "cannot be had .no route to host.; give --weights=FILE, or --wei"
+    message = "cannot be loaded .no route to host.; give --weights=FILE"
     with pytest.raises(InputError, match=message):
         # Built before, by its real class.
         monkeypatch.setattr(encoders, "_build", lambda *args: None)
@@ -162,5 +164,5 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
     with pytest.raises(InputError, match="multiple of 32, not 240"):
         find("keras_cv:mit_b0", image_size=240)
     (run,) = find(finished_run[0])
-    with pytest.raises(InputError, match="takes images of 8×9, but square one"):
+    with pytest.raises(InputError, match="takes images of 8×9, but they must"):
         encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)

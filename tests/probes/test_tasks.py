@@ -79,7 +79,7 @@ def test_a_class_that_is_nowhere_is_left_out():
 
 
 def test_nothing_can_be_held_out_of_single_images():
-    with pytest.raises(InputError, match="every class has but one training"):
+    with pytest.raises(InputError, match="every class has only one training"):
         task([0, 1], [0]).held_out  # noqa: B018
 
 

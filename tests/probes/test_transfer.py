@@ -13,11 +13,10 @@ from simmatch_tf import transfer
 from simmatch_tf.data.sources import digits, source
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import (
+    classifiers,
     encoders,
     features,
-    linear,
     measuring,
-    scores,
     tasks,
 )
 
@@ -156,13 +155,13 @@ def test_validation_images_join_the_last_fit(measure, validation):
         100 if validation else task.held_out.sum()
     )
     x = digits.load(8)
-    model = linear.regression(
+    model = classifiers.regression(
         found.details["strength"], max_iter=1000, tol=1e-4
     )
     rows = x.train.images[:size].reshape(size, -1).astype(np.float32)
-    linear.fit(model, rows, x.train.labels[:size])
+    classifiers.fit(model, rows, x.train.labels[:size])
     predicted = model.predict(x.test.images.reshape(397, -1).astype(np.float32))
-    assert found.score == scores.score(
+    assert found.score == classifiers.score(
         "mean_per_class", x.test.labels, predicted
     )
 
@@ -171,25 +170,6 @@ def test_no_convergence_is_told(measure, caplog):
     found = measure(pixels_task(True), max_iter=1)
     assert not found.details["converged"] and found.details["iterations"] == 1
     assert "did not converge in --max_iter=1" in caplog.text
-
-
-def test_a_killed_sweep_leaves_its_state_and_a_finished_one_none(
-    measure, tmp_path, monkeypatch
-):
-    choose = linear.choose
-
-    def die(fits):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(linear, "choose", die)
-    with pytest.raises(KeyboardInterrupt):
-        measure(pixels_task(True))
-    (state,) = (tmp_path / "out" / "finished").iterdir()
-    assert state.suffix == ".npz"
-    monkeypatch.setattr(linear, "choose", choose)
-    monkeypatch.setattr(linear._Path, "fit", None)  # nothing is left to fit
-    found = measure(pixels_task(True))
-    assert len(found.details["strengths"]) == 45 and not state.exists()
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -208,12 +188,14 @@ def test_neighbors_need_nothing_held_out(measure):
     task = tasks.Task("own", tuple("0123456789"), single, None, x, False)
     found = measure(task, protocol="knn", neighbors=1)
     assert (found.validation, found.validation_images) == ("none", 0)
-    with pytest.raises(InputError, match="every class has but one training"):
+    with pytest.raises(InputError, match="every class has only one training"):
         measure(task)
 
 
 def test_too_many_neighbors(measure):
-    with pytest.raises(InputError, match="--neighbors=301: caltech101 has but"):
+    with pytest.raises(
+        InputError, match="--neighbors=301: caltech101 has only"
+    ):
         measure(pixels_task(True), protocol="knn", neighbors=301)
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from simmatch_tf.reporting import comparison, comparison_figure
+from simmatch_tf.reporting import comparison
 
 
 def score(row, seed, top1, column="", seconds=10.0):
@@ -133,66 +133,8 @@ def test_csv():
     assert float(runs[-1]["top1"]) == 0.95
 
 
-def test_a_page(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
-    comparison.put_between(page, "x", "| new |")
-    assert page.read_text() == "a\n<!-- x -->\n| new |\n<!-- /x -->\nb\n"
-    for text in ("", "<!-- /x --><!-- x -->", "<!-- x -->" * 2 + "<!-- /x -->"):
-        with pytest.raises(ValueError, match="<!-- x --> and <!-- /x -->"):
-            comparison.place(text, "x")
-
-
-def test_a_page_keeps_its_line_ends(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_bytes(b"a\r\n<!-- x -->\r\n<!-- /x -->\r\nb\n")
-    comparison.put_between(page, "x", "1\n2")
-    assert page.read_bytes() == (
-        b"a\r\n<!-- x -->\r\n1\r\n2\r\n<!-- /x -->\r\nb\n"
-    )
-
-
-def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    page = tmp_path / "README.md"
-    page.write_text("<!-- x -->\n<!-- /x -->\nb\n")
-
-    def write_text(path, *_, **__):
-        path.touch()
-        raise OSError("full")
-
-    monkeypatch.setattr("pathlib.Path.write_text", write_text)
-    with pytest.raises(OSError, match="full"):
-        comparison.put_between(page, "x", "1")
-    assert page.read_text() == "<!-- x -->\n<!-- /x -->\nb\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
-
-
 def test_names_mean_nothing_in_markdown():
     name = r"a|b <!-- c --> *d* `e` \f & g_h"
     found = dataclasses.replace(FOUND, places=((name, ""),), reference=None)
     row = comparison.markdown(found).split("\n")[2]
     assert row.startswith(r"| a\|b &lt;!-- c --> \*d\* \`e\` \\f &amp; g_h | ")
-
-
-@pytest.mark.parametrize("curves", [False, True])
-def test_figure(curves, tmp_path):
-    path = tmp_path / "x.svg"
-    found = dataclasses.replace(FOUND, curves=curves)
-    comparison_figure.save(found, path)
-    text = path.read_text()
-    for word in ("digits", "FixMatch", "SimMatch", "top-1, %"):
-        assert f"<!-- {word} -->" in text  # matplotlib's note of each text
-
-
-def test_names_are_no_formulas_in_a_figure(tmp_path):
-    name = r"$\badmacro$"
-    for curves in (False, True):
-        found = dataclasses.replace(
-            FOUND,
-            title=name,
-            curves=curves,
-            places=((name, name),),
-            scores=(score(name, 0, 0.5, name),),
-        )
-        comparison_figure.save(found, tmp_path / "x.svg")
-        assert name in (tmp_path / "x.svg").read_text()

@@ -15,7 +15,7 @@ import pytest
 from simmatch_tf import report
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.monitoring import diagnosis
-from simmatch_tf.reporting import report_page, runs
+from simmatch_tf.reporting import report_page
 from simmatch_tf.serving import scoring
 from tests.reporting import written
 
@@ -26,12 +26,8 @@ CHROMIUM = next(
     ),
     None,
 )
-NOTHING = report_page.Looked({}, [], {})
+NOTHING = report_page.Inspections({}, [], {})
 EVIL = "<script>alert(1)</script>&\"'$\\frac{"
-
-
-def groups(*words):
-    return runs.group([runs.read(p) for p in runs.find(list(map(str, words)))])
 
 
 def jpeg(colour):
@@ -63,18 +59,18 @@ def looked(name, **changes):
         "why_not": "",
     }
     found = scoring.Inspection(**{**values, **changes})
-    return report_page.Looked({name: found}, [name], {})
+    return report_page.Inspections({name: found}, [name], {})
 
 
 def test_one_run(tmp_path):
-    found = groups(written.run(tmp_path / "a"))
+    found = written.groups(written.run(tmp_path / "a"))
     text = report_page.page(found, looked("a"))
     for part in (
         "<h1>a</h1>",
         "70.0 (1)",
         "60.0 / 70.0",
         "5.0",
-        "No known pattern shows in this run, as far as that can be told.",
+        "No known problem shows in this run, as far as that can be told.",
         "100 test images of digits",
         "30 of 100 test images are wrong",
         "Most often confused",
@@ -85,13 +81,17 @@ def test_one_run(tmp_path):
         "Content-Security-Policy",
     ):
         assert part in text, part
-    assert "In what they differ" not in text
+    assert "How the runs differ" not in text
     assert "not finished" not in text
     # Panels: accuracy, three of Figure 4, total loss; the confusion matrix.
     assert text.count('<img src="data:image/svg+xml;base64,') == 6
     assert text.count('<img src="data:image/jpeg;base64,') == 2
     assert text.count(".run0slot3 {") == 1
-    assert not re.search(r"https?:|<script|@import|src=\"(?!data:)", text)
+    # It loads nothing, and links to the paper alone.
+    assert re.findall(r"https?:[^\"]*", text) == [
+        "https://arxiv.org/abs/2203.06915"
+    ]
+    assert not re.search(r"<script|@import|src=\"(?!data:)", text)
     for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text):
         xml.etree.ElementTree.fromstring(base64.b64decode(picture))
     assert (
@@ -106,13 +106,13 @@ def test_several_runs(tmp_path):
     ]
     words.append(f"Low={written.run(tmp_path / 'low', 0.6, alpha=0.5)}")
     words.append(written.run(tmp_path / "part", None, lambda_u=2.0, steps=90))
-    text = report_page.page(groups(*words), NOTHING)
+    text = report_page.page(written.groups(*words), NOTHING)
     assert "75.0 ± 7.1 (2)" in text and "lead of sim, 95 %" in text
     assert "part is not finished: it has reached step 30 of 90" in text
     assert "--lambda_u" in text and "Thin lines are single runs" in text
     assert text.count('<i class="key"') >= 4
-    assert "Where it is wrong" not in text
-    assert "No known pattern shows in these runs, as far as" in text
+    assert "Errors</h2>" not in text
+    assert "No known problem shows in these runs, as far as" in text
 
 
 def test_runs_on_changed_images(tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_runs_on_changed_images(tmp_path, capsys):
     text = (tmp_path / "r.html").read_text()
     assert "20.0 (1)" in out and "90.0 (1)" in out
     changes = "1 is changed (test/<b>/0.png)"
-    said = f"a1 is not put together with a0: it is on other data: {changes}."
+    said = f"a1 is not grouped with a0: its data are others: {changes}."
     assert said in out and html.escape(said) in text
     assert "No lead is given" in out and "No lead is given" in text
     assert f"<td>{html.escape(changes)}</td>" in text
@@ -140,10 +140,10 @@ def test_runs_on_changed_images(tmp_path, capsys):
 
 def test_a_run_that_is_under_way(tmp_path):
     text = report_page.page(
-        groups(written.run(tmp_path / "a", None, steps=90)), NOTHING
+        written.groups(written.run(tmp_path / "a", None, steps=90)), NOTHING
     )
     assert "has no result yet" in text and "(a) right" in text
-    assert "Of the last checkpoint" not in text
+    assert "of the last checkpoint" not in text
 
 
 def test_a_supervised_run_without_memory(tmp_path):
@@ -153,16 +153,16 @@ def test_a_supervised_run_without_memory(tmp_path):
     found = looked(
         "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
     )
-    text = report_page.page(groups(folder), found)
-    assert "(a) right" not in text and "(c) top-1, weights of record" in text
-    assert "Without labeled images beside them: no memory." in text
+    text = report_page.page(written.groups(folder), found)
+    assert "(a) right" not in text and "(c) top-1, evaluation weights" in text
+    assert "Labeled images are not shown beside them: no memory." in text
     assert 'class="neighbors"' not in text and 'class="none"' in text
 
 
 def test_without_scalars_or_images(tmp_path):
     folder = written.run(tmp_path / "a", curves=None)
-    why = report_page.Looked({}, [], {"a": "cifar10 is not prepared here"})
-    text = report_page.page(groups(folder), why)
+    why = report_page.Inspections({}, [], {"a": "cifar10 is not prepared here"})
+    text = report_page.page(written.groups(folder), why)
     assert "a: no scalars were written" in text
     assert (
         "a: no test images are shown, and calibration and confusion are not "
@@ -170,7 +170,7 @@ def test_without_scalars_or_images(tmp_path):
     ) in text
     # What `evaluate` found does without the images.
     written.evaluation(folder, [[60, 10], [15, 15]])
-    text = report_page.page(groups(folder), why)
+    text = report_page.page(written.groups(folder), why)
     assert "a: no test images are shown: cifar10 is" in text
     assert "12.3" in text and "Confusion matrix of a" in text
 
@@ -187,16 +187,16 @@ def test_findings(tmp_path, monkeypatch):
     monkeypatch.setattr(diagnosis, "find", find)
     words = [written.run(tmp_path / f"sim{s}", seed=s) for s in (0, 1)]
     words.append(written.run(tmp_path / "sim2", None, seed=2))
-    text = report_page.page(groups(*words), NOTHING)
+    text = report_page.page(written.groups(*words), NOTHING)
     assert "It says &lt;0&gt;." in text and "It says &lt;2&gt;" not in text
-    assert "(sim0, sim2)" in text and "Turn: --threshold" in text
-    assert "No known pattern" not in text
+    assert "(sim0, sim2)" in text and "Try: --threshold" in text
+    assert "No known problem" not in text
 
 
 def test_what_is_not_known_is_said(tmp_path):
     folder = written.run(tmp_path / "a")
-    text = report_page.page(groups(folder), NOTHING)
-    said = report_page.not_judged(groups(folder))
+    text = report_page.page(written.groups(folder), NOTHING)
+    said = report_page._not_judged(written.groups(folder)[0].runs)
     assert len(said) == 1 and said[0] in text
     assert said[0].startswith("a has too few values to tell: no pseudo labels")
     # What there is enough of is not in the list.
@@ -212,12 +212,14 @@ def test_many_classes_are_a_table(tmp_path):
     counts = [[int(i == j) for j in range(21)] for i in range(21)]
     counts[7][20] = 3
     found = looked("a", report={"calibration_error": 0, "confusion": counts})
-    text = report_page.page(groups(folder), found)
+    text = report_page.page(written.groups(folder), found)
     assert "Confusion matrix of" not in text
     row = "<tr><td>class 7</td><td>class 20</td><td>3</td><td>75.0%</td></tr>"
     assert row in text
-    written_ = report_page.save_figures(groups(folder), found, tmp_path / "f")
-    assert not any(name.startswith("confusion") for name in written_)
+    names = report_page.save_figures(
+        written.groups(folder), found, tmp_path / "f"
+    )
+    assert not any(name.startswith("confusion") for name in names)
 
 
 def test_names_are_data(tmp_path):
@@ -228,7 +230,8 @@ def test_names_are_data(tmp_path):
     item = shown(EVIL, EVIL, "dog", 0.9, near=EVIL)
     name = "<b>$&\"'"
     found = looked(name, wrong=[item], uncertain=[item])
-    many = groups(f"{name}={folder}", written.run(tmp_path / "b", alpha=0.1))
+    other = written.run(tmp_path / "b", alpha=0.1)
+    many = written.groups(f"{name}={folder}", other)
     text = report_page.page(many, found)
     assert "<script" not in text and "<b>$" not in text
     assert (
@@ -244,10 +247,11 @@ def test_figures(tmp_path):
     words = [f"a/b={written.run(tmp_path / 'x')}"]
     words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
     found = looked("a/b").found["a/b"]
-    both = report_page.Looked({"a/b": found, "a_b": found}, [], {})
-    names = report_page.save_figures(groups(*words), both, folder)
-    # A folder that is there already is written into.
-    assert report_page.save_figures(groups(*words), both, folder) == names
+    both = report_page.Inspections({"a/b": found, "a_b": found}, [], {})
+    groups = written.groups(*words)
+    names = report_page.save_figures(groups, both, folder)
+    # An existing folder is written into.
+    assert report_page.save_figures(groups, both, folder) == names
     assert sorted(names) == sorted(path.name for path in folder.iterdir())
     assert names == [
         "accuracy.png",
@@ -260,7 +264,7 @@ def test_figures(tmp_path):
         with PIL.Image.open(folder / name) as image:
             image.verify()
     with pytest.raises(InputError, match="--figures=.*cannot be written"):
-        report_page.save_figures(groups(*words), NOTHING, tmp_path / "n" / "o")
+        report_page.save_figures(groups, NOTHING, tmp_path / "n" / "o")
 
 
 def command(*words):
@@ -295,7 +299,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
         ([one, page, f"--figures={tmp_path}/n/f"], "in a folder that exists"),
         ([one, page, "--images=-1"], "--images=-1: must be in"),
         ([tmp_path, page], "no run here"),
-        ([one, f"a={one}", page], "is named twice"),
+        ([one, f"a={one}", page], "is given twice"),
     ):
         with pytest.raises(InputError, match=message):
             command(*words)
@@ -319,7 +323,7 @@ def test_in_a_browser(tmp_path):
     words = [written.run(tmp_path / f"sim{s}", 0.7, seed=s) for s in (0, 1)]
     words.append(written.run(tmp_path / "low", alpha=0.5))
     page = tmp_path / "report.html"
-    text = report_page.page(groups(*words), looked("low"))
+    text = report_page.page(written.groups(*words), looked("low"))
     page.write_text(text)
     said = browse(page, tmp_path / "1")
     assert (tmp_path / "1" / "shot.png").stat().st_size > 10_000
@@ -390,3 +394,165 @@ def requests(folder: pathlib.Path) -> set[str]:
         and event.get("params", {}).get("initiator", "not an origin")
         != "not an origin"
     }
+
+
+def column(table, name):
+    return [row[table[0].index(name)] for row in table[1:]]
+
+
+def test_results_of_groups(tmp_path):
+    """70, 80 and 90 %: mean 80, deviation 10; ahead by 5 in two pairs."""
+    folders = [
+        written.run(tmp_path / f"sim{s}", 0.7 + 0.1 * s, seed=s, split_seed=s)
+        for s in range(3)
+    ]
+    folders += [
+        written.run(tmp_path / f"low{s}", top1, seed=s, split_seed=s, alpha=0.5)
+        for s, top1 in ((0, 0.68), (1, 0.72))
+    ]
+    found = written.groups(*folders)
+    reports = {
+        "sim0": {"calibration_error": 0.1},
+        "sim2": {"calibration_error": 0.2},
+    }
+    table = report_page.result(found, reports)
+    assert column(table, "run") == ["sim", "low"]
+    assert column(table, "top-1, % (runs)") == [
+        "80.0 ± 10.0 (3)",
+        "70.0 ± 2.8 (2)",
+    ]
+    # 80 and 70 of 100 images.
+    assert column(table, "95 % of the images") == [
+        "[71.1, 86.7]",
+        "[60.4, 78.1]",
+    ]
+    assert column(table, "lead of sim, 95 %") == ["", "+5.0 (2)"]
+    assert column(table, "worst") == ["70.0", "68.0"]
+    assert column(table, "student / EMA") == ["70.0 / 80.0", "60.0 / 70.0"]
+    assert column(table, "calibration error, %") == ["15.0", "–"]
+    assert column(table, "time") == ["60 s", "60 s"]
+    assert column(table, "views/s") == ["1,000", "1,000"]
+    table = report_page.overview(found)
+    assert column(table, "seeds") == ["0, 1, 2", "0, 1"]
+    assert column(table, "labels") == ["20 of 1,400"] * 2
+    assert column(table, "algorithm") == ["simmatch, ensemble"] * 2
+    table = report_page.differences(found)
+    assert table[1:] == [["--alpha", "0.9", "0.5"]]
+
+
+def test_results_of_other_images_are_not_compared(tmp_path):
+    one = written.run(tmp_path / "a")
+    other = written.run(tmp_path / "b", dataset="cifar10")
+    table = report_page.result(written.groups(one, other), {})
+    assert not any("lead" in name for name in table[0])
+
+
+def test_results_on_changed_test_images_are_not_compared(tmp_path):
+    def run(name, top1, **changes):
+        changes = {"dataset": "folder", "data_dir": "/data/x", **changes}
+        return written.run(tmp_path / name, top1, **changes)
+
+    old, new = ({"test/a/0.png": content} for content in ("old", "new"))
+    one, same = run("a", 0.7, data=old), run("b", 0.6, data=old, alpha=0.5)
+    other, again = run("c", 0.8, data=new, alpha=0.5), run("d", 0.9, data=new)
+    found = written.groups(one, same)
+    assert any("lead" in n for n in report_page.result(found, {})[0])
+    assert report_page.not_compared(found) == []
+    found = written.groups(one, other)
+    table = report_page.result(found, {})
+    assert not any("lead" in name for name in table[0])
+    assert report_page.not_compared(found) == [
+        "No lead is given: the results are not all of the same images."
+    ]
+    assert ["data", "1 file", "1 is changed (test/a/0.png)"] in (
+        report_page.differences(found)
+    )
+    # Runs of two seeds on two sets of images have no mean.
+    found = written.groups(one, again)
+    assert column(report_page.result(found, {}), "top-1, % (runs)") == [
+        "70.0 (1)",
+        "90.0 (1)",
+    ]
+    assert "d is not grouped with a" in report_page.not_compared(found)[0]
+
+
+def test_what_is_not_finished(tmp_path):
+    found = written.groups(written.run(tmp_path / "a", None, steps=1200))
+    table = report_page.result(found, {})
+    assert table[1:] == [["a", *"–––––", "1,200", "–", "–"]]
+    assert report_page.unfinished(found) == [
+        "a is not finished: it has reached step 30 of 1,200, and has no result "
+        "yet."
+    ]
+    table = report_page.each_run(found[0].runs)
+    assert column(table, "steps") == ["30 of 1,200"]
+
+
+def test_times(tmp_path):
+    folder = written.run(tmp_path / "a")
+    session = {"first_step": 1, "last_step": 10, "seconds": 10_000.0}
+    session["views_per_second"] = 500.0
+    later = {**session, "first_step": 21, "last_step": 30, "seconds": 20.0}
+    (folder / "timing.json").write_text(json.dumps([session, later]))
+    found = written.groups(folder)
+    table = report_page.sessions(found[0].runs)
+    assert table[1] == ["a", "1 to 10", "2 h 47 min", "0.00", "500"]
+    assert table[2] == ["a", "21 to 30", "20 s", "0.50", "500"]
+    # Steps 11 to 20 are in none.
+    table = report_page.result(found, {})
+    assert column(table, "time") == ["over 2 h 47 min"]
+
+
+def test_confusion_of_a_group(tmp_path):
+    folders = [
+        written.run(tmp_path / f"sim{seed}", seed=seed) for seed in (0, 1, 2)
+    ]
+    written.evaluation(folders[0], [[60, 10], [15, 15]])
+    written.evaluation(folders[1], [[50, 20], [0, 30]])
+    (group,) = written.groups(*folders)
+    reports = {r.name: r.evaluation for r in group.runs if r.evaluation}
+    counts = report_page.confusion(group, reports)
+    assert counts == [[110, 30], [15, 45]]
+    assert report_page.pairs(counts, ["cat", "dog"])[1:] == [
+        ["cat", "dog", "30", "21.4%"],
+        ["dog", "cat", "15", "25.0%"],
+    ]
+    assert report_page.worst(counts, ["cat", "dog"])[1:] == [
+        ["dog", "75.0%", "60"],
+        ["cat", "78.6%", "140"],
+    ]
+    assert report_page.confusion(group, {}) is None
+    # One whose classes are others is not added.
+    text = (folders[1] / "results.json").read_text()
+    (folders[1] / "results.json").write_text(text.replace("dog", "cow"))
+    (group,) = written.groups(*folders)
+    assert report_page.confusion(group, reports) == [[60, 10], [15, 15]]
+
+
+def test_classes_without_errors_or_images():
+    counts = [[3, 0, 0], [0, 0, 0], [1, 0, 3]]
+    assert report_page.worst(counts, "abc")[1:] == [["c", "75.0%", "4"]]
+    assert report_page.pairs(counts, "abc")[1:] == [["c", "a", "1", "25.0%"]]
+
+
+def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
+    """Not by --split_seed, where a file says which these are."""
+    folders = [
+        written.run(
+            tmp_path / f"sim{seed}",
+            0.9,
+            split={"labeled": [seed, 7]},
+            seed=0,
+            split_seed=seed,
+        )
+        for seed in (0, 3)
+    ]
+    own = {"alpha": 0.5, "labels": None, "split_file": "a/split.json"}
+    folders.append(
+        written.run(tmp_path / "low", 0.8, split={"labeled": [3, 7]}, **own)
+    )
+    first, other, third = report_page.scores(written.groups(*folders))
+    assert [first.row, other.row, third.row] == ["sim", "sim", "low"]
+    assert third.seed == other.seed != first.seed
+    seeds = column(report_page.overview(written.groups(*folders)), "seeds")
+    assert seeds == ["0, 0 (split 3)", "0 (labels of split.json)"]

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import math
+import subprocess
+import sys
 
 import pytest
 
@@ -36,13 +39,13 @@ def test_what_is_no_run(tmp_path):
         ([tmp_path], "no run here .flags.cfg is missing"),
         ([tmp_path / "none"], "none: no such folder"),
         ([f"A={tmp_path}/none"], "none: no such folder"),
-        (["A="], "name the folder of a run"),
-        ([""], "name the folder of a run"),
-        ([f"={one}"], "a name is wanted"),
+        (["A="], "must be the folder of a run"),
+        ([""], "must be the folder of a run"),
+        ([f"={one}"], "must have a name"),
         ([one, tmp_path / "x" / ".." / "one"], "no such folder"),
-        ([one, f"A={one}"], "one: is named twice"),
-        ([f"A={one}", f"A={other}"], "both are called A; give another"),
-        ([one, f"one={other}"], "both are called one"),
+        ([one, f"A={one}"], "one: is given twice"),
+        ([f"A={one}", f"A={other}"], "are both called A; give another"),
+        ([one, f"one={other}"], "are both called one"),
     ):
         with pytest.raises(InputError, match=message):
             runs.find(list(map(str, words)))
@@ -94,8 +97,8 @@ def test_an_unfinished_run(tmp_path):
     ("flags", "record"),
     [
         ({}, "ema"),
-        ({"memory": "teacher"}, "student"),
-        ({"memory": "teacher", "algorithm": "fixmatch"}, "student"),
+        ({"targets_from": "teacher"}, "student"),
+        ({"targets_from": "teacher", "algorithm": "fixmatch"}, "student"),
         ({"algorithm": "supervised"}, "ema"),
     ],
 )
@@ -206,10 +209,10 @@ def test_a_run_on_changed_images_is_another(tmp_path, there, change):
     assert names == [["sim0", "sim2"], ["sim1"]]
     assert runs.differences(found) == {}
     assert runs.data_differences(found) == [f"{len(FILES)} files", change]
-    (said,) = runs.of_other_data(found)
+    (said,) = runs.separated_by_data(found)
     assert (
         said
-        == ("sim1 is not put together with sim: it is on other data: " + change)
+        == ("sim1 is not grouped with sim: its data are others: " + change)
         + "."
     )
 
@@ -243,7 +246,7 @@ def test_runs_that_keep_no_list_of_their_images(tmp_path):
     found = runs.group(read(*words))
     assert [len(group.runs) for group in found] == [3]
     assert runs.data_differences(found) is None
-    assert runs.of_other_data(found) == []
+    assert runs.separated_by_data(found) == []
     # Of names and classes something stands in the split.
     words = [
         folder_run(tmp_path / name, seed=seed, split={"test_sha256": digest})
@@ -287,3 +290,78 @@ def test_which_results_are_of_the_same_images(tmp_path):
     aside = {"scored_on": "validation"}
     assert same(FILES, more, **aside) and same(FILES, OTHER_TEST, **aside)
     assert not same(FILES, relabeled, **aside)
+
+
+def test_what_tensorflow_writes(tmp_path):
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    with writer.as_default():
+        for step in (2, 4):
+            tf.summary.scalar("loss/total", step / 2, step=step)
+        tf.summary.text("flags", "--x", step=2)
+        tf.summary.histogram("weights", [1.0, 2.0], step=2)
+    writer.close()
+    assert runs.read_scalars(tmp_path) == {"loss/total": {2: 1.0, 4: 2.0}}
+
+
+def test_what_a_resume_did_again_replaces_what_was_undone(tmp_path):
+    """Killed at step 40, gone on from 20: loss/u was not written again."""
+    first = {"loss/s": {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}}
+    first["loss/u"] = {20: 7.0, 30: 8.0}
+    written.events(tmp_path, first, began=5)
+    # The second of the names decides, not their order as text.
+    written.events(tmp_path, {"loss/s": {30: 9.0}}, began=12)
+    assert runs.read_scalars(tmp_path) == {
+        "loss/s": {10: 1.0, 20: 2.0, 30: 9.0},
+        "loss/u": {20: 7.0},
+    }
+
+
+def test_a_file_without_scalars_undoes_nothing(tmp_path):
+    written.events(tmp_path, {"loss/s": {10: 1.0}}, began=1)
+    written.events(tmp_path, {}, began=2)
+    assert runs.read_scalars(tmp_path) == {"loss/s": {10: 1.0}}
+
+
+def test_a_file_that_is_cut_short_or_changed(tmp_path):
+    path = written.events(tmp_path, {"loss/s": {1: 1.0, 2: 2.0, 3: 3.0}})
+    whole = path.read_bytes()
+    for end in (len(whole) - 1, len(whole) - 12):
+        path.write_bytes(whole[:end])
+        assert runs.read_scalars(tmp_path) == {"loss/s": {1: 1.0, 2: 2.0}}
+    broken = bytearray(whole)
+    broken[-8] ^= 255  # in the last record
+    path.write_bytes(broken)
+    assert runs.read_scalars(tmp_path) == {"loss/s": {1: 1.0, 2: 2.0}}
+    path.write_bytes(b"")
+    assert runs.read_scalars(tmp_path) == {}
+    assert runs.read_scalars(tmp_path / "none") == {}
+
+
+def test_damage_is_told(tmp_path, caplog):
+    path = written.events(tmp_path, {"loss/s": {i: 1.0 for i in range(9)}})
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[:-5])  # still being written
+    assert len(runs.read_scalars(tmp_path)["loss/s"]) == 8
+    assert not caplog.records
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    assert 0 < len(runs.read_scalars(tmp_path)["loss/s"]) < 8
+    assert f"{path}: is damaged; curves end there" in caplog.text
+
+
+def test_numbers_that_are_not_finite_are_kept(tmp_path):
+    written.events(tmp_path, {"loss/s": {1: math.nan, 2: math.inf}})
+    found = runs.read_scalars(tmp_path)["loss/s"]
+    assert math.isnan(found[1]) and found[2] == math.inf
+
+
+def test_tensorflow_is_not_imported(tmp_path):
+    written.events(tmp_path, written.CURVES)
+    code = (
+        "import pathlib, sys; from simmatch_tf.reporting import runs; "
+        f"assert runs.read_scalars(pathlib.Path({str(tmp_path)!r})); "
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,3 @@
-"""The table of transfer, in the slides' form."""
-
 import csv
 import io
 import json
@@ -7,8 +5,8 @@ import json
 import pytest
 
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.probes import scores
-from simmatch_tf.reporting import transfer_figure, transfer_table
+from simmatch_tf.probes import measuring
+from simmatch_tf.reporting import transfer_table
 
 STRENGTH = {
     "strength": 0.0316,
@@ -19,7 +17,7 @@ STRENGTH = {
 
 
 def outcome(model="mine", dataset="cifar10", score=0.9371, **values):
-    return scores.Outcome(
+    return measuring.Outcome(
         **{
             "model": model,
             "epochs": "400",
@@ -65,7 +63,7 @@ def test_methods_beside_the_published_ones():
     assert cells[5][0].startswith("SimMatch (10%), pub")
     assert cells[6] == ["mine", "400", "93.71", "90.00", "91.86"]
     assert cells[7] == ["other", "400", "50.00", "70.00", "60.00"]
-    assert "of Pets the mean of the classes' accuracies" in found.note()
+    assert "for Pets, the mean of the classes' accuracies" in found.note()
     rows = list(csv.DictReader(io.StringIO(found.csv())))
     assert rows[0]["published"] == "yes" and rows[0]["cifar10"] == "93.6000"
     assert rows[5]["mean"] == "91.8550" and rows[5]["published"] == "no"
@@ -115,23 +113,3 @@ def test_markdown_escapes_names(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     with pytest.raises(InputError, match="linear.md: cannot be written"):
         transfer_table.write(found, tmp_path / "no", "linear")
-
-
-def test_the_figure_of_strengths(tmp_path):
-    import PIL.Image
-
-    fits = [
-        {"strength": 10.0**n, "score": 0.1 * n, "converged": n > 1}
-        for n in range(5)
-    ]
-    details = {**STRENGTH, "strength": 1e4, "strengths": fits}
-    outcomes = [
-        outcome(f"m{m} $x", f"d{d}", details=details)
-        for m in range(2)
-        for d in range(4)
-    ]
-    transfer_figure.save(outcomes, tmp_path / "a.png")
-    with PIL.Image.open(tmp_path / "a.png") as image:
-        assert image.size[0] > 1000 and len(image.convert("L").getcolors()) > 9
-    with pytest.raises(InputError, match="a.png: cannot be written"):
-        transfer_figure.save(outcomes, tmp_path / "no" / "a.png")

@@ -11,6 +11,7 @@ from tensorboard.util import tensor_util
 
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import fingerprint
+from simmatch_tf.reporting import runs
 from simmatch_tf.training import results
 
 LABELS, CLASSES = 20, ["cat", "dog"]
@@ -21,6 +22,12 @@ CURVES = {
     "test/student_top1": {15: 0.5, 30: 0.6},
     "test/ema_top1": {15: 0.4, 30: 0.7},
 }
+
+
+def groups(*words) -> list[runs.Group]:
+    """Reads runs, as the command `report` does."""
+    places = runs.find(list(map(str, words)))
+    return runs.group([runs.read(place) for place in places])
 
 
 def events(folder: pathlib.Path, scalars, *, began: int = 1) -> pathlib.Path:

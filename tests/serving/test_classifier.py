@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.ops import propagation, similarity
+from simmatch_tf.ops import propagation
 from simmatch_tf.serving import classifier, loading
 from simmatch_tf.training import state
 from tests.serving.helpers import TEST, png
@@ -68,7 +68,7 @@ def test_explain_agrees_with_the_method(exported, finished_run):
     out = restored.networks()["ema"](images, training=False)
     p, z = tf.nn.softmax(out["logits"]), out["embeddings"]
     memory = restored.memory
-    q = similarity.instance_similarity(z, memory.features, 0.1)
+    q = propagation.instance_similarity(z, memory.features, 0.1)
     aggregated = propagation.aggregate(q, memory.labels, 10)
     np.testing.assert_allclose(explained["aggregated"], aggregated, atol=1e-6)
     np.testing.assert_allclose(

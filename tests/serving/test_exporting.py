@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability, export
+from simmatch_tf import export, preflight
 from simmatch_tf.data.sources import digits
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import exporting, loading, verification
@@ -149,7 +149,7 @@ def test_warmup_requests_are_in_the_format_of_tensorflow_serving(exported):
 def test_litert_and_onnx_agree_with_the_network(
     finished_run, model, tmp_path, kind
 ):
-    for name in availability._NEEDED[kind]:
+    for name in preflight._NEEDED[kind]:
         pytest.importorskip(name, reason=f"pip install -e '.[{kind}]'")
     written = exporting.write(finished_run[0], tmp_path, kind=kind)
     path = written.path / exporting.FILES[kind]

@@ -19,7 +19,7 @@ import simmatch_tf
 from simmatch_tf import predict
 from simmatch_tf.data import selection
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import predictions
+from simmatch_tf.reporting import pages
 from simmatch_tf.serving import exporting, loading, prediction
 from tests import runs
 from tests.serving.helpers import TEST, photograph, png, run_predict
@@ -203,11 +203,11 @@ def test_unreadable_images_and_unwritable_pages(
         html=str(tmp_path / "a.html"),
     )
 
-    def full(path, text):
-        raise InputError(f"--html={path}: cannot be written")
+    def full(*_):
+        raise InputError("a.html: cannot be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr(predictions, "write", full)
+        patch.setattr(pages, "predictions", full)
         with pytest.raises(InputError, match="cannot be written"):
             predict.main(config)
     assert (tmp_path / "a.csv.partial").exists()

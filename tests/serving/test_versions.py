@@ -7,7 +7,7 @@ import pytest
 
 from simmatch_tf import export
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.reporting import tables
+from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import versions
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
@@ -20,9 +20,9 @@ def write(output, number, config, digest="abc", names=NAMES):
     folder = output / str(number)
     folder.mkdir(parents=True)
     flags = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) is not None
+        name: value
+        for name, value in config.values().items()
+        if value is not None
     }
     card = {
         "flags": flags,
@@ -143,9 +143,11 @@ def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
         (tmp_path / "digits_40", "exports/digits_40"),
         (tmp_path / "my run", "'exports/my run'"),
     ):
-        assert f" --output={folder}\n" in tables.next_steps(workdir) + "\n"
+        assert (
+            f" --output={folder}\n" in printed_tables.next_steps(workdir) + "\n"
+        )
     monkeypatch.chdir(tmp_path)
-    assert f"--output=exports/{tmp_path.name}" in tables.next_steps(
+    assert f"--output=exports/{tmp_path.name}" in printed_tables.next_steps(
         tmp_path.relative_to(tmp_path)
     )
 

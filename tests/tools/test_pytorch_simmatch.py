@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from simmatch_tf.distributed import strategies
 from simmatch_tf.ops import matching, schedules
-from simmatch_tf.pytorch import network_layout
+from simmatch_tf.pytorch import tensors as tensors_lib
 from simmatch_tf.training import state as state_lib
 from tests import runs
 
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
 ]
 
-TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
+TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools/benchmarks"
 CLASSES, SLOTS, SIDE, STEPS, TOLERANCE = 4, 20, 8, 3, 1e-12
 LABELS = np.arange(SLOTS) * 7 % CLASSES
 # Rate and EMA are powers of 2: exact in float32, in which a schedule computes.
@@ -49,9 +49,9 @@ CONFIG = {
     "lambda_in": 3.0,
 }
 FORMS = {
-    "teacher": {"memory": "teacher", "weight_decay_on": "all"},
-    "ensemble": {"memory": "ensemble", "weight_decay_on": "kernels"},
-    "separate": {"memory": "ensemble", "weak_forward": "separate"},
+    "teacher": {"targets_from": "teacher", "weight_decay_on": "all"},
+    "ensemble": {"targets_from": "student", "weight_decay_on": "kernels"},
+    "separate": {"targets_from": "student", "weak_forward": "separate"},
 }
 
 
@@ -112,7 +112,7 @@ def both(rows, **changes):
         (1, theirs.teacher, ours.teacher.model),
     ):
         pytorch_networks.randomize(module, seed)
-        network_layout.load(model, arrays(module))
+        tensors_lib.load(model, arrays(module))
     z = np.random.default_rng(2).normal(size=[rows, config.projection_dim])
     ours.memory.update(np.arange(rows), z)
     theirs.memory.copy_(torch.from_numpy(ours.memory.features.numpy()))
@@ -155,10 +155,10 @@ def our_state(algorithm):
         variable.path: algorithm.optimizer.velocity(variable).numpy()
         for variable in algorithm.student.trainable_variables
     }
-    tensors = network_layout.tensors(algorithm.student)
+    tensors = tensors_lib.tensors(algorithm.student)
     return {
-        "student": network_layout.export(algorithm.student),
-        "EMA": network_layout.export(algorithm.teacher.model),
+        "student": tensors_lib.export(algorithm.student),
+        "EMA": tensors_lib.export(algorithm.teacher.model),
         "velocities": {
             name: tensor.to_torch(velocities[tensor.variable.path])
             for name, tensor in tensors.items()
@@ -278,7 +278,7 @@ def test_benchmark(tmp_path):
         [
             sys.executable,
             TOOLS / "benchmark_pytorch.py",
-            *runs.argv(tmp_path / "run", memory="teacher"),
+            *runs.argv(tmp_path / "run", targets_from="teacher"),
             f"--competitors={','.join(names)}",
             "--rounds=2",
             f"--output={output}",

@@ -1,6 +1,5 @@
 """The tools run, and print what they measured."""
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -29,9 +28,8 @@ def tool(monkeypatch):
     before = set(flags.FLAGS)
 
     def load(name, *words):
-        spec = importlib.util.spec_from_file_location(
-            name, TOOLS / f"{name}.py"
-        )
+        (path,) = TOOLS.rglob(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [name, *words])
@@ -96,7 +94,7 @@ def test_benchmark_summaries(tool, tmp_path, capsys):
         if not word.startswith(("--workdir", "--log_every"))
     ]
     tool(
-        "benchmark_summaries", "--rounds=1", *words, "--algorithm=supervised",
+        "benchmark_summaries", "--rounds=1", *words,
         f"--output={tmp_path / 'x.json'}",
     ).main()  # fmt: skip
     (found,) = json.loads((tmp_path / "x.json").read_text())["seconds"]
@@ -122,7 +120,10 @@ def test_help_of_measuring_tools(tool, name, capsys):
         tool(name, "--help").main()
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert f"python tools/{name}.py" in out and "--output: JSON file." in out
+    assert (
+        f"python tools/benchmarks/{name}.py" in out
+        and "--output: JSON file to write." in out
+    )
     assert "Internal" not in out
 
 
@@ -156,7 +157,11 @@ def test_help_of_measuring_tools(tool, name, capsys):
         ),
         ("benchmark_step", [DIGITS, "--devices=2"], "--devices=2: one device"),
         ("benchmark_summaries", [DIGITS, "--rounds=0"], "--rounds=0: .*pos"),
-        ("benchmark_summaries", [DIGITS, "--nosummaries"], "is so by default"),
+        (
+            "benchmark_summaries",
+            [DIGITS, "--nosummaries"],
+            "measures the default",
+        ),
         ("compare_devices", [DIGITS, "--batch_size=6"], "must divide by 4"),
         ("compare_devices", [DIGITS, "--devices=3"], "is this tool's own"),
         ("tune", [DIGITS, "--runs=0"], "--runs=0: 0 is not a positive"),
@@ -176,7 +181,7 @@ def test_bad_flags_of_measuring_tools(tool, name, words, message):
 def test_every_flag_is_drawn_or_left_out_with_a_reason(tool):
     module = tool("flag_pairs")
     values = module.values()
-    known = {field.name for field in dataclasses.fields(simmatch_tf.Config)}
+    known = set(simmatch_tf.Config.declared())
     assert values.keys() | module.LEFT_OUT.keys() == known
     assert not values.keys() & module.LEFT_OUT.keys()
     assert set(module.VALUES) <= known
@@ -275,7 +280,7 @@ def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
     ("recipe", "part"),
     [
         pytest.param("cifar", "RandAugment", marks=pytest.mark.slow),
-        ("imagenet", "colours and blur"),
+        ("imagenet", "colors and blur"),
     ],
 )
 def test_benchmark_input(tmp_path, recipe, part):
@@ -283,7 +288,7 @@ def test_benchmark_input(tmp_path, recipe, part):
     found = subprocess.run(
         [
             sys.executable,
-            TOOLS / "benchmark_input.py",
+            TOOLS / "benchmarks" / "benchmark_input.py",
             f"--recipe={recipe}",
             "--images=2",
             "--rounds=1",

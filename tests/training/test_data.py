@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import evaluate
+from simmatch_tf import evaluate, preflight
 from simmatch_tf.data import files
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import inputs, workdir
@@ -291,7 +291,7 @@ def in_memory(height, width):
     ("shape", "changes", "message"),
     [
         ((8, 12), {"weak": "resized_crop"}, "mine has images of 8×12: --weak"),
-        ((8, 12), {"eval_resize": 16}, "want square ones; give --image_size"),
+        ((8, 12), {"eval_resize": 16}, "need square ones; give --image_size"),
         ((16, 16), {"eval_resize": 8}, "--eval_resize=8: must be at least the"),
     ],
 )
@@ -314,7 +314,7 @@ def test_the_rest_of_labeled_is_unlabeled(photos, tmp_path):
 
     def split_of(**changes):
         config = runs.config(tmp_path / "run", **{**made, **changes})
-        config.check_available()
+        preflight.check_available(config)
         source = inputs.make_source(config)
         return inputs.make_split(
             config, source, workdir.Workdir(tmp_path / "run")

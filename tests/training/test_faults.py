@@ -75,8 +75,8 @@ def test_a_disk_that_takes_no_checkpoint(
 ):
     evaluate = loop._Run._evaluate
 
-    def hook(self, step, bar):
-        evaluate(self, step, bar)
+    def hook(self, step):
+        evaluate(self, step)
         if step == 3:
             spoil(disk)
 
@@ -357,8 +357,8 @@ def test_a_full_disk_for_tensorboard_does_not_stop_the_run(
     """Pictures of a run are not the run."""
     evaluate = loop._Run._evaluate
 
-    def hook(self, step, bar):
-        evaluate(self, step, bar)
+    def hook(self, step):
+        evaluate(self, step)
         if step == 3:
             fill(disk)
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import availability
+from simmatch_tf import preflight
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags.commandline import InputError
@@ -45,6 +45,7 @@ def algorithm(*, num_classes=10, **changes):
     config = runs.config("unused", **changes)
     return state.make_algorithm(
         config,
+        state.Custom(),
         strategies.one(),
         image_shape=(8, 8, 1),
         slot_labels=np.arange(20) % num_classes,
@@ -97,7 +98,7 @@ def test_every_form(files, form):
     folder, model, workdir = files
     path = workdir if form == "run" else folder / form
     made = algorithm()
-    text = initial.initialise(made, str(path), NAMES)
+    text = initial.initialise(made, str(path), state.Custom(), NAMES)
     assert taken(made, model) == FORMS[form]
     assert text.startswith(f"starts from {path}: ") and "backbone" in text
     assert ("so new: " in text) == (FORMS[form] != ALL)
@@ -135,7 +136,7 @@ def test_classes_are_found_by_name(files, form, request):
         made = algorithm(num_classes=len(names))
         kernel, bias = arrays(network.parts(made.student)["classifier"])
         own = np.c_[kernel.T, bias]
-        text = initial.initialise(made, str(path), names)
+        text = initial.initialise(made, str(path), state.Custom(), names)
         assert remark in text
         kernel, bias = arrays(network.parts(made.student)["classifier"])
         for name, row, before in zip(
@@ -146,7 +147,7 @@ def test_classes_are_found_by_name(files, form, request):
     made = algorithm()
     before = arrays(network.parts(made.student)["classifier"])
     others = [f"other {name}" for name in NAMES]
-    text = initial.initialise(made, str(path), others)
+    text = initial.initialise(made, str(path), state.Custom(), others)
     assert text.endswith("so new: classifier")
     for one, other in zip(
         before, arrays(network.parts(made.student)["classifier"]), strict=True
@@ -199,7 +200,9 @@ def test_class_names_are_compared_as_people_read_them():
 def test_without_names_the_shape_decides_and_the_run_says_so(files, form):
     folder, model, _ = files
     made = algorithm()
-    text = initial.initialise(made, str(folder / form), NAMES[::-1])
+    text = initial.initialise(
+        made, str(folder / form), state.Custom(), NAMES[::-1]
+    )
     assert "classifier (by its shape alone: no class names in it)" in text
     assert taken(made, model) == ALL
 
@@ -209,7 +212,7 @@ def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
     folder, model, _ = files
     made = algorithm(projection_dim=8)
     before = arrays(network.parts(made.student)["projection_head"])
-    text = initial.initialise(made, str(folder / form), NAMES)
+    text = initial.initialise(made, str(folder / form), state.Custom(), NAMES)
     assert text.endswith("not in it in this shape, so new: projection head")
     after = arrays(network.parts(made.student)["projection_head"])
     for one, other in zip(before, after, strict=True):
@@ -228,7 +231,7 @@ def test_another_backbone_is_refused_and_nothing_changed(files, form):
     made = algorithm(backbone="wrn_16_1")
     before = arrays(made.student)
     with pytest.raises(InputError, match="holds another backbone than --back"):
-        initial.initialise(made, str(path), NAMES)
+        initial.initialise(made, str(path), state.Custom(), NAMES)
     for one, other in zip(before, arrays(made.student), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -237,10 +240,12 @@ def test_files_that_cannot_be_read(tmp_path):
     for name in ("a.keras", "a.weights.h5"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
-            initial.initialise(algorithm(), str(tmp_path / name), NAMES)
+            initial.initialise(
+                algorithm(), str(tmp_path / name), state.Custom(), NAMES
+            )
     (tmp_path / "saved_model.pb").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="cannot be read"):
-        initial.initialise(algorithm(), str(tmp_path), NAMES)
+        initial.initialise(algorithm(), str(tmp_path), state.Custom(), NAMES)
 
 
 def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
@@ -250,10 +255,10 @@ def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
         (tmp_path / "none.keras", "no such file or folder"),
     ):
         with pytest.raises(InputError, match=message):
-            availability.kind_of_weights(str(path))
+            preflight.kind_of_weights(str(path))
     (tmp_path / "a.pth").touch()
     with pytest.raises(InputError, match="must be a run's folder"):
-        availability.kind_of_weights(str(tmp_path / "a.pth"))
+        preflight.kind_of_weights(str(tmp_path / "a.pth"))
     config = runs.config(tmp_path / "run", init_from=str(tmp_path / "none"))
     with pytest.raises(InputError, match="--init_from=.*none: no such file"):
         simmatch_tf.fit(config)

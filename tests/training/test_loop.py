@@ -146,14 +146,14 @@ def with_dropout(shape):
 
 
 @pytest.mark.parametrize(
-    "memory", ["ensemble", pytest.param("teacher", marks=pytest.mark.slow)]
+    "targets_from", ["student", pytest.param("teacher", marks=pytest.mark.slow)]
 )
 def test_interrupted_and_resumed_is_the_same_run(
-    memory, tmp_path, monkeypatch, finished_run
+    targets_from, tmp_path, monkeypatch, finished_run
 ):
     """With a network that draws random numbers of its own, too."""
-    changes, whole = {"memory": memory}, finished_run[0]
-    if memory == "teacher":
+    changes, whole = {"targets_from": targets_from}, finished_run[0]
+    if targets_from == "teacher":
         changes["backbone"] = "with_dropout"
         whole = tmp_path / "whole"
         runs.fit(whole, **changes)
@@ -161,10 +161,10 @@ def test_interrupted_and_resumed_is_the_same_run(
     broken = tmp_path / "broken"
     evaluate = loop._Run._evaluate
 
-    def die(self, step, bar):
+    def die(self, step):
         if step == 3:
             raise RuntimeError("killed")
-        evaluate(self, step, bar)
+        evaluate(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop._Run, "_evaluate", die)

@@ -28,7 +28,7 @@ from simmatch_tf.modules import (
     shard,
 )
 from simmatch_tf.networks import batch_norm
-from simmatch_tf.ops import losses, slot_sums
+from simmatch_tf.ops import losses, matching
 from tests.algorithms import test_simmatch as small
 from tests.evaluation import test_evaluator as test_evaluation
 from tests.modules import test_replica
@@ -164,7 +164,7 @@ SHARP = {**SHARDED, "temperature": 0.01}
     "changes",
     [
         {},
-        {"memory": "teacher"},
+        {"targets_from": "teacher"},
         pytest.param(SHARDED, marks=pytest.mark.slow),
         pytest.param(SHARP, marks=pytest.mark.slow),
     ],
@@ -220,7 +220,7 @@ FAULTS = {
         memory, "replica", faulty(sum=tf.identity), SHARDED,
     ),
     "shard: sums of other images": (
-        slot_sums, "images", lambda sums, start, count, of=slot_sums.images: of(
+        matching, "images", lambda sums, start, count, of=matching.images: of(
             sums, tf.zeros_like(start), count
         ), SHARDED,
     ),

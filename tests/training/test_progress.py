@@ -20,6 +20,23 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     assert line.endswith("s left)") and "steps/s" in line
 
 
+def test_losses_of_any_method_are_shown(capsys):
+    shown = progress.Progress(0, 10, bar=True)
+    shown.advance(
+        5,
+        {
+            "loss/contrastive": 0.5,
+            "loss/weighted_u": 9.0,
+            "loss/u": 0.25,
+            "loss/total": 1.5,
+            "pseudo_label/mask_rate": 0.25,
+        },
+    )
+    shown.close()
+    line = capsys.readouterr().err
+    assert ": loss 1.500, L_u 0.250, L_contrastive 0.500, mask 25% (" in line
+
+
 class _Clock:
     """In place of the module `time`: stands until it is moved."""
 

@@ -13,10 +13,12 @@ import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, train
 from simmatch_tf.data import fingerprint
+from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
-from simmatch_tf.experiments import finished, identity, plan
+from simmatch_tf.experiments import identity, plan
+from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.training import results, workdir
 from tests import runs
@@ -203,7 +205,7 @@ def test_a_run_without_a_checkpoint_begins_anew(root):
 
 def test_digits(tmp_path, capsys, logged):
     config = runs.config(tmp_path / "run")
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     train.main(config)
     assert "50.00" in capsys.readouterr().out and logged == []
 
@@ -291,7 +293,7 @@ def test_another_file_of_a_flag(tmp_path, capsys, flag, kind):
     if flag != "init_from":
         changes["labels"] = None
     config = runs.config(tmp_path / "run", **changes)
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     os.utime(content, (5, 5))
     train.main(config)
     assert "50.00" in capsys.readouterr().out
@@ -311,7 +313,7 @@ def test_a_later_checkpoint_of_the_first_weights(tmp_path):
     write(named / "flags.cfg")
     write(named / "checkpoints/step_00000002.index", b"two")
     config = runs.config(tmp_path / "run", init_from=str(named))
-    finish(config, fingerprint.of_digits())
+    finish(config, digits.fingerprint())
     write(named / "checkpoints/step_00000010.index", b"ten")
     refused(config, r"1 is changed \(--init_from\)")
 
@@ -335,9 +337,9 @@ def test_an_experiment_on_images_that_changed(
     folder = workdir.Workdir(config.workdir)
     times = [{"seconds": 1.0}]
     folder.timing.write_text(json.dumps(times))
-    store = finished.Store(tmp_path / "finished")
+    store = store_lib.Store(tmp_path / "finished")
     store.check_writable()
-    kept = store.keep(config, folder.path, 1)
+    kept = store.add(config, folder.path, 1)
     assert store.find(config) == kept
     images = root / "labeled/a/1.png"
     content = images.read_bytes()
@@ -354,11 +356,11 @@ def test_an_experiment_on_images_that_changed(
     identity._in_folder.cache_clear()
     write(root / "labeled/a/2.png")
     with pytest.raises(
-        InputError, match="is of other data: files that --data_dir"
+        InputError, match="is of other data: files of --data_dir"
     ):
         store.find(config)
     with pytest.raises(InputError, match="is of other data"):
-        finished.missing([cell_of(config)], store)
+        store.missing([cell_of(config)])
     # Without the folder, its results are still a table's.
     identity._in_folder.cache_clear()
     shutil.rmtree(root)
@@ -374,10 +376,10 @@ def test_an_experiment_on_a_list_that_changed(tmp_path):
     config = runs.config(
         tmp_path / "run", labels=None, labeled_list=str(tmp_path / "list")
     )
-    folder = finish(config, fingerprint.of_digits())
+    folder = finish(config, digits.fingerprint())
     folder.timing.write_text(json.dumps([{"seconds": 1.0}]))
-    store = finished.Store(tmp_path)
-    kept = store.keep(config, folder.path, 1)
+    store = store_lib.Store(tmp_path)
+    kept = store.add(config, folder.path, 1)
     assert store.find(config) == kept
     write(tmp_path / "list", b"2")
     with pytest.raises(InputError, match="is of other data"):

@@ -1,12 +1,12 @@
-"""Checks an export in what other programs than ours load it with.
+"""Checks that other programs than ours load an export and agree with it.
 
     python tools/serving_check/check.py EXPORT --program=PROGRAM
 
 `tools/serving_check.sh` compiles PROGRAM from serving_check.cc and calls this.
-Every signature runs on several batch sizes in that C++ program, and on
+Every signature runs in that C++ program on several batch sizes, and on
 malformed requests; `classify_bytes` also in `saved_model_cli` and as a REST
-request; gRPC requests are held against the signatures. All answers must be
-those of `loading.export`. Prints the largest difference of each case.
+request. gRPC requests are checked against the signatures. All answers must
+equal those of `loading.export`. Prints the largest difference of each case.
 """
 
 import argparse
@@ -24,12 +24,12 @@ import tensorflow as tf
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.serving import classifier, loading, verification, versions
 
-# 0: a client may well send an empty batch.
+# A client may send an empty batch.
 BATCHES = (0, 1, 7, 64)
-# Of one malformed batch; the second of its images is broken.
+# Size of a malformed batch; its second image is broken.
 MALFORMED = 3
 SEED = 0
-# Of the messages about an image that is one row short, and of another type.
+# Text of the messages on an image that is one row short or of another type.
 WRONG_SHAPE = "expected shape"
 WRONG_DTYPE = "is provided"
 
@@ -77,7 +77,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def version(export: pathlib.Path) -> pathlib.Path:
-    """The version to check.
+    """Returns the version to check.
 
     Args:
         export: A version's folder, or a folder of versions: its latest.
@@ -96,7 +96,7 @@ def version(export: pathlib.Path) -> pathlib.Path:
 def examples(
     exported: loading.Export, folder: pathlib.Path | None, count: int
 ) -> verification.Examples:
-    """Images, as files and as a network takes them.
+    """Example images, as files and as the network takes them.
 
     Args:
         exported: Whose preprocessing is applied.
@@ -178,14 +178,14 @@ def make_cases(
                 shown.pixels[:count], shown.encoded[:count]
             )
             inputs = (
-                # An empty list alone would be a tensor of floats.
+                # An empty list would become a tensor of floats.
                 {"image_bytes": tf.constant(part.encoded, tf.string, [count])}
                 if name == "classify_bytes"
                 else verification.inputs(name, part, exported.input_dtype)
             )
             cases[f"{name}-{count}"] = Case(name, inputs)
     encoded = list(shown.encoded[:MALFORMED])
-    # Cut off: its header is whole, as of an upload that broke.
+    # Cut off behind a whole header, like an interrupted upload.
     encoded[1] = encoded[1][: len(encoded[1]) // 2]
     bytes_ = {"image_bytes": tf.constant(encoded)}
     images = shown.pixels[:MALFORMED].astype(exported.input_dtype)
@@ -234,7 +234,7 @@ def in_program(
     print(done.stdout, end="")
     rows = {}
     for name, case in cases.items():
-        # The program has looked at the message already.
+        # The program has checked the message already.
         rows[f"C++/{name}"] = "refused, as it must be"
         if case.error is None:
             wanted = exported.signatures[case.signature](**case.inputs)

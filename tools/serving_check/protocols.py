@@ -1,4 +1,4 @@
-"""The ways into an export that need no server: its tools and its messages."""
+"""Calls of an export without a server: saved_model_cli, REST, gRPC."""
 
 import base64
 import json
@@ -56,7 +56,7 @@ def compare(
         gap = np.abs(a.astype(np.float64) - b).max(initial=0)
         if key == "features":
             gap /= np.abs(a).max(initial=1)
-        # Written so that NaN is a difference.
+        # NaN counts as a difference.
         if not gap <= verification.TOLERANCE:
             raise InputError(
                 f"{where}/{key}: differs by {gap:.2g}, but "
@@ -67,7 +67,7 @@ def compare(
 
 
 def signature_defs(path: pathlib.Path) -> dict[str, Any]:
-    """The signatures as they stand in the file, where servers read them.
+    """Reads the signatures from the file, as servers do.
 
     Args:
         path: The version's folder.
@@ -94,7 +94,7 @@ def command_line(exported: loading.Export, shown: verification.Examples) -> str:
     Raises:
         InputError: The tool fails, or its answers differ.
     """
-    # NumPy's own strings would lose zeros at their ends: objects do not.
+    # NumPy's strings would lose zeros at their ends; objects do not.
     encoded = np.array(shown.encoded, object)
     tool = pathlib.Path(sys.executable).with_name("saved_model_cli")
     with tempfile.TemporaryDirectory() as name:
@@ -146,7 +146,7 @@ def rest(exported: loading.Export, shown: verification.Examples) -> str:
         for key in outputs
     }
     wanted = exported.signatures[BYTES](image_bytes=tf.constant(shown.encoded))
-    # JSON has text only.
+    # JSON has text alone, no bytes.
     wanted = {key: _text(value.numpy()) for key, value in wanted.items()}
     return f"{compare('REST', wanted, found):.1e}"
 
@@ -154,7 +154,7 @@ def rest(exported: loading.Export, shown: verification.Examples) -> str:
 def _parse_rows(
     body: Mapping[str, Any], signature: meta_graph_pb2.SignatureDef
 ) -> dict[str, list[bytes]]:
-    """A request in row form: with one input, each instance is its value."""
+    """Returns a request in row form; one input has its values alone."""
     if len(signature.inputs) != 1:
         raise InputError(
             f"REST: {BYTES} has {len(signature.inputs)} inputs, so clients "
@@ -167,7 +167,7 @@ def _parse_rows(
 
 
 def _render_rows(outputs: Mapping[str, tf.Tensor]) -> str:
-    """An answer in row form: with many outputs, each row names them.
+    """Returns an answer in row form; with many outputs, each row names them.
 
     Strings are text, but b64 objects where the output's name ends in _bytes.
     """
@@ -218,7 +218,7 @@ def _text(values: np.ndarray) -> np.ndarray:
 
 
 def grpc(exported: loading.Export, shown: verification.Examples) -> str:
-    """Holds a gRPC request for every signature against the signatures.
+    """Checks a gRPC request for every signature.
 
     Args:
         exported: The export.
@@ -258,7 +258,7 @@ def _check_request(
     signature: meta_graph_pb2.SignatureDef,
 ) -> None:
     where = f"gRPC/{request.model_spec.signature_name}"
-    # Servers refuse other methods.
+    # Servers refuse other method names.
     if signature.method_name != "tensorflow/serving/predict":
         raise InputError(f"{where}: its method is {signature.method_name}")
     if set(request.inputs) != set(signature.inputs):

@@ -335,17 +335,6 @@ def _root(data_dir: str | None) -> str:
 # -------------------------------------------------------------- the source --
 
 
-def needs_unlabeled(config: config_lib.Config) -> bool:
-    """Returns whether unlabeled/ must have images.
-
-    It need not where they are not trained on, nor where flags label only a
-    part of labeled/, whose rest is unlabeled then.
-    """
-    flags = ("labels", "label_fraction", "labeled_list", "split_file")
-    all_labeled = all(getattr(config, name) is None for name in flags)
-    return config.algorithm != "supervised" and all_labeled
-
-
 def check(config: config_lib.Config) -> None:
     """Checks that --data_dir has the right layout.
 
@@ -358,7 +347,9 @@ def check(config: config_lib.Config) -> None:
             f"--dataset=folder: this Python reads the names of files, and so "
             f"of classes, as {encoding}; start it as python -X utf8"
         )
-    Listing(config.data_dir).check(need_unlabeled=needs_unlabeled(config))
+    Listing(config.data_dir).check(
+        need_unlabeled=config.needs_unlabeled_folder()
+    )
 
 
 def fingerprint(
@@ -394,7 +385,7 @@ def load_for_run(config: config_lib.Config) -> source.Source:
         config.data_dir,
         image_size=config.image_size,
         on_bad_image=config.on_bad_image,
-        need_unlabeled=needs_unlabeled(config),
+        need_unlabeled=config.needs_unlabeled_folder(),
     )
 
 

@@ -77,9 +77,9 @@ def keras_applications(
     image_shape: tuple[int, int, int], name: str
 ) -> keras.Model:
     """Builds an architecture of Keras Applications, with new weights."""
-    from simmatch_tf.networks import library
+    from simmatch_tf.networks import library_backbone
 
-    return library.make("keras_applications", name, image_shape)
+    return library_backbone.make("keras_applications", name, image_shape)
 
 
 @_keras_cv(r"keras_cv:(\w+)", examples=("keras_cv:resnet50",))
@@ -89,6 +89,6 @@ def keras_applications(
 @_keras_cv(r"keras_cv:(vitdet_\w+)", min_side=16, examples=())
 def keras_cv(image_shape: tuple[int, int, int], name: str) -> keras.Model:
     """Builds an architecture of KerasCV, with new weights."""
-    from simmatch_tf.networks import library
+    from simmatch_tf.networks import library_backbone
 
-    return library.make("keras_cv", name, image_shape)
+    return library_backbone.make("keras_cv", name, image_shape)

@@ -445,7 +445,7 @@ def copy(root, one, other):
     (root / other).write_bytes((root / one).read_bytes())
 
 
-def test_no_image_is_there_twice(tmp_path, warned):
+def test_no_image_exists_twice(tmp_path, warned):
     read(distinct(tmp_path / "data"))
     assert warned == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from simmatch_tf import registry
 from simmatch_tf.flags import errors
-from simmatch_tf.networks import keras_cv_presets, library, network
+from simmatch_tf.networks import keras_cv_presets, library_backbone, network
 from simmatch_tf.networks.backbones import libraries
 
 # Not of images: of videos, and of points measured by a laser.
@@ -107,7 +107,9 @@ def test_keras_applications_refuse_smaller_images(name):
     side, step = limits(f"keras_applications:{name}")
     assert step == 1
     with pytest.raises(ValueError, match=f"must be at least {side}x{side}"):
-        library.make("keras_applications", name, (side - 1, side - 1, 3))
+        library_backbone.make(
+            "keras_applications", name, (side - 1, side - 1, 3)
+        )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_keras_cv_refuses_other_images(name, side):
     with pytest.raises(errors.InputError, match=f"not {side}: give another"):
         registry.networks.check_side(f"keras_cv:{name}", side)
     with pytest.raises(ValueError, match=f"keras_cv:{name}, image_shape="):
-        library.make("keras_cv", name, (side, side, 3))
+        library_backbone.make("keras_cv", name, (side, side, 3))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,10 @@ def test_keras_cv_refuses_other_images(name, side):
 )
 def test_no_limit(name):
     assert limits(f"keras_cv:{name}") == (1, 1)
-    assert library.make("keras_cv", name, (1, 1, 3)).output_shape[0] is None
+    assert (
+        library_backbone.make("keras_cv", name, (1, 1, 3)).output_shape[0]
+        is None
+    )
 
 
 def test_own_limits():

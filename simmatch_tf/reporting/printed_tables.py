@@ -1,0 +1,152 @@
+"""The tables that commands print at their end. Nothing here imports TensorFlow.
+
+What commands write to files is in `transfer_table`, `comparison` and the pages.
+"""
+
+import pathlib
+import shlex
+from typing import Any
+
+from simmatch_tf import io, tables
+from simmatch_tf.reporting import comparison
+from simmatch_tf.training import results
+
+TOP = 5  # of top-5
+_MANY = 100  # classes beyond which `evaluate` prints the worst alone
+_WORST = 20
+_WIDE = 15  # classes beyond which a confusion matrix is not printed
+_LARGEST = 20  # classes that `predict` prints at most
+
+
+def result(outcome: results.Result) -> str:
+    """Returns the table that ends a run."""
+    rows = [["weights", "top-1", "95 %", "top-5", "best top-1", "at step"]]
+    for name in ("student", "ema"):
+        last = getattr(outcome, name)["last"]
+        best = getattr(outcome, name)["best"]
+        rows.append(
+            [
+                name + " *" * (name == outcome.weights_of_record),
+                tables.percent(last["top1"]),
+                comparison.wilson_text(last["top1"], outcome.test_images),
+                tables.percent(last["top5"]),
+                tables.percent(best["top1"]),
+                str(best["step"]),
+            ]
+        )
+    if not shows_top5(len(outcome.class_names)):
+        rows = [row[:3] + row[4:] for row in rows]
+    chosen_on = outcome.student["best"]["chosen_on"]
+    return (
+        f"{outcome.algorithm} on {outcome.dataset}: {outcome.labels} labels, "
+        f"{outcome.steps} steps, seed {outcome.seed}, split seed "
+        f"{outcome.split_seed}\n\n{tables.plain(rows)}\n\n"
+        f"* The result: last checkpoint, on {outcome.test_images} "
+        f"{outcome.scored_on} images.\n"
+        f"  95 %: Wilson's interval for this number of images.\n"
+        f"  The best step is chosen on the {chosen_on} images."
+    )
+
+
+def shows_top5(classes: int) -> bool:
+    """Whether top-5 means anything: of five classes it is always 100 %."""
+    return classes > TOP
+
+
+def next_steps(workdir: pathlib.Path) -> str:
+    """Returns what a finished run has written, and commands that use it."""
+    run = shlex.quote(str(workdir))
+    # A folder of its own: an export folder holds versions of one model only.
+    exports = shlex.quote(f"exports/{workdir.absolute().name or 'run'}")
+    events = (workdir / "tensorboard").is_dir()
+    module = "  python -m simmatch_tf."
+    lines = [
+        f"In {workdir}: {'tensorboard/, ' * events}checkpoints/, "
+        "results.json. Next:",
+        f"{module}report {run} --output=report.html",
+        f"{module}evaluate --workdir={run}",
+        f"{module}export --workdir={run} --output={exports}",
+    ]
+    if events:
+        lines.insert(2, f"  tensorboard --logdir={run}")
+    return "\n".join(lines)
+
+
+def evaluation(report: dict[str, Any]) -> str:
+    """Returns the table of `evaluate`: a run's two networks side by side."""
+    names = [name for name in ("student", "ema") if name in report]
+    record = report["weights_of_record"]
+    images = report["test_images"]
+    class_names = [str(name) for name in report["class_names"]]
+
+    def values(key: str) -> list[str]:
+        return [tables.percent(report[name][key]) for name in names]
+
+    rows = [["", *(name + " *" * (name == record) for name in names)]]
+    rows.append(["top-1", *values("top1")])
+    rows.append(
+        [
+            "95 % interval (Wilson)",
+            *(comparison.wilson_text(report[n]["top1"], images) for n in names),
+        ]
+    )
+    if shows_top5(len(class_names)):
+        rows.append(["top-5", *values("top5")])
+    rows.append(["calibration error", *values("calibration_error")])
+    labels = range(len(class_names))
+    if len(labels) > _MANY:  # evaluation.json has them all
+        top1 = report[record]["per_class"]
+        labels = sorted(
+            (label for label in labels if top1[label] is not None),
+            key=top1.__getitem__,
+        )[:_WORST]
+    for label in labels:
+        top1 = [tables.percent(report[n]["per_class"][label]) for n in names]
+        rows.append([f"class {class_names[label]}", *top1])
+    text = (
+        f"Step {report['step']}, {images} {report['scored_on']} images, "
+        f"* evaluation weights\n\n{tables.plain(rows)}"
+    )
+    if len(class_names) <= _WIDE:
+        rows = [["true \\ predicted", *class_names]]
+        for name, counts in zip(
+            class_names, report[record]["confusion"], strict=True
+        ):
+            rows.append([name, *(str(count or ".") for count in counts)])
+        text += f"\n\nConfusion matrix of {record}:\n\n{tables.plain(rows)}"
+    return text
+
+
+def predictions(review: Any, output: pathlib.Path, note: str = "") -> str:
+    """Returns the table of `predict`: how many images each class has.
+
+    Args:
+        review: A `serving.prediction_file.Summary`.
+        output: The file that was written.
+        note: What is known of the confidences beyond their values.
+    """
+    classes = sorted(
+        (item for item in review.per_class.items() if item[1]),
+        key=lambda item: -item[1],
+    )
+    others = classes[_LARGEST:]
+    if others:
+        count = sum(count for _, count in others)
+        classes[_LARGEST:] = [(f"{len(others)} others", count)]
+    read = max(1, review.images - review.unreadable)
+    rows = [["class", "images", "share"]]
+    rows += [
+        [str(name), f"{count:,}", f"{count / read:.1%}"]
+        for name, count in classes
+    ]
+    text = tables.plain(rows) + "\n"
+    for name, reason in review.reasons:
+        text += f"\nunreadable: {io.one_line(name)}: {reason}"
+    if review.unreadable > len(review.reasons):
+        text += f"\n… and {review.unreadable - len(review.reasons)} more"
+    if review.unreadable:
+        text += "\n"
+    return (
+        f"{text}\n{review.images:,} images, {review.unreadable:,} of them "
+        f"unreadable.\n{note and note + chr(10)}Written to {output}."
+    )

@@ -1,0 +1,107 @@
+import dataclasses
+
+import pytest
+
+from simmatch_tf.reporting import printed_tables
+from simmatch_tf.training import results
+
+FIGURES = {
+    "last": {"top1": 0.975, "top5": 1.0, "step": 400},
+    "best": {"top1": 0.98, "step": 300, "chosen_on": "test"},
+}
+RESULT = results.Result(
+    top1=0.975,
+    top5=1.0,
+    loss=0.5,
+    steps=400,
+    weights_of_record="ema",
+    student=FIGURES,
+    ema=FIGURES,
+    algorithm="simmatch",
+    dataset="digits",
+    class_names=list("0123456789"),
+    labels=40,
+    validation_labels=0,
+    unlabeled=1400,
+    scored_on="test",
+    test_images=397,
+    seed=1,
+    split_seed=2,
+    versions={},
+)
+
+
+def test_result():
+    text = printed_tables.result(RESULT)
+    assert text.splitlines()[0] == (
+        "simmatch on digits: 40 labels, 400 steps, seed 1, split seed 2"
+    )
+    wanted = "ema *    97.50 %  [95.5, 98.6]  100.00 %     98.00 %      300"
+    assert wanted in text
+    assert "397 test images.\n  95 %: Wilson's interval" in text
+    assert "student *" not in text
+    assert "The best step is chosen on the test images." in text
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+@pytest.mark.parametrize("classes", [3, 5, 6])
+def test_top_5_of_few_classes_is_not_printed(classes):
+    """It is 100 % whatever a network says."""
+    names = [str(number) for number in range(classes)]
+    result = dataclasses.replace(RESULT, class_names=names)
+    one = {
+        "top1": 0.5,
+        "top5": 1.0,
+        "per_class": [0.5] * classes,
+        "confusion": [[1] * classes] * classes,
+        "calibration_error": 0.1,
+    }
+    report = {
+        "step": 4,
+        "weights_of_record": "ema",
+        "class_names": names,
+        "scored_on": "test",
+        "test_images": 6,
+        "ema": one,
+    }
+    for text in (
+        printed_tables.result(result),
+        printed_tables.evaluation(report),
+    ):
+        assert ("top-5" in text) == ("100.00 %" in text) == (classes > 5)
+    assert "(Wilson)  [18.8, 81.2]" in printed_tables.evaluation(report)
+
+
+def test_result_written_and_read(tmp_path):
+    RESULT.write(tmp_path / "results.json")
+    assert results.read(tmp_path / "results.json") == RESULT
+    assert dataclasses.asdict(RESULT)["top1"] == 0.975
+
+
+def test_evaluation_without_images_of_a_class():
+    one = {
+        "top1": 0.5,
+        "top5": 1.0,
+        "per_class": [0.5, None],
+        "confusion": [[3, 3], [0, 0]],
+        "calibration_error": 0.1,
+    }
+    report = {
+        "step": 4,
+        "weights_of_record": "student",
+        "class_names": ["cat", "dog"],
+        "scored_on": "test",
+        "test_images": 6,
+        "student": one,
+        "ema": one,
+    }
+    text = printed_tables.evaluation(report)
+    assert "student *" in text
+    (row,) = (x for x in text.splitlines() if x.startswith("class dog"))
+    assert row.split() == ["class", "dog", "-", "-"]
+    assert "cat                 3    3" in text
+    assert "dog                 .    ." in text
+    many = {**report, "class_names": [str(i) for i in range(16)]}
+    for name in ("student", "ema"):
+        many[name] = {**one, "per_class": [0.5] * 16}
+    assert "Confusion" not in printed_tables.evaluation(many)

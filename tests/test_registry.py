@@ -1,0 +1,219 @@
+"""Names that files outside the package register, and their flags."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from simmatch_tf import registry
+from simmatch_tf.config import Config
+from simmatch_tf.flags import command
+from simmatch_tf.flags.commandline import InputError
+
+PLUGIN = """
+import dataclasses
+
+from simmatch_tf import registry
+from simmatch_tf.algorithms import fixmatch
+from simmatch_tf.flags import errors
+from simmatch_tf.flags.commandline import flag
+
+
+@registry.algorithms.register("queue_match")
+class QueueMatch(fixmatch.FixMatch):
+    @dataclasses.dataclass(frozen=True)
+    class HyperParameters(fixmatch.FixMatch.HyperParameters):
+        defaults = {"unlabeled_ratio": 1}
+
+        queue_size: int = flag(2560, "Embeddings in the queue.", low=1)
+        queue: bool = flag(True, "Whether there is a queue.")
+        threshold: float = flag(0.8, "Confidence threshold.", low=0, high=1)
+
+        def check(self):
+            super().check()
+            if self.queue_size < 10 and self.queue:
+                raise errors.InputError(
+                    f"--queue_match.queue_size={self.queue_size}: too short"
+                )
+"""
+GOOD = {"labels": 40, "steps": 10}
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """A plugin's path; what it registers is forgotten after the test."""
+    for each in (registry.algorithms, registry.networks):
+        list(each)
+        monkeypatch.setattr(each, "_entries", dict(each._entries))
+    path = tmp_path / "plugin.py"
+    path.write_text(PLUGIN)
+    before = set(sys.modules)
+    yield str(path)
+    for name in set(sys.modules) - before:
+        if name.startswith("simmatch_tf_plugin"):
+            del sys.modules[name]
+
+
+def queue_match(path, **values):
+    return Config(**GOOD, plugin=(path,), algorithm="queue_match", **values)
+
+
+def test_own_flags_have_the_name_in_front_and_inherited_ones_not(plugin):
+    config = queue_match(plugin, **{"queue_match.queue_size": 20}, lambda_u=2)
+    assert config.hyper.queue_size == 20
+    assert getattr(config, "queue_match.queue_size") == 20
+    assert config.queue_size == 20
+    assert config.lambda_u == 2.0
+    # Other defaults: of an inherited flag, and of a flag of every run.
+    assert (config.threshold, config.unlabeled_ratio) == (0.8, 1)
+    assert queue_match(plugin, unlabeled_ratio=3).unlabeled_ratio == 3
+    values = config.values()
+    assert values["queue_match.queue_size"] == 20
+    assert "alpha" not in values and values["labels"] == 40
+    assert values.keys() == config.fields().keys()
+
+
+def test_own_flags_are_checked(plugin):
+    for value, message in (
+        (0, "--queue_match.queue_size=0: must be at least 1"),
+        (5, "--queue_match.queue_size=5: too short"),
+        ("x", "--queue_match.queue_size='x' is not of type int"),
+    ):
+        with pytest.raises(InputError, match=message):
+            queue_match(plugin, **{"queue_match.queue_size": value})
+    with pytest.raises(
+        InputError,
+        match="--queue_match.queue_size=9: is for --algorithm=queue_match, not "
+        "simmatch",
+    ):
+        Config(**GOOD, **{"queue_match.queue_size": 9})
+    with pytest.raises(InputError, match="--noqueue_match.queue: is for"):
+        Config(**GOOD, **{"queue_match.queue": False})
+    # At its default it says nothing.
+    assert Config(**GOOD, **{"queue_match.queue_size": 2560}) == Config(**GOOD)
+
+
+def test_a_run_s_flagfile_brings_its_plugin(plugin, tmp_path):
+    config = queue_match(plugin, **{"queue_match.queue": False})
+    path = tmp_path / "flags.cfg"
+    path.write_text(config.absolute().to_flagfile())
+    assert f"--plugin={plugin}" in path.read_text()
+    assert "--noqueue_match.queue\n" in path.read_text()
+    assert Config.from_flagfile(path) == dataclasses.replace(
+        config, workdir=str(tmp_path)
+    )
+    more = Config.from_flagfile(path, **{"queue_match.queue_size": 3})
+    assert config.differences(more)["queue_match.queue_size"] == (
+        2560,
+        3,
+        False,
+    )
+    assert Config.from_recorded(config.values()) == config
+
+
+def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
+    path = tmp_path / "mine.cfg"
+    path.write_text(
+        f"--plugin={plugin}\n--labels=40\n--steps=5\n--threshold=0.7\n"
+        "--algorithm=queue_match\n--queue_match.queue_size=30\n"
+        "--noqueue_match.queue\n"
+    )
+    mine = Config.from_flagfile(path)
+    assert mine.queue_size == 30 and not mine.queue
+    other = Config.from_argv(
+        ["x", f"--flagfile={path}", "--algorithm=simmatch"]
+    )
+    assert other.threshold == 0.7 and not hasattr(other, "queue_size")
+    alone = Config.from_flagfile(path, algorithm="supervised")
+    assert not hasattr(alone, "threshold")
+    with pytest.raises(InputError, match="--queue_match.queue_size=3: is for"):
+        Config.from_argv(
+            [
+                *("x", f"--flagfile={path}", "--algorithm=simmatch"),
+                "--queue_match.queue_size=3",
+            ]
+        )
+    replaced = dataclasses.replace(mine, algorithm="fixmatch")
+    assert replaced.threshold == 0.7 and not hasattr(replaced, "queue_size")
+
+
+def test_help_lists_a_plugin_s_flags(plugin):
+    registry.load_plugin(plugin)
+    text = command.help_text(Config)
+    assert "For --algorithm=queue_match:" in text
+    assert "--queue_match.queue_size" in text
+    assert "supervised, queue_match" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such Python file"),
+        ("import os\n\n1 / 0\n", "line 3: ZeroDivisionError: division"),
+        ("x = = 1\n", "line 1: SyntaxError: invalid syntax"),
+        ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module"),
+        (
+            "from simmatch_tf import registry\n"
+            "@registry.algorithms.register('simmatch')\n"
+            "class Mine: pass\n",
+            "line 2: ValueError: --algorithm=simmatch is registered twice",
+        ),
+    ],
+)
+def test_a_plugin_that_fails(plugin, tmp_path, content, message):
+    path = tmp_path / "bad.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=f"--plugin={path}.*{message}"):
+        Config.from_argv(["x", f"--plugin={path}", "--labels=40", "--steps=2"])
+
+
+def test_two_algorithms_cannot_have_one_flag(plugin):
+    registry.load_plugin(plugin)
+
+    def declare():
+        @registry.algorithms.register("other")
+        class Other:
+            @dataclasses.dataclass(frozen=True)
+            class HyperParameters(registry_flags.HyperParameters):
+                prefix = ""
+                alpha: float = registry_flags.flag(1.0, "Something else.")
+
+        return Other
+
+    from simmatch_tf.flags import commandline as registry_flags
+
+    declare()
+    with pytest.raises(ValueError, match="--alpha is declared twice"):
+        Config.declared()
+
+
+def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+        "runpy.run_module('simmatch_tf.train', run_name='__main__')\n"
+    )
+    words = [f"--plugin={plugin}", "--algorithm=queue_match", "--labels=40"]
+    for more, message in (
+        (["--help"], "--queue_match.queue_size"),
+        (
+            ["--steps=2", "--queue_match.queue_size=0"],
+            "error: --queue_match.queue_size=0: must be at least 1",
+        ),
+        (
+            ["--steps=2", "--queue_match.queue_sise=9"],
+            "Did you mean: queue_match.queue_size",
+        ),
+        (["--steps=2", "--algorithm=queue_mach"], "did you mean queue_match"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, *more],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert message in done.stdout + done.stderr
