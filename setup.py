@@ -30,6 +30,9 @@ setuptools.setup(
         "simmatch_tf.configs": ["*.cfg", "plans/*.cfg"],
         "simmatch_tf.reporting": ["templates/*.html"],
     },
+    entry_points={
+        "console_scripts": ["simmatch = simmatch_tf.__main__:main"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "h5py>=3.9",
@@ -60,6 +63,7 @@ setuptools.setup(
         "serving": ["tensorflow-serving-api>=2.19,<2.22"],
         "test": [
             "build",
+            "import-linter>=2",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",

@@ -267,13 +267,6 @@ class Config(commandline.Flags):
         "Initial weights: the folder of a run, a SavedModel, or a .keras or "
         ".weights.h5 file. Heads are taken if their shapes agree.",
     )
-    stem_stride: int = flag(
-        1,
-        "Stride of the first convolution of a WRN; 2 for large images.",
-        low=1,
-        high=4,
-        rare=True,
-    )
     projection_dim: int = flag(
         128, "Width D of the embeddings.", low=1, rare=True
     )
@@ -739,13 +732,7 @@ class Config(commandline.Flags):
         self._check_augmentation()
 
     def _check_backbone(self) -> None:
-        entry, _ = registry.networks.find(self.backbone)
-        takes_stride = "stem_stride" in entry.facts.get("options", ())
-        if self.stem_stride != 1 and not takes_stride:
-            raise InputError(
-                f"--stem_stride={self.stem_stride}: is for wrn_DEPTH_WIDTH, "
-                f"not --backbone={self.backbone}"
-            )
+        registry.networks.find(self.backbone)
         if self.image_size is not None:
             registry.networks.check_side(self.backbone, self.image_size)
 

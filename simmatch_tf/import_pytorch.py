@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, terminal
+from simmatch_tf import preflight, registry, terminal
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
 
@@ -127,8 +127,6 @@ class ImportPytorchConfig(config_lib.Config):
             InputError: They do not go together.
         """
         flags = self.below(recipe()) if self.dataset is None else self
-        if not str(values["backbone"]).startswith("wrn_"):
-            values["stem_stride"] = 1
         if flags.labeled_list is None:
             # The memory says by itself what is labeled.
             own = pathlib.Path(flags.workdir).expanduser() / "split.json"
@@ -138,12 +136,12 @@ class ImportPytorchConfig(config_lib.Config):
                 "split_file": str(own.absolute()),
                 "validation_fraction": 0.0,
             }
-        taken = {
-            name: value
-            for name, value in flags.values().items()
-            if name in flags.hyper.declared()
-            or name in config_lib.Config.__dataclass_fields__
-        }
+        names = {*config_lib.Config.__dataclass_fields__}
+        names.update(flags.hyper.declared())
+        entry, _ = registry.networks.find(str(values["backbone"]))
+        if entry.flags is not None:
+            names.update(entry.flags.declared())
+        taken = {n: v for n, v in flags.values().items() if n in names}
         return config_lib.Config(**{**taken, **values})
 
 

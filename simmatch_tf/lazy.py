@@ -82,7 +82,7 @@ class _Follower(importlib.abc.MetaPathFinder):
 
 def import_after(name: str, follower: str) -> None:
     """Imports `follower` as soon as the module `name` is imported."""
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:
         importlib.import_module(follower)
-    else:
+    elif name not in sys.modules:  # else it is blocked
         sys.meta_path.insert(0, _Follower(name, follower))

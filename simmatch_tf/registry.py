@@ -171,8 +171,8 @@ class Networks(Registry):
             it normalizes them itself; True by default.
         initializer: Initializer of the heads on top of it; see
             `networks.heads.initializers`.
-        options: Names of the run's flags that its maker takes, as keyword
-            arguments.
+        flags: Class of flags of its own, whose values the maker takes as
+            keyword arguments.
     """
 
     def check_side(

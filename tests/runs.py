@@ -26,14 +26,26 @@ SMALL = {
 }
 
 
+# Those of SMALL that are for methods with pseudo-labels.
+_OF_PSEUDO_LABELS = ("threshold", "da_window")
+
+
+def _values(changes: dict) -> dict:
+    values = dict(SMALL)
+    if changes.get("algorithm") == "supervised":
+        for name in _OF_PSEUDO_LABELS:
+            del values[name]
+    return {**values, **changes}
+
+
 def config(workdir: pathlib.Path, **changes) -> simmatch_tf.Config:
-    return simmatch_tf.Config(**{**SMALL, "workdir": str(workdir), **changes})
+    return simmatch_tf.Config(**_values({"workdir": str(workdir), **changes}))
 
 
 def argv(workdir: pathlib.Path, **changes) -> list[str]:
     """The same as a command line."""
     words = []
-    for name, value in {**SMALL, "workdir": workdir, **changes}.items():
+    for name, value in _values({"workdir": workdir, **changes}).items():
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no'}{name}")
         elif value is not None:

@@ -1,4 +1,4 @@
-"""Flags: their checks, their files, and how fast a wrong one is answered."""
+"""Flags of a run: values, rules between two of them, recipes."""
 
 import dataclasses
 import pathlib
@@ -8,11 +8,8 @@ import sys
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import experiment, predict, preflight, report
-from simmatch_tf.data.sources import folder as folder_source
-from simmatch_tf.flags import flagfiles
+from simmatch_tf import preflight
 from simmatch_tf.flags.commandline import InputError
-from simmatch_tf.training import workdir
 
 Config = config_lib.Config
 GOOD = {"labels": 40, "steps": 10}
@@ -74,7 +71,7 @@ def test_defaults_are_the_published_cifar_settings():
         ),
         (
             {"backbone": "resnet50", "stem_stride": 2},
-            "--stem_stride=2: is for wrn_DEPTH_WIDTH",
+            "--stem_stride=2: is for --backbone=wrn_28_2",
         ),
         (
             {"pseudo_labels": "soft"},
@@ -179,37 +176,6 @@ def test_bad_values(changes, message):
 def test_what_is_not_there_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         preflight.check_available(Config(**{**GOOD, **changes}))
-
-
-def test_what_a_flag_brings_replaces_its_alternatives(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.cfg").write_text("--labels=40\n--steps=5\n")
-    (tmp_path / "mine.cfg").write_text(
-        "--flagfile=base.cfg\n--label_fraction=0.1\n"
-    )
-    c = Config.from_argv(["x", "--flagfile=mine.cfg"])
-    assert (c.labels, c.label_fraction, c.steps) == (None, 0.1, 5)
-    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--epochs=2"])
-    assert (c.steps, c.epochs) == (None, 2.0)
-    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--labels", "20"])
-    assert (c.labels, c.label_fraction) == (20, None)
-    c = Config.from_argv(
-        [
-            "x",
-            "--flagfile=configs/folder.cfg",
-            "--data_dir=x",
-            "--split_file=y",
-        ]
-    )
-    assert (c.split_file, c.validation_fraction) == ("y", 0.0)
-    (tmp_path / "more.cfg").write_text("--flagfile=mine.cfg\n--epochs=3\n")
-    c = Config.from_argv(["x", "--flagfile=base.cfg", "--flagfile=more.cfg"])
-    assert (c.label_fraction, c.labels, c.epochs) == (0.1, None, 3.0)
-    # Side by side they contradict each other.
-    with pytest.raises(InputError, match="--steps=7 and --epochs=2.0: give"):
-        Config.from_argv(
-            ["x", "--flagfile=base.cfg", "--steps=7", "--epochs=2"]
-        )
 
 
 def test_published_lists_stand_for_shares_of_imagenet():
@@ -384,209 +350,6 @@ def test_imagenet_10pct_has_the_published_settings():
     }
 
 
-def test_flagfiles_nest_and_the_later_wins(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "base.cfg").write_text("# base\n--alpha=0.5\n--labels=40\n")
-    (tmp_path / "mine.cfg").write_text(
-        "--flagfile=base.cfg\n\n// also a comment\n--steps=5\n--alpha=0.6\n"
-    )
-    c = Config.from_argv(["x", "--flagfile=mine.cfg", "--steps=7"])
-    assert (c.alpha, c.labels, c.steps) == (0.6, 40, 7)
-    assert c.workdir == "runs/mine"
-    c = Config.from_argv(["x", "--flagfile", "mine.cfg", "--workdir=w"])
-    assert c.workdir == "w"
-    # A recipe of the package, from a folder that has no configs/.
-    assert Config.from_flagfile("configs/digits_40.cfg").labels == 40
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("alpha=1", "'alpha=1' is neither a flag nor a comment"),
-        ("--flagfile=self.cfg", "the file includes itself"),
-        ("--alhpa=1", "Unknown command line flag 'alhpa'. Did you mean: alpha"),
-        ("--alpha=x", "could not convert string to float"),
-        ("--flagfile=other.cfg", "--flagfile=other.cfg: no such file"),
-        ("--labels=40\n--steps=5\n--\nword", "'word' is neither a flag"),
-    ],
-)
-def test_bad_flagfiles(tmp_path, monkeypatch, content, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "self.cfg").write_text(content)
-    with pytest.raises(InputError, match=message):
-        Config.from_flagfile("self.cfg")
-
-
-def test_a_missing_recipe_names_the_nearest():
-    with pytest.raises(InputError, match="did you mean configs/digits_40"):
-        flagfiles.find("configs/digit_40.cfg")
-
-
-def test_a_flagfile_that_is_not_text(tmp_path):
-    path = tmp_path / "x.cfg"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="x.cfg: is no text in UTF-16"):
-        Config.from_flagfile(path)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
-def test_a_flagfile_as_editors_save_it(tmp_path, encoding):
-    base, path = tmp_path / "base.cfg", tmp_path / "mine.cfg"
-    mark = "\ufeff" * (encoding == "utf-16-le")
-    base.write_text(f"{mark}--labels=40\r\n--steps=5\r\n", encoding=encoding)
-    path.write_text(
-        f"{mark}# é\n--flagfile={base}\n--alpha=0.5\n", encoding=encoding
-    )
-    config = Config.from_flagfile(path)
-    assert (config.labels, config.steps, config.alpha) == (40, 5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"--labels=40\n# caf\xe9", "is no text in UTF-8 .byte 18 is not"),
-        ("--labels=40".encode("utf-16-le"), "zero bytes .*; save it as UTF-8"),
-    ],
-)
-def test_a_flagfile_in_another_encoding(tmp_path, content, message):
-    path = tmp_path / "x.cfg"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"--flagfile={path}: .*{message}"):
-        Config.from_flagfile(path)
-
-
-def test_words_that_are_no_flags():
-    with pytest.raises(InputError, match="'more' is not a flag"):
-        Config.from_argv(["x", "--labels=40", "--steps=5", "more"])
-
-
-# TensorFlow takes seconds to import: a command that answers without it is one
-# that never loads it.
-_WITHOUT_TENSORFLOW = """
-import runpy, sys
-sys.modules["tensorflow"] = sys.modules["keras"] = None
-sys.argv = ["{0}", *sys.argv[1:]]
-runpy.run_module("simmatch_tf.{0}", run_name="__main__")
-"""
-
-
-def answer(command, *words, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-c", _WITHOUT_TENSORFLOW.format(command), *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
-
-
-@pytest.mark.parametrize(
-    "command", ["train", "evaluate", "import_pytorch", "export_pytorch"]
-)
-def test_help_needs_no_tensorflow_and_is_not_long(command):
-    found = answer(command, "--help")
-    assert found.returncode == 0, found.stderr
-    assert "--workdir" in found.stdout
-    assert found.stdout.count("\n") <= 115
-    full = answer(command, "--helpfull")
-    assert full.returncode == 0
-    if command in ("train", "import_pytorch"):
-        assert "--randaugment_levels" not in found.stdout
-        assert "--randaugment_levels" in full.stdout
-
-
-def test_help_of_serve_data():
-    found = answer("serve_data", "--help")
-    assert found.returncode == 0 and "--dispatcher" in found.stdout
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--role=None: must be dispatcher or worker"),
-        (["--role=boss"], "--role=boss is unknown"),
-        (["--role=worker"], "--role=worker and --dispatcher=None: a worker,"),
-        (["--role=dispatcher", "--dispatcher=a:1"], "and only that, needs"),
-        (["--role=worker", "--dispatcher=a"], "--dispatcher=a: must be HOST:"),
-        (["--role=dispatcher", "--port=99999"], "--port=99999: must be in"),
-        (["--role=dispatcher", "--host=a b"], "--host=a b: must be HOST"),
-        (
-            ["--role=worker", "--dispatcher=localhost:1"],
-            "--dispatcher=localhost:1: cannot be reached (Connection refused)",
-        ),
-    ],
-)
-def test_serve_data_checks_its_flags_without_tensorflow(words, message):
-    found = answer("serve_data", *words)
-    assert found.returncode == 1
-    assert message in found.stderr
-    assert "Traceback" not in found.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--labels=0", "--steps=5"], "error: --labels=0: must be at least 1"),
-        (["--labels=40"], "error: --steps=None and --epochs=None"),
-        (["--labels=40", "--steps=5", "--alpha=2"], "error: --alpha=2.0"),
-        (["--steps=x"], "error: flag --steps=x"),
-        (["--nothing"], "error: Unknown command line flag 'nothing'"),
-        (["word"], "error: 'word' is not a flag"),
-        (
-            ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
-            "--backbone=resnet51: the depth must be 18, 34, 50",
-        ),
-        (
-            ["--labels=40", "--steps=5", "--dataset=CIFAR10"],
-            "--dataset=CIFAR10 is unknown (names are in lower case); did you m",
-        ),
-        (
-            ["--labels=40", "--steps=5", "--dataset=custom"],
-            "--dataset=custom is for simmatch_tf.fit only",
-        ),
-    ],
-)
-def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
-    found = answer("train", *words, cwd=tmp_path)
-    assert found.returncode == 1
-    assert message in found.stderr and "Traceback" not in found.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
-    words = ["--dataset=folder", "--data_dir=photos", "--steps=5"]
-
-    def says(message):
-        found = answer("train", *words, cwd=tmp_path)
-        assert found.returncode == 1 and "Traceback" not in found.stderr
-        assert message in found.stderr
-
-    says("--data_dir=photos: no such folder")
-    for name in ("a/1.png", "b/1.tif"):
-        (tmp_path / "photos/labeled" / name).parent.mkdir(parents=True)
-        (tmp_path / "photos/labeled" / name).write_bytes(b"x")
-    says("there are no images in labeled/b but files that are no .jpg")
-    (tmp_path / "photos/labeled/b/1.tif").rename(
-        tmp_path / "photos/labeled/b/1.png"
-    )
-    says("there are no images in unlabeled/")
-    words.append("--algorithm=supervised")
-    # A finished run, on images that have changed since.
-    config = Config.from_argv(["train", *words])
-    assert config.workdir == "runs/default-photos"
-    config = dataclasses.replace(
-        config,
-        workdir=str(tmp_path / config.workdir),
-        data_dir=str(tmp_path / "photos"),
-    )
-    with workdir.claim(config) as folder:
-        found = folder_source.Listing(config.data_dir)
-        folder.begin(config, found.fingerprint)
-        folder.results.write_text("{}")
-    (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
-    says("1 is new (labeled/b/2.png)")
-
-
 def test_importing_the_package_is_light():
     code = (
         "import sys, simmatch_tf; simmatch_tf.Config; "
@@ -605,47 +368,3 @@ def test_public_names_resolve():
         assert getattr(simmatch_tf, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         simmatch_tf.nothing  # noqa: B018
-
-
-def test_the_last_of_the_words_without_a_name_may_be_many():
-    kind = report.ReportConfig
-    page = "--output=/tmp/x.html"
-    found = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
-    assert sorted(found.runs) == ["a", "b", "c", "d"]
-    assert kind.from_argv(["report", page, "--runs=c"]).runs == ("c",)
-    again = kind.from_argv(["report", *found.to_flagfile().split()])
-    assert again == found
-    with pytest.raises(InputError, match="'b' is not a flag"):
-        experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
-    with pytest.raises(InputError, match="'a' is not a flag"):
-        predict.PredictConfig.from_argv(["predict", "a"])
-
-
-def test_more_flags_behind_a_flagfile(tmp_path):
-    config = Config.from_flagfile(
-        "configs/folder.cfg", data_dir=tmp_path, epochs=3, ema_warmup=False
-    )
-    assert config.data_dir == str(tmp_path) and config.ema_warmup is False
-    # What excludes it in the file is replaced, as on a command line.
-    assert (config.steps, config.epochs) == (None, 3.0)
-    expected = Config.from_argv(
-        [
-            "x",
-            "--flagfile=configs/folder.cfg",
-            f"--data_dir={tmp_path}",
-            "--epochs=3",
-            "--noema_warmup",
-        ]
-    )
-    assert (
-        config == expected and config.workdir == f"runs/folder-{tmp_path.name}"
-    )
-    for values, message in (
-        ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
-        ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
-        ({"data_dir": "x", "steps": 1.5}, "steps"),
-        ({"data_dir": None}, "--data_dir=None: leave it out"),
-        ({}, "needs --data_dir"),
-    ):
-        with pytest.raises(InputError, match=message):
-            Config.from_flagfile("configs/folder.cfg", **values)

@@ -119,6 +119,11 @@ class PseudoLabeling(algorithm.Algorithm):
         """Whether the teacher runs on averaged BatchNorm statistics."""
         return self.config.teacher_norm == "eman"
 
+    @property
+    def aligns(self) -> bool:
+        """Whether p^w is aligned."""
+        return self.config.align
+
     def build_state(self) -> None:
         """Makes the window of the alignment."""
         self.align = alignment.DistributionAlignment(
@@ -186,7 +191,7 @@ class PseudoLabeling(algorithm.Algorithm):
         mask: tf.Tensor,
     ) -> diagnostics.Diagnostics:
         """Computes the diagnostics of the pseudo-labels p̂ [U, L]."""
-        align = self.align if self.config.align else None
+        align = self.align if self.aligns else None
         return diagnostics.pseudo_labels(batch, targets.p_w, p_hat, mask, align)
 
     def _targets(
@@ -201,7 +206,7 @@ class PseudoLabeling(algorithm.Algorithm):
         """
         skip = labeled if skip is None else skip
         p_w = tf.nn.softmax(out["logits"][skip:])
-        if self.config.align:
+        if self.aligns:
             p_w = self.align(p_w)
         if "embeddings" not in out:
             return Targets(p_w, None, None)

@@ -12,6 +12,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, registry
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source
+from simmatch_tf.flags import commandline
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.probes import settings
@@ -33,7 +34,7 @@ class Encoder:
         name: Name of its row in the table.
         backbone: Name of the backbone, as in --backbone.
         image_shape: (side, side, channels) of its images.
-        stem_stride: Stride of a WRN's first convolution.
+        flags: The backbone's own flags.
         weights: Weights of its parts: "backbone" and, if it has one,
             "normalize".
         epochs: Epochs that it was trained for, for the table.
@@ -42,14 +43,14 @@ class Encoder:
     name: str
     backbone: str
     image_shape: tuple[int, int, int]
-    stem_stride: int
+    flags: commandline.HyperParameters
     weights: Weights = dataclasses.field(repr=False)
     epochs: str = _UNKNOWN
 
     @functools.cached_property
     def network(self) -> keras.Model:
         """The network of `network.build`, without heads."""
-        model = _build(self.backbone, self.image_shape, self.stem_stride)
+        model = _build(self.backbone, self.image_shape, self.flags)
         parts = network.parts(model)
         for name, values in self.weights.items():
             parts[name].set_weights(values)
@@ -58,9 +59,14 @@ class Encoder:
     @functools.cached_property
     def digest(self) -> str:
         """A digest of architecture, image size and weights."""
-        digest = hashlib.sha256(
-            repr((self.backbone, self.image_shape, self.stem_stride)).encode()
-        )
+        values = self.flags.values()
+        architecture = [
+            self.backbone,
+            self.image_shape,
+            values.pop("stem_stride", 1),
+            *sorted(values.items()),
+        ]
+        digest = hashlib.sha256(repr(tuple(architecture)).encode())
         for name in sorted(self.weights):
             for value in self.weights[name]:
                 digest.update(f"{name} {value.shape} {value.dtype}".encode())
@@ -72,7 +78,7 @@ class Encoder:
 
         Its normalization, which belongs to the images, stays.
         """
-        model = _build(self.backbone, self.image_shape, self.stem_stride, seed)
+        model = _build(self.backbone, self.image_shape, self.flags, seed)
         weights = {**self.weights, **_weights(model, ("backbone",))}
         return dataclasses.replace(
             self,
@@ -140,7 +146,7 @@ def _of_export(named, path, weights, image_size) -> Encoder:
             f"--model={named.what}: was exported by another version ({error})"
         ) from None
     shape = export.preprocessing.image_shape
-    model = _build(config.backbone, shape, config.stem_stride)
+    model = _build(config.backbone, shape, config.network)
     filled = initial.fill(
         model, named.what, backbone=config.backbone, flag="model"
     )
@@ -156,7 +162,8 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
     side = image_size or _SIDE
     registry.networks.check_side(named.what, side, flag="model")
     shape = (side, side, 3)
-    model = _build(named.what, shape, 1, seed)
+    flags = commandline.HyperParameters()  # a library's networks have none
+    model = _build(named.what, shape, flags, seed)
     if weights in (None, settings.PUBLISHED):
         try:
             values = library_backbone.published(*named.what.split(":"), shape)
@@ -168,7 +175,7 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
             ) from None
     elif weights != settings.NEW:
         initial.fill(model, weights, backbone=named.what, flag="weights")
-    encoder = Encoder(named.name, named.what, shape, 1, _weights(model))
+    encoder = Encoder(named.name, named.what, shape, flags, _weights(model))
     if weights != settings.NEW:
         return encoder
     return dataclasses.replace(encoder, name=_new(named.name), epochs="0")
@@ -213,7 +220,7 @@ def _encoder(
         named.name,
         config.backbone,
         shape,
-        config.stem_stride,
+        config.network,
         weights,
         written,
     )
@@ -234,12 +241,11 @@ def _new(name: str) -> str:
 def _build(
     name: str,
     shape: tuple[int, int, int],
-    stem_stride: int,
+    flags: commandline.HyperParameters,
     seed: int = 0,
 ) -> keras.Model:
     """Builds a network without heads, with weights of a seed."""
     channels = shape[-1]
-    options = {"stem_stride": stem_stride} if stem_stride != 1 else {}
     mean, std = source.IMAGENET
     with state.building(seed, "float32"):
         return network.build(
@@ -249,7 +255,7 @@ def _build(
             projection_dim=None,
             mean=mean[:channels],
             std=std[:channels],
-            options=options,
+            options=dataclasses.asdict(flags),
         )
 
 

@@ -205,7 +205,7 @@ class Grid:
             label_fraction=1.0,
             algorithm="supervised",
             backbone=self._encoder.backbone,
-            stem_stride=self._encoder.stem_stride,
+            **self._encoder.flags.values(),
             init_from=str(self._weights),
             weak="resized_crop",
             crop_area=how.crop_area,

@@ -67,7 +67,7 @@ def of_flags(config: config_lib.Config) -> str:
     return "\n\n".join(
         (
             _fill(head),
-            parts(algorithm.student),
+            parts(algorithm.student, outline.image_shape),
             _fill(
                 "FLOPs: of one image in inference, as TensorFlow's profiler "
                 "counts them; a multiply-add counts as two. A view that the "
@@ -101,7 +101,7 @@ def parameters(layer: keras.Layer) -> int:
     return sum(math.prod(v.shape) for v in layer.trainable_variables)
 
 
-def flops(model: keras.Model) -> int:
+def flops(model: keras.Model, shape: Sequence[int] | None = None) -> int:
     """Returns the floating-point operations of a model for one example.
 
     TensorFlow's profiler counts them in the model's graph; it knows no Einsum,
@@ -110,8 +110,9 @@ def flops(model: keras.Model) -> int:
 
     Args:
         model: A Keras model of one input.
+        shape: Shape of an example; by default, that of the model's input.
     """
-    spec = tf.TensorSpec([1, *model.input_shape[1:]], tf.float32)
+    spec = tf.TensorSpec([1, *(shape or model.input_shape[1:])], tf.float32)
     function = tf.function(lambda x: model(x, training=False), autograph=False)
     graph = function.get_concrete_function(spec).graph
     options = tf.compat.v1.profiler.ProfileOptionBuilder
@@ -145,11 +146,12 @@ def _einsum_flops(operation: tf.Operation) -> int:
     return 2 * math.prod([*operation.outputs[0].shape, *summed])
 
 
-def parts(model: keras.Model) -> str:
+def parts(model: keras.Model, image_shape: tuple[int, int, int]) -> str:
     """Writes a table of the parts of a network.
 
     Args:
         model: A network of `network.build`.
+        image_shape: (height, width, channels).
 
     Returns:
         A row for the backbone, each head, and sums of them: outputs,
@@ -160,7 +162,11 @@ def parts(model: keras.Model) -> str:
     """
     layers = network.parts(model)
     layers.pop("normalize", None)
-    sizes = {n: (parameters(x), flops(x)) for n, x in layers.items()}
+    shapes = {"backbone": image_shape}
+    sizes = {
+        name: (parameters(layer), flops(layer, shapes.get(name)))
+        for name, layer in layers.items()
+    }
     rows = [["part", "output", "parameters", "", "FLOPs an image"]]
     for name, layer in layers.items():
         rows.append(_row(name, str(layer.output.shape[1]), [sizes[name]]))

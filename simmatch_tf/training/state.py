@@ -1,6 +1,7 @@
 """Puts a run together from its flags: strategy, networks, algorithm."""
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -49,11 +50,6 @@ def make_algorithm(
     channels = image_shape[-1]
     mean, std = statistics or ([0.0] * channels, [1.0] * channels)
 
-    entry, _ = registry.networks.find(config.backbone)
-    options = {
-        name: getattr(config, name) for name in entry.facts.get("options", ())
-    }
-
     def make_network(
         heads: Mapping[str, Callable], any_size: bool
     ) -> keras.Model:
@@ -69,7 +65,7 @@ def make_algorithm(
             batch_norm_momentum=config.batch_norm_momentum,
             synchronized=strategy.num_replicas_in_sync > 1
             and config.batch_norm == "synchronized",
-            options=options,
+            options=dataclasses.asdict(config.network),
             heads=heads,
         )
 

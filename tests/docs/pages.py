@@ -7,7 +7,7 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
-_MARKER = re.compile(r"<!-- (not run|run by)[:]? (.+) -->")
+_MARKER = re.compile(r"<!-- (not run|run by|file):? (.+) -->")
 _COMMAND = re.compile(r"(?:python -m simmatch_tf\.|simmatch )(\w+)(.*)")
 
 
@@ -21,6 +21,7 @@ class Block:
         language: Word behind the opening fence, or "".
         not_run: Why no test runs it; None if it must be run.
         run_by: The test file that runs it, or None.
+        file: Name of the file that it is the content of, or None.
         text: Its lines.
     """
 
@@ -29,6 +30,7 @@ class Block:
     language: str
     not_run: str | None
     run_by: str | None
+    file: str | None
     text: str
 
     def commands(self) -> list[str]:
@@ -45,15 +47,15 @@ def blocks(path: pathlib.Path) -> list[Block]:
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if start is not None and line == "```":
             marker = _MARKER.fullmatch(before)
-            kind, reason = marker.groups() if marker else (None, None)
+            said = {marker[1]: marker[2]} if marker else {}
             found.append(
                 Block(
                     page,
-                    start[0],
-                    start[1],
-                    reason if kind == "not run" else None,
-                    reason if kind == "run by" else None,
-                    "\n".join(lines) + "\n",
+                    *start,
+                    not_run=said.get("not run"),
+                    run_by=said.get("run by"),
+                    file=said.get("file"),
+                    text="\n".join(lines) + "\n",
                 )
             )
             start, lines, before = None, [], ""

@@ -4,7 +4,10 @@ A code block of shell commands or Python is run here in a folder of its own,
 with runs of two steps, unless the line before it says otherwise:
 
     <!-- not run: needs ImageNet -->
-    <!-- run by tests/serving/test_serving.py -->
+    <!-- run by tests/serving/test_exporting.py -->
+    <!-- file: mine.py -->
+
+The last one is the content of a file that commands read.
 """
 
 import os
@@ -55,8 +58,9 @@ simmatch_tf.Config.from_flagfile = lambda path, **flags: _from_flagfile(
 TO_RUN = [
     block
     for block in pages.ALL_BLOCKS
-    if block.not_run is None and block.run_by is None
+    if block.not_run is None and block.run_by is None and block.file is None
 ]
+FILES = [block for block in pages.ALL_BLOCKS if block.file is not None]
 COMMANDS = list(
     dict.fromkeys(
         command
@@ -83,6 +87,8 @@ class Workplace:
         shutil.copytree(pages.ROOT / "docs", folder / "docs")
         shutil.copy(pages.README, folder)
         (folder / "home").mkdir()
+        for block in FILES:
+            (folder / block.file).write_text(block.text, "utf-8")
 
     def run(self, command: str) -> None:
         """Runs a command, after those that make what it reads."""
@@ -144,7 +150,7 @@ def test_each_flag_in_a_command_exists(command):
                 continue
             for word in words:
                 match = re.match(r"--([\w.]+)(?:=(.*))?$", word)
-                if match is None:
+                if match is None or "." in match[1]:  # of a plugin
                     continue
                 assert match[1] in known, f"{path.name}: {word}"
                 if match[1] == "flagfile" and match[2].startswith("configs/"):

@@ -12,16 +12,19 @@ import tensorflow as tf
 
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.networks.backbones import wide_resnet
 from simmatch_tf.probes import encoders, features, tasks
 
 
 def make_encoder(side=8, channels=1, seed=0, **changes):
-    made = encoders._build("wrn_10_1", (side, side, channels), 1, seed)
+    made = encoders._build(
+        "wrn_10_1", (side, side, channels), wide_resnet.Flags(), seed
+    )
     values = {
         "name": "a network",
         "backbone": "wrn_10_1",
         "image_shape": (side, side, channels),
-        "stem_stride": 1,
+        "flags": wide_resnet.Flags(),
         "weights": encoders._weights(made),
     }
     return encoders.Encoder(**{**values, **changes})

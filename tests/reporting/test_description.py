@@ -68,7 +68,7 @@ def test_flags_are_described():
 
 
 def test_parameters(algorithm):
-    rows = cells(description.parts(algorithm.student))
+    rows = cells(description.parts(algorithm.student, (8, 8, 1)))
     assert {name: row[-3] for name, row in rows.items()} == {
         "backbone": f"{BACKBONE:,}",
         "classifier": f"{CLASSIFIER:,}",
@@ -138,7 +138,7 @@ def build(backbone, shape, classes):
 
 def test_resnet_50(capfd):
     model = build("resnet50", (224, 224, 3), 1000)
-    table = description.parts(model)
+    table = description.parts(model, (224, 224, 3))
     printed = capfd.readouterr()
     assert printed.out == "" and "deprecat" not in printed.err
     for count, millions in {
@@ -167,7 +167,7 @@ def test_resnet_50(capfd):
 
 def test_wrn_28_2():
     model = build("wrn_28_2", (32, 32, 3), 10)
-    rows = cells(description.parts(model))
+    rows = cells(description.parts(model, (32, 32, 3)))
     assert rows["backbone"][1:3] == ["1,466,320", "(1.5 M)"]
     assert rows["at test time: encoder, classifier"][0] == "1,467,610"
 

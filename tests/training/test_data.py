@@ -291,7 +291,7 @@ def in_memory(height, width):
     ("shape", "changes", "message"),
     [
         ((8, 12), {"weak": "resized_crop"}, "mine has images of 8×12: --weak"),
-        ((8, 12), {"eval_resize": 16}, "want square ones; give --image_size"),
+        ((8, 12), {"eval_resize": 16}, "need square ones; give --image_size"),
         ((16, 16), {"eval_resize": 8}, "--eval_resize=8: must be at least the"),
     ],
 )

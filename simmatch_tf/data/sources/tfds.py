@@ -112,9 +112,11 @@ def check_name(
     # Seen from the home folder, ~/tensorflow_datasets (the data) would do as
     # a package without __init__.py.
     if package is None or package.origin is None:
+        meant = errors.close(dataset.lower(), sorted(others))
         raise InputError(
             f"--{flag}={name} is read by TensorFlow Datasets, which is not "
             "installed: pip install tensorflow-datasets"
+            + "".join(f"; or did you mean {other}?" for other in meant)
         )
     if namespace:
         folder = os.path.dirname(package.origin)

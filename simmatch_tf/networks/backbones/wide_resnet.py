@@ -8,12 +8,31 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 from simmatch_tf import registry
+from simmatch_tf.flags import commandline
 from simmatch_tf.lazy import keras
 
 LEAK = 0.1  # slope of the leaky ReLU below zero
 _WIDEST = 16
 _DEEPEST = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(commandline.HyperParameters):
+    """Flags of the wide residual networks."""
+
+    prefix: ClassVar[str] = ""
+
+    stem_stride: int = commandline.flag(
+        1,
+        "Stride of the first convolution of a WRN; 2 for large images.",
+        low=1,
+        high=4,
+        rare=True,
+    )
 
 
 def _activate(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
@@ -89,7 +108,7 @@ def _check(depth: str, width: str) -> str:
     examples=("wrn_28_2", "wrn_28_8"),
     check=_check,
     min_side=8,
-    options=("stem_stride",),
+    flags=Flags,
 )
 def wide_resnet(
     image_shape: tuple[int, int, int],

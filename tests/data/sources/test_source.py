@@ -1,14 +1,22 @@
 import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from sklearn import datasets
 
+from simmatch_tf import config as config_lib
+from simmatch_tf import preflight, registry
 from simmatch_tf.data import files, fingerprint, records
 from simmatch_tf.data.sources import source
+from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.training import inputs
+from tests.docs import pages
 
 
 def digests(*sets):
@@ -224,3 +232,100 @@ def test_images_taken():
     assert taken.names == ["image 3", "image 0", "image 3", "image 1"]
     unnamed = source.Images(images.images, images.labels)
     assert unnamed.take(places).names is None
+
+
+# ------------------------------------------------------- a source of one's own
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """The source of docs/extending.md and a table of 200 digits, as flags."""
+    (code,) = [
+        block.text
+        for block in pages.blocks(pages.ROOT / "docs" / "extending.md")
+        if "registry.sources.register" in block.text
+        and block.language == "python"
+    ]
+    assert len(code.splitlines()) < 40
+    (tmp_path / "table.py").write_text(code)
+    digits = datasets.load_digits()
+    rows = np.insert(digits.data[:200] * 15, 3, digits.target[:200], axis=1)
+    np.savetxt(tmp_path / "digits.csv", rows, "%d", delimiter=",")
+    # What the file registers is forgotten after the test.
+    list(registry.sources)
+    entries = dict(registry.sources._entries)
+    monkeypatch.setattr(registry.sources, "_entries", entries)
+    before = set(sys.modules)
+    yield {
+        "plugin": (str(tmp_path / "table.py"),),
+        "dataset": "table",
+        "table.file": str(tmp_path / "digits.csv"),
+        "table.label_column": 3,
+        "labels": 20,
+    }
+    for name in set(sys.modules) - before:
+        if name.startswith("simmatch_tf_plugin"):
+            del sys.modules[name]
+
+
+def test_a_source_in_a_file_of_its_own(table):
+    config = config_lib.Config(steps=1, **table)
+    preflight.check_images(config)
+    loaded = inputs.make_source(config)
+    digits = datasets.load_digits()
+    assert loaded.class_names == [str(digit) for digit in range(10)]
+    assert (len(loaded.train), len(loaded.test)) == (100, 100)
+    np.testing.assert_array_equal(
+        loaded.test.images[..., 0], digits.images[100:200] * 15
+    )
+    assert loaded.test.labels.tolist() == digits.target[100:200].tolist()
+    assert inputs.outline(config).train_images == 100
+    assert fingerprint.of_config(config, fingerprint.Fingerprint({})) is None
+    assert "For --dataset=table:" in command.help_text(config_lib.Config)
+
+
+def test_flags_of_a_source_in_a_file_of_its_own(table, tmp_path):
+    def refused(message, **changes):
+        with pytest.raises(InputError, match=message):
+            preflight.check_images(
+                config_lib.Config(steps=1, **{**table, **changes})
+            )
+
+    refused("--table.file=gone: no such file", **{"table.file": "gone"})
+    refused("--table.test_rows=0: must be at least 1", **{"table.test_rows": 0})
+    refused(
+        "--table.file=.*: is for --dataset=table, not digits", dataset="digits"
+    )
+    refused("--dataset=folder, and only that", data_dir=str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_with_a_source_of_its_own(table, tmp_path):
+    """It is trained, evaluated, and refused with another column of labels."""
+
+    def python(*words):
+        return subprocess.run(
+            [sys.executable, "-m", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(pages.ROOT)},
+        )
+
+    words = [f"--plugin={table['plugin'][0]}", "--dataset=table"]
+    words += [f"--table.file={table['table.file']}", "--table.label_column=3"]
+    words += [
+        "--labels=20",
+        "--steps=2",
+        "--backbone=wrn_10_1",
+        "--workdir=run",
+    ]
+    train = ["simmatch_tf.train", *words, "--batch_size=8"]
+    trained = python(*train)
+    assert trained.returncode == 0, trained.stderr
+    flags = (tmp_path / "run" / "flags.cfg").read_text().splitlines()
+    assert set(words[:4]) <= set(flags)
+    evaluated = python("simmatch_tf.evaluate", "--workdir=run")
+    assert evaluated.returncode == 0, evaluated.stderr
+    other = python(*train, "--table.label_column=4")
+    assert other.returncode == 1 and "--table.label_column" in other.stderr

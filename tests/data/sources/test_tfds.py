@@ -496,3 +496,17 @@ def test_nothing_heavy_is_imported(name, tmp_path):
         {"tensorflow", "keras", "tensorflow_datasets", "numpy", "PIL"}
     )
     assert "simmatch_tf" in tops
+
+
+@pytest.mark.slow
+def test_a_run_of_an_unknown_dataset_leaves_nothing(tmp_path):
+    words = ["--dataset=cifar01", "--labels=40", "--steps=2", "--workdir=run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "simmatch_tf.train", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "error: --dataset=cifar01 is unknown: TFDS has no" in done.stderr
+    assert list(tmp_path.iterdir()) == []

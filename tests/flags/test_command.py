@@ -1,5 +1,6 @@
-"""A command that has said its last line ends, whatever threads still wait."""
+"""Commands: --help, errors before TensorFlow is imported, and their end."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -10,9 +11,13 @@ import sys
 
 import pytest
 
+from simmatch_tf import config as config_lib
+from simmatch_tf.data.sources import folder as folder_source
+from simmatch_tf.training import workdir
 from tests import runs
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+Config = config_lib.Config
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A thread that the interpreter's own exit would wait for, for ever.
 _WAITING = """
 import runpy, sys, threading
@@ -221,3 +226,130 @@ def test_a_data_service_without_a_worker(steps_per_loop, tmp_path):
     finally:
         dispatcher.kill()
         dispatcher.communicate()
+
+
+# TensorFlow takes seconds to import: a command that answers without it is one
+# that never loads it.
+_WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None
+sys.argv = ["{0}", *sys.argv[1:]]
+runpy.run_module("simmatch_tf.{0}", run_name="__main__")
+"""
+
+
+def answer(command, *words, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TENSORFLOW.format(command), *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "import_pytorch", "export_pytorch"]
+)
+def test_help_needs_no_tensorflow_and_is_not_long(command):
+    found = answer(command, "--help")
+    assert found.returncode == 0, found.stderr
+    assert "--workdir" in found.stdout
+    assert found.stdout.count("\n") <= 115
+    full = answer(command, "--helpfull")
+    assert full.returncode == 0
+    if command in ("train", "import_pytorch"):
+        assert "--randaugment_levels" not in found.stdout
+        assert "--randaugment_levels" in full.stdout
+
+
+def test_help_of_serve_data():
+    found = answer("serve_data", "--help")
+    assert found.returncode == 0 and "--dispatcher" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--role=None: must be dispatcher or worker"),
+        (["--role=boss"], "--role=boss is unknown"),
+        (["--role=worker"], "--role=worker and --dispatcher=None: a worker,"),
+        (["--role=dispatcher", "--dispatcher=a:1"], "and only that, needs"),
+        (["--role=worker", "--dispatcher=a"], "--dispatcher=a: must be HOST:"),
+        (["--role=dispatcher", "--port=99999"], "--port=99999: must be in"),
+        (["--role=dispatcher", "--host=a b"], "--host=a b: must be HOST"),
+        (
+            ["--role=worker", "--dispatcher=localhost:1"],
+            "--dispatcher=localhost:1: cannot be reached (Connection refused)",
+        ),
+    ],
+)
+def test_serve_data_checks_its_flags_without_tensorflow(words, message):
+    found = answer("serve_data", *words)
+    assert found.returncode == 1
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels=0", "--steps=5"], "error: --labels=0: must be at least 1"),
+        (["--labels=40"], "error: --steps=None and --epochs=None"),
+        (["--labels=40", "--steps=5", "--alpha=2"], "error: --alpha=2.0"),
+        (["--steps=x"], "error: flag --steps=x"),
+        (["--nothing"], "error: Unknown command line flag 'nothing'"),
+        (["word"], "error: 'word' is not a flag"),
+        (
+            ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
+            "--backbone=resnet51: the depth must be 18, 34, 50",
+        ),
+        (
+            ["--labels=40", "--steps=5", "--dataset=CIFAR10"],
+            "--dataset=CIFAR10 is unknown (names are in lower case); did you m",
+        ),
+        (
+            ["--labels=40", "--steps=5", "--dataset=custom"],
+            "--dataset=custom is for simmatch_tf.fit only",
+        ),
+    ],
+)
+def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
+    found = answer("train", *words, cwd=tmp_path)
+    assert found.returncode == 1
+    assert message in found.stderr and "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
+    words = ["--dataset=folder", "--data_dir=photos", "--steps=5"]
+
+    def says(message):
+        found = answer("train", *words, cwd=tmp_path)
+        assert found.returncode == 1 and "Traceback" not in found.stderr
+        assert message in found.stderr
+
+    says("--data_dir=photos: no such folder")
+    for name in ("a/1.png", "b/1.tif"):
+        (tmp_path / "photos/labeled" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos/labeled" / name).write_bytes(b"x")
+    says("there are no images in labeled/b but files that are no .jpg")
+    (tmp_path / "photos/labeled/b/1.tif").rename(
+        tmp_path / "photos/labeled/b/1.png"
+    )
+    says("there are no images in unlabeled/")
+    words.append("--algorithm=supervised")
+    # A finished run, on images that have changed since.
+    config = Config.from_argv(["train", *words])
+    assert config.workdir == "runs/default-photos"
+    config = dataclasses.replace(
+        config,
+        workdir=str(tmp_path / config.workdir),
+        data_dir=str(tmp_path / "photos"),
+    )
+    with workdir.claim(config) as folder:
+        found = folder_source.Listing(config.data_dir)
+        folder.begin(config, found.fingerprint)
+        folder.results.write_text("{}")
+    (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
+    says("1 is new (labeled/b/2.png)")
