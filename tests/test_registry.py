@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from simmatch_tf import registry
+from simmatch_tf import evaluate, registry
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError
@@ -47,6 +47,7 @@ def plugin(tmp_path, monkeypatch):
     for each in (registry.algorithms, registry.networks):
         list(each)
         monkeypatch.setattr(each, "_entries", dict(each._entries))
+    monkeypatch.setattr(registry, "_plugins", set())
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN)
     before = set(sys.modules)
@@ -111,6 +112,21 @@ def test_a_run_s_flagfile_brings_its_plugin(plugin, tmp_path):
         False,
     )
     assert Config.from_recorded(config.values()) == config
+
+
+def test_a_plugin_that_was_moved(plugin, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = queue_match(plugin)
+    gone = config.to_flagfile().replace(plugin, str(run / "plugin.py"))
+    (run / "flags.cfg").write_text(gone)
+    words = ["evaluate", f"--workdir={run}", f"--plugin={plugin}"]
+    assert evaluate.EvaluateConfig.from_argv(words).plugin == (plugin,)
+    assert Config.from_flagfile(run / "flags.cfg").algorithm == "queue_match"
+    other = gone.replace("plugin.py", "other.py")
+    (run / "flags.cfg").write_text(other)
+    with pytest.raises(InputError, match="other.py: no such Python file"):
+        Config.from_flagfile(run / "flags.cfg")
 
 
 def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
