@@ -9,7 +9,7 @@ import pytest
 
 from simmatch_tf import evaluate, registry
 from simmatch_tf.config import Config
-from simmatch_tf.flags import command
+from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError
 
 PLUGIN = """
@@ -187,23 +187,25 @@ def test_a_plugin_that_fails(plugin, tmp_path, content, message):
 
 
 def test_two_algorithms_cannot_have_one_flag(plugin):
-    registry.load_plugin(plugin)
+    @registry.algorithms.register("other")
+    class Other:
+        @dataclasses.dataclass(frozen=True)
+        class HyperParameters(commandline.HyperParameters):
+            prefix = ""
+            alpha: float = commandline.flag(1.0, "Something else.")
 
-    def declare():
-        @registry.algorithms.register("other")
-        class Other:
-            @dataclasses.dataclass(frozen=True)
-            class HyperParameters(registry_flags.HyperParameters):
-                prefix = ""
-                alpha: float = registry_flags.flag(1.0, "Something else.")
-
-        return Other
-
-    from simmatch_tf.flags import commandline as registry_flags
-
-    declare()
     with pytest.raises(ValueError, match="--alpha is declared twice"):
         Config.declared()
+
+
+def test_flags_are_declared_in_a_dataclass(plugin):
+    @registry.algorithms.register("undecorated")
+    class Undecorated:
+        class HyperParameters(commandline.HyperParameters):
+            width: int = commandline.flag(1, "Width.")
+
+    with pytest.raises(TypeError, match="HyperParameters declares flags: dec"):
+        Config(**GOOD, algorithm="undecorated")
 
 
 def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
