@@ -247,7 +247,7 @@ class TransferConfig(commandline.Flags):
             )
 
     def _check_datasets(self) -> None:
-        names, of_tfds = self.dataset_names(), False
+        names, known = self.dataset_names(), set()
         if not names:
             raise InputError(
                 f"--datasets={self.datasets}: name some, such as "
@@ -263,16 +263,15 @@ class TransferConfig(commandline.Flags):
                 )
             if "is_prepared" in facts:
                 tfds.check_name(name, self.tfds_dir, flag="datasets")
-                of_tfds = True
-        if ("folder" in names) != (self.data_dir is not None):
+        if ("needs_data_dir" in known) != (self.data_dir is not None):
             raise InputError(
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
         for name, read in (
-            ("on_bad_image", "folder" in names),
-            ("tfds_dir", of_tfds),
-            ("tfds_manual_dir", of_tfds),
+            ("on_bad_image", "skips_bad_images" in known),
+            ("tfds_dir", "is_prepared" in known),
+            ("tfds_manual_dir", "is_prepared" in known),
         ):
             value = getattr(self, name)
             if value not in (None, "error") and not read:
