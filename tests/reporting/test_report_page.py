@@ -246,7 +246,7 @@ def test_figures(tmp_path):
     folder = tmp_path / "figures"
     words = [f"a/b={written.run(tmp_path / 'x')}"]
     words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
-    found = looked("a/b").found["a/b"]
+    found = looked("a/b").by_run["a/b"]
     both = report_page.Inspections({"a/b": found, "a_b": found}, [], {})
     groups = written.groups(*words)
     names = report_page.save_figures(groups, both, folder)
