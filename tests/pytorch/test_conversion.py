@@ -481,7 +481,7 @@ def test_encoders_become_first_weights(file, tmp_path):
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,
     )
-    initial.initialise(made, str(output), list("0123456789"))
+    initial.initialize(made, str(output), list("0123456789"))
     for trained in made.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(
