@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Self
 
 from simmatch_tf import registry
 from simmatch_tf.flags import commandline, flagfiles
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 
 # Lists of labeled images in TFDS → their lengths.
 SUBSETS = {

@@ -14,7 +14,8 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.probes import settings
 from simmatch_tf.reporting import transfer_table
 from simmatch_tf.training import workdir

@@ -10,7 +10,7 @@ import pytest
 from simmatch_tf import evaluate, registry
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 PLUGIN = """
 import dataclasses

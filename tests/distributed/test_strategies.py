@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import shard
 from tests import runs
 

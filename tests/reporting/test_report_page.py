@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from simmatch_tf import report
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import report_page
 from simmatch_tf.serving import scoring
@@ -305,7 +305,7 @@ def test_wrong_flags_fail_early(tmp_path):
             command(*words)
     code = (
         "import sys; from simmatch_tf import report\n"
-        "from simmatch_tf.flags.commandline import InputError\n"
+        "from simmatch_tf.flags.errors import InputError\n"
         "from simmatch_tf.report import ReportConfig\n"
         f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
         "try: report.main(ReportConfig.from_argv(argv))\n"
