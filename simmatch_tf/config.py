@@ -47,7 +47,26 @@ _CHOSEN = types.MappingProxyType(
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFolders(commandline.Flags):
+class Plugins(commandline.Flags):
+    """Flags of a command that reads finished runs, and their plugins."""
+
+    plugin: tuple[str, ...] = flag(
+        (),
+        "Current location of a --plugin file of the run, if it was moved; "
+        "repeatable. Default: as recorded in the run.",
+        rare=True,
+    )
+
+    @classmethod
+    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+        """Loads the plugins."""
+        for path in flagfiles.value_of("plugin", files + own):
+            registry.load_plugin(path)
+        return files + own
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolders(Plugins):
     """Flags of a command that reads the images of a finished run."""
 
     data_dir: str | None = flag(
@@ -259,8 +278,8 @@ class Config(commandline.Flags):
     # Network.
     backbone: str = flag(
         "wrn_28_2",
-        "Backbone: wrn_DEPTH_WIDTH, resnet18, 34, 50 or 101 (resnet50x2 is "
-        "twice as wide), keras_cv:NAME or keras_applications:NAME.",
+        "Backbone: wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 is twice as "
+        "wide), keras_cv:NAME or keras_applications:NAME.",
     )
     init_from: str | None = flag(
         None,
@@ -611,7 +630,7 @@ class Config(commandline.Flags):
             ValueError: Two of them declare a flag of one name.
         """
         own, others = dict(super().declared()), {}
-        for known, _ in _CHOSEN.values():
+        for known, chooser in _CHOSEN.values():
             defaults: dict[str, dict[Any, list[str]]] = {}
             for entry in known:
                 for name, each in _kind(entry).declared().items():
@@ -623,12 +642,13 @@ class Config(commandline.Flags):
                             f"--{name} is declared twice: by {other.owner} "
                             f"and by {each.owner}"
                         )
+            own[chooser] = dataclasses.replace(
+                own[chooser],
+                help=f"{own[chooser].help} Known: {', '.join(known.names())}.",
+            )
             for name, of_value in defaults.items():
                 if len(of_value) > 1:
                     others[name] = others[name].with_defaults(of_value)
-        own["algorithm"] = dataclasses.replace(
-            own["algorithm"], choices=tuple(registry.algorithms.names())
-        )
         names = [*own]
         # In --help, the flags of single methods follow those of all methods.
         place = names.index("batch_size")

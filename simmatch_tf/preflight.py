@@ -13,6 +13,7 @@ import pathlib
 import re
 import socket
 import sys
+from typing import Any
 
 from absl import logging
 
@@ -346,8 +347,8 @@ def check_checkpoint(folder: pathlib.Path) -> None:
         raise InputError(f"{folder}: no checkpoint yet")
 
 
-def exported(path: pathlib.Path) -> config_lib.Config:
-    """Reads the flags of the run that was exported.
+def exported_flags(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the flags of the run that was exported, as they were recorded.
 
     Args:
         path: Folder of the version.
@@ -357,11 +358,28 @@ def exported(path: pathlib.Path) -> config_lib.Config:
     """
     try:
         text = (path / "model_card.json").read_text("utf-8")
-        return config_lib.Config.from_recorded(json.loads(text)["flags"])
+        return dict(json.loads(text)["flags"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
         ) from None
+
+
+def exported(path: pathlib.Path) -> config_lib.Config:
+    """Returns the flags of the run that was exported.
+
+    Args:
+        path: Folder of the version.
+
+    Raises:
+        InputError: The folder is not an export of `simmatch_tf.export`, or a
+            flag is wrong, such as a plugin that does not exist.
+    """
+    flags = exported_flags(path)
+    try:
+        return config_lib.Config.from_recorded(flags)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def check_format(kind: str) -> None:

@@ -10,6 +10,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
@@ -38,7 +39,7 @@ _OF_PROTOCOLS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferConfig(commandline.Flags):
+class TransferConfig(config_lib.Plugins):
     """The flags of `python -m simmatch_tf.transfer`."""
 
     positional: ClassVar[tuple[str, ...]] = ("model",)

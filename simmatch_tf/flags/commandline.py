@@ -200,7 +200,18 @@ class Values:
 
 @functools.cache
 def _declared(cls: type[Values]) -> Mapping[str, Flag]:
-    """The fields of a class that are flags, in their order."""
+    """The fields of a class that are flags, in their order.
+
+    Raises:
+        TypeError: A class declares flags and is no dataclass.
+    """
+    for base in cls.__mro__:
+        values = vars(base).values()
+        if any(isinstance(value, dataclasses.Field) for value in values):
+            raise TypeError(
+                f"{base.__qualname__} declares flags: decorate it with "
+                "@dataclasses.dataclass(frozen=True)"
+            )
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls)}
     declared_flags = {}
