@@ -11,6 +11,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
@@ -39,7 +40,7 @@ _OF_PROTOCOLS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferConfig(commandline.Flags):
+class TransferConfig(config_lib.Plugins):
     """The flags of `python -m simmatch_tf.transfer`."""
 
     positional: ClassVar[tuple[str, ...]] = ("model",)
@@ -280,15 +281,15 @@ class TransferConfig(commandline.Flags):
                     f"{self.datasets}"
                 )
         if self.data_dir is not None:
-            found = folder.Listing(self.data_dir, unlabeled=False)
-            found.check(need_unlabeled=False)
+            images = folder.Listing(self.data_dir, unlabeled=False)
+            images.check(need_unlabeled=False)
         manual = self.tfds_manual_dir
         if manual and not os.path.isdir(os.path.expanduser(manual)):
             raise InputError(f"--tfds_manual_dir={manual}: no such folder")
 
     def named_models(self) -> list[settings.Named]:
         """The models, and what to call them."""
-        found = []
+        models = []
         for word in self.model:
             name, sign, what = word.partition("=")
             if not sign or os.path.exists(os.path.expanduser(word)):
@@ -301,8 +302,8 @@ class TransferConfig(commandline.Flags):
                 name = what if library else pathlib.Path(what).resolve().name
             # Names of files need not be valid UTF-8.
             name = name.encode("utf-8", "backslashreplace").decode()
-            found.append(settings.Named(name, what, library))
-        return found
+            models.append(settings.Named(name, what, library))
+        return models
 
     def dataset_names(self) -> list[str]:
         """Those of --datasets."""

@@ -42,7 +42,7 @@ def write_plan(folder, methods, **changes):
 def test_a_grid(tmp_path, capfd):
     """Two methods: one fails, is mended and gone on with."""
     methods = {
-        "Supervised": "--algorithm=supervised",
+        "FixMatch": "--algorithm=fixmatch",
         "SimMatch": "--init_from=" + str(tmp_path / "weights.keras"),
     }
     path = write_plan(tmp_path, methods)
@@ -55,7 +55,7 @@ def test_a_grid(tmp_path, capfd):
     assert experiment.main(flags(*words, "--seeds=0")) == 1
     out, err = capfd.readouterr()
     assert "failed: SimMatch, seed 0: error: " in err and ".log)" in err
-    assert "Supervised, seed 0: " in out and "% top-1" in out
+    assert "FixMatch, seed 0: " in out and "% top-1" in out
     assert "(1 of 4 runs)" in out
     methods["SimMatch"] = ""
     write_plan(tmp_path, methods)

@@ -215,7 +215,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
         ({"model": (MODEL, MODEL)}, "two are called keras_applications:ResNet"),
         ({"datasets": None}, "--datasets=None: name some, such as cifar10"),
         ({"datasets": "digits,digits"}, "digits twice"),
-        ({"datasets": "digit"}, "--datasets=digit is unknown; did you mean di"),
+        ({"datasets": "Digits"}, "--datasets=Digits is unknown .* mean digits"),
         ({"datasets": "custom"}, "--datasets=custom: is no dataset's name"),
         ({"datasets": "folder"}, "folder, and only that, needs --data_dir=DIR"),
         ({"data_dir": "."}, "folder, and only that, needs --data_dir=DIR"),
