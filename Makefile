@@ -14,5 +14,5 @@ test-all:  ## all tests
 docs:  ## the pages in site/
 	mkdocs build --strict
 
-wheel:  ## builds the wheel and checks what is in it
-	tools/check.sh --wheel
+wheel:  ## lint, and the wheel with a check of what is in it
+	tools/check.sh --no-tests

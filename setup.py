@@ -63,6 +63,7 @@ setuptools.setup(
         "serving": ["tensorflow-serving-api>=2.19,<2.22"],
         "test": [
             "build",
+            "import-linter>=2",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",

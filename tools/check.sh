@@ -3,13 +3,14 @@
 #   tools/check.sh            all of it
 #   tools/check.sh --full     with the slow tests, and tests must reach 95 % of
 #                             all lines
-#   tools/check.sh --quick    format and lint only
+#   tools/check.sh --quick    format, lint and import layers only
 #   tools/check.sh --no-tests all but the tests (CI has run them already)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ruff format --check .
 ruff check .
+lint-imports
 [ "${1:-}" = "--quick" ] && exit 0
 
 if [ "${1:-}" != "--no-tests" ]; then
@@ -17,7 +18,7 @@ if [ "${1:-}" != "--no-tests" ]; then
   # Several times as long: not for every change.
   [ "${1:-}" = "--full" ] &&
     measured=(-m "slow or not slow" --cov --cov-report=term --cov-fail-under=95)
-  python -m pytest "${measured[@]}"
+  python -m pytest -n auto "${measured[@]}"
 fi
 
 # The wheel must hold every module and every recipe of the checkout.
