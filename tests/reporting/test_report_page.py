@@ -146,6 +146,19 @@ def test_an_unfinished_run(tmp_path):
     assert "of the last checkpoint" not in text
 
 
+def test_scalars_of_a_method_outside_the_package(tmp_path):
+    curves = {"rotation/accuracy": {10: 0.25, 20: 0.5}, **written.CURVES}
+    found = written.groups(written.run(tmp_path / "a", curves=curves))
+    text = report_page.page(found, NOTHING)
+    assert "<summary>Other scalars</summary>" in text
+    assert "rotation/accuracy, over steps. Last: a 0.5." in text
+    names = report_page.save_figures(found, NOTHING, tmp_path / "f")
+    assert names[-1] == "others.png"
+    # Without such scalars there is no such chart.
+    found = written.groups(written.run(tmp_path / "b"))
+    assert "Other scalars" not in report_page.page(found, NOTHING)
+
+
 def test_a_supervised_run_without_memory(tmp_path):
     curves = {"loss/total": {10: 1.0}, "test/ema_top1": {30: 0.7}}
     folder = written.run(tmp_path / "a", curves=curves, algorithm="supervised")
