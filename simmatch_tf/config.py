@@ -19,7 +19,7 @@ from simmatch_tf import registry
 from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.commandline import InputError, flag
 
-# TFDS's lists of labeled images → how many images they name.
+# Lists of labeled images in TFDS → their lengths.
 SUBSETS = {
     "imagenet2012_subset/1pct": 12_811,
     "imagenet2012_subset/10pct": 128_116,
@@ -47,7 +47,26 @@ _CHOSEN = types.MappingProxyType(
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFolders(commandline.Flags):
+class Plugins(commandline.Flags):
+    """Flags of a command that reads finished runs, and their plugins."""
+
+    plugin: tuple[str, ...] = flag(
+        (),
+        "Current location of a --plugin file of the run, if it was moved; "
+        "repeatable. Default: as recorded in the run.",
+        rare=True,
+    )
+
+    @classmethod
+    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+        """Loads the plugins."""
+        for path in flagfiles.value_of("plugin", files + own):
+            registry.load_plugin(path)
+        return files + own
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFolders(Plugins):
     """Flags of a command that reads the images of a finished run."""
 
     data_dir: str | None = flag(
@@ -259,8 +278,8 @@ class Config(commandline.Flags):
     # Network.
     backbone: str = flag(
         "wrn_28_2",
-        "Backbone: wrn_DEPTH_WIDTH, resnet18, 34, 50 or 101 (resnet50x2 is "
-        "twice as wide), keras_cv:NAME or keras_applications:NAME.",
+        "Backbone: wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 is twice as "
+        "wide), keras_cv:NAME or keras_applications:NAME.",
     )
     init_from: str | None = flag(
         None,
@@ -524,10 +543,11 @@ class Config(commandline.Flags):
                 `Config(algorithm="comatch", **{"comatch.queue_size": 5})`.
 
         Raises:
-            InputError: There is no such flag, the chosen algorithm or backbone
-                does not have it, or a value is not right.
+            InputError: There is no such flag, the chosen algorithm, dataset or
+                backbone does not have it, or a value is wrong.
         """
-        for path in values.get("plugin", ()):
+        plugins = values.get("plugin")
+        for path in plugins if isinstance(plugins, tuple) else ():
             registry.load_plugin(path)
         known = {field.name: field for field in dataclasses.fields(self)}
         own = {name: values.pop(name) for name in known if name in values}
@@ -558,12 +578,16 @@ class Config(commandline.Flags):
                 if name in (each.name, each.field):
                     return getattr(values, each.field)
         raise AttributeError(
-            f"{type(self).__name__} has no flag {name!r}"
-            + f" with --algorithm={self.__dict__.get('algorithm')}"
+            f"{type(self).__name__} has no flag {name!r} with --algorithm="
+            f"{self.__dict__.get('algorithm')}"
         )
 
     def _refuse(self, name: str, value: Any) -> None:
-        """Raises InputError, unless a flag of others has its default."""
+        """Refuses a flag that the run lacks, unless it has its default.
+
+        Raises:
+            InputError: The message names the algorithms that have it.
+        """
         owners, usual = [], True
         for known, chooser in _CHOSEN.values():
             for entry in known:
@@ -605,44 +629,46 @@ class Config(commandline.Flags):
         Raises:
             ValueError: Two of them declare a flag of one name.
         """
-        own, found = super().declared(), {}
-        for known, _ in _CHOSEN.values():
+        own, others = dict(super().declared()), {}
+        for known, chooser in _CHOSEN.values():
             defaults: dict[str, dict[Any, list[str]]] = {}
             for entry in known:
                 for name, each in _kind(entry).declared().items():
                     of_value = defaults.setdefault(name, {})
                     of_value.setdefault(each.default, []).extend(entry.names)
-                    other = own.get(name, found.setdefault(name, each))
+                    other = own.get(name, others.setdefault(name, each))
                     if other.owner is not each.owner:
                         raise ValueError(
                             f"--{name} is declared twice: by {other.owner} "
                             f"and by {each.owner}"
                         )
+            own[chooser] = dataclasses.replace(
+                own[chooser],
+                help=f"{own[chooser].help} Known: {', '.join(known.names())}.",
+            )
             for name, of_value in defaults.items():
                 if len(of_value) > 1:
-                    found[name] = found[name].with_defaults(of_value)
-        names = tuple(registry.algorithms.names())
-        chooser = dataclasses.replace(own["algorithm"], choices=names)
-        # In --help they follow the flags of every method.
-        before = {n: own[n] for n in [*own][: [*own].index("batch_size")]}
-        return {**before, "algorithm": chooser, **found, **own} | {
-            "algorithm": chooser
-        }
+                    others[name] = others[name].with_defaults(of_value)
+        names = [*own]
+        # In --help, the flags of single methods follow those of all methods.
+        place = names.index("batch_size")
+        order = [*names[:place], *others, *names[place:]]
+        return {name: (own | others)[name] for name in order}
 
     def fields(self) -> Mapping[str, commandline.Flag]:
         """Returns the flags that this run has, by name."""
-        found = dict(super().declared())
+        fields = dict(super().declared())
         for part in _CHOSEN:
-            found |= getattr(self, part).declared()
-        return found
+            fields |= getattr(self, part).declared()
+        return fields
 
     def values(self) -> dict[str, Any]:
         """Returns the value of each flag that this run has, by its name."""
         own = super().declared()
-        found = {name: getattr(self, name) for name in own}
+        values = {name: getattr(self, name) for name in own}
         for part in _CHOSEN:
-            found |= getattr(self, part).values()
-        return found
+            values |= getattr(self, part).values()
+        return values
 
     @classmethod
     def topic(cls, each: commandline.Flag, title: str) -> str:
@@ -660,16 +686,15 @@ class Config(commandline.Flags):
 
     @classmethod
     def prepare(cls, files: list[str], own: list[str]) -> list[str]:
-        """Loads plugins, and drops what flagfiles say for other algorithms.
+        """Loads plugins, and drops flags of other algorithms from flagfiles.
 
-        A recipe may be followed by another --algorithm, which need not have
-        all of its flags; what follows the flagfiles must fit.
+        After a recipe, another --algorithm may be given, which need not have
+        all flags of the recipe. Flags after the flagfiles must fit.
         """
         for path in flagfiles.value_of("plugin", files + own):
             registry.load_plugin(path)
-        for word in files + own:
-            if flagfiles.name_of(word) == "memory":
-                raise cls.unknown("memory", word.partition("=")[2])
+        for value in flagfiles.value_of("memory", files + own):
+            raise cls.unknown("memory", value)
         for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, files + own)
             default = cls.__dataclass_fields__[chooser].default
@@ -690,7 +715,7 @@ class Config(commandline.Flags):
             values: Flag → value, as `values` gives them.
 
         Raises:
-            InputError: One of them is not right.
+            InputError: One of them is wrong.
         """
         values = {n: v for n, v in values.items() if v is not None}
         words = [f"--memory={values.pop(n)}" for n in ["memory"] if n in values]
@@ -715,7 +740,7 @@ class Config(commandline.Flags):
         """Checks flags against each other.
 
         Raises:
-            InputError: It names the values.
+            InputError: The message names the values.
         """
         for name in ("workdir", "data_dir", "tfds_dir", "tfds_manual_dir"):
             value = getattr(self, name)
@@ -897,7 +922,7 @@ class Config(commandline.Flags):
                 "layer runs on the host only"
             )
 
-    # ------------------------------------------------- what follows of them --
+    # ----------------------------------------------------- derived from them --
 
     def needs_unlabeled_folder(self) -> bool:
         """Returns whether --data_dir must have images in unlabeled/.

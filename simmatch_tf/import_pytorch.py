@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, registry, terminal
-from simmatch_tf.flags import command
+from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
 
 
@@ -101,12 +101,7 @@ class ImportPytorchConfig(config_lib.Config):
                     f"--{name}={value}: says nothing of an encoder; give "
                     "FILE and --output alone"
                 )
-        output = pathlib.Path(self.output).expanduser()
-        if output.suffix != ".keras" or not output.parent.is_dir():
-            raise InputError(
-                f"--output={self.output}: must be a .keras file in a folder "
-                "that exists"
-            )
+        commandline.check_output_file("output", self.output, (".keras",))
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
         """The workdir is always given."""

@@ -106,7 +106,7 @@ def _check(flags: PredictConfig) -> selection.Selection:
     if kind == "workdir":
         workdir.Workdir(path).trained()
     else:
-        preflight.exported(path)
+        preflight.exported_flags(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
         value = getattr(flags, name)
         if kind != "workdir" and value is not None:

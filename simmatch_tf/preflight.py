@@ -1,9 +1,9 @@
 """What must hold on this machine before TensorFlow is imported.
 
-Flags name folders, files and addresses, which are looked for here: a wrong one
-is answered at once. A run's numbers are decided by its flags alone: variables
-of the environment that would change them are refused by name, or overruled.
-What Keras and TensorFlow can be told later is in `runtime`.
+Folders, files and addresses that flags name must exist. A run's numbers depend
+on its flags alone, so environment variables that would change them are refused
+by name, or overruled. Settings that Keras and TensorFlow take after their
+import are in `runtime`.
 """
 
 import importlib.util
@@ -13,6 +13,7 @@ import pathlib
 import re
 import socket
 import sys
+from typing import Any
 
 from absl import logging
 
@@ -21,95 +22,96 @@ from simmatch_tf import registry, terminal
 from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.errors import InputError
 
-# A CPU's kernels: oneDNN's where it is 1. Ours, for tests and for processors on
-# which oneDNN fails; TF_ENABLE_ONEDNN_OPTS of the user's shell is not read.
+# Whether TensorFlow uses oneDNN's CPU kernels: 1 by default, 0 for tests and
+# for processors on which oneDNN fails. TF_ENABLE_ONEDNN_OPTS of the user's
+# shell is not read.
 ONEDNN = "SIMMATCH_TF_ONEDNN"
 _TENSORFLOWS_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-# Variable, what stands in it, why it is refused.
+# Variable, pattern of the refused values, and the reason.
 _REFUSED = (
     (
         "TF_USE_LEGACY_KERAS",
         r"(?i)\s*(1|true)\s*",
-        "makes tf.keras another library than the Keras 3 that is needed here",
+        "makes tf.keras another library than Keras 3, which is needed",
     ),
     (
         "TF_XLA_FLAGS",
         r".*(auto_jit=[12]|global_jit(?!=(false|0))).*",
-        "has XLA compile all that TensorFlow runs, with other numbers; "
-        "--jit_compile of train compiles the step",
+        "makes XLA compile everything, which changes the numbers; train "
+        "--jit_compile compiles the step",
     ),
     (
         "XLA_FLAGS",
         r".*(fast_math(?!=(false|0))|excess_precision).*",
-        "has XLA compute in another precision",
+        "makes XLA compute in another precision",
     ),
     *(
         (
             f"{library}_FPMATH_MODE",
             r"(?i)(?!strict$).+",
-            "has matrices multiplied in another precision; --precision says "
-            "in which",
+            "makes matrix products use another precision; choose it by "
+            "--precision",
         )
         for library in ("ONEDNN_DEFAULT", "DNNL_DEFAULT", "TF_SET_ONEDNN")
     ),
     (
         "NVIDIA_TF32_OVERRIDE",
         r"\s*0\s*",
-        "has a GPU multiply in another precision than runs elsewhere",
+        "makes a GPU multiply in another precision than in other runs",
     ),
     (
         "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
         r"(?i)\s*(1|true)\s*",
-        "has layers keep the weights of their first call, and training fail",
+        "makes layers keep the weights of their first call, and training fail",
     ),
     *(
         (
             name,
             r"\s*[^-\s].*",
-            "names a file of flags, which is not looked into here; write them "
-            "out instead",
+            "names a file of flags, which cannot be checked here; write the "
+            "flags out instead",
         )
         for name in ("TF_XLA_FLAGS", "XLA_FLAGS")
     ),
     (
         "KERAS_NNX_ENABLED",
         r"(?i)\s*(1|true)\s*",
-        "makes Keras' variables those of another library",
+        "makes Keras use variables of another library",
     ),
 )
-# Likewise; it changes the last bits only, so only what must be exact minds.
+# Variables that change only the last bits; refused if results must be exact.
 _REFUSED_OF_RUNS = tuple(
-    (name, r".+", "has a processor take other kernels, with other last bits")
+    (name, r".+", "selects other CPU kernels, which changes the last bits")
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
 )
 _THREADS = "TF_NUM_INTRAOP_THREADS"
-# What Keras takes in keras.json.
+# Values that Keras accepts in keras.json.
 _FLOATX = ("float16", "float32", "float64")
 _FORMATS = ("channels_last", "channels_first")
-# Of an export: format → the modules that its extra installs.
+# Format of an export → the modules that its extra installs.
 _NEEDED = {
     "litert": ("ai_edge_litert",),
     "onnx": ("tf2onnx", "onnxruntime"),
 }
-# Of an export whose run's images are not there.
+# End of the message if the images of an exported run do not exist.
 GIVE_IMAGES = (
     ". An export is compared with the training network on real images: give "
-    "the dataset's new place by --data_dir or --tfds_dir, or any images by "
+    "the dataset's new location by --data_dir or --tfds_dir, or any images by "
     "--images"
 )
-# Whether this module has imported TensorFlow: then its kernels are ours.
+# Whether this module imported TensorFlow, and so chose its kernels.
 _imported = False
 _onednn_has_spoken = False
 
 
 def check_environment(*, exact: bool = True) -> None:
-    """Checks the environment's variables.
+    """Checks the environment variables.
 
     Args:
-        exact: Whether what follows gives a run's numbers, to the last bit.
+        exact: Whether results must be reproducible to the last bit.
 
     Raises:
-        InputError: One would give another result, or none.
+        InputError: A variable would change the result, or prevent it.
     """
     backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if backend != "tensorflow":
@@ -124,9 +126,9 @@ def check_environment(*, exact: bool = True) -> None:
 
 
 def _check_keras_json() -> None:
-    """Names the file of settings that Keras could not be imported with.
+    """Refuses a keras.json with which Keras cannot be imported.
 
-    What else stands in it decides nothing; see `runtime`.
+    Its other settings have no effect; see `runtime`.
     """
     home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
     path = os.path.expanduser(os.path.join(home, "keras.json"))
@@ -134,12 +136,12 @@ def _check_keras_json() -> None:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, ValueError):
-        return  # Keras goes on without it, too
+        return  # Keras ignores such a file, too
     wrong = None
     if not isinstance(content, dict):
-        wrong = f"it holds {content!r}, where settings by name are wanted"
+        wrong = f"it holds {content!r}: must be settings by name"
     elif content.get("nnx_enabled"):
-        wrong = "nnx_enabled makes Keras' variables those of another library"
+        wrong = "nnx_enabled makes Keras use variables of another library"
     elif content.get("floatx", "float32") not in _FLOATX:
         wrong = f"floatx is {content['floatx']!r}: must be one of {_FLOATX}"
     elif not isinstance(content.get("epsilon", 1e-7), float):
@@ -150,39 +152,38 @@ def _check_keras_json() -> None:
             f"one of {_FORMATS}"
         )
     if wrong:
-        raise InputError(f"{path}: {wrong}; mend or remove the file")
+        raise InputError(f"{path}: {wrong}; correct or remove the file")
 
 
 def _check_threads(value: str) -> None:
-    """Sums of floats depend on how many threads they are divided over."""
+    """Sums of floats depend on the number of threads that compute them."""
     count = processors()
     if value in ("", "0", str(count)) or not value.isdecimal():
-        return  # what is no number TensorFlow ignores
+        return  # TensorFlow ignores what is not a number
     raise InputError(
         f"{_THREADS}={value}: the last bits of a result depend on the number "
-        f"of threads, which is that of the processors, {count}; unset it, "
+        f"of threads, which must be that of the processors, {count}; unset it, "
         f"or start the command as taskset -c 0-{int(value) - 1} …, which gives "
-        "it fewer of them"
+        "it fewer processors"
     )
 
 
 def processors() -> int:
-    """Processors that this process may use: TensorFlow's default."""
+    """Returns the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def choose_kernels(*, fast: bool = True) -> None:
-    """Says which of a CPU's kernels TensorFlow takes once it is imported.
+    """Chooses the CPU kernels that TensorFlow will use once it is imported.
 
     Args:
-        fast: oneDNN's, as in training. They are faster than TensorFlow's own
-            on any x86 processor, a third of a step and more, and TensorFlow
-            takes them by itself on some only. Not for what serves, which has
-            what TensorFlow takes by itself: there the rounding of an image's
-            figures would depend on its batch, and an empty batch would come
-            out in the wrong shape.
+        fast: Whether to use those of oneDNN, as in training. On any x86
+            processor they save a third of a step or more, and TensorFlow uses
+            them by default on some processors only. Otherwise the default,
+            as for serving: with oneDNN the rounding of an image's result
+            depends on its batch, and an empty batch has the wrong shape.
     """
     wanted = os.environ.get(ONEDNN, "1" if fast else None)
     if wanted is None:
@@ -192,14 +193,14 @@ def choose_kernels(*, fast: bool = True) -> None:
 
 
 def load_tensorflow(*, fast: bool = True) -> None:
-    """Imports TensorFlow, without its noise, and looks for GPUs.
+    """Imports TensorFlow without its messages, and looks for GPUs.
 
     Args:
-        fast: See `choose_kernels`. Then a run's numbers must be exact, too;
-            see `check_environment`.
+        fast: See `choose_kernels`. If true, results must be exact, too; see
+            `check_environment`.
 
     Raises:
-        InputError: A variable of the environment would change the result.
+        InputError: An environment variable would change the result.
     """
     global _imported
     check_environment(exact=fast)
@@ -211,21 +212,21 @@ def load_tensorflow(*, fast: bool = True) -> None:
         with terminal.without_noise():
             import tensorflow as tf
 
-            tf.config.list_physical_devices()  # it has noise of its own
+            tf.config.list_physical_devices()  # it prints messages of its own
         _imported = fast
     finally:
-        # It was read; to other programs it says what it said.
+        # It has been read; other programs get its former value.
         os.environ.pop(_TENSORFLOWS_ONEDNN, None)
         if before is not None:
             os.environ[_TENSORFLOWS_ONEDNN] = before
 
 
 def silence_onednn() -> None:
-    """Has oneDNN say what it lacks where nobody needs to read it.
+    """Provokes and suppresses oneDNN's one message about missing AVX-512.
 
-    Without AVX-512 it says once a process, as an error, that TensorFlow's own
-    kernels take bytes: at the first transposition of some. Only after devices
-    and workers are set up: an operation fixes them.
+    Once a process, at the first transposition of bytes, oneDNN prints as an
+    error that TensorFlow's own kernels are used. To be called after devices
+    and workers are set up, which the first operation fixes.
     """
     global _onednn_has_spoken
     if _onednn_has_spoken:
@@ -238,11 +239,11 @@ def silence_onednn() -> None:
 
 
 def start(*, fast: bool = True, loud: bool = True) -> None:
-    """Imports TensorFlow for a command, whose process is ours.
+    """Imports TensorFlow for a command, and sets it up for the whole process.
 
     Args:
         fast: See `choose_kernels`.
-        loud: Say so.
+        loud: Whether to print that TensorFlow is loaded.
     """
     if loud and "tensorflow" not in sys.modules:
         terminal.say("loading TensorFlow")
@@ -253,7 +254,7 @@ def start(*, fast: bool = True, loud: bool = True) -> None:
 
 
 def warn_of_kernels() -> None:
-    """Warns if the program imported TensorFlow itself, with other kernels."""
+    """Warns if the calling program imported TensorFlow with other kernels."""
     if _imported or os.environ.get(ONEDNN, "1") != "1":
         return
     try:
@@ -261,12 +262,12 @@ def warn_of_kernels() -> None:
 
         enabled = port.IsMklEnabled()
     except (ImportError, AttributeError):
-        return  # TensorFlow says it to nobody
+        return  # this TensorFlow does not tell
     if not enabled:
         logging.warning(
             "TensorFlow was imported before simmatch_tf.fit, without oneDNN's "
-            "kernels: the last bits are not those of the command. Name "
-            "simmatch_tf.fit first, or set %s=1",
+            "kernels: results differ from those of the command in their last "
+            "bits. Name simmatch_tf.fit first, or set %s=1",
             _TENSORFLOWS_ONEDNN,
         )
 
@@ -285,7 +286,7 @@ def check_available(
             and its data are prepared.
 
     Raises:
-        InputError: Something is not there.
+        InputError: Something does not exist.
     """
     check_environment()
     if config.data_service is not None:
@@ -306,10 +307,11 @@ def check_available(
 
 
 def check_images(config: config_lib.Config) -> None:
-    """Checks that there is what a run's images are read from.
+    """Checks that the images of a run exist.
 
     Raises:
-        InputError: There is no such dataset or folder, or none of the layout.
+        InputError: There is no such dataset or folder, or the folder has
+            another layout.
     """
     check_data_dir(config)
     entry, _ = registry.sources.find(config.dataset)
@@ -318,10 +320,10 @@ def check_images(config: config_lib.Config) -> None:
 
 
 def check_data_dir(config: config_lib.Config) -> None:
-    """Checks that the user's own folder is there.
+    """Checks that --data_dir exists.
 
     Raises:
-        InputError: It is not.
+        InputError: It does not.
     """
     _check_folder("data_dir", config.data_dir)
 
@@ -345,29 +347,46 @@ def check_checkpoint(folder: pathlib.Path) -> None:
         raise InputError(f"{folder}: no checkpoint yet")
 
 
-def exported(path: pathlib.Path) -> config_lib.Config:
-    """The flags of the run that an export is of.
+def exported_flags(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the flags of the run that was exported, as they were recorded.
 
     Args:
-        path: The version's folder.
+        path: Folder of the version.
 
     Raises:
-        InputError: It is no export of `simmatch_tf.export`.
+        InputError: The folder is not an export of `simmatch_tf.export`.
     """
     try:
         text = (path / "model_card.json").read_text("utf-8")
-        return config_lib.Config.from_recorded(json.loads(text)["flags"])
+        return dict(json.loads(text)["flags"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
         ) from None
 
 
-def check_format(kind: str) -> None:
-    """Refuses an export's format whose packages are not there.
+def exported(path: pathlib.Path) -> config_lib.Config:
+    """Returns the flags of the run that was exported.
+
+    Args:
+        path: Folder of the version.
 
     Raises:
-        InputError: It says how to install them.
+        InputError: The folder is not an export of `simmatch_tf.export`, or a
+            flag is wrong, such as a plugin that does not exist.
+    """
+    flags = exported_flags(path)
+    try:
+        return config_lib.Config.from_recorded(flags)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def check_format(kind: str) -> None:
+    """Refuses an export format whose packages are not installed.
+
+    Raises:
+        InputError: The message says how to install them.
     """
     for name in _NEEDED.get(kind, ()):
         if importlib.util.find_spec(name) is None:
@@ -378,12 +397,12 @@ def check_format(kind: str) -> None:
 
 
 def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
-    """Checks that something listens at an address.
+    """Checks that a server listens at an address.
 
     TensorFlow itself would try for ever.
 
     Raises:
-        InputError: Nothing answers, for at most ten seconds.
+        InputError: No server answers within ten seconds.
     """
     try:
         socket.create_connection(
@@ -397,10 +416,10 @@ def check_reachable(flag: str, value: str, *, scheme: str = "") -> None:
 
 
 def check_port(flag: str, port: int) -> None:
-    """Checks that a port is free: gRPC would share it with who listens there.
+    """Checks that a port is free; gRPC would share it with another server.
 
     Raises:
-        InputError: It is in use, or not for this user.
+        InputError: The port is in use, or not allowed for this user.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -408,71 +427,71 @@ def check_port(flag: str, port: int) -> None:
             probe.bind(("", port))
         except OSError as error:
             raise InputError(
-                f"--{flag}={port}: cannot be listened at ({error.strerror})"
+                f"--{flag}={port}: cannot be listened on ({error.strerror})"
             ) from None
 
 
 def kind_of_weights(
     path: str, flag: str = "init_from"
 ) -> tuple[str, pathlib.Path]:
-    """What a flag names that takes weights.
+    """Finds out what a flag that takes weights names.
 
     Args:
-        path: As given.
-        flag: Its name.
+        path: Value of the flag.
+        flag: Name of the flag.
 
     Returns:
-        "workdir", "saved_model", "keras" or "h5"; and the folder or file. Of a
-        folder of exported versions it is the newest.
+        "workdir", "saved_model", "keras" or "h5"; and the folder or file. For a
+        folder of exported versions it is that of the newest.
 
     Raises:
-        InputError: There is nothing, or nothing of these kinds.
+        InputError: The path does not exist, or is of no such kind.
     """
-    found = pathlib.Path(os.path.expanduser(path))
-    if found.is_file() and found.suffix in (".keras", ".h5"):
-        return found.suffix[1:], found
+    place = pathlib.Path(path).expanduser()
+    if place.is_file() and place.suffix in (".keras", ".h5"):
+        return place.suffix[1:], place
     return _kind_of_folder(
         f"--{flag}={path}",
-        found,
+        place,
         "a run's folder (with flags.cfg), a SavedModel's (with "
         "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
     )
 
 
 def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
-    """What a flag names that takes a run or an export.
+    """Finds out what a flag that takes a run or an export names.
 
     Args:
-        flag: Its name.
-        path: As given.
+        flag: Name of the flag.
+        path: Value of the flag.
 
     Returns:
-        "workdir" or "saved_model"; and the folder. Of a folder of exported
-        versions it is the newest.
+        "workdir" or "saved_model"; and the folder. For a folder of exported
+        versions it is that of the newest.
 
     Raises:
-        InputError: There is nothing, or nothing of these kinds.
+        InputError: The path does not exist, or is of no such kind.
     """
     return _kind_of_folder(
         f"--{flag}={path}",
-        pathlib.Path(os.path.expanduser(path)),
+        pathlib.Path(path).expanduser(),
         "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
     )
 
 
 def _kind_of_folder(
-    given: str, found: pathlib.Path, wanted: str
+    given: str, place: pathlib.Path, wanted: str
 ) -> tuple[str, pathlib.Path]:
-    if (found / flagfiles.OF_RUN).is_file():
-        return "workdir", found
-    versions = [p for p in found.glob("*/saved_model.pb")]
+    if (place / flagfiles.OF_RUN).is_file():
+        return "workdir", place
+    versions = [p for p in place.glob("*/saved_model.pb")]
     versions = [p.parent for p in versions if p.parent.name.isdecimal()]
-    for folder in (found, *sorted(versions, key=lambda p: -int(p.name))):
+    for folder in (place, *sorted(versions, key=lambda p: -int(p.name))):
         if (folder / "saved_model.pb").is_file():
             return "saved_model", folder
-    if not found.exists():
+    if not place.exists():
         raise InputError(f"{given}: no such file or folder")
-    for folder in (found, *found.glob("[0-9]*")):
+    for folder in (place, *place.glob("[0-9]*")):
         for name in ("model.tflite", "model.onnx"):
             if (folder / name).is_file():
                 raise InputError(

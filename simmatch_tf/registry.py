@@ -199,18 +199,24 @@ class Networks(Registry):
             )
 
 
+# Names of the plugin files that were loaded.
+_plugins: set[str] = set()
+
+
 def load_plugin(path: str) -> None:
     """Imports a Python file that registers something, once.
 
     Args:
-        path: The file.
+        path: The file. If it does not exist, a plugin of the same name that
+            was loaded from elsewhere is taken for it.
 
     Raises:
         InputError: There is no such file, or it fails.
     """
     file = os.path.realpath(os.path.expanduser(path))
     name = f"simmatch_tf_plugin_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
-    if name in sys.modules:
+    base = os.path.basename(file)
+    if name in sys.modules or (base in _plugins and not os.path.exists(file)):
         return
     if not os.path.isfile(file) or not file.endswith(".py"):
         raise errors.InputError(f"--plugin={path}: no such Python file")
@@ -219,6 +225,7 @@ def load_plugin(path: str) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+        _plugins.add(base)
     except Exception as error:
         del sys.modules[name]
         lines = [

@@ -1,9 +1,9 @@
-"""What Keras and TensorFlow have been told before, and what a run needs.
+"""Process-wide settings of Keras and TensorFlow that a run needs.
 
-~/.keras/keras.json, `keras.config.set_*` and `tf.config` set, for the whole
-process, what layers are made of and how graphs are compiled. A run's numbers
-are decided by its flags alone: here is the one place that sets the rest, and
-gives it back.
+~/.keras/keras.json, `keras.config.set_*` and `tf.config` decide for the whole
+process how layers are made and graphs are compiled. A run's numbers depend on
+its flags alone, so this module sets these settings for a run and restores them
+afterwards. No other module sets them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from simmatch_tf.flags.errors import InputError
 
 
 class _Setting(NamedTuple):
-    """Something that holds for the process, and what a run needs of it."""
+    """A setting of the process, and the value that a run needs."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
@@ -37,7 +37,7 @@ def _set_determinism(enabled: bool) -> None:
     if enabled:
         tf_config.enable_op_determinism()
     else:
-        tf_config.disable_op_determinism()  # TensorFlow has no public name
+        tf_config.disable_op_determinism()  # there is no public function
 
 
 _SETTINGS = (
@@ -63,19 +63,19 @@ _SETTINGS = (
         tf.config.experimental.enable_tensor_float_32_execution,
         True,
     ),
-    # On a CPU the same flags give the same weights without; with it, others.
+    # On a CPU results are reproducible without it, and with it they differ.
     _Setting(
         tf_config.is_op_determinism_enabled,
         _set_determinism,
         bool(tf.config.list_physical_devices("GPU")),
     ),
 )
-# Options of graphs that strategies of several workers set themselves.
+# Graph options that strategies of several workers set themselves.
 _AS_IT_COMES = ("scoped_allocator_optimization",)
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _MANY_CORES = 8
-# Work at hand, of any thread: the first pins, the last gives back.
+# Number of `pinned` blocks in all threads; the first pins, the last restores.
 _lock = threading.Lock()
 _at_work = 0
 _before: list[Any] = []
@@ -83,17 +83,17 @@ _before: list[Any] = []
 
 @contextlib.contextmanager
 def pinned() -> Iterator[None]:
-    """Around all that builds, traces, trains or loads networks.
+    """Sets what a run needs, for a block that builds or uses networks.
 
-    May stand inside itself, and in several threads at once: then the last one
-    to end gives the process back as it was.
+    Blocks may be nested, and run in several threads at once; the last one to
+    end restores the settings.
 
     Raises:
-        InputError: Not here: in a graph, or in a strategy's scope.
+        InputError: It is entered in a graph, or in a strategy's scope.
     """
     if not _at_work:
         _check()
-    # Keras keeps this one for each thread; None: of floatx, once it is asked.
+    # Keras keeps it for each thread. None stands for floatx, until it is read.
     policy = global_state.get_global_attribute("dtype_policy")
     _enter()
     try:
@@ -105,10 +105,10 @@ def pinned() -> Iterator[None]:
 
 
 def pin() -> None:
-    """Sets the same for as long as the process lives: it is a command's own.
+    """Sets what a run needs for the rest of the process, as for a command.
 
     Raises:
-        InputError: As from `pinned`.
+        InputError: See `pinned`.
     """
     _check()
     _write()
@@ -139,7 +139,7 @@ def _leave() -> None:
 
 
 def _check() -> None:
-    """Refuses to work where nothing of ours can."""
+    """Refuses contexts in which a run cannot work."""
     if not tf.executing_eagerly():
         raise InputError(
             "TensorFlow does not run eagerly here, as in a tf.function or "
@@ -152,18 +152,18 @@ def _check() -> None:
         )
     if tf_context.context().op_callbacks:
         raise InputError(
-            "each of TensorFlow's operations calls back, as after "
+            "each of TensorFlow's operations has a callback, as after "
             "tf.debugging.enable_check_numerics(): call "
-            "tf.debugging.disable_check_numerics() first; a run looks for NaN "
+            "tf.debugging.disable_check_numerics() first; a run detects NaN "
             "itself (--on_nonfinite)"
         )
 
 
 def check_exact() -> None:
-    """Checks what changes a run's last bits, and cannot be given back.
+    """Checks settings that change a run's last bits and cannot be restored.
 
     Raises:
-        InputError: The process was told such a thing.
+        InputError: The process has such a setting.
     """
     options = {
         name: value
@@ -188,13 +188,13 @@ def check_exact() -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds what Keras draws first weights from, and gives all seeds back.
+    """Seeds initial weights, and restores all random states afterwards.
 
     Args:
-        seed: The run's.
+        seed: Random seed of the run.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    # Neither library says what it was seeded with.
+    # Neither library has a function that returns its seed.
     tensorflow = tf_context.context()
     names = ("_seed", "_rng")
     tensorflows = {name: getattr(tensorflow, name, None) for name in names}

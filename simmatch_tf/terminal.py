@@ -1,4 +1,4 @@
-"""What commands say on standard error, in any encoding, without noise.
+"""Output of commands on standard error, in any encoding, without noise.
 
 Nothing here imports TensorFlow.
 """
@@ -17,9 +17,10 @@ from absl import flags, logging
 if TYPE_CHECKING:
     import tqdm
 
-# Ends what `without_noise` holds back: all went well, nobody needs it.
+# Tells the process of `without_noise` to drop what it holds back.
 _DONE = b"\0simmatch_tf: done\n"
-# Runs in a process of its own: what a dying import has written is not lost.
+# Runs in a process of its own, so that the output of an import that crashes is
+# not lost.
 _HOLD = r"""
 import re, sys
 noise = re.compile(sys.argv[1].encode())
@@ -37,38 +38,38 @@ for line in sys.stdin.buffer:
 sys.stderr.buffer.write(b"".join(held))
 sys.stderr.buffer.flush()
 """
-# Lines of TensorFlow's C++ that are no fatal ones, before and after it has
-# set up its log.
+# Lines of TensorFlow's C++ code below level FATAL, before and after it has set
+# up its log.
 _NOISE = (
     r"WARNING: All log messages before absl::InitializeLog|"
     r"To enable the following instructions: |"
     r"[IWE]\d{4} [\d:.]+ +\d+ [\w.]+\.cc:\d+\] |"
     r"[\d-]+ [\d:.]+: [IWE] \S+\.cc:\d+\] "
 )
-# Of a GPU's driver: where there is one, its errors are no noise.
+# Folder of a GPU driver. Where it exists, errors of CUDA are not noise.
 _DRIVER = "/proc/driver/nvidia"
 _silencing = threading.Lock()
 
 
 def _verbosity() -> int:
-    """That of a command; from Python it is that of progress."""
+    """Returns the --verbosity of a command; from Python, that of progress."""
     if not flags.FLAGS.is_parsed():
         return logging.INFO
     return logging.get_verbosity()
 
 
 def quiet() -> bool:
-    """Whether a command was given a --verbosity below 0, that of progress."""
+    """Returns whether --verbosity is below 0, the level of progress."""
     return _verbosity() < logging.INFO
 
 
 def warns() -> bool:
-    """Whether warnings are wanted: --verbosity is not below -1."""
+    """Returns whether --verbosity is at least -1, the level of warnings."""
     return _verbosity() >= logging.WARNING
 
 
 def say(text: str) -> None:
-    """Says what a command does next; silent below --verbosity=0."""
+    """Prints what a command does next, unless --verbosity is below 0."""
     if not quiet():
         print(text, file=sys.stderr, flush=True)
 
@@ -110,23 +111,23 @@ def progress(
 
 
 def never_fail() -> None:
-    r"""Has both streams write \xd7 for what their encoding lacks."""
+    r"""Makes both streams write \xd7 for what their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def use_utf8() -> None:
-    """Starts the command again in UTF-8, where files' names are in another.
+    """Restarts the command in UTF-8 mode if file names have another encoding.
 
-    In ASCII or Latin-1 (LC_ALL=C with PYTHONUTF8=0, say) a folder that is
-    called café would be another class than in the run's own files. What is
-    printed stays in the terminal's encoding.
+    In ASCII or Latin-1 (such as LC_ALL=C with PYTHONUTF8=0) a folder called
+    café would be another class than the one in the run's own files. The
+    encoding of the output stays that of the terminal.
     """
     if sys.flags.utf8_mode or sys.getfilesystemencoding() == "utf-8":
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    os.environ["PYTHONUTF8"] = "1"  # of processes that this one starts, too
+    os.environ["PYTHONUTF8"] = "1"  # also for child processes
     os.environ.setdefault("PYTHONIOENCODING", encoding)
     words = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
     os.execv(sys.executable, words)
@@ -134,11 +135,11 @@ def use_utf8() -> None:
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Holds back what TensorFlow's C++ says of itself on file descriptor 2.
+    """Suppresses messages of TensorFlow's C++ code on file descriptor 2.
 
-    Everything else that is written there meanwhile, by Python, by other
-    threads or in dying, passes. What is held back is shown where the block
-    raises or the process dies in it. With --verbosity=1 nothing is.
+    Everything else that is written there meanwhile, by Python, other threads or
+    a crash, is passed on. If the block raises or the process crashes in it, the
+    suppressed messages are shown. With --verbosity=1 none is suppressed.
     """
     wanted = _verbosity() >= logging.DEBUG
     if wanted or not _silencing.acquire(blocking=False):
@@ -156,9 +157,11 @@ def without_noise() -> Iterator[None]:
 
 
 def _divert() -> tuple[subprocess.Popen, int] | None:
-    """Has a process filter descriptor 2; that process, and the descriptor.
+    """Sends descriptor 2 through a process that filters it.
 
-    None, where there can be no such process: then there is noise.
+    Returns:
+        The process, and a copy of the descriptor; None if no process can be
+        started, and nothing is filtered.
     """
     noise = _NOISE
     if os.path.exists(_DRIVER):
@@ -173,7 +176,7 @@ def _divert() -> tuple[subprocess.Popen, int] | None:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process
+            start_new_session=True,  # so that Ctrl-C does not reach it
         )
     except (OSError, TypeError):
         os.close(real)
@@ -185,11 +188,11 @@ def _divert() -> tuple[subprocess.Popen, int] | None:
 
 
 def _give_back(process: subprocess.Popen, real: int) -> None:
-    """Ends what `_divert` began."""
+    """Restores descriptor 2 and ends the process of `_divert`."""
     _flush()
     os.dup2(real, 2)
     os.close(real)
-    # What another process has inherited may keep it open.
+    # A process that inherited the descriptor may keep the pipe open.
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=5)
 

@@ -32,7 +32,7 @@ _OF_PSEUDO_LABELS = ("threshold", "da_window")
 
 def _values(changes: dict) -> dict:
     values = dict(SMALL)
-    if changes.get("algorithm") == "supervised":
+    if changes.get("algorithm", "simmatch") not in ("simmatch", "fixmatch"):
         for name in _OF_PSEUDO_LABELS:
             del values[name]
     return {**values, **changes}

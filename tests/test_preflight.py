@@ -63,7 +63,7 @@ def test_what_changes_nothing_is_not(name, value, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", r"it holds \[\], where settings"),
+        ("[]", r"it holds \[\]: must be settings"),
         ('{"nnx_enabled": true}', "nnx_enabled makes"),
         ('{"floatx": "bfloat16"}', "floatx is 'bfloat16': must be one of"),
         ('{"epsilon": 1}', "epsilon is 1: must be"),

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from simmatch_tf import registry
+from simmatch_tf import evaluate, registry
 from simmatch_tf.config import Config
-from simmatch_tf.flags import command
+from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError
 
 PLUGIN = """
@@ -47,6 +47,7 @@ def plugin(tmp_path, monkeypatch):
     for each in (registry.algorithms, registry.networks):
         list(each)
         monkeypatch.setattr(each, "_entries", dict(each._entries))
+    monkeypatch.setattr(registry, "_plugins", set())
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN)
     before = set(sys.modules)
@@ -113,6 +114,21 @@ def test_a_run_s_flagfile_brings_its_plugin(plugin, tmp_path):
     assert Config.from_recorded(config.values()) == config
 
 
+def test_a_plugin_that_was_moved(plugin, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = queue_match(plugin)
+    gone = config.to_flagfile().replace(plugin, str(run / "plugin.py"))
+    (run / "flags.cfg").write_text(gone)
+    words = ["evaluate", f"--workdir={run}", f"--plugin={plugin}"]
+    assert evaluate.EvaluateConfig.from_argv(words).plugin == (plugin,)
+    assert Config.from_flagfile(run / "flags.cfg").algorithm == "queue_match"
+    other = gone.replace("plugin.py", "other.py")
+    (run / "flags.cfg").write_text(other)
+    with pytest.raises(InputError, match="other.py: no such Python file"):
+        Config.from_flagfile(run / "flags.cfg")
+
+
 def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
     path = tmp_path / "mine.cfg"
     path.write_text(
@@ -171,23 +187,25 @@ def test_a_plugin_that_fails(plugin, tmp_path, content, message):
 
 
 def test_two_algorithms_cannot_have_one_flag(plugin):
-    registry.load_plugin(plugin)
+    @registry.algorithms.register("other")
+    class Other:
+        @dataclasses.dataclass(frozen=True)
+        class HyperParameters(commandline.HyperParameters):
+            prefix = ""
+            alpha: float = commandline.flag(1.0, "Something else.")
 
-    def declare():
-        @registry.algorithms.register("other")
-        class Other:
-            @dataclasses.dataclass(frozen=True)
-            class HyperParameters(registry_flags.HyperParameters):
-                prefix = ""
-                alpha: float = registry_flags.flag(1.0, "Something else.")
-
-        return Other
-
-    from simmatch_tf.flags import commandline as registry_flags
-
-    declare()
     with pytest.raises(ValueError, match="--alpha is declared twice"):
         Config.declared()
+
+
+def test_flags_are_declared_in_a_dataclass(plugin):
+    @registry.algorithms.register("undecorated")
+    class Undecorated:
+        class HyperParameters(commandline.HyperParameters):
+            width: int = commandline.flag(1, "Width.")
+
+    with pytest.raises(TypeError, match="HyperParameters declares flags: dec"):
+        Config(**GOOD, algorithm="undecorated")
 
 
 def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):

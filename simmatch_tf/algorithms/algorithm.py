@@ -26,6 +26,16 @@ Batch = dict[str, "tf.Tensor"]
 Metrics = dict[str, Any]
 
 
+_AUGMENTATIONS = (
+    "weak",
+    "strong",
+    "randaugment",
+    "moco",
+    "keras_cv",
+    "none",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class View:
     """A view of the images that an algorithm asks for.
@@ -48,6 +58,27 @@ class View:
     crop: str | None = None
     side: int | None = None
     crop_area: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: A value is unknown, or two do not fit.
+        """
+        for name, choices in (
+            ("augmentation", _AUGMENTATIONS),
+            ("crop", (None, "flip_crop", "resized_crop")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"view {self.name!r}: {name}={getattr(self, name)!r}: must "
+                    f"be one of {', '.join(map(str, choices))}"
+                )
+        if self.crop_area is not None and self.crop != "resized_crop":
+            raise ValueError(
+                f"view {self.name!r}: crop_area={self.crop_area} is for "
+                f"crop='resized_crop', not {self.crop!r}"
+            )
 
     @classmethod
     def parse(cls, view: str | View) -> View:

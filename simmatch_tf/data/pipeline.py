@@ -74,14 +74,14 @@ class Pipeline:
         *,
         numbered: bool = False,
     ) -> tf.data.Dataset:
-        """The batches of steps start … stop - 1, for the replicas here.
+        """Returns the batches of steps start … stop - 1 for this worker.
 
         Args:
             start: First step.
-            stop: One after the last.
-            context: Which workers and replicas there are; default: one.
-            numbered: Give (place among the elements, batch), which
-                `service.ordered` takes.
+            stop: One after the last step.
+            context: Workers and replicas; default: one.
+            numbered: Elements are (index of the element, batch), as
+                `service.ordered` takes them.
 
         Returns:
             One element for each replica of this worker and step, in order.
@@ -121,13 +121,13 @@ class Pipeline:
     def batch(
         self, element: tf.Tensor, *, replicas: int, here: int, first: int
     ) -> Batch:
-        """One replica's share of one step's batch.
+        """Makes one replica's share of one step's batch.
 
         Args:
-            element: step · here + number of the replica on this worker.
-            replicas: Replicas of all workers.
-            here: Replicas of this worker.
-            first: Number of this worker's first replica.
+            element: step · here + index of the replica on this worker.
+            replicas: Number of replicas of all workers.
+            here: Number of replicas of this worker.
+            first: Index of this worker's first replica.
         """
         step, replica = element // here, first + element % here
         batch: Batch = {}
@@ -177,16 +177,16 @@ class Pipeline:
         return batch
 
     def _recipes(self, images: str) -> dict[str, views.Recipe]:
-        """The recipes of the views of "labeled" or "unlabeled", by key."""
+        """Returns the recipes of "labeled" or "unlabeled" views, by key."""
         recipes = getattr(self, f"{images}_views")
         return {f"{images}_{name}": recipe for name, recipe in recipes.items()}
 
     @functools.cached_property
     def _truth(self) -> tf.Tensor | None:
-        """Classes of the unlabeled images, where any is known.
+        """Classes of the unlabeled images; None where none is known.
 
-        An image that is labeled, too, tells nothing: the run was given its
-        class.
+        The class of an image that is labeled as well counts as unknown: a
+        correct pseudo-label of it would show nothing.
         """
         places = self.split.unlabeled
         learned = np.isin(places, self.split.labeled)
@@ -200,7 +200,7 @@ class Pipeline:
         epoch: tf.Tensor,
         recipes: Mapping[str, views.Recipe],
     ) -> Batch:
-        """The crops of all views of the same images, and their draws."""
+        """Returns the crops and draws of all views of the same images."""
         seeds = {
             key: randomness.seeds(randomness.key(self.seed, key), epoch, index)
             for key in recipes
@@ -217,10 +217,10 @@ class Pipeline:
         count: int,
         size: int,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Places in a set, and their epochs, both [count].
+        """Returns the next images of a set, and their epochs, both [count].
 
-        A stream goes through one permutation of its set after the other and
-        drops nothing: every run of `size` places holds each image once.
+        A stream goes through one permutation of its set after another and
+        drops nothing: each pass of `size` images holds every image once.
         """
         position = start + replica * count + tf.range(count, dtype=tf.int64)
         epoch, within = position // size, position % size
@@ -230,17 +230,17 @@ class Pipeline:
 
 
 def _held(array: np.ndarray) -> tf.Tensor:
-    """An array as a tensor that graphs refer to, instead of holding a copy."""
+    """Returns a tensor that graphs refer to, instead of holding a copy."""
     with tf.init_scope(), tf.device("CPU"):
         return tf.convert_to_tensor(array)
 
 
 def read_next(batches: Iterator[Any], when: str) -> Any:
-    """The next batch, or None at the end.
+    """Returns the next batch, or None at the end.
 
     Args:
-        batches: Of a dataset.
-        when: For the message: an image may have gone bad since the start.
+        batches: Iterator of a dataset.
+        when: When it is read, for the message about an unreadable image.
 
     Raises:
         InputError: An image cannot be read.
@@ -252,9 +252,13 @@ def read_next(batches: Iterator[Any], when: str) -> Any:
 
 
 def unreadable(when: str, error: tf.errors.OpError) -> str:
-    """The message on an image that went bad since the start.
+    """Returns the message for an image that has become unreadable.
 
-    Or on a batch that the data service did not send.
+    Or for a batch that the data service did not send.
+
+    Args:
+        when: When it was read.
+        error: TensorFlow's error.
     """
     message = service.reason(error.message)
     if message.startswith(service.FAILED):
@@ -269,7 +273,7 @@ def unreadable(when: str, error: tf.errors.OpError) -> str:
 
 
 def _cause(message: str) -> str:
-    """What TensorFlow says of a file, without where in its graphs it was."""
+    """Returns TensorFlow's message without the position in its graphs."""
     before = r"Iterator::[\w:\[\]]+: |<stack traces unavailable>\n"
     behind = r"\s*(?:\[\[\{\{node |\[\[Iterator|\[Op:)"
     text = re.sub(r"\{\{function_node .*?\}\} ?", "", message)
@@ -287,22 +291,22 @@ def evaluation_dataset(
     parallel_calls: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Images in batches of one size; the last is filled with repeats.
+    """Returns images in batches of one size; the last is padded by repeats.
 
     Args:
         images: The set.
-        indices: Which of them, in order; at least one.
-        batch_size: Of every batch, all replicas together; made to divide by
-            them.
-        side: Of the crops; see `decoding.centre_crops`.
-        resize: Likewise.
-        kernel: Likewise.
+        indices: Which of its images, in order; at least one.
+        batch_size: Size of the global batch; rounded up to a multiple of the
+            replicas.
+        side: Side of the crops; see `decoding.centre_crops`.
+        resize: See `decoding.centre_crops`.
+        kernel: See `decoding.centre_crops`.
         parallel_calls: Batches prepared at once.
-        context: Which workers and replicas there are; default: one.
+        context: Workers and replicas; default: one.
 
     Returns:
         uint8 [batch_size / replicas, H, W, C] for each replica of this worker
-        and batch, in order; drop what is beyond len(indices).
+        and batch, in order. Drop the results beyond len(indices).
     """
     context = context or tf.distribute.InputContext()
     replicas = context.num_replicas_in_sync
@@ -330,7 +334,7 @@ def evaluation_dataset(
 
 
 def _without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Every number here is given, so there is nothing to tune.
+    """Turns autotuning off: every parameter of a dataset is set here.
 
     The tuner's thread sleeps for up to a minute, and with one core the end of
     an iterator may wait until it wakes.

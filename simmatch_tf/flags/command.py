@@ -119,14 +119,14 @@ def topics(
 
     A command's own flags come before those of its base classes.
     """
-    title, found = "Flags", {}
+    title, groups = "Flags", {}
     declared = list(kind.declared().values())
     if not kind.topics:
         declared.sort(key=lambda each: each.owner is not kind)
     for each in declared:
         title = kind.topics.get(each.name, title)
-        found.setdefault(kind.topic(each, title), []).append(each)
-    return found
+        groups.setdefault(kind.topic(each, title), []).append(each)
+    return groups
 
 
 def _entry(each: commandline.Flag, width: int) -> Iterator[str]:
@@ -152,7 +152,7 @@ def _columns(name: str, text: str, width: int) -> list[str]:
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Leaves out what TensorFlow and TFDS say of each file and collective."""
+    """Returns False for what TensorFlow and TFDS log of each file and step."""
     of_a_file = any(
         part in record.pathname
         for part in (
@@ -161,7 +161,7 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
             "tensorflow/python/saved_model",
         )
     )
-    # Each run that is evaluated has functions of its own, traced once.
+    # These log each function that is traced, once for every evaluated run.
     quiet = ("functional_saver", "polymorphic_function")
     return record.module not in quiet and not (
         of_a_file and record.levelno <= logging.INFO
@@ -171,20 +171,21 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
 def _filter_logs() -> None:
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).addFilter(_is_of_interest)
-    # It tells of its cache of fonts.
+    # It logs its cache of fonts.
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 
 def _end_without_waiting(error: BaseException) -> None:
-    """Has the process end as soon as the interpreter is left.
+    """Makes the process end as soon as the interpreter shuts down.
 
-    The interpreter's own exit waits for all threads, and destroys objects of
-    TensorFlow's that wait for threads of theirs: up to a minute for a tuner of
-    iterators, for ever for a machine that never answers, and deaf to SIGTERM.
+    The interpreter's own shutdown waits for all threads, and destroys objects
+    of TensorFlow that wait for their own threads: up to a minute for a tuner of
+    iterators, for ever for a machine that does not answer, and meanwhile
+    SIGTERM has no effect.
 
     Args:
-        error: With what the command ended. It is kept, and so is what its
-            frames refer to: that is not destroyed either.
+        error: The exception that ended the command. It is kept, so that the
+            objects in its frames are not destroyed either.
     """
     status = getattr(error, "code", 1)
     if isinstance(error, KeyboardInterrupt):
@@ -207,13 +208,13 @@ def _end_without_waiting(error: BaseException) -> None:
         os._exit(status if _flushed() else _NOT_WRITTEN)
 
     threading.Thread(target=cut_short, daemon=True).start()
-    # As the standard library's own pools: before threads are waited for, and
-    # after a profiler or debugger around the command has had its turn.
+    # As the thread pools of the standard library do: this runs before threads
+    # are joined, and after a profiler or debugger around the command.
     threading._register_atexit(leave)
 
 
 def _flushed() -> bool:
-    """Writes out what was printed; False, and says so, if that fails."""
+    """Flushes both streams; if that fails, says so and returns False."""
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()

@@ -200,10 +200,21 @@ class Values:
 
 @functools.cache
 def _declared(cls: type[Values]) -> Mapping[str, Flag]:
-    """The fields of a class that are flags, in their order."""
+    """The fields of a class that are flags, in their order.
+
+    Raises:
+        TypeError: A class declares flags and is no dataclass.
+    """
+    for base in cls.__mro__:
+        values = vars(base).values()
+        if any(isinstance(value, dataclasses.Field) for value in values):
+            raise TypeError(
+                f"{base.__qualname__} declares flags: decorate it with "
+                "@dataclasses.dataclass(frozen=True)"
+            )
     hints = typing.get_type_hints(cls)
     known = {field.name: field for field in dataclasses.fields(cls)}
-    found = {}
+    declared_flags = {}
     for field in known.values():
         if "help" not in field.metadata:
             continue
@@ -217,7 +228,7 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
         if isinstance(declared, types.UnionType):
             declared = typing.get_args(declared)[0]
         name = f"{owner.prefix}{field.name}"
-        found[name] = Flag(
+        declared_flags[name] = Flag(
             name=name,
             owner=owner,
             field=field.name,
@@ -225,7 +236,7 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
             default=field.default,
             **field.metadata,
         )
-    return types.MappingProxyType(found)
+    return types.MappingProxyType(declared_flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,12 +268,12 @@ class Flags(Values):
     """Base of the configuration of a command.
 
     Attributes:
-        alternatives: Groups of flags of which one is given.
-        usual: Flags that --help lists, where these are not all but the rare.
+        alternatives: Groups of flags that exclude each other.
+        usual: Flags that --help lists; by default, all that are not rare.
         positional: Flags that may be given without their name, in this order;
             the last, if it may be repeated, takes all words that are left.
         topics: First flag of a group in --help → title of the group.
-        argv: The command line that it was read from, where there was one.
+        argv: The command line that the flags were read from, if any.
     """
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -272,7 +283,7 @@ class Flags(Values):
     argv: ClassVar[tuple[str, ...]] = ()
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
-        """Fills in what the last flagfile's name decides: nothing."""
+        """Returns the flags with what the name of the last flagfile decides."""
         del flagfile
         return self
 
@@ -351,9 +362,9 @@ class Flags(Values):
             if values[name].present:
                 value = values[name].value
                 given[name] = tuple(value) if type(value) is list else value
-        found = cls(**given).named_after(flagfiles.last(argv))
-        object.__setattr__(found, "argv", tuple(argv))
-        return found
+        config = cls(**given).named_after(flagfiles.last(argv))
+        object.__setattr__(config, "argv", tuple(argv))
+        return config
 
     @classmethod
     def renamed(cls, word: str) -> str:
@@ -370,7 +381,7 @@ class Flags(Values):
         """Reads the same command line with a flagfile in front of it.
 
         Raises:
-            InputError: See `from_argv`; or it was read from no command line.
+            InputError: See `from_argv`; or there was no command line.
         """
         if not self.argv:
             raise InputError(f"give the flags of {flagfile}, or your own")
@@ -379,15 +390,15 @@ class Flags(Values):
 
     @classmethod
     def from_flagfile(cls, path: str | os.PathLike, **values: Any) -> Self:
-        """Reads a .cfg flagfile (found in the folder or beside the package).
+        """Reads a flagfile from the current folder or the package.
 
         Args:
             path: The file.
-            **values: Flags behind it, such as `data_dir="photos", steps=100`.
-                They replace what the file says, and what excludes them.
+            **values: Flags after it, such as `data_dir="photos", steps=100`.
+                They replace those in the file, and flags that exclude them.
 
         Raises:
-            InputError: The file, its content, or a value is not right.
+            InputError: The file cannot be read, or a flag is wrong.
         """
         words = [f"--flagfile={os.fspath(path)}"]
         declared = cls.declared()
@@ -409,7 +420,7 @@ class Flags(Values):
         return cls.from_argv(["config", *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
-        """Returns the text of a flagfile that says the same.
+        """Returns the text of a flagfile with the same flags.
 
         Args:
             without: Names of flags to leave out.
@@ -493,10 +504,10 @@ def numbers(given: str, value: str) -> tuple[int, ...]:
         raise InputError(
             f"{given}={value}: must be numbers from 0, such as 0,1,2"
         )
-    found = tuple(map(int, words))
-    if len(set(found)) < len(found):
+    values = tuple(map(int, words))
+    if len(set(values)) < len(values):
         raise InputError(f"{given}={value}: one of them is twice")
-    return found
+    return values
 
 
 def address(text: str) -> tuple[str, int] | None:
@@ -521,8 +532,8 @@ def check_address(
     Raises:
         InputError: It is no address.
     """
-    found = address((text or value).removeprefix(scheme))
-    if not found or not (text or value).startswith(scheme):
+    host_and_port = address((text or value).removeprefix(scheme))
+    if not host_and_port or not (text or value).startswith(scheme):
         wanted = "HOST" if text else f"{scheme}HOST:PORT"
         raise InputError(f"--{name}={value}: must be {wanted}")
-    return found
+    return host_and_port

@@ -1,4 +1,4 @@
-"""Flagfiles: found in the current folder or beside the package, and read."""
+"""Flagfiles: searched in the current folder and the package, and read."""
 
 import pathlib
 import re
@@ -13,15 +13,15 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
 
 def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
-    """Finds a flagfile in the current folder or beside the package.
+    """Finds a flagfile in the current folder or in the package.
 
     Args:
         name: Its path.
-        given: How to call it in a message; default: the flag.
-        folder: Where those lie that come with the package.
+        given: Its name in messages; default: --flagfile=NAME.
+        folder: Folder of the flagfiles that come with the package.
 
     Raises:
-        InputError: It is in neither.
+        InputError: It is in neither place.
     """
     path = pathlib.Path(name).expanduser()
     # A checkout has configs/ beside the package, a wheel inside it.
@@ -53,7 +53,7 @@ def split(
 
     Args:
         argv: The words of a command line.
-        alternatives: Groups of flags of which one is given.
+        alternatives: Groups of flags that exclude each other.
         rename: Applied to the words in the flagfile of a run (`OF_RUN`),
             which may be of an older version.
         inside: Files that are being read.
@@ -105,7 +105,7 @@ def value_of(name: str, words: Sequence[str]) -> list[str]:
 
 
 def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
-    """The flags that `word` stands in for."""
+    """Returns the flags that the flag of a word excludes."""
     name = name_of(word)
     return {other for g in groups if name in g for other in g} - {name}
 
@@ -113,7 +113,7 @@ def _alternatives(word: str, groups: Sequence[Sequence[str]]) -> set[str]:
 def _read(
     name: str, inside: tuple[pathlib.Path, ...]
 ) -> tuple[list[str], pathlib.Path]:
-    """The flags in a file, and its path."""
+    """Returns the words in a flagfile, and its path."""
     path = find(name)
     if path.resolve() in inside:
         raise InputError(f"--flagfile={name}: the file includes itself")

@@ -1,4 +1,17 @@
-"""The three losses of SimMatch, from logits; float32 (`tensors.widen`)."""
+"""The three losses of SimMatch, from logits.
+
+Results are float32, or float64 if all inputs are (`tensors.widen`). "The
+slides" summarize the paper.
+
+References:
+    Zheng et al., "SimMatch: Semi-supervised Learning with Similarity
+    Matching", CVPR 2022, https://arxiv.org/abs/2203.06915. Code:
+    https://github.com/mingkai-zheng/simmatch
+    Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with
+    Consistency and Confidence", NeurIPS 2020,
+    https://arxiv.org/abs/2001.07685. Code:
+    https://github.com/google-research/fixmatch
+"""
 
 from __future__ import annotations
 
@@ -39,9 +52,9 @@ def unsupervised_loss(
     Args:
         logits: Of the strong views, [N, L].
         p_hat: p̂ [N, L], a target: no gradient goes to it.
-        threshold: τ.
-        hard: Put the class argmax p̂ in the place of p̂ (FixMatch, Eq. 4); the
-            first of several.
+        threshold: Confidence threshold τ.
+        hard: Use the class argmax p̂ as the target instead of p̂ (FixMatch,
+            Eq. 4); the first of several.
 
     Returns:
         The loss, a float32 scalar: the sum over the images kept, divided by

@@ -38,9 +38,9 @@ _NOTHING = -1e30
 
 
 class Partials(NamedTuple):
-    """Sums over the slots of one shard of the memory.
+    """Sums over the slots of one shard of the memory bank.
 
-    Each exponent is taken less its shift.
+    In each exponential the sum's shift is subtracted from the exponent.
 
     Attributes:
         class_sums: S [L, N].
@@ -48,7 +48,7 @@ class Partials(NamedTuple):
         target_context: Σ ŵ Q_f [N, D].
         student_total: Σ w [N].
         student_context: Σ w Q_f [N, D].
-        shifts: [3, N]: that of S, of ŵ and of w. 0 where none is needed.
+        shifts: Shifts of S, of ŵ and of w, [3, N]; 0 where none is needed.
     """
 
     class_sums: tf.Tensor
@@ -74,7 +74,7 @@ def match(
     present: tf.Tensor | None = None,
     block_size: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Both pseudo-labels and the instance loss (slides, Eq. 3 to 10, L_in).
+    """Computes class pseudo-labels and instance losses (Eq. 3 to 10, L_in).
 
     Args:
         z_w: Of the weak views, [N, D], unit rows; a target: no gradient.
@@ -85,15 +85,14 @@ def match(
             gradient.
         memory_labels: Q_l [K], int32 or int64 in [0, L), in any order; not
             checked.
-        num_classes: L.
-        temperature: t > 0, a Python number as all below.
-        alpha: α in [0, 1].
-        scale: False leaves Eq. 8 out: q̂ is q^w (slides, Table 5).
+        num_classes: Number of classes L.
+        temperature: t > 0, a Python number.
+        alpha: α in [0, 1], a Python number.
+        scale: False leaves Eq. 8 out: q̂ is q^w (Table 5).
         valid: [K] bool, slots that take part; default: all.
-        present: [L] bool, classes that have such a slot, where that is known;
-            default: it is found out.
-        block_size: Slots to a block; default: by size, all at once where that
-            is small. It moves the result by rounding alone.
+        present: Which classes have a valid slot, [L] bool; default: computed.
+        block_size: Slots in a block; default: chosen by size. It changes the
+            result by rounding only.
 
     Returns:
         p̂ [N, L] and H(q̂, q^s) of each image [N] (0, with gradient 0, if no
@@ -133,20 +132,21 @@ def partials(
     present: tf.Tensor | None = None,
     block_size: int | None = None,
 ) -> Partials:
-    """The sums over one shard of the memory; see `match` for the arguments.
+    """Computes the sums over one shard of the memory bank.
 
     Args:
-        z_w: See `match`, as for all that is not named here.
-        z_s: No gradient goes to it here.
-        p_w: Likewise.
-        memory: The shard.
-        memory_labels: Of its slots.
-        num_classes: L.
+        z_w: See `match`, also for what is not said here.
+        z_s: See `match`; no gradient goes to it here.
+        p_w: See `match`.
+        memory: Embeddings of the shard.
+        memory_labels: Classes of its slots.
+        num_classes: Number of classes L.
         temperature: t.
         scale: Whether q̂ has a factor of p^w.
-        valid: Of its slots.
-        present: Of all shards, the same for each; default: of this one.
-        block_size: Slots to a block.
+        valid: Which of its slots take part.
+        present: Which classes have a valid slot in any shard; default: in
+            this one.
+        block_size: Slots in a block.
 
     Returns:
         The sums; their dtype is float32, or float64 where all inputs are.
@@ -209,11 +209,11 @@ def combine(
     temperature: float,
     alpha: float,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What `match` returns, from the sums over all slots.
+    """Computes the result of `match` from the sums over all slots.
 
     Args:
-        sums: Those of several shards are brought to the same shifts
-            (`rebase`) and added up.
+        sums: The sums. Those of several shards must have been brought to the
+            same shifts (`rebase`) and added.
         z_s: [N, D]; gets the gradient.
         p_w: [N, L].
         temperature: t > 0.
@@ -253,7 +253,7 @@ def combine(
 def classes_present(
     labels: tf.Tensor, num_classes: int, valid: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """Which classes have a valid slot: [L] bool."""
+    """Returns which classes have a valid slot, [L] bool."""
     here = tf.ones_like(labels) if valid is None else valid
     return (
         tf.math.unsorted_segment_max(
@@ -275,11 +275,18 @@ def _check(temperature: float, block_size: int | None) -> None:
 
 
 def relative(p_w: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
-    """p^w over its largest value among the classes present, 0 at the others.
+    """Divides p^w by its largest value among the classes present.
 
-    Only the ratio of products counts in q̂, and so two small factors do not
-    underflow to a row of zeros. A row that rules out the class of every slot
-    becomes 1: then q̂ is q^w.
+    Other classes become 0. Only ratios of products matter in q̂, and this way
+    two small factors do not underflow to a row of zeros. A row that is 0 for
+    the class of every slot becomes 1: then q̂ is q^w.
+
+    Args:
+        p_w: p^w [N, L].
+        present: Which classes have a valid slot, [L] bool.
+
+    Returns:
+        [N, L].
     """
     p_w = tf.where(present, p_w, 0.0)
     largest = tf.reduce_max(p_w, axis=1, keepdims=True)
@@ -295,11 +302,11 @@ def _block_size(slots: int, n: int | None) -> int:
 
 
 def rebase(sums: Partials, shifts: tf.Tensor) -> Partials:
-    """The same sums with other shifts, so that several can be added up.
+    """Changes the shifts of sums, so that several shards' can be added.
 
     Args:
-        sums: Of one shard.
-        shifts: [3, N], the largest of all shards.
+        sums: The sums of one shard.
+        shifts: The largest shifts of all shards, [3, N].
     """
     w, target, student = tf.unstack(tf.exp(sums.shifts - shifts))  # [N] each
     return Partials(
@@ -313,7 +320,7 @@ def rebase(sums: Partials, shifts: tf.Tensor) -> Partials:
 
 
 def images(sums: Partials, start: tf.Tensor, count: int) -> Partials:
-    """The sums of some of the images: `count` from the one at `start` on."""
+    """Returns the sums of `count` images from the one at `start` on."""
 
     def rows(x: tf.Tensor) -> tf.Tensor:
         return tf.slice(x, [start, 0], [count, x.shape[1]])
@@ -339,7 +346,7 @@ def _over_blocks(
     valid: tf.Tensor | None,
     size: int,
 ) -> Partials:
-    """Adds all slots to the sums, `size` of them at a time."""
+    """Adds all slots to the sums, `size` slots at a time."""
 
     def add(sums: Partials, start: tf.Tensor | int, size: int) -> Partials:
         q = tf.slice(memory, [start, 0], [size, memory.shape[1]])
@@ -365,7 +372,7 @@ def _over_blocks(
 
 
 def _zeros(z: tf.Tensor, num_classes: int, shifted: bool) -> Partials:
-    """Sums over no slot."""
+    """Returns sums over no slots."""
     none, context = tf.zeros_like(z[:, 0]), tf.zeros_like(z)
     shift = none + _NOTHING if shifted else none
     sums = tf.tile(none[None], [num_classes, 1])
@@ -381,16 +388,17 @@ def _add_unshifted(
     z_s: tf.Tensor,
     table: tf.Tensor,
 ) -> Partials:
-    """Adds a block, without shifts.
+    """Adds a block of slots to the sums, without shifts.
 
     Args:
-        sums: So far; `target_total` follows from the class sums at the end.
-        q: Slots of the block, k of them, [k, D].
+        sums: The sums so far. `target_total` is computed from the class sums
+            at the end.
+        q: Embeddings of the block's k slots [k, D].
         labels: Their classes [k].
-        keep: [k, 1], those that take part.
-        z_w: [N, D], over t.
-        z_s: Likewise.
-        table: p^w of `matching.relative`, [L, N].
+        keep: Which of them take part [k, 1]; None for all.
+        z_w: z^w / t [N, D].
+        z_s: z^s / t [N, D].
+        table: p^w of `relative`, transposed [L, N].
     """
     e = tf.exp(tf.matmul(q, z_w, transpose_b=True))  # [k, N]
     if keep is not None:
@@ -422,7 +430,7 @@ def _add_shifted(
 ) -> Partials:
     """Adds a block whose exponents may be of any size; see `_add_unshifted`.
 
-    Here `table` is the logarithm.
+    Here `table` is the logarithm of p^w.
     """
     logits_w = tf.matmul(q, z_w, transpose_b=True)  # [k, N]
     logits_s = tf.matmul(q, z_s, transpose_b=True)

@@ -1,6 +1,12 @@
-"""Label propagation between classes and instances (slides, Eq. 7 to 10).
+"""SimMatch's instance similarity and label propagation (Eq. 3 to 10).
 
-What says float32 here is float64 where all inputs are (`tensors.widen`).
+Results are float32, or float64 if all inputs are (`tensors.widen`). K is the
+number of slots of the memory bank. "The slides" summarize the paper.
+
+References:
+    Zheng et al., "SimMatch: Semi-supervised Learning with Similarity
+    Matching", CVPR 2022, https://arxiv.org/abs/2203.06915. Code:
+    https://github.com/mingkai-zheng/simmatch
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ def similarity_logits(
     temperature: float,
     valid: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """z·Q_f / t, shifted so that exp() of it neither over- nor underflows.
+    """Computes z·Q_f / t, shifted so that exp() neither over- nor underflows.
 
     Args:
         z: [N, D], unit rows.
@@ -25,10 +31,10 @@ def similarity_logits(
         valid: [K] bool, slots that take part; default: all.
 
     Returns:
-        Logits minus their row's largest valid one, -inf at slots that are not
-        valid [N, K], and that largest one [N, 1] (0 with no valid slot). Both
-        of `tensors.widen`'s dtype. No gradient goes to the shift, so add it
-        back where it matters, and none to the memory.
+        Logits minus the largest valid one of their row, -inf at slots that are
+        not valid, [N, K]; and that largest one, [N, 1] (0 without a valid
+        slot). No gradient goes to the shift, so add it back where it matters,
+        and none to the memory.
 
     Raises:
         ValueError: A shape does not fit, or `temperature` is not above 0.
@@ -79,13 +85,13 @@ def instance_similarity(
 
 
 def shares(logits: tf.Tensor) -> tf.Tensor:
-    """The last part of `instance_similarity`.
+    """Softmax of shifted logits, the last part of `instance_similarity`.
 
     Args:
-        logits: Of `similarity_logits`, [N, K].
+        logits: Logits of `similarity_logits` [N, K].
 
     Returns:
-        q [N, K]; see there.
+        q [N, K], see `instance_similarity`.
     """
     weights = tf.exp(logits)  # [N, K], the largest of a row is 1
     return tf.math.divide_no_nan(

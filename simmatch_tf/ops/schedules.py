@@ -10,13 +10,14 @@ from simmatch_tf.lazy import tf
 def learning_rate(
     step: tf.Tensor, *, peak: float, steps: int, warmup_steps: int, shape: str
 ) -> tf.Tensor:
-    """The rate of one step: linear warm-up, then the schedule's shape.
+    """Learning rate of a step: a linear warm-up, then the schedule.
 
     Args:
         step: Number of the step, from 0.
-        peak: The rate at the end of the warm-up.
-        steps: S, length of the run with the warm-up.
-        warmup_steps: W ≥ 0; step s < W has rate peak · (s + 1) / W.
+        peak: Learning rate at the end of the warm-up.
+        steps: Length S of the run, warm-up included.
+        warmup_steps: Length W ≥ 0 of the warm-up; step s < W has the rate
+            peak · (s + 1) / W.
         shape: "cosine_7_16": peak · cos(7π s / 16 S), s counted from the start
             of the run as in FixMatch; "half_cosine": peak · ½ (1 + cos(π
             (s - W) / (S - W))); "constant": peak.
@@ -52,8 +53,8 @@ def ema_momentum(
     Args:
         step: Number of the step, from 0.
         momentum: m in [0, 1].
-        warmup: Take min(m, (1 + step) / (10 + step)) instead, so that a short
-            run forgets its first weights.
+        warmup: Limit m to (1 + step) / (10 + step), so that a short run
+            forgets its initial weights.
 
     Returns:
         A float32 scalar in [0, 1].

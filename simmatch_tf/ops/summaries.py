@@ -1,6 +1,6 @@
-"""What tells a healthy run from one that goes wrong: figures of one batch.
+"""Summaries of a batch that tell a healthy run from one that goes wrong.
 
-None of it takes part in training. What says float32 is so whatever the inputs.
+None takes part in training. Results are float32, whatever the inputs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from simmatch_tf.ops import tensors
 
 
 def entropy(p: tf.Tensor) -> tf.Tensor:
-    """Entropy of each distribution: how far from sharp it is.
+    """Entropy of each distribution.
 
     H(p) = -Σ_i p_i log p_i, with 0 log 0 = 0
 
@@ -30,17 +30,17 @@ def entropy(p: tf.Tensor) -> tf.Tensor:
 
 
 def histogram(values: tf.Tensor, bins: int) -> tf.Tensor:
-    """Shares of numbers in equal parts of [0, 1].
+    """Histogram of numbers over equal bins of [0, 1], as shares.
 
     Args:
-        values: [N], in [0, 1]; 1 is in the last part.
-        bins: Parts, at least 1.
+        values: [N], in [0, 1]; 1 is in the last bin.
+        bins: Number of bins, at least 1.
 
     Returns:
         [bins] float32, sums to 1.
 
     Raises:
-        ValueError: `values` is no vector, or there is no part.
+        ValueError: `values` is no vector, or `bins` is below 1.
     """
     if bins < 1:
         raise ValueError(f"bins={bins}: must be at least 1")
@@ -69,10 +69,10 @@ def class_similarity(
     valid: tf.Tensor,
     num_classes: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean cosine of two labeled images of one class, and of two classes.
+    """Mean cosine of two labeled images, within a class and between classes.
 
-    By sums over classes, s_i = Σ_{k: Q_l[k] = i} Q_f[k]: all pairs of class i
-    have the sum s_i·s_i, those of all images (Σ s_i)·(Σ s_i).
+    With the class sums s_i = Σ_{k: Q_l[k] = i} Q_f[k], the cosines of all pairs
+    of class i sum to s_i·s_i, and those of all images to (Σ s_i)·(Σ s_i).
 
     Args:
         memory: Q_f [K, D], unit rows.
@@ -92,10 +92,10 @@ def class_similarity(
         memory_labels=(memory_labels, "K"),
         valid=(valid, "K"),
     )
-    there = tf.cast(valid, tf.float32)  # [K]
-    rows = tf.cast(memory, tf.float32) * there[:, None]
+    weights = tf.cast(valid, tf.float32)  # [K]
+    rows = tf.cast(memory, tf.float32) * weights[:, None]
     sums = tf.math.unsorted_segment_sum(rows, memory_labels, num_classes)
-    counts = tf.math.unsorted_segment_sum(there, memory_labels, num_classes)
+    counts = tf.math.unsorted_segment_sum(weights, memory_labels, num_classes)
     images = tf.reduce_sum(counts)
     same = tf.reduce_sum(tf.square(sums))
     all_pairs = tf.reduce_sum(tf.square(tf.reduce_sum(sums, axis=0)))

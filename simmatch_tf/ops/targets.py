@@ -1,4 +1,12 @@
-"""Targets made from predictions: the pure part."""
+"""Targets made from predictions.
+
+References:
+    Berthelot et al., "ReMixMatch: Semi-Supervised Learning with Distribution
+    Alignment and Augmentation Anchoring", ICLR 2020,
+    https://arxiv.org/abs/1911.09785. SimMatch uses distribution alignment
+    with a uniform target: Zheng et al., CVPR 2022,
+    https://arxiv.org/abs/2203.06915 ("the slides" summarize it).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +15,17 @@ from simmatch_tf.ops import tensors
 
 
 def align(p: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-    """Divides by the mean prediction and renormalises (slides, DA).
+    """Aligns predictions: divides by the mean prediction and renormalizes.
 
     DA(p) = Normalize(p / p_avg), Normalize(x)_i = x_i / Σ_j x_j
 
     Args:
-        p: [N, L], class probabilities.
-        mean: [L], their mean over the last batches; 0 / 0 counts as 0.
+        p: Class probabilities [N, L].
+        mean: Their mean over the last batches [L]; 0 / 0 counts as 0.
 
     Returns:
-        [N, L] float32, rows sum to 1 (to 0 where nothing is left to share).
+        [N, L] float32, or float64 if both inputs are; rows sum to 1, or to 0
+        where all of p is 0.
 
     Raises:
         ValueError: A shape does not fit.

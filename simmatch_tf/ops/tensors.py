@@ -9,10 +9,10 @@ from simmatch_tf.lazy import tf
 
 
 def widen(*values: Any) -> list[tf.Tensor]:
-    """Turns values into tensors of float32, or float64 where all are that.
+    """Converts values to tensors of float32, or float64 if all are float64.
 
-    Half precision goes no further than the network: log(softmax) of it is
-    0 · -inf, and a sum over many slots is wrong in the second digit.
+    Half precision is for networks only: log(softmax) of it is 0 · -inf, and a
+    sum over many slots is wrong in the second digit.
 
     Args:
         *values: Tensors or arrays of any dtype.
@@ -24,12 +24,12 @@ def widen(*values: Any) -> list[tf.Tensor]:
 
 
 def check(**tensors: tuple[tf.Tensor, Sequence[str | int]]) -> None:
-    """Checks ranks, and that sizes of one name are equal.
+    """Checks ranks, and that dimensions of one name are equal.
 
     Args:
-        **tensors: Name → (tensor, sizes); a size is a number or a letter, and
-            the same letter is the same size everywhere. Sizes that are not
-            known statically pass.
+        **tensors: Name → (tensor, dimensions). A dimension is a number or a
+            letter; the same letter is the same number everywhere. Dimensions
+            that are not known statically pass.
 
     Raises:
         ValueError: A shape does not fit; the message names the tensor, its

@@ -188,10 +188,10 @@ def _saved_model(
     neighbors: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """Writes a SavedModel with its assets; loads and compares it.
+    """Writes a SavedModel, loads and compares it.
 
     Returns:
-        Entries for the model card. Notes are appended to `notes`.
+        Entries for the model card; notes are appended to `notes`.
     """
     classifier = run.classifier
     assets = _assets(classifier)
@@ -281,38 +281,24 @@ def _fields(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
     }
 
 
-def warmup_available() -> bool:
-    """Returns whether TensorFlow Serving's messages are installed."""
-    try:
-        import tensorflow_serving.apis.prediction_log_pb2  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def _write_warmup(
     folder: pathlib.Path,
     name: str,
     classifier: classifier_lib.Classifier,
     examples: verification.Examples,
 ) -> bool:
-    """Writes warm-up requests to every signature.
+    """Writes warm-up requests, if the package for them is installed.
 
     Args:
         folder: The version's folder.
         name: The model's name in the requests.
-        classifier: What is exported.
+        classifier: Its signatures get the requests.
         examples: Images for the requests.
-
-    Returns:
-        Whether they were written: whether the package for them is installed.
-
-    Raises:
-        InputError: The file cannot be written.
     """
-    if not warmup_available():
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError:
         return False
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     path = folder / WARMUP
     path.parent.mkdir(exist_ok=True)
@@ -370,13 +356,10 @@ def _converted(
     classifier: classifier_lib.Classifier,
     examples: verification.Examples,
 ) -> dict[str, Any]:
-    """Writes a LiteRT or ONNX model that gives `probabilities`.
+    """Writes a LiteRT or ONNX model that gives `probabilities`; compares it.
 
     Returns:
         Entries for the model card.
-
-    Raises:
-        InputError: It differs from the training network.
     """
     spec = tf.TensorSpec(
         [None, *classifier.preprocessing.image_shape],

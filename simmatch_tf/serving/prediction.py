@@ -19,6 +19,7 @@ from simmatch_tf.serving import classifier, loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.
 _LISTED = 5
+_NOT_DECODED = "could not be decoded"
 # Beginnings of Pillow's modes with more than eight bits, which it would clip.
 _DEEP_MODES = ("I", "F")
 
@@ -45,21 +46,6 @@ class _Images:
         return cls(names, paths, None, np.zeros(len(names), np.uint8))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outputs:
-    """What a model gives for the readable images of a batch.
-
-    Attributes:
-        last: Index of the last image of the batch.
-        indices: Indices of those that could be read [n].
-        values: Output → values [n, …]; empty if n = 0.
-    """
-
-    last: int
-    indices: np.ndarray
-    values: dict[str, np.ndarray]
-
-
 def _outputs(
     model: loading.Model,
     function: Callable[..., dict[str, tf.Tensor]],
@@ -68,7 +54,7 @@ def _outputs(
     *,
     batch_size: int,
     parallel_calls: int | None = None,
-) -> Iterator[_Outputs]:
+) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
     """Runs a model over images.
 
     Args:
@@ -78,6 +64,10 @@ def _outputs(
         indices: Indices of those to read, in ascending order.
         batch_size: Images in a batch.
         parallel_calls: Images decoded at once; default: twice the cores.
+
+    Yields:
+        Index of the last image of a batch; indices of its readable images [n];
+        output → values [n, …], empty if n = 0.
     """
     if not len(indices):
         return
@@ -119,7 +109,7 @@ def _outputs(
             inputs = tf.cast(pixels[good], model.input_dtype)
             outputs = function(images=inputs)
             values = {name: tensor.numpy() for name, tensor in outputs.items()}
-        yield _Outputs(int(batch[-1]), batch[good], values)
+        yield int(batch[-1]), batch[good], values
 
 
 def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
@@ -146,11 +136,6 @@ def _why_unreadable(path: str) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def _reason(path: str) -> str:
-    """Why a file was not decoded."""
-    return _why_unreadable(path) or "could not be decoded"
 
 
 def predict_to_file(
@@ -212,7 +197,9 @@ def predict_to_file(
                 {"file": names[i], **rows[i], "error": None}
                 if i in rows
                 else prediction_file.unreadable(
-                    names[i], _reason(chosen.paths[i]), neighbors
+                    names[i],
+                    _why_unreadable(chosen.paths[i]) or _NOT_DECODED,
+                    neighbors,
                 )
                 for i in range(next_index, stop)
             )
@@ -220,7 +207,7 @@ def predict_to_file(
 
         # Reading a named pipe, say, would wait for ever.
         regular = [s is not None and stat.S_ISREG(s.st_mode) for s in stats]
-        for batch in _outputs(
+        for last, indices, values in _outputs(
             model,
             model.explain if explain else model.classify,
             images,
@@ -228,10 +215,9 @@ def predict_to_file(
             batch_size=batch_size,
             parallel_calls=parallel_calls,
         ):
-            rows = _rows(batch.values, model.class_names)
-            rows = dict(zip(batch.indices.tolist(), rows, strict=True))
-            add(rows, batch.last + 1)
-            next_index = batch.last + 1
+            rows = _rows(values, model.class_names)
+            add(dict(zip(indices.tolist(), rows, strict=True)), last + 1)
+            next_index = last + 1
         add({}, len(names))
         files.warn(names, images.remarks)
         summary = prediction_file.summarize(
@@ -366,12 +352,11 @@ def predict(
         [len(given.names), len(opened.class_names)], np.nan, np.float32
     )
     with files.silent_pillow():
-        for batch in _outputs(
+        for _, readable, values in _outputs(
             opened, opened.classify, given, indices, batch_size=batch_size
         ):
-            if len(batch.indices):
-                values = batch.values["probabilities"]
-                probabilities[batch.indices] = values
+            if values:
+                probabilities[readable] = values["probabilities"]
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
         if len(missing):
             raise InputError(_unreadable(given, missing))
@@ -387,7 +372,7 @@ def _unreadable(images: _Images, missing: np.ndarray) -> str:
     for i in missing[:_LISTED]:
         reason = "its probabilities are NaN"
         if images.paths is not None:
-            reason = _reason(images.paths[i])
+            reason = _why_unreadable(images.paths[i]) or _NOT_DECODED
         lines.append(f"{images.names[i]}: {reason}")
     more = len(missing) - len(lines)
     return (

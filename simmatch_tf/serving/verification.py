@@ -116,7 +116,7 @@ def _readable(images: str) -> files.FileImages:
     with files.silent_pillow():
         for path in selection.find(images).paths:
             try:
-                orientation_tag, _ = files.examine(path)
+                orientation_tag = files.examine(path).orientation
             except ValueError as error:
                 reason = reason or f"{io.printable(path)}: {error}"
                 continue
@@ -133,8 +133,6 @@ def _readable(images: str) -> files.FileImages:
         labels=np.zeros(len(paths), np.int32),
         names=paths,
         orientations=np.array(orientations, np.uint8),
-        channel_mean=[0.0] * 3,
-        channel_std=[1.0] * 3,
     )
 
 

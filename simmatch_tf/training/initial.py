@@ -1,4 +1,4 @@
-"""First weights from elsewhere: what --init_from names."""
+"""Initial weights from elsewhere: what --init_from names."""
 
 import collections
 import contextlib
@@ -15,27 +15,26 @@ import tensorflow as tf
 
 from simmatch_tf import io, preflight
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import splits
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import network
-from simmatch_tf.training import state, workdir
+from simmatch_tf.training import state
 
 _TITLES = {
-    "normalize": "normalisation",
+    "normalize": "normalization",
     "backbone": "backbone",
     "classifier": "classifier",
     "projection_head": "projection head",
 }
-# Of an export, in its assets.
+# File in the assets of an export.
 CLASS_NAMES = "class_names.json"
-_LISTED = 5  # new classes that are named
+_LISTED = 5  # number of new classes that are named
 
 
 class Weight(NamedTuple):
     """A weight or statistic.
 
     Attributes:
-        path: Its layers and name, "conv1/kernel".
+        path: Names of its layers and its own, such as "conv1/kernel".
         value: An array.
     """
 
@@ -44,53 +43,66 @@ class Weight(NamedTuple):
 
     @property
     def kind(self) -> tuple[str, tuple[int, ...]]:
-        """What it must have in common with its counterpart."""
+        """Name and shape, which its counterpart has, too."""
         return self.path.rpartition("/")[2], self.value.shape
 
 
-class Found(NamedTuple):
-    """What a file or folder holds.
+class Stored(NamedTuple):
+    """The content of a file or folder.
 
     Attributes:
-        weights: All of them, in order.
-        class_names: Of the classifier's rows, where they are stored.
+        weights: All weights, in order.
+        class_names: Names of the classifier's rows, if they are stored.
     """
 
     weights: list[Weight]
     class_names: list[str] | None = None
 
 
-def initialise(
+def initialize(
     algorithm: algorithm_lib.Algorithm,
     init_from: str,
     class_names: Sequence[str],
 ) -> str:
     """Starts student and teacher from other weights.
 
-    The backbone must be found whole. Projection head and normalisation are
-    taken where they are found in the same shapes. Of the classifier the rows of
-    those classes are taken whose names are stored with the weights; all of it
-    by its shape where no names are stored. Otherwise the network keeps its own.
+    The backbone must be there as a whole. Projection head and normalization are
+    taken if their shapes are the same. Of the classifier the rows of those
+    classes are taken whose names are stored with the weights; without stored
+    names all of it, if its shape is the same. The rest keeps its own weights.
 
     Args:
-        algorithm: A new run's.
-        init_from: As in --init_from.
-        class_names: L names, the run's.
+        algorithm: The algorithm of a new run.
+        init_from: Value of --init_from.
+        class_names: Names of the run's L classes.
 
     Returns:
         A line that says what was taken.
 
     Raises:
-        InputError: It cannot be read, or holds another backbone.
+        InputError: It cannot be read, or has another backbone.
     """
-    taken = fill(
+    remarks = fill(
         algorithm.student,
         init_from,
         backbone=f"--backbone={algorithm.config.backbone}",
         class_names=class_names,
     )
     algorithm.teacher.copy(algorithm.student)
-    return _say(init_from, taken)
+    taken = [
+        _title(name) + (f" ({remark})" if remark else "")
+        for name, remark in remarks.items()
+        if remark is not None
+    ]
+    new = [_title(name) for name, remark in remarks.items() if remark is None]
+    text = f"starts from {init_from}: {', '.join(taken)}"
+    if new:
+        text += f"; not in it in this shape, so new: {', '.join(new)}"
+    return text
+
+
+def _title(part: str) -> str:
+    return _TITLES.get(part, part)
 
 
 def fill(
@@ -101,42 +113,45 @@ def fill(
     flag: str = "init_from",
     class_names: Sequence[str] = (),
 ) -> dict[str, str | None]:
-    """Fills a network from other weights; see `initialise`.
+    """Fills a network with other weights; see `initialize`.
 
     Args:
-        model: One of `network.build`.
-        path: As in --init_from.
-        backbone: The name of its own, for a message.
-        flag: What named the path, likewise.
-        class_names: L names, of a network with a classifier.
+        model: A network of `network.build`.
+        path: Value of the flag.
+        backbone: Name of the network's backbone, for a message.
+        flag: Name of the flag, for a message.
+        class_names: Names of the classes of a network with a classifier.
 
     Returns:
-        Part of the network → a remark on how it was found, "" where there is
-        none; None: it keeps its own.
+        Part of the network → a remark on how its weights were found, often "";
+        None if it keeps its own.
 
     Raises:
-        InputError: The path cannot be read, or holds another backbone.
+        InputError: The path cannot be read, or has another backbone.
     """
-    kind, found = preflight.kind_of_weights(path, flag)
+    kind, location = preflight.kind_of_weights(path, flag)
     parts, remarks = network.parts(model), {}
     try:
-        if kind == "h5" and not _is_whole_model(found):
-            taken, names = _from_h5(model, found), None
+        if kind == "h5" and not _is_whole_model(location):
+            values, names = _from_h5(model, location), None
         else:
-            weights, names = _READERS[kind](found)
-            taken = {
-                name: _find(weights, _of(part.variables))
+            weights, names = _READERS[kind](location)
+            values = {
+                name: _find(weights, _weights(part.variables))
                 for name, part in parts.items()
             }
         if "classifier" in parts and names is not None:
-            taken["classifier"], remarks["classifier"] = _rows_by_name(
-                weights, names, _of(parts["classifier"].variables), class_names
+            values["classifier"], remarks["classifier"] = _rows_by_name(
+                weights,
+                names,
+                _weights(parts["classifier"].variables),
+                class_names,
             )
-        elif taken.get("classifier") is not None:
+        elif values.get("classifier") is not None:
             remarks["classifier"] = "by its shape alone: no class names in it"
     except InputError as error:
         raise InputError(f"--{flag}={path}: {error}") from None
-    if taken["backbone"] is None:
+    if values["backbone"] is None:
         first, *_ = _floats(parts["backbone"].variables)
         raise InputError(
             f"--{flag}={path}: holds another backbone than {backbone} on "
@@ -144,80 +159,71 @@ def fill(
             f"first of shape {tuple(first.shape)}) are not there in their "
             "order and shapes"
         )
-    for name, values in taken.items():
-        if values is not None:
-            for variable, value in zip(
-                _floats(parts[name].variables), values, strict=True
-            ):
-                variable.assign(value)
+    for name, arrays in values.items():
+        if arrays is not None:
+            variables = _floats(parts[name].variables)
+            for variable, array in zip(variables, arrays, strict=True):
+                variable.assign(array)
     return {
-        name: None if values is None else remarks.get(name, "")
-        for name, values in taken.items()
+        name: None if arrays is None else remarks.get(name, "")
+        for name, arrays in values.items()
     }
 
 
-def _say(init_from: str, taken: dict[str, str | None]) -> str:
-    """What was taken, and what was not."""
-    yes = [
-        _TITLES[name] + (f" ({remark})" if remark else "")
-        for name, remark in taken.items()
-        if remark is not None
-    ]
-    no = [_TITLES[name] for name, remark in taken.items() if remark is None]
-    text = f"starts from {init_from}: {', '.join(yes)}"
-    if no:
-        text += f"; not in it in this shape, so new: {', '.join(no)}"
-    return text
-
-
+# --------------------------------------------------------------- matching --
 def _rows_by_name(
     weights: Sequence[Weight],
-    there: Sequence[str],
-    wanted: Sequence[Weight],
-    here: Sequence[str],
+    stored_names: Sequence[str],
+    own: Sequence[Weight],
+    own_names: Sequence[str],
 ) -> tuple[list[np.ndarray] | None, str]:
-    """A classifier's values, a class's row from where its name stands.
+    """Fills a classifier row by row, by the names of the classes.
 
     Args:
-        weights: All that are there.
-        there: Names of the classes there.
-        wanted: The network's own classifier.
-        here: L names of its classes.
+        weights: All stored weights.
+        stored_names: Names of the stored classes.
+        own: The network's own classifier.
+        own_names: Names of its L classes.
 
     Returns:
-        Its values, new rows as they are, and a remark; None where there is no
-        such classifier or none of the classes.
+        Its values, in which new classes keep their own rows, and a remark; or
+        None and "" if there is no such classifier or none of the classes.
     """
-    there, here = ([io.nfc(str(n)) for n in names] for names in (there, here))
-    theirs = _find(
+    stored_names, own_names = (
+        [io.nfc(str(name)) for name in names]
+        for names in (stored_names, own_names)
+    )
+    stored = _find(
         weights,
         [
-            Weight(w.path, np.empty([*w.value.shape[:-1], len(there)]))
-            for w in wanted
+            Weight(w.path, np.empty([*w.value.shape[:-1], len(stored_names)]))
+            for w in own
         ],
     )
-    # A name that two classes have says of neither which it is.
-    counts = collections.Counter(there), collections.Counter(here)
-    known = [n for n in here if all(count[n] == 1 for count in counts)]
-    if theirs is None or not known:
+    # A name that two classes have does not tell which of them it is.
+    counts = collections.Counter(stored_names), collections.Counter(own_names)
+    known = [n for n in own_names if all(count[n] == 1 for count in counts)]
+    if stored is None or not known:
         return None, ""
-    values = [w.value.copy() for w in wanted]
-    places = ({n: i for i, n in enumerate(names)} for names in (here, there))
-    to, from_ = ([place[n] for n in known] for place in places)
-    for own, other in zip(values, theirs, strict=True):
-        own[..., to] = other[..., from_]
-    if len(known) == len(here):
-        remark = f"all {len(here)} classes by name"
+    values = [w.value.copy() for w in own]
+    to, from_ = (
+        [names.index(name) for name in known]
+        for names in (own_names, stored_names)
+    )
+    for array, other in zip(values, stored, strict=True):
+        array[..., to] = other[..., from_]
+    if len(known) == len(own_names):
+        remark = f"all {len(own_names)} classes by name"
         return values, remark + ("" if to == from_ else ", in another order")
-    new = [name for name in here if name not in known]
+    new = [name for name in own_names if name not in known]
     listed = ", ".join(new[:_LISTED]) + (", …" if new[_LISTED:] else "")
     return values, (
-        f"{len(known)} of {len(here)} classes by name; new: {listed}"
+        f"{len(known)} of {len(own_names)} classes by name; new: {listed}"
     )
 
 
 def _floats(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    """Weights and statistics, without the states of random generators."""
+    """Returns weights and statistics, without states of random generators."""
     return [
         v
         for v in variables
@@ -225,7 +231,7 @@ def _floats(variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     ]
 
 
-def _of(variables: Sequence[keras.Variable]) -> list[Weight]:
+def _weights(variables: Sequence[keras.Variable]) -> list[Weight]:
     return [
         Weight(v.path, keras.ops.convert_to_numpy(v))
         for v in _floats(variables)
@@ -233,54 +239,56 @@ def _of(variables: Sequence[keras.Variable]) -> list[Weight]:
 
 
 def _find(
-    weights: Sequence[Weight], wanted: Sequence[Weight]
+    weights: Sequence[Weight], part: Sequence[Weight]
 ) -> list[np.ndarray] | None:
-    """A part's values among all weights: side by side, or else by their paths.
+    """Finds the values of a part: in one sequence, or else by their paths.
 
     Args:
-        weights: All of them.
-        wanted: The part's own: their paths and shapes count.
+        weights: All stored weights.
+        part: The network's own weights; their paths and shapes count.
 
     Returns:
-        None, if they are not there, or more than once: then nothing tells
-        which are meant.
+        The values; None if they are not stored, or are more than once, so that
+        nothing tells which are meant.
     """
-    kinds, given = [w.kind for w in wanted], [w.kind for w in weights]
+    kinds, stored = [w.kind for w in part], [w.kind for w in weights]
     size = len(kinds)
-    places = [
+    starts = [
         start
-        for start in range(len(given) - size + 1)
-        if given[start : start + size] == kinds
+        for start in range(len(stored) - size + 1)
+        if stored[start : start + size] == kinds
     ]
-    if len(places) == 1 and size:
-        return [w.value for w in weights[places[0] : places[0] + size]]
+    if len(starts) == 1 and size:
+        return [w.value for w in weights[starts[0] : starts[0] + size]]
     by_path = {w.path: w for w in weights}
-    found = [by_path[w.path] for w in wanted if w.path in by_path]
-    if size and [w.kind for w in found] == kinds:
-        return [w.value for w in found]
+    matches = [by_path[w.path] for w in part if w.path in by_path]
+    if size and [w.kind for w in matches] == kinds:
+        return [w.value for w in matches]
     return None
 
 
-def _from_workdir(path: pathlib.Path) -> Found:
+# ---------------------------------------------------------------- reading --
+def _from_workdir(path: pathlib.Path) -> Stored:
     model = state.load(path)
-    content = splits.read_content(workdir.Workdir(path).split)
-    return Found(_of(model.variables), content["class_names"])
+    return Stored(_weights(model.variables), list(model.class_names))
 
 
-def _from_keras(path: pathlib.Path) -> Found:
+def _from_keras(path: pathlib.Path) -> Stored:
     try:
         model = keras.models.load_model(path, compile=False)
     except Exception as error:  # Keras lets through whatever goes wrong
         raise InputError(_unreadable(error)) from error
-    return Found(_of(model.variables))
+    # A network that a run has saved knows its classes.
+    names = getattr(model, "class_names", None)
+    return Stored(_weights(model.variables), list(names) if names else None)
 
 
-def _from_saved_model(path: pathlib.Path) -> Found:
+def _from_saved_model(path: pathlib.Path) -> Stored:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
         raise InputError(_unreadable(error)) from error
-    # Keras lists them; of other SavedModels the signatures use them.
+    # Keras lists the variables; in other SavedModels the signatures use them.
     variables = getattr(loaded, "variables", ()) or [
         variable
         for signature in loaded.signatures.values()
@@ -291,16 +299,12 @@ def _from_saved_model(path: pathlib.Path) -> Found:
         for v in variables
         if v.dtype.is_floating
     ]
-    return Found(weights, _names_of_export(path))
-
-
-def _names_of_export(path: pathlib.Path) -> list[str] | None:
-    """The class names in an export of `simmatch_tf.export`; None of others."""
+    # Only an export of `simmatch_tf.export` has the names of its classes.
     file = path / "assets" / CLASS_NAMES
     if not file.is_file():
-        return None
+        return Stored(weights)
     try:
-        return list(json.loads(file.read_text("utf-8")))
+        return Stored(weights, list(json.loads(file.read_text("utf-8"))))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{file}: cannot be read ({error})") from None
 
@@ -319,7 +323,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def _is_whole_model(path: pathlib.Path) -> bool:
-    """Whether an .h5 file holds an architecture beside its weights."""
+    """Whether an .h5 file has an architecture as well as weights."""
     try:
         with h5py.File(path) as file:
             return "model_config" in file.attrs
@@ -330,31 +334,34 @@ def _is_whole_model(path: pathlib.Path) -> bool:
 def _from_h5(
     student: keras.Model, path: pathlib.Path
 ) -> dict[str, list[np.ndarray] | None]:
-    """The parts that Keras' own reader fills: of a network, or a backbone."""
+    """Reads a weights file, of a whole network or of a backbone, by Keras."""
     parts = network.parts(student)
-    errors = []
+    failures = []
     for model in (student, parts["backbone"]):
         # What is still NaN afterwards was not read.
         with _blank(model):
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what does not fit
+                    warnings.simplefilter("ignore")  # about what does not fit
                     model.load_weights(str(path), skip_mismatch=True)
             except Exception as error:
-                errors.append(_unreadable(error))
+                failures.append(_unreadable(error))
                 continue
             read = parts if model is student else ("backbone",)
-            taken = {n: _filled(parts[n]) if n in read else None for n in parts}
-        if taken["backbone"] is not None:
-            return taken
-    if len(errors) == 2:
-        raise InputError(errors[0])
+            values = {
+                name: _filled(part) if name in read else None
+                for name, part in parts.items()
+            }
+        if values["backbone"] is not None:
+            return values
+    if len(failures) == 2:
+        raise InputError(failures[0])
     return dict.fromkeys(parts)
 
 
 @contextlib.contextmanager
 def _blank(model: keras.Model) -> Iterator[None]:
-    """Sets all weights of a model to NaN, and back in the end."""
+    """Sets all weights of a model to NaN in the body, then back."""
     before = [
         (v, keras.ops.convert_to_numpy(v)) for v in _floats(model.variables)
     ]
@@ -368,7 +375,7 @@ def _blank(model: keras.Model) -> Iterator[None]:
 
 
 def _filled(part: keras.layers.Layer) -> list[np.ndarray] | None:
-    """The values of a part, if none of them is blank."""
+    """Returns the values of a part if all of them have been read."""
     values = [keras.ops.convert_to_numpy(v) for v in _floats(part.variables)]
     if not values or any(np.isnan(value).any() for value in values):
         return None

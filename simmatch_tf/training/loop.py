@@ -129,7 +129,7 @@ class _Run:
         self.initial = None
         if config.init_from and not resumed:
             # Outside the strategy's scope: another run's network has its own.
-            self.initial = initial.initialise(
+            self.initial = initial.initialize(
                 self.algorithm,
                 config.init_from,
                 self.source.class_names,

@@ -1,4 +1,4 @@
-"""Puts a run together from its flags: strategy, networks, algorithm."""
+"""Builds the algorithm of a run from its flags, and loads trained networks."""
 
 import contextlib
 import dataclasses
@@ -34,17 +34,20 @@ def make_algorithm(
     unlabeled_images: int = 0,
     statistics: tuple[list[float], list[float]] | None = None,
 ) -> algorithm_lib.Algorithm:
-    """Builds networks and state, initialised from the run's seed.
+    """Builds networks and state, initialized from the run's seed.
 
     Args:
-        config: The run's, with its durations in steps.
-        strategy: Where the state lives.
+        config: The run's flags, with durations in steps.
+        strategy: The distribution strategy.
         image_shape: (height, width, channels).
         slot_labels: Class of each labeled image [K], in slot order.
-        num_classes: L.
+        num_classes: Number of classes L.
         unlabeled_images: Size of the unlabeled set.
-        statistics: The images' mean and standard deviation; None, where a
-            checkpoint brings them.
+        statistics: Mean and standard deviation of each channel, in units of 1
+            (white); None where a checkpoint is restored, which holds them.
+
+    Returns:
+        The algorithm of --algorithm.
     """
     kind = registry.algorithms.find(config.algorithm)[0].value
     channels = image_shape[-1]
@@ -81,10 +84,14 @@ def make_algorithm(
 
 @contextlib.contextmanager
 def building(seed: int, precision: str) -> Iterator[None]:
-    """Seeds what Keras draws first weights from, and sets its dtype policy.
+    """Seeds the initializers of Keras, and sets its dtype policy.
 
-    Seeds are the process's, so runs in several threads must take turns. All is
-    given back to the caller as it was.
+    Both belong to the process, so runs in several threads take turns. They are
+    restored at the end.
+
+    Args:
+        seed: The seed.
+        precision: Name of the dtype policy.
     """
     with _BUILDING, runtime.pinned(), runtime.seeded(seed):
         keras.config.set_dtype_policy(precision)
@@ -140,13 +147,13 @@ def load(
 
     Args:
         workdir: The run's folder; None is runs/default, as for `fit`.
-        weights: "student" or "ema"; default: the weights of record.
+        weights: "student" or "ema"; default: the evaluated weights.
 
     Returns:
-        A Keras model from images [N, H, W, C], 0 to 255 (called with others
-        it refuses them, where it has a normalisation), to a dict with
-        `features`, `logits` and (SimMatch) `embeddings`. Its `class_names` are
-        those of the logits' columns.
+        A Keras model from images [N, H, W, C], from 0 to 255, to a dict with
+        `features`, `logits` and (SimMatch) `embeddings`. A model that
+        normalizes its images refuses images that are scaled already. Its
+        `class_names` are the names of the columns of the logits.
 
     Raises:
         InputError: There is no run or no checkpoint, it does not fit, or
@@ -175,7 +182,7 @@ def saved_model(
 
     Args:
         folder: The run's folder.
-        weights: "student" or "ema"; default: the weights of record.
+        weights: "student" or "ema"; default: the evaluated weights.
 
     Returns:
         The network, with the attribute `class_names`. None if the run is not

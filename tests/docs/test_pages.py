@@ -32,7 +32,7 @@ def test_the_readme_is_short():
 def test_the_first_screen_has_the_two_commands():
     train, test = readme_command.commands()
     assert "simmatch_tf.train --flagfile=configs/digits_40.cfg" in train
-    assert test.endswith("-m pytest")
+    assert test.endswith("-m pytest -n auto")
 
 
 @pytest.mark.parametrize("path", LINKED, ids=lambda path: path.name)

@@ -389,12 +389,12 @@ def test_unreadable_files(tmp_path):
 def test_wrong_flags(file, tmp_path, small_tfds, monkeypatch):
     for words, message in (
         ([], "give exactly one"),
-        (["--output=x.pth"], "must be a .keras file"),
+        (["--output=x.pth"], "must end in .keras"),
         (["other", "--workdir=x"], "'other' is not a flag"),
         (["--workdir=x", "--describe"], "--describe=True: is for train"),
         (["--workdir=x", "--init_from=y"], "--init_from=y: is for train"),
         (["--output=x.keras", "--steps=3"], "--steps=3: says nothing of an"),
-        (["--output=/no/x.keras"], "must be a .keras file in a folder that"),
+        (["--output=/no/x.keras"], "must be a file in a folder that exists"),
     ):
         with pytest.raises(InputError, match=message):
             flags(file, *words)
@@ -481,7 +481,7 @@ def test_encoders_become_first_weights(file, tmp_path):
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,
     )
-    initial.initialise(made, str(output), list("0123456789"))
+    initial.initialize(made, str(output), list("0123456789"))
     for trained in made.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(

@@ -1,6 +1,7 @@
 """What `export` writes, and how it is loaded elsewhere."""
 
 import fcntl
+import importlib.util
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ def test_content_of_an_export(exported, finished_run):
     written, loaded = exported
     assert written.path.name == "1"
     # Warm-up requests need a package that may not be installed.
-    available = exporting.warmup_available()
+    available = importlib.util.find_spec("tensorflow_serving") is not None
     assert bool(written.notes) != available
     assert (written.path / exporting.WARMUP).exists() == available
     assert set(loaded.signatures) == SIGNATURES
@@ -84,7 +85,7 @@ def test_versions_count_up_and_a_failed_comparison_leaves_nothing(
     (output / "7").mkdir(parents=True)
     (output / "notes").mkdir()
     monkeypatch.setattr(verification, "_difference", lambda *_: 2e-5)
-    monkeypatch.setattr(exporting, "warmup_available", lambda: False)
+    monkeypatch.setattr(exporting, "_write_warmup", lambda *_: False)
     with pytest.raises(InputError, match="differs from the training network"):
         exporting.write(finished_run[0], output)
     assert sorted(p.name for p in output.iterdir()) == ["7", "notes"]

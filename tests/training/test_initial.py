@@ -45,7 +45,6 @@ def algorithm(*, num_classes=10, **changes):
     config = runs.config("unused", **changes)
     return state.make_algorithm(
         config,
-        state.Custom(),
         strategies.one(),
         image_shape=(8, 8, 1),
         slot_labels=np.arange(20) % num_classes,
@@ -98,7 +97,7 @@ def test_every_form(files, form):
     folder, model, workdir = files
     path = workdir if form == "run" else folder / form
     made = algorithm()
-    text = initial.initialise(made, str(path), state.Custom(), NAMES)
+    text = initial.initialize(made, str(path), NAMES)
     assert taken(made, model) == FORMS[form]
     assert text.startswith(f"starts from {path}: ") and "backbone" in text
     assert ("so new: " in text) == (FORMS[form] != ALL)
@@ -117,11 +116,12 @@ def export_of_ours(finished_run, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "form", ["run", pytest.param("export", marks=pytest.mark.slow)]
+    "form",
+    ["run", "model.keras", pytest.param("export", marks=pytest.mark.slow)],
 )
 def test_classes_are_found_by_name(files, form, request):
     _, model, workdir = files
-    path = workdir
+    path = workdir if form == "run" else workdir / form
     if form == "export":
         path = request.getfixturevalue("export_of_ours")
     there = rows(model)
@@ -136,7 +136,7 @@ def test_classes_are_found_by_name(files, form, request):
         made = algorithm(num_classes=len(names))
         kernel, bias = arrays(network.parts(made.student)["classifier"])
         own = np.c_[kernel.T, bias]
-        text = initial.initialise(made, str(path), state.Custom(), names)
+        text = initial.initialize(made, str(path), names)
         assert remark in text
         kernel, bias = arrays(network.parts(made.student)["classifier"])
         for name, row, before in zip(
@@ -147,7 +147,7 @@ def test_classes_are_found_by_name(files, form, request):
     made = algorithm()
     before = arrays(network.parts(made.student)["classifier"])
     others = [f"other {name}" for name in NAMES]
-    text = initial.initialise(made, str(path), state.Custom(), others)
+    text = initial.initialize(made, str(path), others)
     assert text.endswith("so new: classifier")
     for one, other in zip(
         before, arrays(network.parts(made.student)["classifier"]), strict=True
@@ -196,13 +196,11 @@ def test_class_names_are_compared_as_people_read_them():
     assert remark == "1 of 3 classes by name; new: twice, x"
 
 
-@pytest.mark.parametrize("form", ["whole.keras", "whole.weights.h5"])
+@pytest.mark.parametrize("form", ["whole.weights.h5", "saved"])
 def test_without_names_the_shape_decides_and_the_run_says_so(files, form):
     folder, model, _ = files
     made = algorithm()
-    text = initial.initialise(
-        made, str(folder / form), state.Custom(), NAMES[::-1]
-    )
+    text = initial.initialize(made, str(folder / form), NAMES[::-1])
     assert "classifier (by its shape alone: no class names in it)" in text
     assert taken(made, model) == ALL
 
@@ -212,7 +210,7 @@ def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
     folder, model, _ = files
     made = algorithm(projection_dim=8)
     before = arrays(network.parts(made.student)["projection_head"])
-    text = initial.initialise(made, str(folder / form), state.Custom(), NAMES)
+    text = initial.initialize(made, str(folder / form), NAMES)
     assert text.endswith("not in it in this shape, so new: projection head")
     after = arrays(network.parts(made.student)["projection_head"])
     for one, other in zip(before, after, strict=True):
@@ -231,7 +229,7 @@ def test_another_backbone_is_refused_and_nothing_changed(files, form):
     made = algorithm(backbone="wrn_16_1")
     before = arrays(made.student)
     with pytest.raises(InputError, match="holds another backbone than --back"):
-        initial.initialise(made, str(path), state.Custom(), NAMES)
+        initial.initialize(made, str(path), NAMES)
     for one, other in zip(before, arrays(made.student), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -240,12 +238,10 @@ def test_files_that_cannot_be_read(tmp_path):
     for name in ("a.keras", "a.weights.h5"):
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(InputError, match=f"{name}: cannot be read"):
-            initial.initialise(
-                algorithm(), str(tmp_path / name), state.Custom(), NAMES
-            )
+            initial.initialize(algorithm(), str(tmp_path / name), NAMES)
     (tmp_path / "saved_model.pb").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="cannot be read"):
-        initial.initialise(algorithm(), str(tmp_path), state.Custom(), NAMES)
+        initial.initialize(algorithm(), str(tmp_path), NAMES)
 
 
 def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
