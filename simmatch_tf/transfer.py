@@ -262,6 +262,7 @@ class TransferConfig(config_lib.Plugins):
                 raise InputError(
                     f"--datasets={name}: is not the name of a dataset"
                 )
+            known.update(fact for fact in facts if facts[fact])
             if "is_prepared" in facts:
                 tfds.check_name(name, self.tfds_dir, flag="datasets")
         if ("needs_data_dir" in known) != (self.data_dir is not None):
@@ -280,7 +281,7 @@ class TransferConfig(config_lib.Plugins):
                     f"--{name}={value}: is not read by --datasets="
                     f"{self.datasets}"
                 )
-        if self.data_dir is not None:
+        if "folder" in names:
             images = folder.Listing(self.data_dir, unlabeled=False)
             images.check(need_unlabeled=False)
         manual = self.tfds_manual_dir
