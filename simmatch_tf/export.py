@@ -4,11 +4,10 @@ python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
 import dataclasses
-import pathlib
 from typing import TYPE_CHECKING
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, signals
+from simmatch_tf import io, preflight, signals
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import InputError, flag
@@ -85,9 +84,9 @@ class ExportConfig(config_lib.ImageFolders):
                     f"--{name}={value}: is for --format=saved_model, not "
                     f"{self.format}"
                 )
-        if pathlib.Path(self.output).expanduser().is_file():
+        if io.expand(self.output).is_file():
             raise InputError(
-                f"--output={self.output}: is a file, but a folder is wanted"
+                f"--output={self.output}: is a file, but must be a folder"
             )
 
 

@@ -31,8 +31,11 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path with a leading ~ replaced by the home folder."""
-    return pathlib.Path(path).expanduser()
+    """Returns the path with a leading ~ replaced by the home folder.
+
+    A name such as ~draft.png, which begins with no user's name, stays as it is.
+    """
+    return pathlib.Path(os.path.expanduser(path))
 
 
 def cache_folder() -> pathlib.Path:
@@ -42,7 +45,7 @@ def cache_folder() -> pathlib.Path:
         RuntimeError: The user has no home folder.
     """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return expand(base) / "simmatch_tf"
+    return pathlib.Path(base).expanduser() / "simmatch_tf"
 
 
 @contextlib.contextmanager

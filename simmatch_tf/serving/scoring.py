@@ -331,6 +331,7 @@ class Inspector:
     def _source(self, config: config_lib.Config) -> source_lib.Source:
         key = (
             config.dataset,
+            config.source,
             config.data_dir,
             config.tfds_dir,
             config.image_size,

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -337,6 +338,10 @@ def test_ways_to_give_the_same_images(folder):
     for files in (str(folder / "*.png"), paths, np.array(paths), folder):
         assert prediction._given(files).paths == paths
     assert prediction._given([folder / name for name in names]).paths == paths
+    # No user's home folder.
+    assert prediction._given(["~draft.png"]).paths == [
+        os.path.abspath("~draft.png")
+    ]
     expected = prediction._given(PIXELS)
     assert expected.names[:2] == ["image 0", "image 1"]
     for images in (
