@@ -10,7 +10,8 @@ import sys
 from typing import ClassVar
 
 from simmatch_tf import io, preflight, signals, tables, terminal
-from simmatch_tf.experiments import plan, runner, summary
+from simmatch_tf.experiments import plan as plan_lib
+from simmatch_tf.experiments import runner, summary
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
@@ -94,17 +95,17 @@ class ExperimentConfig(commandline.Flags):
 
 def main(flags: ExperimentConfig) -> int | None:
     """Runs what is left; returns 42 if interrupted, 1 if a run failed."""
-    what = plan.read(flags.plan)
-    cells = what.cells()
-    folder = io.expand(flags.workdir or f"runs/{what.name}")
+    plan = plan_lib.read(flags.plan)
+    cells = plan.cells()
+    folder = io.expand(flags.workdir or f"runs/{plan.name}")
     store = store_lib.Store(io.expand(flags.results or folder / "finished"))
-    summary.check_page(flags.page, what.name)
-    chosen = plan.of_seeds(cells, flags.chosen_seeds())
+    summary.check_page(flags.page, plan.name)
+    chosen = plan_lib.of_seeds(cells, flags.chosen_seeds())
     if flags.dry_run:
-        print(summary.left(what, chosen, store))
+        print(summary.left(plan, chosen, store))
         return None
     if flags.only_tables:
-        print(summary.write(what, cells, store, folder, flags.page))
+        print(summary.write(plan, cells, store, folder, flags.page))
         return None
     for cell in store.missing(chosen):
         try:
@@ -122,7 +123,7 @@ def main(flags: ExperimentConfig) -> int | None:
         shown = bool(left) and flags.progress
         bar = terminal.progress(len(left), "run", shown=shown)
 
-        def done(cell: plan.Cell, finished: store_lib.Finished) -> None:
+        def done(cell: plan_lib.Cell, finished: store_lib.Finished) -> None:
             top1 = tables.percent(finished.top1)
             seconds = f"{finished.seconds:.0f} s"
             bar.write(f"{cell.title()}: {top1} top-1, {seconds}")
@@ -143,7 +144,7 @@ def main(flags: ExperimentConfig) -> int | None:
             interruption = error
         finally:
             bar.close()
-        print(summary.write(what, cells, store, folder, flags.page))
+        print(summary.write(plan, cells, store, folder, flags.page))
     for cell, reason in failed.items():
         print(f"failed: {cell.title()}: {reason}", file=sys.stderr)
     if interruption is not None:

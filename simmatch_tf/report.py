@@ -86,7 +86,7 @@ def main(flags: ReportConfig) -> None:
     known = report_page.reports(groups, inspections)
     print(tables.plain(report_page.result(groups, known)))
     notes = report_page.not_compared(groups) + report_page.unfinished(groups)
-    for name, reason in inspections.why_not.items():
+    for name, reason in inspections.skipped.items():
         notes.append(f"{name}: no test images are shown: {reason}")
     print("\n".join(["", *notes, f"Written to {output}."]))
     if folder is not None:
@@ -115,26 +115,26 @@ def _inspect(
         The attributes of `report_page.Inspections`. Each group shows the
         images of its worst run, which has the most errors to look at.
     """
-    found, shown, why_not = {}, [], {}
+    by_run, shown, skipped = {}, [], {}
     inspector = None
     for group in groups:
         worst = min(group.finished, key=lambda r: r.result.top1, default=None)
         for run in group.finished:
             if flags.images == 0:
-                why_not[run.name] = "--images=0"
+                skipped[run.name] = "--images=0"
                 continue
             if inspector is None:
                 preflight.start()  # with the kernels of training
                 inspector = make_inspector(flags)
             try:
-                found[run.name] = inspector.inspect(
+                by_run[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst
                 )
             except InputError as error:
-                why_not[run.name] = str(error)
-        if worst is not None and worst.name in found:
+                skipped[run.name] = str(error)
+        if worst is not None and worst.name in by_run:
             shown.append(worst.name)
-    return found, shown, why_not
+    return by_run, shown, skipped
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 from typing import TYPE_CHECKING, ClassVar
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, registry, signals, terminal
+from simmatch_tf import io, preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import InputError, flag
@@ -219,37 +218,37 @@ class TransferConfig(config_lib.Plugins):
 
     def _check_model(self, named: settings.Named) -> None:
         if named.library is not None:
-            registry.networks.find(named.what, flag="model")
+            registry.networks.find(named.model, flag="model")
             if self.weights in _OF_RUNS:
                 raise InputError(
-                    f"--weights={self.weights}: is of runs; for {named.what} "
+                    f"--weights={self.weights}: is for runs; for {named.model} "
                     f"give {settings.PUBLISHED}, {settings.NEW} or a file"
                 )
             if self.weights not in (None, settings.PUBLISHED, settings.NEW):
                 preflight.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
                 registry.networks.check_side(
-                    named.what, self.image_size, flag="model"
+                    named.model, self.image_size, flag="model"
                 )
             return
-        kind, path = preflight.kind_of_model("model", named.what)
+        kind, path = preflight.kind_of_model("model", named.model)
         if kind == "workdir":
             workdir.Workdir(path).trained()
         else:
             preflight.exported(path)
         if kind == "saved_model" and self.weights is not None:
             raise InputError(
-                f"--weights={self.weights}: {named.what} is an export, which "
-                "has but one network's"
+                f"--weights={self.weights}: {named.model} is an export, which "
+                "has the weights of one network only"
             )
         if self.weights not in (None, *_OF_RUNS):
             raise InputError(
-                f"--weights={self.weights}: of {named.what} it must be student "
-                "or ema; other weights are for a library's architecture"
+                f"--weights={self.weights}: of {named.model} it must be "
+                "student or ema; other weights are for a library's architecture"
             )
 
     def _check_datasets(self) -> None:
-        names, of_tfds = self.dataset_names(), False
+        names, known = self.dataset_names(), set()
         if not names:
             raise InputError(
                 f"--datasets={self.datasets}: name some, such as "
@@ -260,19 +259,20 @@ class TransferConfig(config_lib.Plugins):
                 raise InputError(f"--datasets={self.datasets}: {name} twice")
             facts = registry.sources.find(name, flag="datasets")[0].facts
             if facts.get("from_python"):
-                raise InputError(f"--datasets={name}: is no dataset's name")
+                raise InputError(
+                    f"--datasets={name}: is not the name of a dataset"
+                )
             if "is_prepared" in facts:
                 tfds.check_name(name, self.tfds_dir, flag="datasets")
-                of_tfds = True
-        if ("folder" in names) != (self.data_dir is not None):
+        if ("needs_data_dir" in known) != (self.data_dir is not None):
             raise InputError(
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
         for name, read in (
-            ("on_bad_image", "folder" in names),
-            ("tfds_dir", of_tfds),
-            ("tfds_manual_dir", of_tfds),
+            ("on_bad_image", "skips_bad_images" in known),
+            ("tfds_dir", "is_prepared" in known),
+            ("tfds_manual_dir", "is_prepared" in known),
         ):
             value = getattr(self, name)
             if value not in (None, "error") and not read:
@@ -284,29 +284,33 @@ class TransferConfig(config_lib.Plugins):
             images = folder.Listing(self.data_dir, unlabeled=False)
             images.check(need_unlabeled=False)
         manual = self.tfds_manual_dir
-        if manual and not os.path.isdir(os.path.expanduser(manual)):
+        if manual and not io.expand(manual).is_dir():
             raise InputError(f"--tfds_manual_dir={manual}: no such folder")
 
     def named_models(self) -> list[settings.Named]:
-        """The models, and what to call them."""
+        """Returns the models of --model and their names.
+
+        Raises:
+            InputError: A word is empty in part.
+        """
         models = []
         for word in self.model:
-            name, sign, what = word.partition("=")
-            if not sign or os.path.exists(os.path.expanduser(word)):
-                name, sign, what = "", "", word
-            library = what.partition(":")[0]
+            name, sign, model = word.partition("=")
+            if not sign or io.expand(word).exists():
+                name, sign, model = "", "", word
+            library = model.partition(":")[0]
             library = library if library in _LIBRARIES else None
-            if not what.strip() or (sign and not name.strip()):
+            if not model.strip() or (sign and not name.strip()):
                 raise InputError(f"--model={word}: must be MODEL or NAME=MODEL")
             if not name:
-                name = what if library else pathlib.Path(what).resolve().name
+                name = model if library else pathlib.Path(model).resolve().name
             # Names of files need not be valid UTF-8.
             name = name.encode("utf-8", "backslashreplace").decode()
-            models.append(settings.Named(name, what, library))
+            models.append(settings.Named(name, model, library))
         return models
 
     def dataset_names(self) -> list[str]:
-        """Those of --datasets."""
+        """Returns the datasets of --datasets."""
         words = (self.datasets or "").split(",")
         return [word.strip() for word in words if word.strip()]
 
@@ -329,7 +333,7 @@ def main(flags: TransferConfig) -> int | None:
         again = "interrupted: started again with the same flags, it goes on"
         print(str(stop) or again, file=sys.stderr)
         return signals.RESUME_ME
-    folder = pathlib.Path(os.path.expanduser(flags.output))
+    folder = io.expand(flags.output)
     table = transfer_table.Table(outcomes)
     written = transfer_table.write(table, folder, flags.protocol)
     if flags.protocol == "linear":

@@ -28,7 +28,7 @@ def flags(config: config_lib.Config) -> list[str]:
     operational = {
         name for name, each in config.fields().items() if each.operational
     }
-    if config.dataset == "folder":
+    if config.data_dir is not None:
         operational.remove("data_dir")
     text = config.absolute().to_flagfile(without=operational)
     return text.split("\n")[:-1]
@@ -81,7 +81,7 @@ def data(
             files = fingerprint.read(data_json).files
         else:
             files = fingerprint.of_flags(config).files
-            if config.dataset == "folder":
+            if config.data_dir is not None:
                 folder = _in_folder(config.absolute().data_dir)
                 files = {**folder.files, **files}
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def data(
     files = {
         name: state
         for name, state in files.items()
-        if config.dataset == "folder" or name.startswith("--")
+        if config.data_dir is not None or name.startswith("--")
     }
     digest = fingerprint.Fingerprint(files).digest()
     contents = [

@@ -12,14 +12,15 @@ from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
-from simmatch_tf.experiments import identity, plan
+from simmatch_tf.experiments import identity
+from simmatch_tf.experiments import plan as plan_lib
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import comparison
 
 
 def compare(
-    what: plan.Plan, cells: list[plan.Cell], store: store_lib.Store
+    plan: plan_lib.Plan, cells: list[plan_lib.Cell], store: store_lib.Store
 ) -> comparison.Comparison:
     """Compares the finished runs of a plan.
 
@@ -46,27 +47,27 @@ def compare(
         images[cell.column].add(
             (dataset, finished.scored_on, finished.test_images)
         )
-    reference = what.reference
+    reference = plan.reference
     if reference is not None and any(len(each) > 1 for each in images.values()):
         logging.warning(
             "%s: no lead of %s is given: the results are not all of the same "
             "images",
-            what.path,
+            plan.path,
             reference,
         )
         reference = None
     return comparison.Comparison(
-        title=what.title,
-        places=tuple((row, column) for row, column, _ in what.places()),
+        title=plan.title,
+        places=tuple((row, column) for row, column, _ in plan.places()),
         reference=reference,
-        curves=what.curves,
+        curves=plan.curves,
         scores=tuple(scores),
     )
 
 
 def write(
-    what: plan.Plan,
-    cells: list[plan.Cell],
+    plan: plan_lib.Plan,
+    cells: list[plan_lib.Cell],
     store: store_lib.Store,
     folder: pathlib.Path,
     page: str | None,
@@ -74,7 +75,7 @@ def write(
     """Writes table.md, table.csv, runs.csv and table.png, and into a page.
 
     Args:
-        what: The plan.
+        plan: The plan.
         cells: All of its runs.
         store: The store of finished runs.
         folder: The folder for the files.
@@ -86,7 +87,7 @@ def write(
     Raises:
         InputError: A file cannot be written.
     """
-    compared = compare(what, cells, store)
+    compared = compare(plan, cells, store)
     text = comparison.markdown(compared)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def write(
         names.append("table.png")
         figures.save_comparison(compared, folder / names[-1])
     if page is not None:
-        insert(io.expand(page), what.name, text)
+        insert(io.expand(page), plan.name, text)
     return (
         f"{text}\n\nIn {folder}: {', '.join(names)} ({len(compared.scores)} of "
         f"{len(cells)} runs)."
@@ -186,14 +187,14 @@ def insert(path: pathlib.Path, name: str, table: str) -> None:
 
 
 def left(
-    what: plan.Plan, cells: list[plan.Cell], store: store_lib.Store
+    plan: plan_lib.Plan, cells: list[plan_lib.Cell], store: store_lib.Store
 ) -> str:
     """Returns a table of the runs that are left and how long they take.
 
     A run is expected to take as long as the finished runs of its place in the
     table did on average, or else those of its algorithm in this plan.
     """
-    places: dict[tuple[str, str], list[plan.Cell]] = {}
+    places: dict[tuple[str, str], list[plan_lib.Cell]] = {}
     times: dict[tuple, list[float]] = collections.defaultdict(list)
     seen, missing = set(), set()
     for cell in cells:
@@ -225,7 +226,7 @@ def left(
         title = members[0].title(seed=False)
         rows.append([title, str(len(members)), str(len(names)), *line])
     text = (
-        f"{what.title}\n\n{tables.plain(rows)}\n\n{total} runs left, "
+        f"{plan.title}\n\n{tables.plain(rows)}\n\n{total} runs left, "
         f"{hours:,.1f} hours one after the other, as measured on finished runs"
     )
     if unknown:

@@ -114,7 +114,7 @@ def find(
         if named.library is not None:
             encoder = _of_library(named, weights, image_size, seed)
         else:
-            kind, path = preflight.kind_of_model("model", named.what)
+            kind, path = preflight.kind_of_model("model", named.model)
             encoder = {"workdir": _of_run, "saved_model": _of_export}[kind](
                 named, path, weights, image_size
             )
@@ -143,16 +143,16 @@ def _of_export(named, path, weights, image_size) -> Encoder:
         config = config_lib.Config.from_recorded(export.card["flags"])
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"--model={named.what}: was exported by another version ({error})"
+            f"--model={named.model}: was exported by another version ({error})"
         ) from None
     shape = export.preprocessing.image_shape
     model = _build(config.backbone, shape, config.network)
     filled = initial.fill(
-        model, named.what, backbone=config.backbone, flag="model"
+        model, named.model, backbone=config.backbone, flag="model"
     )
     if None in filled.values():
         raise InputError(
-            f"--model={named.what}: some of its weights are missing"
+            f"--model={named.model}: some of its weights are missing"
         )
     shape = _side(named, shape, image_size)
     return _encoder(named, config, shape, _weights(model), None)
@@ -160,22 +160,22 @@ def _of_export(named, path, weights, image_size) -> Encoder:
 
 def _of_library(named, weights, image_size, seed) -> Encoder:
     side = image_size or _SIDE
-    registry.networks.check_side(named.what, side, flag="model")
+    registry.networks.check_side(named.model, side, flag="model")
     shape = (side, side, 3)
     flags = commandline.HyperParameters()  # a library's networks have none
-    model = _build(named.what, shape, flags, seed)
+    model = _build(named.model, shape, flags, seed)
     if weights in (None, settings.PUBLISHED):
         try:
-            values = library_backbone.published(*named.what.split(":"), shape)
+            values = library_backbone.published(*named.model.split(":"), shape)
             network.parts(model)["backbone"].set_weights(values)
         except ValueError as error:
             raise InputError(
-                f"--model={named.what}: {error}; give --weights=FILE, or "
+                f"--model={named.model}: {error}; give --weights=FILE, or "
                 "--weights=random for new ones"
             ) from None
     elif weights != settings.NEW:
-        initial.fill(model, weights, backbone=named.what, flag="weights")
-    encoder = Encoder(named.name, named.what, shape, flags, _weights(model))
+        initial.fill(model, weights, backbone=named.model, flag="weights")
+    encoder = Encoder(named.name, named.model, shape, flags, _weights(model))
     if weights != settings.NEW:
         return encoder
     return dataclasses.replace(encoder, name=_new(named.name), epochs="0")
@@ -194,8 +194,8 @@ def _side(
         return image_size, image_size, channels
     if height != width:
         raise InputError(
-            f"--model={named.what}: takes images of {height}×{width}, but they "
-            "must be square; give --image_size"
+            f"--model={named.model}: takes images of {height}×{width}, but "
+            "they must be square; give --image_size"
         )
     return shape
 
@@ -228,7 +228,7 @@ def _encoder(
         encoder.network  # noqa: B018 — a size may not suit the weights
     except ValueError as error:
         raise InputError(
-            f"--model={named.what}: cannot take images of {shape[0]}×"
+            f"--model={named.model}: cannot take images of {shape[0]}×"
             f"{shape[1]}: {error}"
         ) from None
     return encoder

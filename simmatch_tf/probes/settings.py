@@ -1,26 +1,25 @@
-"""The settings of `transfer`. Imports no TensorFlow."""
+"""Settings of `transfer`. Nothing here imports TensorFlow."""
 
 import dataclasses
 
 from simmatch_tf.flags.errors import InputError
 
-# Names of the two kinds of weights of a library's architecture that are no
-# file.
+# Values of --weights, for a library's architecture, that are no file.
 PUBLISHED, NEW = "imagenet", "random"
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A model of the command line.
+    """A model of --model.
 
     Attributes:
-        name: Of its row in the table.
-        what: A folder, or LIBRARY:NAME.
+        name: Name of its row in the table.
+        model: A folder, or LIBRARY:NAME.
         library: "keras_applications", "keras_cv" or None.
     """
 
     name: str
-    what: str
+    model: str
     library: str | None
 
 
@@ -32,18 +31,18 @@ class Settings:
         protocol: "linear", "finetune" or "knn".
         output: Folder of the table and of finished measurements.
         max_iter: Iterations of L-BFGS for each regularization strength.
-        tol: Largest slope of the mean loss at which L-BFGS ends.
-        neighbors: Images that vote in k-NN.
-        temperature: Of the k-NN votes, exp(cosine / temperature).
+        tol: Largest slope of the mean loss at which L-BFGS stops.
+        neighbors: Number of nearest neighbors that vote.
+        temperature: Temperature of their votes, exp(cosine / temperature).
         steps: Steps of each fine-tuning run.
         rates: Peak learning rates of the fine-tuning grid; see `numbers`.
-        decays: Weight decays of the grid, likewise; each is divided by the
-            rate.
-        crop_area: Least share of the image in a random crop.
-        batch_size: Images at once; of a step, in fine-tuning.
-        seed: Of new weights, and of the order and views of fine-tuning.
-        cache_dir: Folder that keeps features; None: the default.
-        parallel_calls: Batches of images prepared at once.
+        decays: Weight decays of the grid; each is divided by the rate.
+        crop_area: Smallest share of the image in a random crop.
+        batch_size: Images of a batch.
+        seed: Random seed of new weights, and of fine-tuning.
+        cache_dir: Folder that keeps features; by default, that of
+            `features.default_folder`.
+        parallel_calls: Batches of images that are prepared at once.
         progress: Whether progress bars are shown.
     """
 
@@ -69,19 +68,19 @@ def numbers(name: str, value: str) -> tuple[float, ...]:
 
     Args:
         name: "rates", whose numbers are above 0, or "decays", at least 0.
-        value: Numbers with commas between them.
+        value: Numbers separated by commas.
 
     Raises:
-        InputError: One is no number in that range, or stands there twice.
+        InputError: A word is no number in that range, or is repeated.
     """
     least = "above 0" if name == "rates" else "at least 0"
     try:
-        found = tuple(float(word) for word in value.split(","))
+        parsed = tuple(float(word) for word in value.split(","))
         right = all(
-            0 <= x <= 100 and (x > 0 or name == "decays") for x in found
+            0 <= x <= 100 and (x > 0 or name == "decays") for x in parsed
         )
-        # As their runs' folders are named.
-        right &= len({f"{x:g}" for x in found}) == len(found)
+        # Names of the runs' folders, which must differ.
+        right &= len({f"{x:g}" for x in parsed}) == len(parsed)
     except ValueError:
         right = False
     if not right:
@@ -89,4 +88,4 @@ def numbers(name: str, value: str) -> tuple[float, ...]:
             f"--{name}={value}: must be numbers {least} and at most 100, "
             "each once, with commas between"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(parsed))

@@ -145,18 +145,20 @@ def load(
             a class without a training image.
     """
     entry, _ = registry.sources.find(name)
-    folder = entry.facts.get("needs_data_dir")
+    facts = entry.facts
     # A run whose training images are all labeled.
     config = config_lib.Config(
         dataset=name,
         label_fraction=1.0,
         steps=1,
-        data_dir=data_dir if folder else None,
-        on_bad_image=on_bad_image if folder else "error",
+        data_dir=data_dir if facts.get("needs_data_dir") else None,
+        on_bad_image=(
+            on_bad_image if facts.get("skips_bad_images") else "error"
+        ),
         tfds_dir=tfds_dir,
         tfds_manual_dir=tfds_manual_dir,
     )
-    load_source = entry.facts.get("load_for_transfer", entry.value)
+    load_source = facts.get("load_for_transfer", entry.value)
     try:
         source = load_source(config)
     except InputError as error:

@@ -44,11 +44,11 @@ def import_run(
             returns the recipe of the published run with these sizes, and with
             the flags that the file decides, by name.
         file: The file.
-        finished_steps: Steps that it was trained for; by default, what the
-            file says.
+        finished_steps: Steps that it was trained for; by default, those in
+            the file.
 
     Returns:
-        Lines for the user that say what was imported.
+        Lines for the user that describe the import.
 
     Raises:
         InputError: Tensors are missing, unknown or misshapen; the flags do not
@@ -368,7 +368,7 @@ def _origin(
     checkpoint: checkpoint_lib.Checkpoint,
     step: int,
 ) -> dict[str, Any]:
-    """Returns what `export_run` needs of the file beside the state."""
+    """Returns the properties of the file that `export_run` needs."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -413,7 +413,7 @@ def import_encoder(content: Any, output: pathlib.Path) -> list[str]:
         output: The .keras file to write.
 
     Returns:
-        Lines for the user that say what was imported.
+        Lines for the user that describe the import.
 
     Raises:
         InputError: Tensors are missing, unknown or misshapen, or the file

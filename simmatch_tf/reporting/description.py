@@ -30,7 +30,7 @@ _SUMS = {
 def of_flags(config: config_lib.Config) -> str:
     """Describes the run that flags ask for, without training.
 
-    The images of a large dataset are not read, and need not be there.
+    The images of a large dataset are not read, and need not be present.
 
     Args:
         config: The run's flags.

@@ -30,14 +30,14 @@ class Inspections:
     """What runs predict for their test images.
 
     Attributes:
-        found: Run → its predictions, a `serving.scoring.Inspection`.
+        by_run: Run → its predictions, a `serving.scoring.Inspection`.
         shown: The runs whose images the page shows.
-        why_not: Run → why it is not in `found`.
+        skipped: Run → why it is not in `by_run`.
     """
 
-    found: Mapping[str, Any]
+    by_run: Mapping[str, Any]
     shown: Sequence[str]
-    why_not: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
 def reports(
@@ -47,8 +47,8 @@ def reports(
     known = {}
     for group in groups:
         for run in group.finished:
-            if run.name in inspections.found:
-                known[run.name] = inspections.found[run.name].report
+            if run.name in inspections.by_run:
+                known[run.name] = inspections.by_run[run.name].report
             elif run.evaluation is not None:
                 known[run.name] = run.evaluation
     return known
@@ -80,7 +80,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         without_scalars=[run.name for run in runs if not run.scalars],
         confusions=_confusions(groups, known),
         images=[
-            (name, number, inspections.found[name])
+            (name, number, inspections.by_run[name])
             for number, name in enumerate(inspections.shown)
         ],
         left_out=_left_out(groups, inspections, known),
@@ -221,13 +221,13 @@ def _value(value: Any) -> str:
 def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
     """Returns the results, paired by seed and by the images labeled."""
     pairs: dict[tuple[int, Any], int] = {}
-    found = []
+    scores = []
     for group in groups:
         for run in group.finished:
             # Where a file says which images are labeled, --split_seed does not.
             labeled = tuple(run.split.get("labeled", ()))
             seeds = run.config.seed, labeled or run.config.split_seed
-            found.append(
+            scores.append(
                 comparison.Score(
                     row=group.name,
                     column="",
@@ -239,7 +239,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
                     seconds=run.seconds or 0.0,
                 )
             )
-    return found
+    return scores
 
 
 def _comparable(groups: Sequence[runs_lib.Group]) -> bool:
@@ -288,13 +288,13 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
 
 def _interval(group: runs_lib.Group) -> str:
     """Returns the interval of the runs' mean for this number of images."""
-    found = [run.result for run in group.finished]
-    if not found:
+    results = [run.result for run in group.finished]
+    if not results:
         return _UNKNOWN
     return comparison.wilson_text(
-        statistics.mean(result.top1 for result in found),
+        statistics.mean(result.top1 for result in results),
         # All runs are scored on the same images: more runs are not more.
-        min(result.test_images for result in found),
+        min(result.test_images for result in results),
     )
 
 
@@ -406,17 +406,17 @@ def _length(run: runs_lib.Run) -> dict[str, int]:
 
 def _findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     """Returns known problems, each once a group with all runs that have it."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     for group in groups:
         for run in group.runs:
             for finding in diagnosis.find(
                 run.config, run.scalars, **_length(run)
             ):
-                entry = found.setdefault(
+                entry = entries.setdefault(
                     (group.name, finding.name), {"finding": finding, "runs": []}
                 )
                 entry["runs"].append(run.name)
-    return list(found.values())
+    return list(entries.values())
 
 
 def _not_judged(runs: Sequence[runs_lib.Run]) -> list[str]:
@@ -500,29 +500,29 @@ def confusion(group: runs_lib.Group, known: Reports) -> list[list[int]] | None:
 
 def pairs(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
     """Returns the pairs of classes that are most often confused."""
-    found = [
+    errors = [
         (count, sum(row), names[true], names[predicted])
         for true, row in enumerate(counts)
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
-    found.sort(key=lambda each: -each[0])
+    errors.sort(key=lambda each: -each[0])
     rows = [["true class", "taken for", "images", "of the class"]]
-    for count, total, true, predicted in found[:_WORST]:
+    for count, total, true, predicted in errors[:_WORST]:
         rows.append([true, predicted, f"{count:,}", f"{count / total:.1%}"])
     return rows
 
 
 def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
     """Returns the classes of least accuracy, of those that have errors."""
-    found = [
+    errors = [
         (row[label] / sum(row), sum(row), names[label])
         for label, row in enumerate(counts)
         if sum(row) > row[label]
     ]
-    found.sort(key=lambda each: each[0])
+    errors.sort(key=lambda each: each[0])
     rows = [["class", "right", "images"]]
-    for share, total, name in found[:_WORST]:
+    for share, total, name in errors[:_WORST]:
         rows.append([name, f"{share:.1%}", f"{total:,}"])
     return rows
 
@@ -534,7 +534,7 @@ def _left_out(
     sentences = []
     for group in groups:
         for run in group.finished:
-            reason = inspections.why_not.get(run.name)
+            reason = inspections.skipped.get(run.name)
             if reason is None:
                 continue
             text = f"{run.name}: no test images are shown"

@@ -504,7 +504,7 @@ def _deciding(config: config_lib.Config) -> dict[str, Any]:
         if (
             not fields[name].operational
             # Only the folder says which images these are.
-            or (name == "data_dir" and config.dataset == "folder")
+            or (name == "data_dir" and value is not None)
         )
         and name not in _SEEDS
     }

@@ -20,7 +20,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import network
+from simmatch_tf.modules import memory as memory_lib
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing, thumbnails, versions
 from simmatch_tf.training import (
@@ -40,6 +40,8 @@ PREPROCESSING = "preprocessing.json"
 _CALIBRATED = 0.05
 # Network → the attributes of an algorithm that lead to it.
 _PLACES = {"student": ("student",), "ema": ("teacher", "model")}
+# Variables of a memory bank.
+_TENSORS = ("features", "labels", "written")
 _NO_MEMORY = (
     "the run has no memory of labeled images, as --algorithm=simmatch has: "
     "nothing can be explained by them"
@@ -86,12 +88,10 @@ def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
     try:
         if trained := _read_finished(folder, names):
             return trained
-    # A damaged file makes TensorFlow and Keras raise errors of many types.
-    except Exception as error:
+    except Exception as error:  # damaged files raise errors of many types
         logging.warning(
-            "%s: cannot be read (%s); the run's last checkpoint is restored",
-            folder.model,
-            errors.reason(error),
+            "%s is not used (%s); the last checkpoint is restored",
+            *(folder.model, errors.reason(error)),
         )
     return _read_checkpoint(folder)
 
@@ -99,8 +99,8 @@ def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
 def _read_finished(
     folder: workdir.Workdir, names: Sequence[str | None]
 ) -> Trained | None:
-    """Reads networks without their optimizer; None of an unfinished run."""
-    if not (folder.model.is_file() and folder.results.is_file()):
+    """Reads networks without their optimizer; None without a model.keras."""
+    if not folder.finished():
         return None
     result = results.read(folder.results)
     index = folder.checkpoints / f"step_{result.steps:08d}.index"
@@ -111,17 +111,18 @@ def _read_finished(
     with runtime.seeded(0), strategies.one().scope():
         for name in names:
             name = name or result.weights_of_record
-            networks[name] = network.load(folder.model)
+            networks[name] = state.saved_model(folder)
+            if networks[name] is None:
+                return None
             if name != result.weights_of_record:
                 _read_weights(networks[name], _PLACES[name], prefix)
     reader = tf.train.load_checkpoint(prefix)
-    saved = reader.get_variable_to_shape_map()
     keys = {
         name: f"algorithm/memory/{name}/.ATTRIBUTES/VARIABLE_VALUE"
-        for name in ("features", "labels", "written")
+        for name in _TENSORS
     }
     memory = None
-    if all(key in saved for key in keys.values()):
+    if all(map(reader.has_tensor, keys.values())):
         memory = {name: reader.get_tensor(key) for name, key in keys.items()}
     return Trained(networks, result.weights_of_record, result.steps, memory)
 
@@ -129,12 +130,9 @@ def _read_finished(
 def _read_checkpoint(folder: workdir.Workdir) -> Trained:
     """Restores all state of a run from its last checkpoint."""
     algorithm, _, step = state.restore(folder.path)
-    memory = getattr(algorithm, "memory", None)
-    if memory is not None:
-        memory = {
-            name: getattr(memory, name).numpy()
-            for name in ("features", "labels", "written")
-        }
+    bank, memory = getattr(algorithm, "memory", None), None
+    if isinstance(bank, memory_lib.MemoryBuffer):
+        memory = {name: getattr(bank, name).numpy() for name in _TENSORS}
     return Trained(
         algorithm.networks(), algorithm.evaluated_weights, step, memory
     )
@@ -279,7 +277,8 @@ def run(
     trained = read_networks(folder, weights)
     weights = weights or trained.weights_of_record
     labeled, why_not = None, _NO_MEMORY
-    if trained.memory is not None:
+    values = config.values()
+    if trained.memory is not None and {"alpha", "temperature"} <= set(values):
         names = thumbnails.slot_names(content)
         slots = np.flatnonzero(trained.memory["written"] >= 0)
         why_not = "" if len(slots) else _EMPTY_MEMORY
@@ -288,8 +287,8 @@ def run(
             slots=slots,
             labels=trained.memory["labels"][slots],
             ids=[names[slot] for slot in slots],
-            temperature=config.temperature,
-            alpha=config.alpha,
+            temperature=values["temperature"],
+            alpha=values["alpha"],
         )
     classifier = classifier_lib.Classifier(
         trained.networks[weights],

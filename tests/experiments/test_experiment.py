@@ -1,4 +1,4 @@
-"""The command: a grid that is run, stopped, gone on with, and shown."""
+"""The command: a plan is run, interrupted, resumed, and shown."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def write_plan(folder, methods, **changes):
 
 
 @pytest.mark.slow
-def test_a_grid(tmp_path, capfd):
-    """Two methods: one fails, is mended and gone on with."""
+def test_a_plan(tmp_path, capfd):
+    """Two methods: one fails, is repaired and resumed."""
     methods = {
         "FixMatch": "--algorithm=fixmatch",
         "SimMatch": "--init_from=" + str(tmp_path / "weights.keras"),
@@ -49,7 +49,7 @@ def test_a_grid(tmp_path, capfd):
     words = [str(path), f"--workdir={tmp_path / 'out'}", "--jobs=2"]
     with pytest.raises(InputError, match="weights.keras: no such file"):
         experiment.main(flags(*words))
-    # Nothing was run: what is wrong is said before the first.
+    # Nothing was run: errors are reported before the first run.
     assert not (tmp_path / "out").exists()
     (tmp_path / "weights.keras").write_text("no weights")
     assert experiment.main(flags(*words, "--seeds=0")) == 1
@@ -82,7 +82,7 @@ def test_a_grid(tmp_path, capfd):
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """In the place of Python: a script that notes how it was called."""
+    """Replaces Python by a script that records how it was called."""
     path = tmp_path / "python"
     path.write_text(
         "#!/bin/sh\n"
@@ -102,7 +102,7 @@ def cells(tmp_path):
     return plan.read(str(path)).cells()
 
 
-def test_gpus_are_divided_and_failures_told(stub):
+def test_gpus_are_divided_and_failures_reported(stub):
     these = cells(stub)
     with runner.claim(stub / "out") as lock:
         failed = runner.run(
@@ -122,11 +122,11 @@ def test_gpus_are_divided_and_failures_told(stub):
 
 @pytest.fixture
 def experimenting(stub):
-    """Two runs that wait for SIGTERM, and the experiment they are of."""
+    """Starts an experiment of two runs that wait for SIGTERM."""
     (stub / "wait").touch()
     path = write_plan(stub, {"SimMatch": "", "A": "--alpha=0.5"})
     code = (
-        # Whoever runs the tests may have told them to ignore it (nohup).
+        # The tests may run under nohup, which ignores it.
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import sys; from simmatch_tf import experiment\n"
         f"sys.executable = {str(stub / 'python')!r}\n"
@@ -156,7 +156,7 @@ def wait_for(condition):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_has_all_save(stub, experimenting, number):
+def test_a_signal_makes_all_runs_save(stub, experimenting, number):
     os.kill(experimenting.pid, number)
     _, err = experimenting.communicate(timeout=60)
     assert experimenting.returncode == 42
@@ -164,7 +164,7 @@ def test_a_signal_has_all_save(stub, experimenting, number):
     assert f"{name}: its runs save, and it stops as soon as it can" in err
     assert f"{name}: 2 of 2 runs have saved their state" in err
     assert lines(stub / "saved") == ["saved", "saved"]
-    # What is finished is shown all the same.
+    # The table of finished runs is written all the same.
     assert (stub / "out" / "table.md").is_file()
 
 
@@ -176,14 +176,14 @@ def test_runs_save_when_the_experiment_dies(stub, experimenting, number):
     wait_for(lambda: lines(stub / "saved") == ["saved", "saved"])
 
 
-def test_an_experiment_that_is_at_work_is_not_disturbed(stub, experimenting):
+def test_a_live_experiment_is_not_disturbed(stub, experimenting):
     path = stub / "small.cfg"
     with pytest.raises(
         InputError, match=f"in use by a live .* .process {experimenting.pid}."
     ):
         experiment.main(flags(str(path), f"--workdir={stub / 'out'}"))
     assert not (stub / "out" / "table.md").exists()
-    # Its table can be looked at.
+    # Its table can be written.
     words = [str(path), f"--workdir={stub / 'out'}", "--only_tables"]
     assert experiment.main(flags(*words)) is None
     assert (stub / "out" / "table.md").exists()
@@ -191,13 +191,13 @@ def test_an_experiment_that_is_at_work_is_not_disturbed(stub, experimenting):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_a_run_that_is_killed_is_no_mystery(stub, experimenting):
+def test_the_signal_that_killed_a_run_is_reported(stub, experimenting):
     children = pathlib.Path(
         f"/proc/{experimenting.pid}/task/{experimenting.pid}/children"
     )
     for child in children.read_text().split():
         os.kill(int(child), signal.SIGKILL)
-    # Those of the other seed fail by themselves.
+    # The runs of the other seed fail by themselves.
     (stub / "wait").unlink()
     _, err = experimenting.communicate(timeout=60)
     assert experimenting.returncode == 1
@@ -213,8 +213,8 @@ def test_only_tables(stub, capsys):
     assert not (stub / "gpus").exists()
 
 
-def test_a_store_that_is_full_stops_no_run(stub, monkeypatch):
-    """The runs are all trained, and what is not kept is said of each."""
+def test_a_full_store_stops_no_run(stub, monkeypatch):
+    """All runs are trained, and each reports that it is not kept."""
     (stub / "python").write_text("#!/bin/sh\nexit 0\n")
 
     def add(*_):
@@ -231,8 +231,8 @@ def test_a_store_that_is_full_stops_no_run(stub, monkeypatch):
     assert all("No space left" in why for why in failed.values())
 
 
-def test_how_long_the_rest_takes(tmp_path):
-    """2 of 9 runs are finished; one run of the figure has two places."""
+def test_dry_run(tmp_path):
+    """2 of 8 runs are finished; one run has two places in the figure."""
     what = plan.read("configs/plans/slides_figure5.cfg")
     cells, store = what.cells(), store_lib.Store(tmp_path)
     text = summary.left(what, cells, store)
@@ -269,7 +269,7 @@ def test_bad_flags(words, message):
         flags(*words)
 
 
-def test_seeds_are_the_plan_s(tmp_path):
+def test_seeds_that_the_plan_does_not_have(tmp_path):
     path = write_plan(tmp_path, {"SimMatch": ""})
     with pytest.raises(InputError, match="--seeds: the plan has 0, 1, not 7"):
         experiment.main(flags(str(path), "--seeds=0,7"))

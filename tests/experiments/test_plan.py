@@ -35,7 +35,7 @@ def read(tmp_path, text):
     return plan.read(str(path))
 
 
-def test_cells_are_one_of_each_list(tmp_path):
+def test_cells_combine_one_value_of_each_list(tmp_path):
     found = read(tmp_path, PLAN)
     assert found.name == "some"
     cells = found.cells()
@@ -109,7 +109,7 @@ def test_one_at_a_time(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong(tmp_path, old, new, message):
+def test_wrong_plans(tmp_path, old, new, message):
     assert old in PLAN
     (tmp_path / "own.cfg").write_text("--overwrite\n")
     new = new.replace("FILE", str(tmp_path / "own.cfg"))
@@ -117,7 +117,7 @@ def test_what_is_wrong(tmp_path, old, new, message):
         read(tmp_path, PLAN.replace(old, new, 1)).cells()
 
 
-def test_seeds_with_commas_behind_a_byte_order_mark(tmp_path):
+def test_seeds_with_commas_after_a_byte_order_mark(tmp_path):
     text = "\ufeff" + PLAN.strip().replace("seeds = 0 3", "seeds = 0,1, 2")
     assert read(tmp_path, text).seeds == (0, 1, 2)
 
@@ -144,7 +144,7 @@ def test_nothing_varies(tmp_path):
         read(tmp_path, "[plan]\n[method]\n")
 
 
-def test_a_plan_that_is_not_there():
+def test_a_missing_plan():
     with pytest.raises(InputError, match="did you mean configs/plans/slides_t"):
         plan.read("configs/plans/slides_table_5.cfg")
 
@@ -154,7 +154,7 @@ SHIPPED = sorted((ROOT / "configs" / "plans").glob("*.cfg"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_plans(path):
-    """They are read, name themselves, and say how many runs they have."""
+    """They can be read, and state their name and number of runs."""
     found = plan.read(str(path))
     cells = found.cells()
     text = path.read_text()

@@ -52,10 +52,10 @@ def store(tmp_path):
     return fill
 
 
-def test_a_run_is_found_by_what_it_trains(store):
+def test_a_run_is_found_by_the_flags_that_decide_its_result(store):
     found = store()
     assert found.find(CONFIG) == FOUND
-    # Where and how it runs is no part of it.
+    # Where and how it runs does not matter.
     moved = dataclasses.replace(CONFIG, workdir="/x", eval_every=3, devices=2)
     assert found.find(moved) == FOUND
     for change in ({"seed": 4}, {"alpha": 0.8}, {"flip": False}):
@@ -69,7 +69,7 @@ def test_names():
         for change in ({}, {"seed": 4}, {"alpha": 0.8}, {"labels": 50})
     }
     assert len(names) == 4
-    # A default that is given is no other run.
+    # Giving a flag its default changes nothing.
     assert identity.name(dataclasses.replace(CONFIG, alpha=0.9)) in names
 
 
@@ -81,7 +81,7 @@ def test_a_run_of_two_places_is_run_once(tmp_path, store):
     assert store().missing([other]) == []
 
 
-def test_a_folder_s_place_is_part_of_it():
+def test_the_path_of_a_folder_is_part_of_the_name():
     one, other = (
         config_lib.Config(dataset="folder", data_dir=d, steps=7)
         for d in ("a", "b")
@@ -89,17 +89,17 @@ def test_a_folder_s_place_is_part_of_it():
     assert identity.name(one) != identity.name(other)
 
 
-def test_a_folder_is_one_however_it_is_named(tmp_path, monkeypatch):
+def test_a_folder_has_one_name_for_all_ways_to_write_it(tmp_path, monkeypatch):
     def name(folder):
         config = config_lib.Config(dataset="folder", data_dir=folder, steps=7)
         return identity.name(config)
 
     monkeypatch.chdir(tmp_path)
     assert name("a") == name("a/") == name(str(tmp_path / "a"))
-    there = name("a")
+    absolute = name("a")
     (tmp_path / "b").mkdir()
     monkeypatch.chdir("b")
-    assert name("a") != there
+    assert name("a") != absolute
 
 
 def test_a_store_that_cannot_be_written(tmp_path):
@@ -110,7 +110,7 @@ def test_a_store_that_cannot_be_written(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
+def test_a_new_flag_at_its_default_makes_no_difference(store):
     without = [w for w in FOUND.flags if w != "--scale_instances"]
     assert len(without) == len(FOUND.flags) - 1
     assert store(flags=without).find(CONFIG)
@@ -132,7 +132,7 @@ def test_a_flag_that_is_new_is_no_difference_at_its_default(store):
         ({"flags": None}, "flags: None is no list of words"),
     ],
 )
-def test_a_file_of_something_else(store, changes, message):
+def test_wrong_files(store, changes, message):
     with pytest.raises(InputError, match=message):
         store(**changes).find(CONFIG)
 
@@ -175,7 +175,7 @@ TEST = "mnist-test.tfrecord-00000-of-00001"
 
 @pytest.fixture
 def tfds(tmp_path, monkeypatch):
-    """A finished run of a dataset of TFDS, its folder and a store."""
+    """Makes a finished run of a TFDS dataset, its folder and a store."""
     warnings = []
     monkeypatch.setattr(
         store_lib.logging,
@@ -184,7 +184,7 @@ def tfds(tmp_path, monkeypatch):
     )
 
     def forget():
-        """As in another process."""
+        """Clears all caches, as a new process would."""
         identity._state.cache_clear()
         store_lib._warn_once.cache_clear()
         warnings.clear()
@@ -230,7 +230,7 @@ def tfds(tmp_path, monkeypatch):
 
 
 def test_another_dataset_of_tfds_of_the_same_name(tfds):
-    """Its folder is no part of a run's name, its files are of its identity."""
+    """Its folder has no part in a run's name, its files are compared."""
     assert tfds.store.find(tfds.config("a")) == tfds.kept
     assert [*tfds.kept.records] == [
         "mnist/3.0.1/mnist-test.tfrecord-*-of-00001",
@@ -246,7 +246,7 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
         r"\(mnist/3.0.1/mnist-train.tfrecord-\*-of-00002\)",
     ):
         tfds.store.find(tfds.config("c"))
-    # Or where it was.
+    # Or if it changed in place.
     tfds.forget()
     tfds.prepare("a", test=b"other image, label")
     with pytest.raises(InputError, match=r"missing \(mnist/3.0.1/mnist-test"):
@@ -259,7 +259,7 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
 
 
 def test_a_dataset_of_tfds_that_may_be_another(tfds):
-    """It is not there: one warning for a whole plan."""
+    """It is not prepared: one warning for a whole plan."""
     for _ in range(2):
         assert tfds.store.find(tfds.config("none")) == tfds.kept
     (warning,) = tfds.warnings
@@ -268,7 +268,7 @@ def test_a_dataset_of_tfds_that_may_be_another(tfds):
 
 
 def test_a_dataset_of_tfds_whose_files_have_the_same_sizes(tfds):
-    """As where labels were mended; but the order of features is any."""
+    """As after labels were corrected; the order of features may differ."""
     tfds.prepare("b", test=b"label, image")
     assert tfds.store.find(tfds.config("b")) == tfds.kept
     tfds.prepare("c", test=b"image, lapel")
@@ -285,7 +285,7 @@ def test_contents_of_large_datasets_are_not_read(tfds, monkeypatch):
 
 
 def test_a_dataset_that_is_replaced_while_it_is_trained_on(tfds):
-    """Kept is what the run began with."""
+    """The store has the files that the run began with."""
     tfds.forget()
     tfds.prepare("a", trai=b"other image, label")
     tfds.store.add(tfds.config("a"), tfds.workdir, 1)
@@ -293,8 +293,8 @@ def test_a_dataset_that_is_replaced_while_it_is_trained_on(tfds):
         tfds.store.find(tfds.config("a"))
 
 
-def test_results_that_do_not_say_which_files(tfds):
-    """Of older versions."""
+def test_results_without_record_files(tfds):
+    """As older versions wrote them."""
     path = tfds.store.folder / identity.name(tfds.config("a"))
     content = json.loads(path.read_text())
     del content["records"]

@@ -4,7 +4,7 @@ from simmatch_tf.experiments import summary
 from simmatch_tf.flags.errors import InputError
 
 
-def test_a_page(tmp_path):
+def test_a_table_is_inserted_into_a_page(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\nb\n")
     summary.insert(page, "x", "| new |")

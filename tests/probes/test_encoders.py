@@ -60,7 +60,7 @@ def test_an_export_is_its_run(finished_run, tmp_path):
     run, exported = find(finished_run[0], f"export={tmp_path}")
     assert exported.digest == run.digest
     np.testing.assert_array_equal(features(exported), features(run))
-    with pytest.raises(InputError, match="is an export, which has but one net"):
+    with pytest.raises(InputError, match="is an export, which has the weights"):
         find(tmp_path, weights="ema")
 
 

@@ -11,6 +11,7 @@ from sklearn import linear_model
 
 from simmatch_tf import transfer
 from simmatch_tf.data.sources import digits, source
+from simmatch_tf.flags import commandline
 from simmatch_tf.flags.commandline import InputError
 from simmatch_tf.probes import (
     classifiers,
@@ -120,7 +121,8 @@ class Fixed(features.Extractor):
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "Extractor", Fixed)
-    encoder = encoders.Encoder("pixels", "none", (8, 8, 1), 1, {}, "3")
+    own = commandline.HyperParameters()
+    encoder = encoders.Encoder("pixels", "none", (8, 8, 1), own, {}, "3")
 
     def measure(task, **values):
         config = flags(output=str(tmp_path / "out"), **values)
@@ -216,10 +218,10 @@ def test_an_output_that_cannot_be_written(tmp_path):
         ({"datasets": None}, "--datasets=None: name some, such as cifar10"),
         ({"datasets": "digits,digits"}, "digits twice"),
         ({"datasets": "Digits"}, "--datasets=Digits is unknown .* mean digits"),
-        ({"datasets": "custom"}, "--datasets=custom: is no dataset's name"),
+        ({"datasets": "custom"}, "--datasets=custom: is not the name"),
         ({"datasets": "folder"}, "folder, and only that, needs --data_dir=DIR"),
         ({"data_dir": "."}, "folder, and only that, needs --data_dir=DIR"),
-        ({"weights": "ema"}, "--weights=ema: is of runs; for keras_app"),
+        ({"weights": "ema"}, "--weights=ema: is for runs; for keras_app"),
         ({"weights": "/no.h5"}, "--weights=/no.h5: no such file"),
         ({"image_size": 16}, "with sides of at least 32, not 16"),
         ({"neighbors": 3}, "--neighbors=3: is for --protocol=knn, not linear"),

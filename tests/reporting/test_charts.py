@@ -7,8 +7,8 @@ CHARTS = {chart.name: chart for chart in charts.CHARTS}
 NAN = math.nan
 
 
-def test_a_running_mean():
-    """Of three: at the ends of two; what is not finite is in none."""
+def test_running_mean():
+    """Over three points, two at the ends; non-finite values have no part."""
     found = charts.Curve([1, 2, 3, 4, 5], [1.0, 2.0, 6.0, 4.0, 5.0])
     assert charts.smooth(found, 3).values == [1.5, 3.0, 4.0, 5.0, 4.5]
     assert charts.smooth(found, 1) == found
@@ -16,13 +16,13 @@ def test_a_running_mean():
     values = charts.smooth(found, 3).values
     assert values[:2] == [1.5, 1.5] and values[3:] == [4.5, 4.5]
     assert math.isnan(values[2])
-    # A spike is in no mean but its neighbours'; a short curve stays short.
+    # A spike affects its neighbors alone; a short curve stays short.
     found = charts.Curve([*range(6)], [1e30, 1.0, 1.0, 1.0, 1.0, 3.0])
     assert charts.smooth(found, 3).values[2:] == [1.0, 1.0, 5 / 3, 2.0]
     assert charts.smooth(charts.Curve([1, 2], [1.0, 3.0]), 9).values == [2, 2]
 
 
-def test_a_mean_is_of_the_steps_that_all_have():
+def test_mean_at_the_steps_that_all_curves_have():
     found = charts.mean(
         [
             charts.Curve([1, 2, 3], [1.0, 2.0, NAN]),
@@ -35,8 +35,8 @@ def test_a_mean_is_of_the_steps_that_all_have():
     assert charts.mean(apart) is None
 
 
-def test_how_much_is_averaged(tmp_path):
-    """151 points of a loss: 3; evaluations are never averaged."""
+def test_window_of_the_running_mean(tmp_path):
+    """151 points of a loss give 3; evaluations are never averaged."""
     curves = {
         "loss/total": {step: 1.0 for step in range(151)},
         "test/ema_top1": {step: 0.5 for step in range(151)},

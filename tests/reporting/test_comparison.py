@@ -13,7 +13,7 @@ def score(row, seed, top1, column="", seconds=10.0):
     )
 
 
-FOUND = comparison.Comparison(
+COMPARED = comparison.Comparison(
     title="digits",
     places=(("FixMatch", ""), ("SimMatch", ""), ("None", "")),
     reference="SimMatch",
@@ -29,9 +29,11 @@ FOUND = comparison.Comparison(
 )
 
 
-def test_a_lead_pairs_runs_of_equal_seed():
-    """Differences 2 and 6 points."""
-    found = comparison.lead(FOUND.at("SimMatch", ""), FOUND.at("FixMatch", ""))
+def test_lead_pairs_runs_of_equal_seeds():
+    """Differences of 2 and 6 points."""
+    found = comparison.lead(
+        COMPARED.at("SimMatch", ""), COMPARED.at("FixMatch", "")
+    )
     assert found.n == 2
     assert found.mean == pytest.approx(0.04)
     assert found.low is found.high is None  # too few
@@ -48,7 +50,7 @@ def test_a_lead_pairs_runs_of_equal_seed():
         (1, 1, 0.2065, 1.0),
     ],
 )
-def test_the_interval_of_an_accuracy(right, images, low, high):
+def test_interval_of_an_accuracy(right, images, low, high):
     found = comparison.wilson(right / images, images)
     assert found == pytest.approx((low, high), abs=1e-4)
     # Its ends are where the share is 1.96 deviations away.
@@ -60,13 +62,13 @@ def test_the_interval_of_an_accuracy(right, images, low, high):
             )
 
 
-def test_a_lead_of_three_pairs():
-    """Differences 1, 2, 3 points: 2 ± 4.3027·1/√3."""
+def test_lead_of_three_pairs():
+    """Differences of 1, 2 and 3 points: 2 ± 4.3027·1/√3."""
     ours = [score("a", i, 0.5 + d) for i, d in enumerate((0.01, 0.02, 0.03))]
     theirs = [score("b", i, 0.5) for i in range(3)]
     found = comparison.lead(ours, theirs)
     assert found.low == pytest.approx(0.02 - 0.024841, abs=1e-6)
-    table = dataclasses.replace(FOUND, scores=tuple(ours + theirs))
+    table = dataclasses.replace(COMPARED, scores=tuple(ours + theirs))
     table = dataclasses.replace(
         table, places=(("a", ""), ("b", "")), reference="a"
     )
@@ -75,7 +77,7 @@ def test_a_lead_of_three_pairs():
 
 
 def test_one_column():
-    head, _, *lines = comparison.markdown(FOUND).split("\n")
+    head, _, *lines = comparison.markdown(COMPARED).split("\n")
     assert head.startswith("|  | steps | top-1, % (runs) | worst |")
     assert "lead of SimMatch, 95 %" in head
     # Of 90, 80 and 10: mean 60, deviation 43.6.
@@ -90,7 +92,7 @@ def test_one_column():
 
 def test_columns():
     found = dataclasses.replace(
-        FOUND,
+        COMPARED,
         places=tuple((r, c) for r in ("A", "B") for c in ("20", "40")),
         reference="B",
         scores=(score("A", 0, 0.5, "40"), score("B", 0, 0.75, "40")),
@@ -107,7 +109,7 @@ def test_columns():
 
 def test_curves():
     found = dataclasses.replace(
-        FOUND,
+        COMPARED,
         places=(("0.1", "t"), ("0.2", "t"), ("1", "alpha")),
         reference=None,
         curves=True,
@@ -120,11 +122,11 @@ def test_curves():
 
 
 def test_csv():
-    rows = list(csv.DictReader(io.StringIO(comparison.table_csv(FOUND))))
+    rows = list(csv.DictReader(io.StringIO(comparison.table_csv(COMPARED))))
     assert [row["n"] for row in rows] == ["3", "3", "0"]
     assert float(rows[0]["lead"]) == pytest.approx(0.04)
     assert rows[1]["lead"] == rows[2]["top1"] == ""
-    runs = list(csv.DictReader(io.StringIO(comparison.runs_csv(FOUND))))
+    runs = list(csv.DictReader(io.StringIO(comparison.runs_csv(COMPARED))))
     assert [(r["row"], r["seed"]) for r in runs[:3]] == [
         ("FixMatch", "0"),
         ("FixMatch", "1"),
@@ -133,8 +135,8 @@ def test_csv():
     assert float(runs[-1]["top1"]) == 0.95
 
 
-def test_names_mean_nothing_in_markdown():
+def test_markdown_escapes_names():
     name = r"a|b <!-- c --> *d* `e` \f & g_h"
-    found = dataclasses.replace(FOUND, places=((name, ""),), reference=None)
+    found = dataclasses.replace(COMPARED, places=((name, ""),), reference=None)
     row = comparison.markdown(found).split("\n")[2]
     assert row.startswith(r"| a\|b &lt;!-- c --> \*d\* \`e\` \\f &amp; g_h | ")

@@ -10,12 +10,12 @@ from simmatch_tf.reporting import charts, figures
 from tests.reporting import test_comparison, test_transfer_table, written
 
 CHARTS = {chart.name: chart for chart in charts.CHARTS}
-COMPARED = test_comparison.FOUND
+COMPARED = test_comparison.COMPARED
 NAN = math.nan
 
 
 def drawn(monkeypatch):
-    """What is plotted: steps, values and the look of each line."""
+    """Records steps, values and style of each plotted line."""
     seen = []
     monkeypatch.setattr(
         figures, "_plot", lambda axes, curve, **look: seen.append(
@@ -25,8 +25,8 @@ def drawn(monkeypatch):
     return seen
 
 
-def test_what_is_drawn_of_a_group(tmp_path, monkeypatch):
-    """Two seeds thin, their mean thick; an unfinished one does not cut it."""
+def test_lines_of_a_group(tmp_path, monkeypatch):
+    """Runs are thin, their mean is thick, and of finished runs alone."""
     folders = [
         written.run(
             tmp_path / f"sim{seed}",
@@ -116,7 +116,7 @@ def test_a_comparison(curves, tmp_path):
         assert f"<!-- {word} -->" in text  # matplotlib's note of each text
 
 
-def test_names_are_no_formulas_in_a_figure(tmp_path):
+def test_names_are_not_read_as_formulas(tmp_path):
     name = r"$\badmacro$"
     for curves in (False, True):
         found = dataclasses.replace(

@@ -45,8 +45,8 @@ def test_result():
 
 
 @pytest.mark.parametrize("classes", [3, 5, 6])
-def test_top_5_of_few_classes_is_not_printed(classes):
-    """It is 100 % whatever a network says."""
+def test_top5_of_few_classes_is_not_printed(classes):
+    """It is 100 % for any network."""
     names = [str(number) for number in range(classes)]
     result = dataclasses.replace(RESULT, class_names=names)
     one = {

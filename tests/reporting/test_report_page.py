@@ -44,7 +44,7 @@ def shown(name, true, predicted, confidence, near="dog"):
 
 
 def looked(name, **changes):
-    """What `serving.scoring` gives of a run."""
+    """Returns inspections as of `serving.scoring`."""
     values = {
         "report": {
             "calibration_error": 0.05,
@@ -138,7 +138,7 @@ def test_runs_on_changed_images(tmp_path, capsys):
     assert f"<td>{html.escape(changes)}</td>" in text
 
 
-def test_a_run_that_is_under_way(tmp_path):
+def test_an_unfinished_run(tmp_path):
     text = report_page.page(
         written.groups(written.run(tmp_path / "a", None, steps=90)), NOTHING
     )
@@ -168,7 +168,7 @@ def test_without_scalars_or_images(tmp_path):
         "a: no test images are shown, and calibration and confusion are not "
         "known: cifar10 is not prepared here."
     ) in text
-    # What `evaluate` found does without the images.
+    # The report of `evaluate` needs no images.
     written.evaluation(folder, [[60, 10], [15, 15]])
     text = report_page.page(written.groups(folder), why)
     assert "a: no test images are shown: cifar10 is" in text
@@ -193,13 +193,13 @@ def test_findings(tmp_path, monkeypatch):
     assert "No known problem" not in text
 
 
-def test_what_is_not_known_is_said(tmp_path):
+def test_unknown_problems_are_listed(tmp_path):
     folder = written.run(tmp_path / "a")
     text = report_page.page(written.groups(folder), NOTHING)
     said = report_page._not_judged(written.groups(folder)[0].runs)
     assert len(said) == 1 and said[0] in text
     assert said[0].startswith("a has too few values to tell: no pseudo labels")
-    # What there is enough of is not in the list.
+    # A problem with enough values is not listed.
     assert "ema lags" not in said[0]
 
 
@@ -222,7 +222,7 @@ def test_many_classes_are_a_table(tmp_path):
     assert not any(name.startswith("confusion") for name in names)
 
 
-def test_names_are_data(tmp_path):
+def test_names_are_escaped(tmp_path):
     folder = written.run(tmp_path / "a", backbone="wrn_10_1")
     path = folder / "results.json"
     values = {**json.loads(path.read_text()), "class_names": [EVIL, r"$\bad$"]}
@@ -246,7 +246,7 @@ def test_figures(tmp_path):
     folder = tmp_path / "figures"
     words = [f"a/b={written.run(tmp_path / 'x')}"]
     words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
-    found = looked("a/b").found["a/b"]
+    found = looked("a/b").by_run["a/b"]
     both = report_page.Inspections({"a/b": found, "a_b": found}, [], {})
     groups = written.groups(*words)
     names = report_page.save_figures(groups, both, folder)
@@ -286,7 +286,7 @@ def test_the_command_without_images(tmp_path, capsys):
     assert not (tmp_path / "r.html.tmp").exists()
 
 
-def test_wrong_words_are_answered_at_once(tmp_path):
+def test_wrong_flags_fail_early(tmp_path):
     one = written.run(tmp_path / "a")
     (tmp_path / "file").touch()
     page = f"--output={tmp_path}/r.html"
@@ -319,7 +319,7 @@ def test_wrong_words_are_answered_at_once(tmp_path):
 @pytest.mark.extra
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_in_a_browser(tmp_path):
-    """All pictures decode; nothing is asked for; the policy holds."""
+    """All pictures decode, nothing is loaded, and the policy holds."""
     words = [written.run(tmp_path / f"sim{s}", 0.7, seed=s) for s in (0, 1)]
     words.append(written.run(tmp_path / "low", alpha=0.5))
     page = tmp_path / "report.html"
@@ -353,7 +353,7 @@ def test_in_a_browser(tmp_path):
 
 
 def browse(page: pathlib.Path, folder: pathlib.Path) -> str:
-    """Opens a page: what the browser says; screenshot and log in a folder."""
+    """Opens a page; returns the browser's log, and takes a screenshot."""
     folder.mkdir()
     done = subprocess.run(
         [
@@ -383,7 +383,7 @@ def browse(page: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def requests(folder: pathlib.Path) -> set[str]:
-    """What the page had the browser ask for, beside the file itself."""
+    """Returns the addresses that the page made the browser load."""
     log = json.loads((folder / "net.json").read_text())
     kind = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
     return {
@@ -401,7 +401,7 @@ def column(table, name):
 
 
 def test_results_of_groups(tmp_path):
-    """70, 80 and 90 %: mean 80, deviation 10; ahead by 5 in two pairs."""
+    """70, 80 and 90 %: mean 80, deviation 10, a lead of 5 in two pairs."""
     folders = [
         written.run(tmp_path / f"sim{s}", 0.7 + 0.1 * s, seed=s, split_seed=s)
         for s in range(3)
@@ -476,7 +476,7 @@ def test_results_on_changed_test_images_are_not_compared(tmp_path):
     assert "d is not grouped with a" in report_page.not_compared(found)[0]
 
 
-def test_what_is_not_finished(tmp_path):
+def test_unfinished_runs(tmp_path):
     found = written.groups(written.run(tmp_path / "a", None, steps=1200))
     table = report_page.result(found, {})
     assert table[1:] == [["a", *"–––––", "1,200", "–", "–"]]
@@ -536,7 +536,7 @@ def test_classes_without_errors_or_images():
 
 
 def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
-    """Not by --split_seed, where a file says which these are."""
+    """--split_seed has no effect if a file lists the labeled images."""
     folders = [
         written.run(
             tmp_path / f"sim{seed}",

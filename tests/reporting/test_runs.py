@@ -32,7 +32,7 @@ def test_names(tmp_path):
     assert names(f"a=b={tmp_path}/x=y"[2:]) == ["b"]
 
 
-def test_what_is_no_run(tmp_path):
+def test_folders_that_hold_no_run(tmp_path):
     one = written.run(tmp_path / "one")
     other = written.run(tmp_path / "other")
     for words, message in (
@@ -102,7 +102,7 @@ def test_an_unfinished_run(tmp_path):
         ({"algorithm": "supervised"}, "ema"),
     ],
 )
-def test_weights_of_record_before_there_is_a_result(tmp_path, flags, record):
+def test_evaluation_weights_without_a_result(tmp_path, flags, record):
     (found,) = read(written.run(tmp_path / "a", None, **flags))
     assert found.record == record
 
@@ -151,7 +151,7 @@ def test_a_run_of_equal_seeds_does_not_count_twice(tmp_path):
     assert names == [["a0", "a1"], ["again"], ["b0"]]
 
 
-def test_what_groups_are_called(tmp_path):
+def test_names_of_groups(tmp_path):
     def name(*names):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         words = [
@@ -166,7 +166,7 @@ def test_what_groups_are_called(tmp_path):
     assert name("SimMatch, seed 0", "SimMatch, seed 1") == "SimMatch"
     assert name("one", "two") == "one, two"
     assert name("x" * 30, "y" * 30, "z") == "x" * 30 + " and 2 more"
-    # What another group is called already is not taken twice.
+    # A name is not used twice.
     words = [written.run(tmp_path / "p" / "sim", alpha=0.5)]
     words += [written.run(tmp_path / "p" / f"sim{i}", seed=i) for i in (0, 1)]
     found = runs.group(read(*words))
@@ -190,7 +190,7 @@ def folder_run(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("there", "change"),
+    ("changed", "change"),
     [
         (OTHER_TEST, r"1 is changed (test/a/0.png)"),
         ({**FILES, "test/a/0.png": "more"}, "1 is changed (test/a/0.png)"),
@@ -198,10 +198,10 @@ def folder_run(path, **changes):
         ({"labeled/a/0.png": "one"}, "1 is gone (test/a/0.png)"),
     ],
 )
-def test_a_run_on_changed_images_is_another(tmp_path, there, change):
+def test_a_run_on_changed_images_is_another(tmp_path, changed, change):
     words = [
         folder_run(tmp_path / "sim0", data=FILES),
-        folder_run(tmp_path / "sim1", data=there, seed=1),
+        folder_run(tmp_path / "sim1", data=changed, seed=1),
         folder_run(tmp_path / "sim2", data=dict(FILES), seed=2),
     ]
     found = runs.group(read(*words))
@@ -236,8 +236,8 @@ def test_a_list_that_changed_is_other_data(tmp_path):
     assert len(found) == 2 and runs.data_differences(found) is None
 
 
-def test_runs_that_keep_no_list_of_their_images(tmp_path):
-    """They are put together as they were before there were such lists."""
+def test_runs_without_data_json(tmp_path):
+    """They are grouped by their flags, names and classes."""
     words = [
         folder_run(tmp_path / "sim0"),
         folder_run(tmp_path / "sim1", seed=1),
@@ -292,7 +292,7 @@ def test_which_results_are_of_the_same_images(tmp_path):
     assert not same(FILES, relabeled, **aside)
 
 
-def test_what_tensorflow_writes(tmp_path):
+def test_events_written_by_tensorflow(tmp_path):
     import tensorflow as tf
 
     writer = tf.summary.create_file_writer(str(tmp_path))
@@ -305,8 +305,8 @@ def test_what_tensorflow_writes(tmp_path):
     assert runs.read_scalars(tmp_path) == {"loss/total": {2: 1.0, 4: 2.0}}
 
 
-def test_what_a_resume_did_again_replaces_what_was_undone(tmp_path):
-    """Killed at step 40, gone on from 20: loss/u was not written again."""
+def test_a_resumed_run_replaces_the_steps_that_were_undone(tmp_path):
+    """Killed at step 40, resumed from 20; loss/u was not written again."""
     first = {"loss/s": {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}}
     first["loss/u"] = {20: 7.0, 30: 8.0}
     written.events(tmp_path, first, began=5)
@@ -318,13 +318,13 @@ def test_what_a_resume_did_again_replaces_what_was_undone(tmp_path):
     }
 
 
-def test_a_file_without_scalars_undoes_nothing(tmp_path):
+def test_a_file_without_scalars_replaces_nothing(tmp_path):
     written.events(tmp_path, {"loss/s": {10: 1.0}}, began=1)
     written.events(tmp_path, {}, began=2)
     assert runs.read_scalars(tmp_path) == {"loss/s": {10: 1.0}}
 
 
-def test_a_file_that_is_cut_short_or_changed(tmp_path):
+def test_truncated_and_damaged_event_files(tmp_path):
     path = written.events(tmp_path, {"loss/s": {1: 1.0, 2: 2.0, 3: 3.0}})
     whole = path.read_bytes()
     for end in (len(whole) - 1, len(whole) - 12):
@@ -339,7 +339,7 @@ def test_a_file_that_is_cut_short_or_changed(tmp_path):
     assert runs.read_scalars(tmp_path / "none") == {}
 
 
-def test_damage_is_told(tmp_path, caplog):
+def test_damage_is_logged(tmp_path, caplog):
     path = written.events(tmp_path, {"loss/s": {i: 1.0 for i in range(9)}})
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-5])  # still being written
@@ -351,7 +351,7 @@ def test_damage_is_told(tmp_path, caplog):
     assert f"{path}: is damaged; curves end there" in caplog.text
 
 
-def test_numbers_that_are_not_finite_are_kept(tmp_path):
+def test_values_that_are_not_finite_are_kept(tmp_path):
     written.events(tmp_path, {"loss/s": {1: math.nan, 2: math.inf}})
     found = runs.read_scalars(tmp_path)["loss/s"]
     assert math.isnan(found[1]) and found[2] == math.inf

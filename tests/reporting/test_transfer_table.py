@@ -40,7 +40,7 @@ def table(*outcomes):
     return transfer_table.Table(outcomes)
 
 
-def test_the_published_figures_are_the_slides():
+def test_published_figures():
     means = [81.7, 77.1, 77.0, 82.1, 82.1]
     for (_, _, figures), mean in zip(
         transfer_table.PUBLISHED, means, strict=True
@@ -72,7 +72,7 @@ def test_methods_beside_the_published_ones():
     assert content["published"][0]["scores"]["cifar10"] == pytest.approx(0.936)
 
 
-def test_without_a_published_figure_there_is_no_such_row():
+def test_datasets_without_published_figures():
     found = table(outcome(dataset="digits"))
     head, own = found.cells()
     assert head == ["Method", "Epochs", "digits"] and own[0] == "mine"
@@ -81,13 +81,13 @@ def test_without_a_published_figure_there_is_no_such_row():
     assert mixed.cells()[1][2:] == ["93.6", "–", "–"]
     other = table(outcome(dataset="cifar10:3.0.2"))
     assert other.cells()[0][2] == "CIFAR-10" and len(other.cells()) == 7
-    # The slides' are of linear evaluation.
+    # The paper's figures are of linear evaluation.
     how = {"neighbors": 20, "temperature": 0.07}
     knn = table(outcome(protocol="knn", details=how))
     assert len(knn.cells()) == 2
 
 
-def test_lines_say_how():
+def test_lines_on_each_figure():
     text = transfer_table.line(outcome())
     assert text == (
         "mine on cifar10: 93.71 % top-1 of 10,000 test images; strength "

@@ -1,4 +1,4 @@
-"""The manifest and the script name each worker right."""
+"""The Kubernetes manifest and the Slurm script name each worker correctly."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def program(folder, name, text):
 
 
 def run(folder, words, **variables):
-    """Runs something with stand-ins, found first, for what is not here."""
+    """Runs a command with stand-ins for programs that are not installed."""
     return subprocess.run(
         words,
         env={
@@ -105,7 +105,7 @@ def test_slurm(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "again"), [(42, True), (137, True), (1, False)]
 )
-def test_slurm_goes_on_where_that_helps(status, again, tmp_path):
+def test_slurm_requeues_what_can_resume(status, again, tmp_path):
     assert slurm(tmp_path, status).returncode == status
     assert (tmp_path / "requeued").exists() == again
     if again:

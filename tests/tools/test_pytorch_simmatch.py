@@ -1,4 +1,4 @@
-"""The step that we are measured against is our step: PyTorch's equals it.
+"""PyTorch's training step, which ours is compared with, equals ours.
 
 In float64, from the same weights on the same batches. Differences are relative:
 the largest one of a tensor over the tensor's largest value.
@@ -57,7 +57,7 @@ FORMS = {
 
 @pytest.fixture
 def same_slope(monkeypatch):
-    """TensorFlow keeps LeakyReLU's slope, 0.1, in float32: 1e-9 in the end."""
+    """Uses float32's 0.1 as LeakyReLU's slope, as TensorFlow does."""
     slope = float(np.float32(0.1))
     monkeypatch.setattr(
         pytorch_networks,
@@ -67,7 +67,7 @@ def same_slope(monkeypatch):
 
 
 def bias_variances(module):
-    """Has PyTorch's BatchNorms average biased variances, as ours do."""
+    """Makes PyTorch's BatchNorms average biased variances, as ours do."""
 
     def before(part, inputs):
         part.kept = (1 - part.momentum) * part.running_var
@@ -86,7 +86,7 @@ def bias_variances(module):
 
 
 def both(rows, **changes):
-    """Our algorithm and PyTorch's, with memories of the same first rows."""
+    """Makes our algorithm and PyTorch's with the same memory banks."""
     config = runs.config("none", **{**CONFIG, **changes})
     config = config.with_durations(1000)
     mean, std = [0.5] * 3, [0.25] * 3
@@ -121,7 +121,7 @@ def both(rows, **changes):
 
 
 def arrays(module):
-    """Copies of the weights and statistics, by PyTorch's names."""
+    """Copies weights and statistics, by PyTorch's names."""
     return {
         name: value.detach().numpy().copy()
         for name, value in module.state_dict().items()
@@ -130,7 +130,7 @@ def arrays(module):
 
 
 def draw(rng):
-    """A batch; one slot is in it twice.
+    """Makes a batch in which one slot occurs twice.
 
     Black and white are exact in the float32 in which images are normalised.
     """
@@ -189,7 +189,7 @@ def difference(ours, theirs):
 
 
 def largest(ours, theirs):
-    """The largest difference in two dicts of tensors."""
+    """Returns the largest difference of two dicts of tensors."""
     assert ours.keys() == theirs.keys()
     return max(difference(ours[name], theirs[name]) for name in theirs)
 
@@ -197,7 +197,7 @@ def largest(ours, theirs):
 @pytest.mark.parametrize("rows", [SLOTS, SLOTS - 1])
 @pytest.mark.parametrize("form", FORMS)
 def test_three_steps(form, rows, same_slope):
-    """With a full memory; and with one that is not, so nothing matches."""
+    """With a full memory bank, and with one that is not, without matching."""
     ours, theirs = both(rows, **FORMS[form])
     before = our_state(ours)
     step = tf.function(ours.guarded_step, autograph=False)

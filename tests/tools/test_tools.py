@@ -1,4 +1,4 @@
-"""The tools run, and print what they measured."""
+"""The tools run, and print their measurements."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
 
 @pytest.fixture
 def tool(monkeypatch):
-    """Loads a tool by name; its flags are gone after the test."""
+    """Loads a tool by name; removes its flags after the test."""
     before = set(flags.FLAGS)
 
     def load(name, *words):
@@ -68,7 +68,7 @@ def test_benchmark_step(tool, tmp_path, capsys):
     assert 0.3 < found["ratio"] < 3 and found["checkpoint"] > 0
 
 
-def test_tuning_source_holds_no_test_image(tool):
+def test_the_source_for_tuning_has_no_test_image(tool):
     from simmatch_tf.data.sources import digits
 
     config = runs.config("none")
@@ -197,7 +197,7 @@ def test_every_flag_is_drawn_or_left_out_with_a_reason(tool):
 
 @pytest.mark.slow
 def test_pairs_of_flags(tmp_path):
-    """A few: each has trained as evaluate finds it, or was refused in words."""
+    """A few: each trains as evaluate measures it, or is refused."""
     output = tmp_path / "draws.json"
     ran = subprocess.run(
         [
@@ -214,7 +214,7 @@ def test_pairs_of_flags(tmp_path):
 
 @pytest.mark.slow
 def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
-    """Faults planted in what the two commands write."""
+    """Faults are planted in the output of the two commands."""
     module = tool("flag_pairs")
     result = {
         "top1": 0.5,
@@ -304,7 +304,7 @@ def test_benchmark_input(tmp_path, recipe, part):
     assert all(value > 0 for value in seconds.values())
 
 
-def test_pillow_s_views_are_views(tool):
+def test_pillow_views(tool):
     import io
     import random
 
@@ -373,7 +373,7 @@ def test_benchmark_transfer(tool, tmp_path, finished_run, capsys):
 
 
 def test_compare_devices_tells_runs_apart(tool, finished_run, tmp_path):
-    """A run differs from itself in nothing, from an earlier step in all."""
+    """A run equals itself, and differs from an earlier step in all parts."""
     compare = tool("compare_devices").compare
     run, _ = finished_run
     same = compare(run, run)
