@@ -120,7 +120,7 @@ def _check(flags: PredictConfig) -> selection.Selection:
         "pyarrow"
     ):
         raise InputError(
-            f"--output={flags.output}: pyarrow is not installed; pip install "
+            f"--output={flags.output}: pyarrow is not installed: pip install "
             "pyarrow, or name a .csv or .jsonl file"
         )
     prediction_file.check_free(output, overwrite=flags.overwrite)
