@@ -20,7 +20,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails, verification, versions
-from simmatch_tf.training import inputs
+from simmatch_tf.training import inputs, workdir
 
 # Other format → its file.
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
@@ -102,7 +102,7 @@ def write(
     terminal.say(f"writing a version in {output}, and comparing it")
     notes: list[str] = []
     with versions.new(output) as version:
-        card = _card(run)
+        card = _card(run, workdir.Workdir(folder))
         card["format"] = kind
         if kind == "saved_model":
             card |= _saved_model(
@@ -132,7 +132,7 @@ def _of_dataset(
     )
 
 
-def _card(run: loading.Run) -> dict[str, Any]:
+def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
     """The model card, as far as it is known before the export is written."""
     content, config = run.content, run.config
     labels = collections.Counter(content["labels"])
@@ -150,7 +150,8 @@ def _card(run: loading.Run) -> dict[str, Any]:
             "preprocessing": run.preprocessing.as_dict(),
             "explains": run.explain is not None,
         },
-        "accuracy": run.accuracy,
+        # Unlike `run.accuracy`, this refuses damaged results.
+        "accuracy": versions.accuracy(folder, run.weights, run.step),
         "data": {
             "dataset": config.dataset,
             "class_names": content["class_names"],

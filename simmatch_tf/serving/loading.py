@@ -374,15 +374,19 @@ def export(path: pathlib.Path) -> Export:
         card = json.loads((path / versions.CARD).read_text("utf-8"))
         signatures = dict(module.signatures)
         classify = signatures[classifier_lib.SERVED]
-        explain, neighbors = signatures.get("explain"), 0
+        explain, neighbors, why_not = signatures.get("explain"), 0, ""
         if explain is not None:
             neighbors = explain.structured_outputs["similarities"].shape[1]
+        else:
+            why_not = (
+                f"{path} was exported without explain: the run's memory of "
+                "labeled images was empty, or it has none"
+            )
         specs = classify.structured_input_signature[1]
         return Export(
             classify=classify,
             explain=explain,
-            why_not=f"{path} was exported without explain: the run's memory of "
-            "labeled images was empty, or it has none",
+            why_not=why_not,
             neighbors=neighbors,
             class_names=class_names,
             preprocessing=preprocessing.Preprocessing.from_dict(preprocess),

@@ -102,7 +102,7 @@ def test_large_calibration_error_is_noted(
     assert found.note in capsys.readouterr().out
     page = (tmp_path / "a.html").read_text("utf-8")
     assert found.note in page
-    assert "The order is that of the confidence alone" in page
+    assert "ordered by confidence alone" in page
     assert "teaches" not in page
 
 
