@@ -249,12 +249,14 @@ class Algorithm(lazy.Module):
 
     # ------------------------------------------- what a method declares --
 
-    def heads(self) -> Mapping[str, Callable[[Any], Any]]:
+    def heads(self) -> Mapping[str, Any]:
         """Returns further heads of the network; none by default.
 
         Returns:
             The name of an output → a function from the features [N, width] to
-            it, such as `{"rotation": lambda x: keras.layers.Dense(4)(x)}`.
+            it, such as `{"rotation": lambda x: keras.layers.Dense(4)(x)}`; or
+            a pair of the name of an output before it and a function from that,
+            such as `{"projection": f, "prediction": ("projection", g)}`.
             Heads are part of the student, its EMA and the checkpoint, and may
             have a BatchNorm.
         """

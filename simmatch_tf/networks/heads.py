@@ -167,11 +167,11 @@ def head(
 
     Args:
         name: Name of the model.
-        width: Width of the features.
-        make: From features [N, width] to the head's output.
+        width: Width of the head's input, such as the features.
+        make: From the input [N, width] to the head's output.
 
     Returns:
-        A Keras model, features [N, width] → the head's output.
+        A Keras model, [N, width] → the head's output.
     """
     features, dtype = _features(width)
     before = keras.config.dtype_policy()

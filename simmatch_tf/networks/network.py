@@ -17,7 +17,9 @@ from simmatch_tf.networks import (
 from simmatch_tf.networks import heads as heads_lib
 
 # From features [N, width], a Keras tensor, to the head's output.
-Head = Callable[[keras.KerasTensor], keras.KerasTensor]
+MakeHead = Callable[[keras.KerasTensor], keras.KerasTensor]
+# A head of the features, or the name of another output and a head of that.
+Head = MakeHead | tuple[str, MakeHead]
 
 
 def build(
@@ -48,7 +50,9 @@ def build(
         heads: Further heads: the name of an output → a function from features
             [N, width] in float32 to it, such as
             `{"rotation": lambda x: keras.layers.Dense(4)(x)}`. Its layers
-            compute in float32 at least, and may have a BatchNorm.
+            compute in float32 at least, and may have a BatchNorm. A pair
+            `("projection", function)` is a head of an output that stands
+            before it, as a predictor is.
         batch_norm_momentum: Weight of the old statistics in every BatchNorm;
             by default that of each layer.
         synchronized: Whether every BatchNorm averages over all replicas.
@@ -62,7 +66,8 @@ def build(
 
     Raises:
         ValueError: The backbone does not take such images, or does not return
-            [N, width]; or a head has the name of another output.
+            [N, width]; or a head has the name of another output, or is a head
+            of one that is not there.
     """
     make, groups, facts = backbone, (), {}
     if isinstance(backbone, str):
@@ -91,10 +96,17 @@ def build(
     if projection_dim is not None:
         head = heads_lib.projection_head(width, projection_dim, initializer)
         outputs["embeddings"] = head(features)
-    for name, make_head in (heads or {}).items():
+    for name, head in (heads or {}).items():
         if name in outputs:
             raise ValueError(f"heads: the network has an output {name} already")
-        outputs[name] = heads_lib.head(name, width, make_head)(features)
+        below, make_head = head if type(head) is tuple else ("features", head)
+        if below not in outputs:
+            raise ValueError(
+                f"heads: {name} is a head of {below}, but the outputs before "
+                f"it are {', '.join(outputs)}"
+            )
+        x = outputs[below]
+        outputs[name] = heads_lib.head(name, x.shape[1], make_head)(x)
     model = keras.Model(images, outputs, name="network")
     batch_norm.adjust(
         model, momentum=batch_norm_momentum, synchronized=synchronized

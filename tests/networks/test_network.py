@@ -152,6 +152,18 @@ def test_further_heads(policy):
     )
 
 
+def test_a_predictor_is_a_head_of_a_projection():
+    heads = {"projection": rotation, "prediction": ("projection", rotation)}
+    model = build(heads=heads)
+    outputs = model(np.zeros([3, 8, 8, 3], np.uint8))
+    predictor = network.parts(model)["prediction"]
+    np.testing.assert_allclose(
+        predictor(outputs["projection"]), outputs["prediction"], rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="is a head of projection, but the"):
+        build(heads={"prediction": ("projection", rotation)})
+
+
 def test_a_head_needs_a_name_of_its_own():
     with pytest.raises(ValueError, match="has an output logits already"):
         build(heads={"logits": rotation})
