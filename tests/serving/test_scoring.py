@@ -330,7 +330,7 @@ def test_results_on_changed_images(tmp_path, capsys):
     text = output.read_text("utf-8")
     assert "(2)" not in text and "No lead is given" in text
     assert (
-        "later is not put together with run: it is on other data: 3 are changed"
+        "later is not grouped with run: its data are others: 3 are changed"
     ) in text
     out = capsys.readouterr().out
     assert "run: no test images are shown" in out
