@@ -33,21 +33,19 @@ setuptools.setup(
     entry_points={
         "console_scripts": ["simmatch = simmatch_tf.__main__:main"],
     },
+    # h5py comes with Keras, scipy and threadpoolctl with scikit-learn, jinja2
+    # and matplotlib serve `report` and `experiment`.
     install_requires=[
         "absl-py>=2.1",
-        "h5py>=3.9",
         "jinja2>=3.1",
         "keras>=3.10,<4",
         "keras-cv>=0.9,<0.10",
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10",
-        "pyarrow>=14",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",
-        "threadpoolctl>=3",
         # TFDS imports importlib_resources and does not ask for it.
         "importlib_resources",
         "tensorflow-datasets>=4.9.7,<5",
@@ -59,11 +57,13 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
+        "parquet": ["pyarrow>=14"],
         "pytorch": ["torch>=2.4"],
         "serving": ["tensorflow-serving-api>=2.19,<2.22"],
         "test": [
             "build",
             "import-linter>=2",
+            "pyarrow>=14",
             "pytest>=8",
             "pytest-cov>=5",
             "pytest-xdist>=3.5",

@@ -29,7 +29,7 @@ _PUBLIC = {
     "Algorithm": "simmatch_tf.algorithms.algorithm",
     "Config": "simmatch_tf.config",
     "Images": "simmatch_tf.data.sources.source",
-    "InputError": "simmatch_tf.flags.commandline",
+    "InputError": "simmatch_tf.flags.errors",
     "Interrupted": "simmatch_tf.signals",
     "Result": "simmatch_tf.training.results",
     "Source": "simmatch_tf.data.sources.source",

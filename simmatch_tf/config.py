@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Self
 
 from simmatch_tf import registry
 from simmatch_tf.flags import commandline, flagfiles
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 
 # Lists of labeled images in TFDS → their lengths.
 SUBSETS = {
@@ -58,11 +59,11 @@ class Plugins(commandline.Flags):
     )
 
     @classmethod
-    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+    def prepare(cls, words: list[str]) -> list[str]:
         """Loads the plugins."""
-        for path in flagfiles.value_of("plugin", files + own):
+        for path in flagfiles.value_of("plugin", words):
             registry.load_plugin(path)
-        return files + own
+        return words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -685,18 +686,18 @@ class Config(commandline.Flags):
         return title
 
     @classmethod
-    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+    def prepare(cls, words: list[str]) -> list[str]:
         """Loads plugins, and drops flags of other algorithms from flagfiles.
 
         After a recipe, another --algorithm may be given, which need not have
-        all flags of the recipe. Flags after the flagfiles must fit.
+        all flags of the recipe. Flags on the command line itself must fit.
         """
-        for path in flagfiles.value_of("plugin", files + own):
+        for path in flagfiles.value_of("plugin", words):
             registry.load_plugin(path)
-        for value in flagfiles.value_of("memory", files + own):
+        for value in flagfiles.value_of("memory", words):
             raise cls.unknown("memory", value)
         for part, (known, chooser) in _CHOSEN.items():
-            names = flagfiles.value_of(chooser, files + own)
+            names = flagfiles.value_of(chooser, words)
             default = cls.__dataclass_fields__[chooser].default
             chosen = _choose(part, names[-1] if names else default)
             others = {
@@ -704,8 +705,13 @@ class Config(commandline.Flags):
             }
             others -= set(chosen.declared())
             others |= {f"no{name}" for name in others}
-            files = [w for w in files if flagfiles.name_of(w) not in others]
-        return files + own
+            words = [
+                word
+                for word in words
+                if not isinstance(word, flagfiles.FileWord)
+                or flagfiles.name_of(word) not in others
+            ]
+        return words
 
     @classmethod
     def from_recorded(cls, values: Mapping[str, Any]) -> Self:

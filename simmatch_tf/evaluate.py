@@ -12,7 +12,8 @@ from absl import logging
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight
 from simmatch_tf.flags import command
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import workdir
 

@@ -14,7 +14,8 @@ from simmatch_tf.experiments import plan as plan_lib
 from simmatch_tf.experiments import runner, summary
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,8 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, signals
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import versions
 from simmatch_tf.training import workdir
 

@@ -8,7 +8,8 @@ import pathlib
 
 from simmatch_tf import preflight
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import workdir
 
 

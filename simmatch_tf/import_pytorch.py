@@ -18,7 +18,8 @@ from typing import ClassVar, Self
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, registry, terminal
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, init=False)

@@ -16,7 +16,8 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, signals, terminal
 from simmatch_tf.data import selection
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import pages, printed_tables
 from simmatch_tf.serving import prediction_file
 from simmatch_tf.training import workdir
@@ -119,7 +120,7 @@ def _check(flags: PredictConfig) -> selection.Selection:
         "pyarrow"
     ):
         raise InputError(
-            f"--output={flags.output}: pyarrow is not installed; pip install "
+            f"--output={flags.output}: pyarrow is not installed: pip install "
             "pyarrow, or name a .csv or .jsonl file"
         )
     prediction_file.check_free(output, overwrite=flags.overwrite)

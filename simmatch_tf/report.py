@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, tables
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import runs as runs_lib
 
 if TYPE_CHECKING:

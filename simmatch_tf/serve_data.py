@@ -12,7 +12,8 @@ from typing import Any
 
 from simmatch_tf import preflight, signals, terminal
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, signals
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import command
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results, workdir
 
 

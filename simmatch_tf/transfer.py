@@ -14,7 +14,8 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, signals, terminal
 from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError, flag
+from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.probes import settings
 from simmatch_tf.reporting import transfer_table
 from simmatch_tf.training import workdir
@@ -262,6 +263,7 @@ class TransferConfig(config_lib.Plugins):
                 raise InputError(
                     f"--datasets={name}: is not the name of a dataset"
                 )
+            known.update(fact for fact in facts if facts[fact])
             if "is_prepared" in facts:
                 tfds.check_name(name, self.tfds_dir, flag="datasets")
         if ("needs_data_dir" in known) != (self.data_dir is not None):
@@ -280,7 +282,7 @@ class TransferConfig(config_lib.Plugins):
                     f"--{name}={value}: is not read by --datasets="
                     f"{self.datasets}"
                 )
-        if self.data_dir is not None:
+        if "folder" in names:
             images = folder.Listing(self.data_dir, unlabeled=False)
             images.check(need_unlabeled=False)
         manual = self.tfds_manual_dir

@@ -9,7 +9,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Config = config_lib.Config
 GOOD = {"labels": 40, "steps": 10}

@@ -12,7 +12,7 @@ from simmatch_tf import (
     preflight,
     terminal,
 )
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from tests import runs
 
 
@@ -142,7 +142,7 @@ _ANSWERS = """
 import sys
 from simmatch_tf import evaluate, export, export_pytorch, predict, report
 from simmatch_tf import config, import_pytorch, experiment, train, transfer
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 def answers(main, kind, part, *words):
     try:

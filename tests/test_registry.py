@@ -10,7 +10,7 @@ import pytest
 from simmatch_tf import evaluate, registry
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 PLUGIN = """
 import dataclasses
@@ -151,6 +151,13 @@ def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
                 "--queue_match.queue_size=3",
             ]
         )
+    # A recipe behind an algorithm replaces it: nothing is dropped in silence.
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--labels=40\n--steps=5\n--algorithm=simmatch\n")
+    words = [f"--plugin={plugin}", "--algorithm=queue_match"]
+    words += ["--queue_match.queue_size=30", f"--flagfile={recipe}"]
+    with pytest.raises(InputError, match="--queue_match.queue_size=30: is for"):
+        Config.from_argv(["x", *words])
     replaced = dataclasses.replace(mine, algorithm="fixmatch")
     assert replaced.threshold == 0.7 and not hasattr(replaced, "queue_size")
 

@@ -11,7 +11,7 @@ from tensorflow.python.framework import config as tf_config
 
 import simmatch_tf
 from simmatch_tf import runtime
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import state
 from tests import runs
 

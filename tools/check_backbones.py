@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import registry
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags import errors
 from simmatch_tf.modules import optimizer
 from simmatch_tf.modules import teacher as teacher_lib
 from simmatch_tf.networks import keras_cv_presets, library_backbone, network
@@ -268,7 +268,7 @@ def main() -> None:
     try:
         for name in names:
             registry.networks.find(name)
-    except commandline.InputError as error:
+    except errors.InputError as error:
         sys.exit(f"error: {error}")
     if arguments.bare:
         # Every policy, even after one that fails.

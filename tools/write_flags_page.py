@@ -5,31 +5,19 @@ python tools/write_flags_page.py
 The page has what --helpfull prints.
 """
 
-import ast
 import importlib
 import pathlib
 import re
 
-from simmatch_tf import config
+from simmatch_tf import __main__, config
 from simmatch_tf.flags import command as command_lib
 from simmatch_tf.flags import commandline
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "flags.md"
-# Modules of the package that can be run, in the order of a run's life.
+# The order of a run's life; further commands follow by name.
 _FIRST = ("train", "evaluate", "report", "predict", "export", "experiment")
-COMMANDS = sorted(
-    (
-        path.stem
-        for path in (ROOT / "simmatch_tf").glob("*.py")
-        if not path.stem.startswith("_")
-        and '__name__ == "__main__"' in path.read_text("utf-8")
-    ),
-    key=lambda name: (
-        _FIRST.index(name) if name in _FIRST else len(_FIRST),
-        name,
-    ),
-)
+COMMANDS = (*_FIRST, *sorted(set(__main__.commands()) - {*_FIRST}))
 _HEAD = """\
 # Flags
 
@@ -87,9 +75,7 @@ def page() -> str:
     """Returns the text of the page."""
     lines = [_HEAD]
     for command in COMMANDS:
-        source = (ROOT / "simmatch_tf" / f"{command}.py").read_text("utf-8")
-        summary = ast.get_docstring(ast.parse(source)).split("\n\n")[0]
-        lines += [f"## {command}", "", " ".join(summary.split()), ""]
+        lines += [f"## {command}", "", __main__.commands()[command], ""]
         kind, shared = _kind(command), set()
         if kind is not config.Config and issubclass(kind, config.Config):
             lines += ["It also takes the flags of [train](#train).", ""]

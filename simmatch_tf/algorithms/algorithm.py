@@ -120,6 +120,9 @@ class Algorithm(lazy.Module):
       Other copies, such as rotated or mixed images, are made in the step by a
       pure function of `ops`. `needs_index` asks for the place of each
       unlabeled image in its set. `data.pipeline` lists the keys of a batch.
+    * Hyper-parameters. `HyperParameters`, a frozen dataclass, declares flags,
+      and other defaults of the run's flags, such as one unlabeled image for
+      each labeled one (see `flags.commandline.HyperParameters`).
     * Outputs of the network. `needs_embeddings` asks for SimMatch's projection
       head, `heads` for any others.
     * State of its own. `build_state` makes modules and variables (see

@@ -32,7 +32,7 @@ import tensorflow as tf
 
 from simmatch_tf.data import decoding, randomness, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Batch = dict[str, tf.Tensor]
 

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from simmatch_tf import config as config_lib
 from simmatch_tf import io
 from simmatch_tf.experiments import identity
-from simmatch_tf.flags import commandline, flagfiles
+from simmatch_tf.flags import commandline, errors, flagfiles
 from simmatch_tf.flags.errors import InputError
 
 _KEYS = ("title", "base", "seeds", "columns", "reference", "vary")
@@ -167,8 +167,7 @@ def read(name: str) -> Plan:
     for key in own:
         if key not in _KEYS:
             raise InputError(
-                f"{name}: [plan] {key}: is unknown"
-                + commandline.nearest(key, _KEYS)
+                f"{name}: [plan] {key}: is unknown" + errors.nearest(key, _KEYS)
             )
     lists = {
         section: {
@@ -256,7 +255,7 @@ def _check(name: str, plan: Plan) -> None:
     if plan.columns is not None and plan.columns not in plan.lists:
         raise InputError(
             f"{name}: [plan] columns={plan.columns}: must be the name of a "
-            "section" + commandline.nearest(plan.columns, tuple(plan.lists))
+            "section" + errors.nearest(plan.columns, tuple(plan.lists))
         )
     places = [(row, column) for row, column, _ in plan.places()]
     for place in places:
@@ -269,5 +268,5 @@ def _check(name: str, plan: Plan) -> None:
     if plan.reference is not None and plan.reference not in rows:
         raise InputError(
             f"{name}: [plan] reference={plan.reference}: must be the name of a "
-            "row" + commandline.nearest(plan.reference, rows)
+            "row" + errors.nearest(plan.reference, rows)
         )

@@ -49,7 +49,7 @@ def run(
             words = argv[: argv.index("--")] if "--" in argv else argv
             asked = [w for w in words[1:] if _HELP.fullmatch(w)]
             if asked:
-                kind.prepare(argv[:1], [w for w in words if w not in asked])
+                kind.prepare([w for w in words if w not in asked])
                 print(help_text(kind, full="full" in asked[0]))
                 sys.exit(0)
             parsed["config"] = kind.parse(flags.FLAGS, argv)

@@ -299,17 +299,16 @@ class Flags(Values):
         return title
 
     @classmethod
-    def prepare(cls, files: list[str], own: list[str]) -> list[str]:
+    def prepare(cls, words: list[str]) -> list[str]:
         """Looks at the words of a command line before flags are declared.
 
         Args:
-            files: Words up to the last flagfile, those in flagfiles included.
-            own: The words behind it.
+            words: The words; see `flagfiles.expand`.
 
         Returns:
             The words to parse.
         """
-        return files + own
+        return words
 
     @classmethod
     def define_flags(cls, values: flags.FlagValues) -> None:
@@ -345,8 +344,8 @@ class Flags(Values):
             InputError: See `from_argv`.
             flags.Error: A flag is unknown, or a value of another type.
         """
-        files, own = flagfiles.split(argv, cls.alternatives, rename=cls.renamed)
-        words = cls.prepare(files, own)
+        words = flagfiles.expand(argv, cls.alternatives, rename=cls.renamed)
+        words = cls.prepare(words)
         cls.define_flags(values)
         words = values(words)[1:]
         names = list(cls.positional)

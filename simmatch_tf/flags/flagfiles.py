@@ -37,13 +37,17 @@ def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
     raise InputError(f"{given}: no such file" + nearest(name, shipped))
 
 
-def split(
+class FileWord(str):
+    """A word of a command line that comes from a flagfile."""
+
+
+def expand(
     argv: Sequence[str],
     alternatives: Sequence[Sequence[str]] = (),
     *,
     rename: Callable[[str], str] = lambda word: word,
     inside: tuple[pathlib.Path, ...] = (),
-) -> tuple[list[str], list[str]]:
+) -> list[str]:
     """Replaces every --flagfile=FILE by the words in FILE.
 
     absl's own reader knows the current folder only; this one also finds the
@@ -59,7 +63,7 @@ def split(
         inside: Files that are being read.
 
     Returns:
-        The words up to the last flagfile, its own included; and those behind.
+        The words, those in files as `FileWord`s.
 
     Raises:
         InputError: A file is missing, unreadable, or names itself.
@@ -77,16 +81,16 @@ def split(
         words, path = _read(name, inside)
         if path.name == OF_RUN:
             words = [rename(word) for word in words]
-        parts = split(
+        words = expand(
             words, alternatives, rename=rename, inside=(*inside, path)
         )
-        # What stands before a file is as what stands in an earlier one.
+        # Words before a file are treated as words of an earlier file.
         files, result = files + result, []
-        for later in sum(parts, []):
+        for later in words:
             dropped = _alternatives(later, alternatives)
             files = [w for w in files if name_of(w) not in dropped]
-        files += sum(parts, [])
-    return files, result
+        files += map(FileWord, words)
+    return files + result
 
 
 def name_of(word: str) -> str:

@@ -15,6 +15,8 @@ from simmatch_tf.reporting import runs as runs_lib
 
 # Stands for the tag of the accuracy of the evaluation weights.
 RECORD = "the weights of record"
+# Scalars that serve the search for known problems alone.
+_NOT_DRAWN = {"pseudo_label/sure", "pseudo_label/sure_accuracy"}
 _POINTS = 50  # that a curve keeps, roughly, when noise is averaged
 
 
@@ -215,6 +217,23 @@ class Curve:
 
     steps: list[int]
     values: list[float]
+
+
+def of_groups(groups: Sequence[runs_lib.Group]) -> tuple[Chart, ...]:
+    """Returns all charts, with one for the scalars that no other draws.
+
+    Such scalars are logged by algorithms that are defined elsewhere.
+    """
+    drawn = {t for chart in CHARTS for p in chart.panels for t in p.lines}
+    tags = {tag for g in groups for run in g.runs for tag in run.scalars}
+    others = sorted(tags - drawn - _NOT_DRAWN)
+    chart = Chart(
+        "others",
+        "Other scalars",
+        "Scalars that this method logs beside those above.",
+        tuple(Panel(tag, "", {tag: ""}) for tag in others),
+    )
+    return (*CHARTS, chart)
 
 
 def is_noisy(tag: str) -> bool:

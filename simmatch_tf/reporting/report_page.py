@@ -119,7 +119,7 @@ def save_figures(
         raise InputError(
             f"--figures={folder}: cannot be written ({error.strerror})"
         ) from None
-    for chart in charts.CHARTS:
+    for chart in charts.of_groups(groups):
         name = f"{chart.name}.png"
         if figures.save_chart(chart, groups, folder / name):
             names.append(name)
@@ -433,7 +433,7 @@ def _not_judged(runs: Sequence[runs_lib.Run]) -> list[str]:
 def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     """Draws the charts that have values."""
     drawn = []
-    for chart in charts.CHARTS:
+    for chart in charts.of_groups(groups):
         width = charts.window(chart, groups)
         pictures = [
             (

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from simmatch_tf import io
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

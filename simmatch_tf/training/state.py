@@ -16,7 +16,7 @@ from simmatch_tf import registry, runtime
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import heads, network
 from simmatch_tf.training import checkpoints, results
 from simmatch_tf.training import workdir as workdir_lib

@@ -28,7 +28,7 @@ from simmatch_tf import io, preflight
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import flagfiles
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"

@@ -232,3 +232,7 @@ def test_what_is_no_mode_and_no_view():
         algorithm.call(algorithm.student, None, "eval")
     with pytest.raises(ValueError, match="view 'crop_9': must be weak, strong"):
         algorithm_lib.View.parse("crop_9")
+    with pytest.raises(ValueError, match="augmentation='blur': must be one of"):
+        algorithm_lib.View("x", "blur")
+    with pytest.raises(ValueError, match="crop_area=.* is for crop='resized_"):
+        algorithm_lib.View("x", "weak", crop_area=(0.1, 1.0))

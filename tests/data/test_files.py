@@ -14,7 +14,7 @@ from absl import logging
 
 from simmatch_tf import io as io_lib
 from simmatch_tf.data import files
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 WIDTH, HEIGHT = 53, 37
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]

@@ -7,7 +7,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import digits as digits_lib
 from simmatch_tf.data.sources import folder
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 NAMES = ("labeled/a/1.png", "labeled/b/2.png", "unlabeled/caf\u00e9 \\.png")
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from simmatch_tf import io
 from simmatch_tf.data import records
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 
 def example(number):

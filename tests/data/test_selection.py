@@ -5,7 +5,7 @@ import os
 import pytest
 
 from simmatch_tf.data import selection
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from simmatch_tf import preflight
 from simmatch_tf.data import pipeline, service
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from tests import runs
 from tests.data import test_pipeline
 from tests.training import test_loop

@@ -6,7 +6,7 @@ import pytest
 
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import digits, source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 DRAW = {
     "labels": 40,

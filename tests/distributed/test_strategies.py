@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import shard
 from tests import runs
 
@@ -143,7 +143,7 @@ def test_four_replicas_by_the_command(alone, tmp_path):
         ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
         (
             {"teacher_norm": "shuffle"},
-            "is for --targets_from=teacher with unlabeled",
+            "is for --targets_from=teacher; ",
         ),
         ({"data_service": "h:1"}, "--data_service=h:1: must be grpc://"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from simmatch_tf import experiment
 from simmatch_tf.experiments import plan, runner, summary
 from simmatch_tf.experiments import store as store_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from tests import runs
 from tests.experiments import test_store
 

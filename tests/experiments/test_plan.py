@@ -3,7 +3,7 @@ import pathlib
 import pytest
 
 from simmatch_tf.experiments import plan
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PLAN = """

@@ -9,7 +9,7 @@ from simmatch_tf import io
 from simmatch_tf.data import fingerprint
 from simmatch_tf.experiments import identity, plan, summary
 from simmatch_tf.experiments import store as store_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 

@@ -28,7 +28,7 @@ runpy.run_module(f"simmatch_tf.{module}", run_name="__main__")
 # A command of a few lines, called with the lines to run.
 _FAKE = """
 import atexit, dataclasses, sys, threading
-from simmatch_tf.flags import command, commandline
+from simmatch_tf.flags import command, commandline, errors
 
 @dataclasses.dataclass(frozen=True)
 class Flags(commandline.Flags):
@@ -98,7 +98,7 @@ def test_a_port_in_use_ends_the_service():
         ("", 0),
         ("sys.exit(42)", 42),
         ("raise KeyboardInterrupt", 130),
-        ("raise commandline.InputError('wrong')", 1),
+        ("raise errors.InputError('wrong')", 1),
         ("sys.exit('wrong')", 1),
         ("raise ValueError('wrong')", 1),
     ],
@@ -183,7 +183,7 @@ spec = tf.TensorSpec([], tf.int32)
 dataset = tf.data.Dataset.from_generator(generator, output_signature=spec)
 iterator = iter(dataset.prefetch(2))
 next(iterator)
-raise commandline.InputError("wrong")
+raise errors.InputError("wrong")
 """
 
 

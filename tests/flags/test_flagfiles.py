@@ -5,7 +5,7 @@ import pytest
 from simmatch_tf import config as config_lib
 from simmatch_tf import experiment, predict, report
 from simmatch_tf.flags import flagfiles
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 Config = config_lib.Config
 

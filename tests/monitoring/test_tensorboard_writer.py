@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import simmatch_tf
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import pictures, tensorboard_writer
 from simmatch_tf.reporting import runs as saved_runs
 from tests import runs

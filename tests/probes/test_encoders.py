@@ -9,7 +9,7 @@ import pytest
 from simmatch_tf import export, transfer
 from simmatch_tf.data.sources import digits
 from simmatch_tf.export import ExportConfig
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.probes import encoders, settings
 from simmatch_tf.training import state

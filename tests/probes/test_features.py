@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf.data.sources import source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks.backbones import wide_resnet
 from simmatch_tf.probes import encoders, features, tasks
 

@@ -5,7 +5,7 @@ import pytest
 
 from simmatch_tf import transfer
 from simmatch_tf.data.sources import source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.probes import finetune, tasks
 from simmatch_tf.training import loop, state, workdir
 from tests.probes import test_features

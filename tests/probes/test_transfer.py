@@ -12,7 +12,7 @@ from sklearn import linear_model
 from simmatch_tf import transfer
 from simmatch_tf.data.sources import digits, source
 from simmatch_tf.flags import commandline
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.probes import (
     classifiers,
     encoders,

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import network
 from simmatch_tf.pytorch import checkpoint as checkpoint_lib
 from simmatch_tf.pytorch import tensors as tensors_lib

@@ -15,7 +15,7 @@ from simmatch_tf import (
     import_pytorch,
 )
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import initial
 from simmatch_tf.training import state as state_lib
 from tests import runs

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from simmatch_tf import report
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import report_page
 from simmatch_tf.serving import scoring
@@ -144,6 +144,19 @@ def test_an_unfinished_run(tmp_path):
     )
     assert "has no result yet" in text and "(a) right" in text
     assert "of the last checkpoint" not in text
+
+
+def test_scalars_of_a_method_outside_the_package(tmp_path):
+    curves = {"rotation/accuracy": {10: 0.25, 20: 0.5}, **written.CURVES}
+    found = written.groups(written.run(tmp_path / "a", curves=curves))
+    text = report_page.page(found, NOTHING)
+    assert "<summary>Other scalars</summary>" in text
+    assert "rotation/accuracy, over steps. Last: a 0.5." in text
+    names = report_page.save_figures(found, NOTHING, tmp_path / "f")
+    assert names[-1] == "others.png"
+    # Without such scalars there is no such chart.
+    found = written.groups(written.run(tmp_path / "b"))
+    assert "Other scalars" not in report_page.page(found, NOTHING)
 
 
 def test_a_supervised_run_without_memory(tmp_path):
@@ -305,7 +318,7 @@ def test_wrong_flags_fail_early(tmp_path):
             command(*words)
     code = (
         "import sys; from simmatch_tf import report\n"
-        "from simmatch_tf.flags.commandline import InputError\n"
+        "from simmatch_tf.flags.errors import InputError\n"
         "from simmatch_tf.report import ReportConfig\n"
         f"argv = ['report', {str(tmp_path)!r}, {page!r}]\n"
         "try: report.main(ReportConfig.from_argv(argv))\n"

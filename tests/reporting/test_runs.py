@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import runs
 from tests.reporting import written
 

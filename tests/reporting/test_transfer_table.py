@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.probes import measuring
 from simmatch_tf.reporting import transfer_table
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import export, preflight
 from simmatch_tf.data.sources import digits
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import exporting, loading, verification
 from tests.serving.helpers import SIGNATURES, TEST, png
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import exporting, loading
 from simmatch_tf.training import workdir
 from tests import runs

@@ -19,7 +19,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import predict
 from simmatch_tf.data import selection
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import pages
 from simmatch_tf.serving import exporting, loading, prediction
 from tests import runs

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from simmatch_tf import evaluate, report
 from simmatch_tf.data.sources import tfds as tfds_source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import exporting, loading, scoring
 from simmatch_tf.training import results, workdir
 from tests import runs

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from simmatch_tf import export
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import versions
 from simmatch_tf.training import workdir as workdir_lib

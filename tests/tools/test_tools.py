@@ -16,7 +16,7 @@ from absl import flags
 
 import simmatch_tf
 from simmatch_tf import train
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from tests import runs
 
 TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"

@@ -18,7 +18,7 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import evaluate, preflight
 from simmatch_tf.data import files
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import inputs, workdir
 from tests import recording, runs
 

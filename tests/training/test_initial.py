@@ -11,7 +11,7 @@ import simmatch_tf
 from simmatch_tf import preflight
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import network
 from simmatch_tf.serving import exporting
 from simmatch_tf.training import initial, state

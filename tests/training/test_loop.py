@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import registry
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.ops import losses
 from simmatch_tf.training import loop, results
 from simmatch_tf.training import step as step_lib

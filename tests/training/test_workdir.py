@@ -19,7 +19,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.experiments import store as store_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results, workdir
 from tests import runs
 

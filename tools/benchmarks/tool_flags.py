@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 
 def read(text: str, own: Sequence[flags.FlagHolder]) -> list[str]:

@@ -21,7 +21,7 @@ from absl import flags
 
 import simmatch_tf
 from simmatch_tf import preflight
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 RUNS = flags.DEFINE_integer(
     "runs", 3, "Number of split seeds to train with.", lower_bound=1

@@ -21,7 +21,7 @@ import numpy as np
 import protocols
 import tensorflow as tf
 
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, loading, verification, versions
 
 # A client may send an empty batch.

@@ -13,6 +13,9 @@ optional:
 
     sizes             {NAME: (classes, training images)}, by which --labels is
                       checked.
+    flags             A frozen dataclass based on commandline.HyperParameters,
+                      whose fields become flags. --table.label_column is
+                      config.source.label_column.
     needs_data_dir    True: the images are in the folder --data_dir, which is
                       then required. Other sources refuse that flag.
     has_labels        True: some of the training images have a class and the

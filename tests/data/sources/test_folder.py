@@ -10,7 +10,7 @@ from absl import logging
 
 from simmatch_tf.data import files, splits
 from simmatch_tf.data.sources import folder
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 
 GOOD = (
     "labeled/cat/b.jpg",

@@ -14,7 +14,7 @@ from simmatch_tf import preflight, registry
 from simmatch_tf.data import files, fingerprint, records
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags import command
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import inputs
 from tests.docs import pages
 

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from simmatch_tf.data import records
 from simmatch_tf.data.sources import tfds as tfds_source
-from simmatch_tf.flags.commandline import InputError
+from simmatch_tf.flags.errors import InputError
 from tests import small_datasets
 
 
