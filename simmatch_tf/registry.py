@@ -156,7 +156,12 @@ class Registry:
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
-        return iter(list(self._entries.values()))
+        return iter(sorted(self._entries.values(), key=self._place))
+
+    def _place(self, entry: Entry) -> str:
+        """Sorts entries of the package by module, those of plugins last."""
+        module = entry.value.__module__
+        return module if module.startswith(f"{self._package}.") else "~"
 
 
 class Networks(Registry):

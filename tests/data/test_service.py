@@ -166,7 +166,7 @@ def test_no_service_at_the_address(make):
 
 
 def test_another_program_at_the_address(make, monkeypatch):
-    monkeypatch.setattr(service, "_ANSWERS_WITHIN", 0.5)
+    monkeypatch.setattr(service, "_REGISTER_SECONDS", 0.5)
     with socket.create_server(("localhost", 0)) as other:
         address = f"grpc://localhost:{other.getsockname()[1]}"
         with pytest.raises(InputError, match="no answer within 0.5 s"):

@@ -493,8 +493,8 @@ class Quiet(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
-@registry.networks.register("tiny")
-def tiny(shape):
+@registry.networks.register("tiny_loop")
+def tiny_loop(shape):
     images = keras.Input(shape)
     x = keras.layers.Conv2D(4, 3)(images)
     return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
@@ -513,7 +513,7 @@ def test_own_source_backbone_and_algorithm(tmp_path):
     config = runs.config(
         tmp_path,
         dataset="custom",
-        backbone="tiny",
+        backbone="tiny_loop",
         algorithm="quiet",
         labels=6,
         image_size=None,
