@@ -48,14 +48,12 @@ class Cell:
         column: Its column in the table; "" if there is one column. In a plan
             that varies one list at a time: that list.
         seed: Seed of the labels and of everything else.
-        words: Flags of train, without the workdir.
-        config: The configuration that these flags give.
+        config: Its flags, without the workdir.
     """
 
     row: str
     column: str
     seed: int
-    words: tuple[str, ...]
     config: config_lib.Config
 
     def title(self, *, seed: bool = True) -> str:
@@ -117,16 +115,22 @@ class Plan:
         for seed, place in itertools.product(self.seeds, self.places()):
             row, column, words = place
             own = (f"--seed={seed}", f"--split_seed={seed}")
-            words = (*self.base, *words, *own)
             try:
-                config = config_lib.Config.from_argv(["train", *words])
+                # As of a recipe: a row may choose a method that lacks some.
+                base = flagfiles.expand(
+                    self.base, config_lib.Config.alternatives
+                )
+                base = map(flagfiles.FileWord, base)
+                config = config_lib.Config.from_argv(
+                    ["train", *base, *words, *own]
+                )
                 for name in ("overwrite", "describe"):  # of a flagfile
                     if getattr(config, name):
                         raise InputError(f"--{name}: must not be in a plan")
             except InputError as error:
                 title = _title(row, column)
                 raise InputError(f"{self.path}: {title}: {error}") from None
-            cells.append(Cell(row, column, seed, words, config))
+            cells.append(Cell(row, column, seed, config))
         self._check_distinct(cells)
         return cells
 

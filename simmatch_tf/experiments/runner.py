@@ -74,7 +74,9 @@ class Running:
         environment = dict(os.environ)
         if gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        command = [sys.executable, "-m", "simmatch_tf.train", *cell.words]
+        own = cell.config.to_flagfile(without=("workdir", "progress"))
+        command = [sys.executable, "-m", "simmatch_tf.train"]
+        command += own.splitlines()
         command += [f"--workdir={self.workdir}", "--noprogress"]
         try:
             with self.log.open("ab") as log:

@@ -63,7 +63,8 @@ def expand(
         inside: Files that are being read.
 
     Returns:
-        The words, those in files as `FileWord`s.
+        The words, those in files as `FileWord`s. A `FileWord` in `argv` is
+        treated as one of an earlier file.
 
     Raises:
         InputError: A file is missing, unreadable, or names itself.
@@ -71,6 +72,9 @@ def expand(
     result, files, rest = [], [], list(argv)
     while rest:
         word = rest.pop(0)
+        if isinstance(word, FileWord):
+            files.append(word)
+            continue
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
         if not match or "--" in result:
             dropped = _alternatives(word, alternatives)

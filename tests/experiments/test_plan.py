@@ -53,6 +53,24 @@ def test_cells_combine_one_value_of_each_list(tmp_path):
     assert last.config.seed == last.config.split_seed == 3
 
 
+def test_a_method_need_not_have_all_flags_of_the_base(tmp_path):
+    text = PLAN.replace("--steps=5", "--epochs=2 --temperature=0.2 --steps=5")
+    text = text.replace("FixMatch = --algorithm=fixmatch --threshold=0.5", "")
+    text = text.replace(
+        "SimMatch =\n", "SimMatch =\nNone = --algorithm=supervised"
+    )
+    cells = read(tmp_path, text).cells()
+    assert {cell.config.algorithm for cell in cells} == {
+        "simmatch",
+        "supervised",
+    }
+    assert cells[0].config.temperature == 0.2
+    assert not hasattr(cells[-1].config, "temperature")
+    text = text.replace("supervised", "supervised --temperature=0.2")
+    with pytest.raises(InputError, match="--temperature=0.2: is for --algo"):
+        read(tmp_path, text).cells()
+
+
 def test_one_at_a_time(tmp_path):
     text = PLAN.replace("columns = labels", "vary = one at a time")
     found = read(tmp_path, text.replace("reference = SimMatch, few", ""))
