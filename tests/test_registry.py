@@ -165,6 +165,24 @@ def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
     assert replaced.threshold == 0.7 and not hasattr(replaced, "queue_size")
 
 
+def test_a_recipe_s_value_replaces_a_default_of_the_method(plugin, tmp_path):
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--labels=40\n--steps=5\n--unlabeled_ratio=7\n")
+    words = ["x", f"--plugin={plugin}", f"--flagfile={recipe}"]
+    words += ["--algorithm=queue_match"]
+    config = Config.from_argv(words)
+    assert config.unlabeled_ratio == 7
+    assert config.replaced_defaults() == [
+        "--unlabeled_ratio=7 comes from the recipe; the default of queue_match "
+        "is 1"
+    ]
+    for ratio in (1, 3):  # as the user wants it
+        own = Config.from_argv([*words, f"--unlabeled_ratio={ratio}"])
+        assert own.unlabeled_ratio == ratio
+        assert own.replaced_defaults() == []
+    assert queue_match(plugin, unlabeled_ratio=3).replaced_defaults() == []
+
+
 def test_help_lists_a_plugin_s_flags(plugin):
     registry.load_plugin(plugin)
     text = command.help_text(Config)
