@@ -553,7 +553,20 @@ class Algorithm(lazy.Module):
                     '"loss/total"'
                 )
             if not tf.executing_eagerly():
-                _check_reproducible(graph, begin)
+                random = _irreproducible(graph, begin)
+                if random:
+                    kind, operation = random
+                    lines = [
+                        frame.lineno
+                        for frame in operation.traceback
+                        if frame.filename == file
+                    ]
+                    line = lines[-1] if lines else line
+                    raise errors.InputError(
+                        f"train_step uses {_STATEFUL[kind]}, which is not "
+                        "reproducible: use self.seed(stream) with "
+                        "simmatch_tf.ops.sampling"
+                    )
         except errors.InputError as error:
             line = errors.line_in(file, error) or line
             raise errors.InputError(f"{file}, line {line}: {error}") from error
@@ -597,39 +610,39 @@ def state(
     return list({id(variable): variable for variable in variables}.values())
 
 
-def _check_reproducible(graph: tf.Graph, begin: int) -> None:
-    """Refuses random operations with a state of their own.
+def _irreproducible(
+    graph: tf.Graph, begin: int
+) -> tuple[str, tf.Operation] | None:
+    """Finds a random operation with a state of its own.
 
     Args:
         graph: The graph of the step.
         begin: Number of its operations that are not the step's.
 
-    Raises:
-        InputError: The step has such an operation.
+    Returns:
+        The type of the operation, and the operation of the graph that is it or
+        calls it; None if there is none.
     """
-    kinds, functions = set(), set()
+    library = None
     for operation in graph.get_operations()[begin:]:
-        kinds.add(operation.type)
-        if operation.type in _CALLS:
-            functions |= _functions(operation.node_def)
-    if functions:
-        library = {
-            function.signature.name: function.node_def
-            for function in graph.as_graph_def().library.function
-        }
-        seen = set()
-        while functions:
-            name = functions.pop()
+        if operation.type in _STATEFUL:
+            return operation.type, operation
+        if operation.type not in _CALLS:
+            continue
+        if library is None:
+            library = {
+                function.signature.name: function.node_def
+                for function in graph.as_graph_def().library.function
+            }
+        names, seen = _functions(operation.node_def), set()
+        while names - seen:
+            name = (names - seen).pop()
             seen.add(name)
             for node in library.get(name, ()):
-                kinds.add(node.op)
-                functions |= _functions(node) - seen
-    for kind in sorted(kinds & _STATEFUL.keys()):
-        raise errors.InputError(
-            f"train_step uses {_STATEFUL[kind]}, which is not reproducible: "
-            "use self.seed(stream) with simmatch_tf.ops.sampling or "
-            "tf.random.stateless_uniform and its like"
-        )
+                if node.op in _STATEFUL:
+                    return node.op, operation
+                names |= _functions(node)
+    return None
 
 
 def _functions(node: Any) -> set[str]:
