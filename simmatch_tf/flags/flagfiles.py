@@ -73,6 +73,8 @@ def expand(
     while rest:
         word = rest.pop(0)
         if isinstance(word, FileWord):
+            dropped = _alternatives(word, alternatives)
+            files = [w for w in files if name_of(w) not in dropped]
             files.append(word)
             continue
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)

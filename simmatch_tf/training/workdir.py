@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight
+from simmatch_tf import io, preflight, registry
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import flagfiles
@@ -87,10 +87,10 @@ class Workdir:
         try:
             return config_lib.Config.from_flagfile(self.flagfile.absolute())
         except InputError as error:
-            raise InputError(
-                f"{self.flagfile}: {error} (damaged, or of another version of "
-                "simmatch_tf)"
-            ) from None
+            reason = " (damaged, or of another version of simmatch_tf)"
+            if "--plugin" in str(error):  # that says by itself what to do
+                reason = ""
+            raise InputError(f"{self.flagfile}: {error}{reason}") from None
 
     def trained(self) -> config_lib.Config:
         """Returns the flags of the run in this folder, if it has a checkpoint.
@@ -151,7 +151,7 @@ class Workdir:
             now: The images; None: those that the flags name.
 
         Raises:
-            InputError: They are others.
+            InputError: They are others, or a plugin has changed.
         """
         changes = self.data_changes(config, now)
         if changes:
@@ -179,6 +179,9 @@ class Workdir:
 
         Returns:
             The changes, for a message; "" if none are known.
+
+        Raises:
+            InputError: A plugin has changed.
         """
         if not self.data.is_file():
             logging.warning(
@@ -199,20 +202,17 @@ class Workdir:
             )
             return ""
         now = now or fingerprint.of_config(config, then)
-        if now is None:
+        known = now is not None
+        if not known:
             if self.finished() and config.dataset != "custom":
-                logging.warning(
-                    "%s: --dataset=%s is not prepared here now; whether it is "
-                    "the same is not checked",
-                    self.path,
-                    config.dataset,
-                )
-            return ""
+                _warn_unknown(self, config)
+            now = then.images()
         if images_only:
             then = then.images()
         else:
-            self.compared = True
+            self.compared = known
             now = now.join(fingerprint.of_flags(config, then))
+            self._check_plugins(then, now)
         changes = fingerprint.compare(then, now)
         if changes.touched:
             logging.warning(
@@ -223,6 +223,19 @@ class Workdir:
                 changes.touched[0],
             )
         return changes.text()
+
+    def _check_plugins(
+        self, then: fingerprint.Fingerprint, now: fingerprint.Fingerprint
+    ) -> None:
+        """Refuses plugins that have changed: they are part of the method."""
+        contents = now.plugins()
+        for name, content in then.plugins().items():
+            if contents[name] != content:
+                raise InputError(
+                    f"--workdir={self.path}: its {name} has changed since the "
+                    "run began. For a new run give another --workdir, or "
+                    "--overwrite; with the file as it was the run can go on"
+                )
 
     def begin(
         self,
@@ -313,6 +326,22 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             if not existed:
                 _remove_if_empty(folder)
             raise
+
+
+def _warn_unknown(folder: Workdir, config: config_lib.Config) -> None:
+    """Says that the images of a finished run are not compared, and why."""
+    facts = registry.sources.find(config.dataset)[0].facts
+    if "is_prepared" in facts:
+        reason = "it is not prepared here now"
+    else:
+        reason = "its source has no fingerprint"
+    logging.warning(
+        "%s: whether the images of --dataset=%s are still those of this "
+        "finished run is not checked: %s. Its result is of the former images",
+        folder.path,
+        config.dataset,
+        reason,
+    )
 
 
 def _where(config: config_lib.Config) -> str:

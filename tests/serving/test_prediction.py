@@ -552,7 +552,7 @@ def test_wrong_flags(tmp_path):
             {"model": "x", "images": "y", "output": "z.csv", "neighbors": 3},
             "--neighbors=3: needs --explain",
         ),
-        ({}, "--model=None"),
+        ({}, "--model is missing"),
         (
             {"model": "x", "images": "y", "output": "z.txt"},
             "must end in .csv or .jsonl or .parquet",
