@@ -73,9 +73,7 @@ def expand(
     while rest:
         word = rest.pop(0)
         if isinstance(word, FileWord):
-            dropped = _alternatives(word, alternatives)
-            files = [w for w in files if name_of(w) not in dropped]
-            files.append(word)
+            files, result = [*files, *result, word], []
             continue
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
         if not match or "--" in result:
