@@ -101,7 +101,9 @@ def _check(flags: PredictConfig) -> selection.Selection:
     """Checks what needs no TensorFlow; finds the images."""
     kind, path = preflight.kind_of_model("model", flags.model)
     if kind == "workdir":
-        workdir.Workdir(path).trained()
+        config = workdir.Workdir(path).trained()
+        if flags.explain and not preflight.may_have_memory(config):
+            raise InputError(f"--explain: {preflight.NO_MEMORY}")
     else:
         preflight.exported_flags(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):

@@ -546,6 +546,22 @@ def test_the_module_of_the_command_is_a_function(code):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_run_that_cannot_explain_says_so_before_tensorflow(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000002.index").write_bytes(b"")
+    (tmp_path / "flags.cfg").write_text(
+        "--algorithm=fixmatch\n--labels=40\n--steps=2\n"
+    )
+    flags = predict.PredictConfig(
+        model=str(tmp_path),
+        images=str(tmp_path),
+        output=str(tmp_path / "a.csv"),
+        explain=True,
+    )
+    with pytest.raises(InputError, match="--explain: the run has no memory"):
+        predict._check(flags)
+
+
 def test_wrong_flags(tmp_path):
     for values, message in (
         (
