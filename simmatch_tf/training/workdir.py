@@ -54,10 +54,13 @@ class Workdir:
     Attributes:
         anew: The files are of another run, and `begin` removes them.
         compared: The images have been compared with those of its start.
+        unread: The run is finished, and its images must be read to compare
+            them: their source has no fingerprint.
     """
 
     anew: bool = False
     compared: bool = False
+    unread: bool = False
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
@@ -204,8 +207,17 @@ class Workdir:
         now = now or fingerprint.of_config(config, then)
         known = now is not None
         if not known:
+            facts = registry.sources.find(config.dataset)[0].facts
             if self.finished() and config.dataset != "custom":
-                _warn_unknown(self, config)
+                self.unread = not (images_only or "is_prepared" in facts)
+                if "is_prepared" in facts:
+                    logging.warning(
+                        "%s: --dataset=%s is not prepared here now; whether "
+                        "its images are still those of this result is not "
+                        "checked",
+                        self.path,
+                        config.dataset,
+                    )
             now = then.images()
         if images_only:
             then = then.images()
@@ -326,22 +338,6 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             if not existed:
                 _remove_if_empty(folder)
             raise
-
-
-def _warn_unknown(folder: Workdir, config: config_lib.Config) -> None:
-    """Says that the images of a finished run are not compared, and why."""
-    facts = registry.sources.find(config.dataset)[0].facts
-    if "is_prepared" in facts:
-        reason = "it is not prepared here now"
-    else:
-        reason = "its source has no fingerprint"
-    logging.warning(
-        "%s: whether the images of --dataset=%s are still those of this "
-        "finished run is not checked: %s. Its result is of the former images",
-        folder.path,
-        config.dataset,
-        reason,
-    )
 
 
 def _where(config: config_lib.Config) -> str:
