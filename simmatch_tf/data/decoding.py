@@ -489,8 +489,8 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
         1 … 8, int32 scalar, from a JPEG's EXIF segment or a PNG's or WebP's
         EXIF chunk; 1 where that is missing or damaged, and for GIF and BMP.
-        Unlike in Pillow, an orientation that stands in XMP or in a raw profile
-        alone is not read.
+        Unlike in Pillow, an orientation stored only in XMP or a raw profile is
+        not read.
     """
     return tf.cond(
         _starts_with(encoded, _JPEG) & holds(encoded, r"Exif\x00\x00"),

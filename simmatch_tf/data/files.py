@@ -260,7 +260,7 @@ def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
         unseen = np.flatnonzero(inspection.orientations == 0)
         if not len(unseen):
             return inspection
-        logging.info("looking at %d new images, once", len(unseen))
+        terminal.say(f"checking {len(unseen)} new images; this is done once")
         try:
             _in_threads(
                 lambda i: _inspect_file(inspection, i, paths[i]),

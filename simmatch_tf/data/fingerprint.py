@@ -17,10 +17,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, registry
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.flags.errors import InputError
 
 _SHOWN = 3  # names in a message
@@ -146,10 +144,9 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
         elif old[1] != new[1]:
             (touched if old[2] is None else doubtful).append(name)
     if doubtful:
-        logging.info(
-            "%d files have other modification times than when the run began: "
-            "comparing their contents",
-            len(doubtful),
+        terminal.say(
+            f"comparing the contents of {len(doubtful)} files, whose "
+            "modification times have changed since the run began"
         )
     contents = digests([now.paths[name] for name in doubtful])
     changed += [

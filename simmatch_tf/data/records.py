@@ -17,8 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from absl import logging
-
+from simmatch_tf import terminal
 from simmatch_tf.data import cache
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.lazy import np, tf
@@ -197,7 +196,10 @@ def scan(
         index = Index(files=list(files), **kept)
         _check_index(index, promised)
         return index
-    logging.info("%s: noting where every image is, once", cache_name)
+    terminal.say(
+        f"{cache_name}: finding each image's place in its file; this is done "
+        "once"
+    )
     parts = [
         _scan_file(file, label, name, wanted)
         for file, wanted in zip(

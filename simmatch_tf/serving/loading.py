@@ -275,6 +275,7 @@ def run(
     config = folder.read_config()
     content = splits.read_content(folder.split)
     trained = read_networks(folder, weights)
+    folder.warn_unfinished(trained.step)
     weights = weights or trained.weights_of_record
     labeled, why_not = None, _NO_MEMORY
     values = config.values()

@@ -62,6 +62,7 @@ def of_run(
     """
     terminal.say(f"loading {folder.path}")
     trained = loading.read_networks(folder, "student", "ema")
+    folder.warn_unfinished(trained.step)
     terminal.say(f"reading the images of {config.dataset}")
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
