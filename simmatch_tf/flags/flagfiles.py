@@ -73,7 +73,7 @@ def expand(
     while rest:
         word = rest.pop(0)
         if isinstance(word, FileWord):
-            files.append(word)
+            files, result = [*files, *result, word], []
             continue
         match = re.fullmatch(r"--?flagfile(?:=(.*))?", word)
         if not match or "--" in result:

@@ -54,7 +54,7 @@ def test_cells_combine_one_value_of_each_list(tmp_path):
 
 
 def test_a_method_need_not_have_all_flags_of_the_base(tmp_path):
-    text = PLAN.replace("--steps=5", "--epochs=2 --temperature=0.2 --steps=5")
+    text = PLAN.replace("--steps=5", "--temperature=0.2 --steps=5")
     text = text.replace("FixMatch = --algorithm=fixmatch --threshold=0.5", "")
     text = text.replace(
         "SimMatch =\n", "SimMatch =\nNone = --algorithm=supervised"

@@ -77,7 +77,7 @@ def test_a_run_of_two_places_is_run_once(tmp_path, store):
     cells = plan.read("configs/plans/slides_figure5.cfg").cells()
     left = store_lib.Store(tmp_path / "none").missing(cells)
     assert (len(cells), len(left)) == (9, 8)
-    other = plan.Cell("a", "b", 3, (), CONFIG)
+    other = plan.Cell("a", "b", 3, CONFIG)
     assert store().missing([other]) == []
 
 
@@ -254,7 +254,7 @@ def test_another_dataset_of_tfds_of_the_same_name(tfds):
     tfds.forget()
     (tfds.prepare("a") / SHARDS[1]).unlink()
     with pytest.raises(InputError, match=r"missing \(mnist/3.0.1/mnist-train"):
-        tfds.store.missing([plan.Cell("a", "b", 3, (), tfds.config("a"))])
+        tfds.store.missing([plan.Cell("a", "b", 3, tfds.config("a"))])
     assert tfds.warnings == []
 
 
