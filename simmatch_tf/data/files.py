@@ -23,11 +23,11 @@ viewers show (Pillow's `ImageOps.exif_transpose(image).convert("RGB")`):
   truncated, empty, text, any other format     refused
   more than 200 megapixels                     refused by its header
 
-The rows are about pixels as stored. Their orientation is the one that a served
-model reads, too (`decoding.exif_orientation`); files that viewers turn
-otherwise, as by XMP alone, are warned about. Formats that TensorFlow does not
-always read as Pillow does are compared file by file, so that a newer TensorFlow
-breaks no promise.
+The table compares pixels as stored. They are turned by the EXIF orientation, as
+in a served model (`decoding.exif_orientation`). A warning names files that
+viewers turn in another way, such as by XMP. Files of formats that TensorFlow
+and Pillow may read differently are compared one by one, so that the table also
+holds with a newer TensorFlow.
 """
 
 import concurrent.futures
@@ -208,7 +208,7 @@ class Inspection:
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
-        """Returns the inspection of files none of which has been seen."""
+        """Returns the inspection of files before any has been read."""
         return cls(
             reasons={},
             orientations=np.zeros(files, np.uint8),
@@ -682,7 +682,7 @@ def warn(names: Sequence[str], remarked: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def silent_pillow() -> Iterator[None]:
-    """Turns off Pillow's limit of pixels and its warnings: we have our own."""
+    """Turns off Pillow's pixel limit and warnings; this module has its own."""
     PIL.Image.init()  # once, before the threads
     limit = PIL.Image.MAX_IMAGE_PIXELS
     PIL.Image.MAX_IMAGE_PIXELS = None

@@ -238,7 +238,7 @@ def _stat(path: str) -> os.stat_result | None:
 def _digest(
     names: Sequence[str], stats: Sequence[os.stat_result | None]
 ) -> str:
-    """Tells these images from others by names, sizes and times."""
+    """Returns a digest of the images' names, sizes and times."""
     digest = hashlib.sha256()
     for name, status in zip(names, stats, strict=True):
         key = [status.st_size, status.st_mtime_ns] if status else None
