@@ -1,4 +1,4 @@
-"""Fingerprints of datasets: has a run the images that it began with?
+"""Fingerprints of datasets, which tell whether a run has the same images.
 
 A run keeps the fingerprint of its images in data.json, so that it is neither
 resumed nor evaluated on others. Names and sizes of files are compared, and the
@@ -55,7 +55,7 @@ class Fingerprint:
     def digest(self) -> str | None:
         """Returns a digest of names and sizes; None without files.
 
-        Of the files that flags name it takes the content instead of the size.
+        For files that flags name, the content replaces the size.
         """
         states = [
             (name, state[2] if name.startswith("--") else state[0])
@@ -129,7 +129,7 @@ def read(path: pathlib.Path) -> Fingerprint:
 
 
 def compare(then: Fingerprint, now: Fingerprint) -> Changes:
-    """Compares two fingerprints; reads files that differ in time alone.
+    """Compares two fingerprints; reads the files that differ only in time.
 
     Raises:
         InputError: A file cannot be read.
@@ -188,12 +188,12 @@ def of_flags(
 ) -> Fingerprint:
     """Returns the fingerprint of the files that flags name beside the images.
 
-    Each goes by its flag, such as "--labeled_list".
+    The name of each is its flag, such as "--labeled_list".
 
     Args:
         config: The flags.
-        then: What a run began with. A file that is gone keeps its entry: the
-            run does not need it again.
+        then: Fingerprint at the run's start. A file that is gone keeps its
+            entry, because the run does not need it again.
 
     Raises:
         InputError: A file cannot be read.
