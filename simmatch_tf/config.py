@@ -168,8 +168,10 @@ class Config(commandline.Flags):
     )
     labeled_list: str | None = flag(
         None,
-        "List of the labeled images, instead of --labels: a file with one "
-        "file name or index a line, or imagenet2012_subset/1pct or /10pct.",
+        "The labeled images, instead of --labels: a text file with one file "
+        "name or image index per line. For ImageNet also "
+        "imagenet2012_subset/1pct or imagenet2012_subset/10pct, the published "
+        "lists.",
     )
     split_file: str | None = flag(
         None,
@@ -497,8 +499,9 @@ class Config(commandline.Flags):
     )
     views_on: str = flag(
         "host",
-        "Where augmentation ends after images are decoded and cropped: on the "
-        "CPU during the step, or on the step's own device before it.",
+        "Where views are augmented, after the CPU has decoded and cropped the "
+        "images: host = on the CPU, while the device computes the step before; "
+        "device = on the training device, at the start of each step.",
         choices=("host", "device"),
         operational=True,
         rare=True,

@@ -141,8 +141,9 @@ class TransferConfig(config_lib.Plugins):
     )
     decays: str = flag(
         "0,0.00001",
-        "For finetune: weight decays of the grid; each is divided by the "
-        "learning rate.",
+        "For finetune: weight decays of the grid. Each is divided by the "
+        "learning rate of its run, so that a step shrinks the weights by the "
+        "same share at every rate.",
     )
     crop_area: float = flag(
         0.08,

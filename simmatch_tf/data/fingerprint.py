@@ -1,4 +1,4 @@
-"""Fingerprints of datasets: has a run the images that it began with?
+"""Fingerprints of datasets, which tell whether a run has the same images.
 
 A run keeps the fingerprint of its images in data.json, so that it is neither
 resumed nor evaluated on others. Names and sizes of files are compared, and the
@@ -17,10 +17,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, registry
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.flags.errors import InputError
 
 # What the name of a plugin begins with.
@@ -63,7 +61,7 @@ class Fingerprint:
     def digest(self) -> str | None:
         """Returns a digest of names and sizes; None without files.
 
-        Of the files that flags name it takes the content instead of the size.
+        For files that flags name, the content replaces the size.
         """
         states = [
             (name, state[2] if name.startswith("--") else state[0])
@@ -137,7 +135,7 @@ def read(path: pathlib.Path) -> Fingerprint:
 
 
 def compare(then: Fingerprint, now: Fingerprint) -> Changes:
-    """Compares two fingerprints; reads files that differ in time alone.
+    """Compares two fingerprints; reads the files that differ only in time.
 
     Raises:
         InputError: A file cannot be read.
@@ -152,10 +150,9 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
         elif old[1] != new[1]:
             (touched if old[2] is None else doubtful).append(name)
     if doubtful:
-        logging.info(
-            "%d files have other modification times than when the run began: "
-            "comparing their contents",
-            len(doubtful),
+        terminal.say(
+            f"comparing the contents of {len(doubtful)} files, whose "
+            "modification times have changed since the run began"
         )
     contents = digests([now.paths[name] for name in doubtful])
     changed += [
@@ -197,14 +194,14 @@ def of_flags(
 ) -> Fingerprint:
     """Returns the fingerprint of the files that flags name beside the images.
 
-    Each goes by its flag, such as "--labeled_list", and a plugin by its name,
-    too: "--plugin=mine.py".
+    The name of each is its flag, such as "--labeled_list"; that of a plugin is
+    "--plugin=mine.py".
 
     Args:
         config: The flags.
-        then: What a run began with. A file that is gone keeps its entry: the
-            run does not need it again. Plugins that it does not list are left
-            out: it is of an older version.
+        then: Fingerprint at the run's start. A file that is gone keeps its
+            entry, because the run does not need it again. Plugins that it does
+            not list are left out: it is of an older version.
 
     Raises:
         InputError: A file cannot be read.

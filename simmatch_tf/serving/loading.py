@@ -158,12 +158,12 @@ class Model:
         classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
         explain: Images → outputs as of `Classifier.explain`, or None.
         why_not: Why there is no `explain`, or "".
-        neighbors: Number of neighbors that `explain` gives of each image.
+        neighbors: Number of neighbors that `explain` lists for each image.
         class_names: L names.
         preprocessing: How encoded images become `classify`'s input.
         input_dtype: Data type of the images.
         identity: Tells this model from any other, as a JSON object.
-        accuracy: What was measured of it, see `versions.accuracy`.
+        accuracy: Its measured accuracy, see `versions.accuracy`.
     """
 
     classify: Callable[..., dict[str, tf.Tensor]]
@@ -206,7 +206,7 @@ class Run(Model):
         config: The run's flags.
         moved: The same with the present location of its images.
         content: The content of its split file.
-        data: The file that lists the images it was begun with.
+        data: The file that lists the images that the run began with.
         step: Training steps done.
         weights: "student" or "ema": those of the classifier.
         weights_of_record: "student" or "ema": those of the run's result.
@@ -271,6 +271,7 @@ def run(
     config = folder.read_config()
     content = splits.read_content(folder.split)
     trained = read_networks(folder, weights)
+    folder.warn_unfinished(trained.step)
     weights = weights or trained.weights_of_record
     labeled, why_not = None, preflight.NO_MEMORY
     values = config.values()

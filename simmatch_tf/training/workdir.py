@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, registry
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import flagfiles
@@ -129,6 +129,28 @@ class Workdir:
     def finished(self) -> bool:
         """Returns whether the run has its result."""
         return self.results.is_file() and not self.anew
+
+    def warn_unfinished(self, step: int) -> None:
+        """Warns if the run's last checkpoint is not that of its end.
+
+        Args:
+            step: Step of the last checkpoint.
+        """
+        if self.finished():
+            return
+        try:
+            content = json.loads(self.split.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        steps = length(self.read_config(), content)
+        if steps is None:
+            logging.warning(
+                "%s: the run is at step %d and not finished", self.path, step
+            )
+        elif step < steps:
+            logging.warning(
+                "%s: the run is at step %d of %d", self.path, step, steps
+            )
 
     def check_available(self, config: config_lib.Config) -> None:
         """Checks that the files that the flags name exist, as far as needed.
@@ -355,6 +377,25 @@ def _remove_if_empty(folder: Workdir) -> None:
             folder.path.rmdir()
 
 
+def length(config: config_lib.Config, content: Any) -> int | None:
+    """Returns the number of steps of a run, whether it has finished or not.
+
+    Args:
+        config: The run's flags.
+        content: What its split.json holds.
+
+    Returns:
+        The number; None if the run is measured in epochs and the split file is
+        missing or damaged.
+    """
+    if config.steps is not None:
+        return config.steps
+    try:
+        return config.with_durations(content["unlabeled_images"]).steps
+    except (InputError, KeyError, TypeError):
+        return None
+
+
 def _clear(folder: Workdir) -> None:
     """Removes what a run wrote, and nothing else."""
     for name in _OWN:
@@ -377,7 +418,7 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
 
 
 def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
-    """Lists flags that differ and change the result; logs the others."""
+    """Lists flags that differ and change the result; prints the others."""
     wrong = []
     for name, (old, new, operational) in (
         folder.read_config().differences(config.absolute()).items()
@@ -385,7 +426,7 @@ def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
         if name in _OF_THE_CALL:
             continue
         if operational:
-            logging.info("--%s was %s and is now %s", name, old, new)
+            terminal.say(f"--{name} is now {new} (before: {old})")
             continue
         reason = ""
         if name in ("steps", "epochs"):

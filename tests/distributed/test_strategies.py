@@ -165,12 +165,13 @@ def test_other_devices_in_the_same_process(two_replicas):
         strategies.mirrored(("CPU:0", "CPU:1", "CPU:2"))
 
 
-def test_auto_is_one_device_without_gpus(tmp_path):
+def test_auto_is_one_device_without_gpus(tmp_path, capsys):
     config = runs.config(tmp_path)
     assert config.strategy == "auto"
     assert strategies.make(config).num_replicas_in_sync == 1
     mirrored = dataclasses.replace(config, strategy="mirrored")
     assert strategies.make(mirrored).num_replicas_in_sync == 2
+    assert capsys.readouterr().err == "training on CPU:0, CPU:1\n"
 
 
 @pytest.mark.parametrize(

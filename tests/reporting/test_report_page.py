@@ -108,6 +108,7 @@ def test_several_runs(tmp_path):
     words.append(written.run(tmp_path / "part", None, lambda_u=2.0, steps=90))
     text = report_page.page(written.groups(*words), NOTHING)
     assert "75.0 ± 7.1 (2)" in text and "lead of sim, 95 %" in text
+    assert "worst</th>" in text and "Worst: lowest top-1 of these runs" in text
     assert "part is not finished: it has reached step 30 of 90" in text
     assert "--lambda_u" in text and "Thin lines are single runs" in text
     assert text.count('<i class="key"') >= 4

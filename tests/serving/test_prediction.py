@@ -489,7 +489,7 @@ def test_orientation_outside_exif_is_ignored_with_a_warning(
         np.testing.assert_allclose(raw, stored, atol=1e-6)
         assert np.abs(turned - stored).max() > 1e-4
         (text,) = caplog.messages
-        assert text.startswith("1 of 3 images are turned otherwise by viewers")
+        assert text.startswith("1 of 3 images are turned by viewers in")
         assert f"{named}): only" in text
     caplog.clear()
     config = predict.PredictConfig(

@@ -170,6 +170,14 @@ def test_a_folder_that_is_not_there(config):
     refused(config, "--data_dir=.*photosx: no such folder")
 
 
+def test_other_flags_that_change_no_result_are_printed(config, capsys):
+    changed = dataclasses.replace(config, log_every=7)
+    with workdir.claim(changed):
+        pass
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"--log_every is now 7 (before: {config.log_every})"]
+
+
 def test_other_flags_come_first(config, root):
     write(root / "unlabeled/2.png")
     with pytest.raises(InputError, match="--seed is 0 there and 1 here"):
