@@ -749,6 +749,29 @@ class Config(commandline.Flags):
             **{n: tuple(v) if type(v) is list else v for n, v in values.items()}
         )
 
+    def replaced_defaults(self) -> list[str]:
+        """Returns lines on the algorithm's defaults that a flagfile replaces.
+
+        A recipe for other algorithms may do so without intent.
+        """
+        words = flagfiles.expand(
+            self.argv, self.alternatives, rename=self.renamed
+        )
+        lines = []
+        for name, default in self.hyper.defaults.items():
+            names = (name, f"no{name}")
+            given = [w for w in words if flagfiles.name_of(w) in names]
+            value = getattr(self, name)
+            if value != default and isinstance(
+                given[-1] if given else None, flagfiles.FileWord
+            ):
+                word = self.fields()[name].word(value)
+                lines.append(
+                    f"{word} comes from the recipe; the default of "
+                    f"{self.algorithm} is {commandline.shown(default)}"
+                )
+        return lines
+
     # ------------------------------------------- rules between two values --
 
     def check(self) -> None:

@@ -23,7 +23,6 @@ import os
 import pkgutil
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -69,14 +68,16 @@ class Registry:
         flag: The flag, such as "algorithm".
     """
 
-    def __init__(self, flag: str, package: str) -> None:
+    def __init__(self, flag: str, package: str, base: str = "") -> None:
         """Makes an empty registry.
 
         Args:
             flag: The flag that takes the names.
             package: Package whose modules are imported on the first lookup.
+            base: Module and name of the class from which each registered class
+                must derive; "": functions are registered.
         """
-        self.flag = flag
+        self.flag, self._base = flag, base
         self._package, self._imported = package, False
         self._entries: dict[str, Entry] = {}
 
@@ -98,9 +99,13 @@ class Registry:
             ValueError: Another class or function has the name; or an
                 expression that begins with no letter has flags, and their
                 class has no `prefix`.
+            TypeError: The class does not derive from the registry's base, or
+                its flags are not declared as they must be.
         """
 
         def add(value: _Registered) -> _Registered:
+            if not value.__module__.startswith(f"{self._package}."):
+                self._import()  # its names are taken
             other = self._entries.get(pattern)
             # A module that is run again, as in a notebook, replaces its own;
             # so does a file that is both a plugin and imported.
@@ -109,10 +114,17 @@ class Registry:
                     f"--{self.flag}={pattern} is registered twice: by "
                     f"{_origin(other.value)} and by {_origin(value)}"
                 )
+            bases = map(_origin, getattr(value, "__mro__", ()))
+            if self._base and self._base not in bases:
+                raise TypeError(
+                    f"{value.__qualname__} is not a subclass of {self._base}"
+                )
             entry = Entry(pattern, value, facts)
             own = facts.get("flags") or vars(value).get("HyperParameters")
             if own is not None and "prefix" not in vars(own):
                 own.prefix = f"{_prefix(pattern, self.flag)}."
+            if own is not None:
+                own.declared()  # checks the declarations
             self._entries[pattern] = entry
             return value
 
@@ -163,12 +175,16 @@ class Registry:
         return [name for entry in self for name in entry.names]
 
     def __iter__(self) -> Iterator[Entry]:
+        self._import()
+        return iter(sorted(self._entries.values(), key=self._place))
+
+    def _import(self) -> None:
+        """Imports the modules of the package, once."""
         if not self._imported:
             self._imported = True
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
-        return iter(sorted(self._entries.values(), key=self._place))
 
     def _place(self, entry: Entry) -> str:
         """Sorts entries of the package by module, those of plugins last."""
@@ -256,14 +272,8 @@ def load_plugin(path: str) -> None:
         _plugins[base] = file
     except Exception as error:
         del sys.modules[name]
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == file
-        ]
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines = [error.lineno]
-        where = f", line {lines[-1]}" if lines else ""
+        line = errors.line_in(file, error)
+        where = f", line {line}" if line else ""
         raise errors.InputError(
             f"--plugin={path}{where}: {type(error).__name__}: {error}"
         ) from error
@@ -323,6 +333,10 @@ def _origin(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-algorithms = Registry("algorithm", "simmatch_tf.algorithms")
+algorithms = Registry(
+    "algorithm",
+    "simmatch_tf.algorithms",
+    "simmatch_tf.algorithms.algorithm.Algorithm",
+)
 sources = Registry("dataset", "simmatch_tf.data.sources")
 networks = Networks("backbone", "simmatch_tf.networks.backbones")

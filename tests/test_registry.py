@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
 from simmatch_tf import evaluate, registry
+from simmatch_tf.algorithms import algorithm
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.errors import InputError
@@ -210,6 +212,24 @@ def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
     assert replaced.threshold == 0.7 and not hasattr(replaced, "queue_size")
 
 
+def test_a_recipe_s_value_replaces_a_default_of_the_method(plugin, tmp_path):
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--labels=40\n--steps=5\n--unlabeled_ratio=7\n")
+    words = ["x", f"--plugin={plugin}", f"--flagfile={recipe}"]
+    words += ["--algorithm=queue_match"]
+    config = Config.from_argv(words)
+    assert config.unlabeled_ratio == 7
+    assert config.replaced_defaults() == [
+        "--unlabeled_ratio=7 comes from the recipe; the default of queue_match "
+        "is 1"
+    ]
+    for ratio in (1, 3):  # as the user wants it
+        own = Config.from_argv([*words, f"--unlabeled_ratio={ratio}"])
+        assert own.unlabeled_ratio == ratio
+        assert own.replaced_defaults() == []
+    assert queue_match(plugin, unlabeled_ratio=3).replaced_defaults() == []
+
+
 def test_help_lists_a_plugin_s_flags(plugin):
     registry.load_plugin(plugin)
     text = command.help_text(Config)
@@ -231,6 +251,18 @@ def test_help_lists_a_plugin_s_flags(plugin):
             "class Mine: pass\n",
             "line 2: ValueError: --algorithm=simmatch is registered twice",
         ),
+        (
+            "from simmatch_tf import registry\n"
+            "@registry.algorithms.register('mine')\n"
+            "class Mine: pass\n",
+            "line 2: TypeError: Mine is not a subclass of simmatch_tf.algo",
+        ),
+        (
+            "from simmatch_tf.algorithms import algorithm\n"
+            "class Mine(algorithm.Algorithm):\n"
+            "    unlabeled_views = ('wek',)\n",
+            "line 2: ValueError: view 'wek': must be weak, strong",
+        ),
     ],
 )
 def test_a_plugin_that_fails(plugin, tmp_path, content, message):
@@ -249,7 +281,7 @@ def test_a_plugin_is_a_python_file(tmp_path):
 
 def test_two_algorithms_cannot_have_one_flag(plugin):
     @registry.algorithms.register("other")
-    class Other:
+    class Other(algorithm.Algorithm):
         @dataclasses.dataclass(frozen=True)
         class HyperParameters(commandline.HyperParameters):
             prefix = ""
@@ -259,14 +291,49 @@ def test_two_algorithms_cannot_have_one_flag(plugin):
         Config.declared()
 
 
-def test_flags_are_declared_in_a_dataclass(plugin):
-    @registry.algorithms.register("undecorated")
-    class Undecorated:
-        class HyperParameters(commandline.HyperParameters):
-            width: int = commandline.flag(1, "Width.")
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        (
+            "width: int = commandline.flag(1, 'Width.')",
+            "HyperParameters declares",
+        ),
+        ("width: int = 1", "HyperParameters declares flags: decorate it with"),
+        ("*width: int = 1", "width: make each field by commandline.flag"),
+        (
+            "*width: list[int] = commandline.flag((), 'Width.')",
+            r"width is of type list\[int\]: must be int, float, str or bool",
+        ),
+    ],
+)
+def test_a_declaration_that_is_wrong(plugin, declaration, message):
+    decorator = "dataclasses.dataclass(frozen=True)"
+    code = (
+        "class Mine(algorithm.Algorithm):\n"
+        f"    @{decorator if declaration[0] == '*' else 'staticmethod'}\n"
+        "    class HyperParameters(commandline.HyperParameters):\n"
+        f"        {declaration.removeprefix('*')}\n"
+    ).replace("    @staticmethod\n", "")
+    names = {
+        "algorithm": algorithm,
+        "commandline": commandline,
+        "dataclasses": dataclasses,
+        "__name__": __name__,
+    }
+    exec(code, names)
+    with pytest.raises(TypeError, match=message):
+        registry.algorithms.register("mine")(names["Mine"])
+    assert "mine" not in registry.algorithms.names()
 
-    with pytest.raises(TypeError, match="HyperParameters declares flags: dec"):
-        Config(**GOOD, algorithm="undecorated")
+
+def test_flags_that_may_be_none_in_either_spelling(plugin):
+    @dataclasses.dataclass(frozen=True)
+    class Flags(commandline.HyperParameters):
+        width: typing.Optional[int] = commandline.flag(None, "Width.")  # noqa: UP045
+        names: tuple[str, ...] = commandline.flag((), "Names.")
+
+    types = [each.type for each in Flags.declared().values()]
+    assert types == [int, tuple]
 
 
 def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):

@@ -224,11 +224,19 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
     """The fields of a class that are flags, in their order.
 
     Raises:
-        TypeError: A class declares flags and is no dataclass.
+        TypeError: A class declares flags and is no dataclass, or a field is
+            not made by `flag` or has another type than a flag may have.
     """
+    only_flags = issubclass(cls, HyperParameters)
     for base in cls.__mro__:
         values = vars(base).values()
-        if any(isinstance(value, dataclasses.Field) for value in values):
+        bare = "__dataclass_fields__" not in vars(base) and any(
+            "ClassVar" not in str(hint)
+            for hint in vars(base).get("__annotations__", {}).values()
+        )
+        if any(isinstance(value, dataclasses.Field) for value in values) or (
+            bare and only_flags and issubclass(base, HyperParameters)
+        ):
             raise TypeError(
                 f"{base.__qualname__} declares flags: decorate it with "
                 "@dataclasses.dataclass(frozen=True)"
@@ -238,6 +246,12 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
     declared_flags = {}
     for field in known.values():
         if "help" not in field.metadata:
+            if only_flags:
+                raise TypeError(
+                    f"{cls.__qualname__}.{field.name}: make each field by "
+                    'commandline.flag(default, "help text"), or annotate it '
+                    "as ClassVar"
+                )
             continue
         # A field that a base declared keeps its name there.
         owner = next(
@@ -246,8 +260,14 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
             if field.name in vars(base).get("__annotations__", ())
         )
         declared = hints[field.name]
-        if isinstance(declared, types.UnionType):
+        if typing.get_origin(declared) in (types.UnionType, typing.Union):
             declared = typing.get_args(declared)[0]
+        if declared not in (int, float, str, bool, tuple[str, ...]):
+            raise TypeError(
+                f"{cls.__qualname__}.{field.name} is of type {declared}: must "
+                "be int, float, str or bool, one of these | None, or "
+                "tuple[str, ...]"
+            )
         name = f"{owner.prefix}{field.name}"
         declared_flags[name] = Flag(
             name=name,

@@ -329,6 +329,9 @@ class _Run:
             )
         if self.initial:
             bar.say(self.initial)
+        # Those of the command line, which `config` does not have any more.
+        for line in self.given.replaced_defaults():
+            bar.say(line)
         devices = self.strategy.num_replicas_in_sync
         if devices > 1:
             bar.say(f"{devices} devices{self.workers.text()}")

@@ -317,6 +317,26 @@ def test_a_finished_run_compares_the_pixels_of_its_source(table, tmp_path):
 
 
 @pytest.mark.slow
+def test_wrong_images_of_a_source_in_a_file_of_its_own(table, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from simmatch_tf import registry\n"
+        "from simmatch_tf.data.sources import source\n"
+        "@registry.sources.register('wrong_test')\n"
+        "def load(config):\n"
+        "    source.Images(np.zeros([3, 8, 8, 1]), np.arange(3))\n"
+    )
+    config = config_lib.Config(
+        plugin=(str(path),), dataset="wrong_test", labels=3, steps=1
+    )
+    place = f"{path}, line 6: images are float64 .* must be uint8"
+    with pytest.raises(InputError, match=place):
+        inputs.make_source(config)
+    with pytest.raises(InputError, match=place):
+        inputs.outline(config)
+
+
 def test_a_run_with_a_source_of_its_own(table, tmp_path):
     """It is trained, evaluated, and refused with another column of labels."""
 
