@@ -47,9 +47,10 @@ class HyperParameters(commandline.HyperParameters):
     )
     targets_from: str = flag(
         "student",
-        "Network that sees the weak views: the student, or its EMA teacher. "
-        "SimMatch with student is the published form for small label sets "
-        "(temporal ensemble), with teacher that for large ones.",
+        "Network that predicts the pseudo-labels from the weak views: the "
+        "student, or its EMA teacher. SimMatch is published with the student "
+        "for small label sets, such as CIFAR's (temporal ensemble), and with "
+        "the teacher for ImageNet.",
         choices=("teacher", "student"),
     )
     teacher_norm: str = flag(

@@ -1,4 +1,4 @@
-"""Arrays that are kept in the cache folder, to spare work the next time.
+"""Arrays that are kept in the cache folder, to save time in later runs.
 
 A cache that cannot be read or written is only warned about. Importing this
 module does not import TensorFlow.
@@ -31,8 +31,8 @@ def read(
 
     Args:
         path: The file.
-        select: Is given the arrays of the file by name, read on access, and
-            returns what is wanted of them. It may raise anything.
+        select: Function from the file's arrays by name, which are read on
+            access, to the ones to return. It may raise anything.
     """
     try:
         with open(path, "rb") as file:

@@ -42,9 +42,9 @@ _SIZES = {1: 1, 3: 2, 4: 4}
 def seldom(function: _Function) -> _Function:
     """Makes a function one call in the graph, for a rare branch of `tf.cond`.
 
-    In a graph the operations of the branch that is not taken are visited all
-    the same, one by one; beside the decoding of a small image, that is most of
-    the time. A call is one operation.
+    A graph also visits the operations of the branch that is not taken, one by
+    one, which takes longer than decoding a small image. A call is one
+    operation.
 
     Args:
         function: Takes and returns tensors; without side effects.
@@ -354,8 +354,8 @@ def crop_box(
 ) -> tf.Tensor:
     """Draws a random crop: area uniform, aspect ratio log-uniform.
 
-    It is the first of ten tries that fits into the image; if none does, the
-    largest crop at the centre with an allowed ratio.
+    The first of ten tries that fits into the image is taken. If none fits, it
+    is the largest crop at the centre with an allowed ratio.
 
     Args:
         draws: Numbers in [0, 1), float32 [..., BOX_DRAWS].
@@ -489,8 +489,8 @@ def exif_orientation(encoded: tf.Tensor) -> tf.Tensor:
     Returns:
         1 … 8, int32 scalar, from a JPEG's EXIF segment or a PNG's or WebP's
         EXIF chunk; 1 where that is missing or damaged, and for GIF and BMP.
-        Unlike in Pillow, an orientation that stands in XMP or in a raw profile
-        alone is not read.
+        Unlike in Pillow, an orientation stored only in XMP or a raw profile is
+        not read.
     """
     return tf.cond(
         _starts_with(encoded, _JPEG) & holds(encoded, r"Exif\x00\x00"),
@@ -642,8 +642,8 @@ def _walk(
 
     Args:
         encoded: The file's bytes.
-        step: From the place of a part and -1 to the place of the next part,
-            and where this one has EXIF data, if so.
+        step: Takes the place of a part, and -1. Returns the place of the next
+            part, and that of this part's EXIF data, or -1 without any.
         first: Place of the first part.
 
     Returns:
@@ -706,8 +706,8 @@ def centre_crops(
     Args:
         images: The set.
         indices: Which of them, int64 [n].
-        side: Side of the result. Images in memory that have such a side are
-            taken as they are, if `resize` is None.
+        side: Side of the result. Images in memory with this height or width
+            are not resized if `resize` is None.
         resize: Length to which the shorter side is resized before the centre
             is cropped; default: `side`.
         kernel: See `fit`.

@@ -1,4 +1,4 @@
-"""Encoded images in files, and the check that they pass before training.
+"""Encoded images in files, and their check before training.
 
 Every file is decoded once, so that an unreadable image is reported at the
 start and not on the third day. What TensorFlow 2.21 reads, compared with what
@@ -23,11 +23,11 @@ viewers show (Pillow's `ImageOps.exif_transpose(image).convert("RGB")`):
   truncated, empty, text, any other format     refused
   more than 200 megapixels                     refused by its header
 
-The rows are about pixels as stored. Their orientation is the one that a served
-model reads, too (`decoding.exif_orientation`); files that viewers turn
-otherwise, as by XMP alone, are warned about. Formats that TensorFlow does not
-always read as Pillow does are compared file by file, so that a newer TensorFlow
-breaks no promise.
+The table compares pixels as stored. They are turned by the EXIF orientation, as
+in a served model (`decoding.exif_orientation`). A warning names files that
+viewers turn in another way, such as by XMP. Files of formats that TensorFlow
+and Pillow may read differently are compared one by one, so that the table also
+holds with a newer TensorFlow.
 """
 
 import concurrent.futures
@@ -93,15 +93,15 @@ _TURNS = dict(
 TURNED, DARK = 1, 2
 _REMARKS = {
     TURNED: (
-        "are turned otherwise by viewers than here",
-        "only the orientation in EXIF is read, by exports, too, and theirs "
-        "stands elsewhere, as in XMP: they are taken as stored; save them "
-        "upright, or write it into EXIF",
+        "are turned by viewers in another way than here",
+        "only the orientation in EXIF is read, also by exports, and these "
+        "images have it elsewhere, such as in XMP: they are used as stored; "
+        "save them upright, or write the orientation into EXIF",
     ),
     DARK: (
         "have 16 bits a channel, but all values below 4096",
-        "the upper 8 bits are read, so they are nearly black; multiply the "
-        "values by 16, as for 12 bits, or save them with 8 bits",
+        "only the upper 8 bits are read, so they are nearly black; multiply "
+        "the values by 16 if they have 12 bits, or save them with 8 bits",
     ),
 }
 
@@ -208,7 +208,7 @@ class Inspection:
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
-        """Returns the inspection of files none of which has been seen."""
+        """Returns the inspection of files before any has been read."""
         return cls(
             reasons={},
             orientations=np.zeros(files, np.uint8),
@@ -260,7 +260,7 @@ def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
         unseen = np.flatnonzero(inspection.orientations == 0)
         if not len(unseen):
             return inspection
-        logging.info("looking at %d new images, once", len(unseen))
+        terminal.say(f"checking {len(unseen)} new images; this is done once")
         try:
             _in_threads(
                 lambda i: _inspect_file(inspection, i, paths[i]),
@@ -357,7 +357,7 @@ def _in_threads(
 
 
 def _note_key(keys: np.ndarray, index: int, path: str) -> None:
-    """Enters what tells two states of a file apart, uint64 [2]."""
+    """Enters a key that differs between states of a file, uint64 [2]."""
     try:
         status = os.stat(path)
     except OSError:
@@ -376,7 +376,7 @@ def _note_key(keys: np.ndarray, index: int, path: str) -> None:
 
 
 def _version() -> np.ndarray:
-    """Returns what an inspection depends on, beside the files."""
+    """Returns the versions that an inspection depends on."""
     return np.array(f"3 {tf.__version__} {PIL.__version__}")
 
 
@@ -557,7 +557,7 @@ def _own_orientation(data: bytes) -> int:
 
 
 def _viewers_orientation(image: PIL.Image.Image, data: bytes) -> int:
-    """Returns the orientation by which viewers, such as Pillow, turn a file."""
+    """Returns the orientation by which viewers (Pillow) turn a file."""
     # For a PNG file Pillow decodes all of it, as EXIF may stand at its end.
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
         return 1
@@ -580,7 +580,7 @@ def turned(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
             such as TIFF, is turned as Pillow does.
 
     Returns:
-        The image as seen, and whether viewers turn it otherwise.
+        The image as seen, and whether viewers turn it in another way.
     """
     image.load()  # a PNG may have EXIF behind its pixels
     exif, own, viewers = PIL.Image.Exif(), 1, 1
@@ -596,7 +596,7 @@ def turned(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
 
 
 def small(path: str, side: int) -> PIL.Image.Image:
-    """Opens a file as training and predicting see it, for a thumbnail.
+    """Opens a file for a thumbnail, as training and prediction see it.
 
     Args:
         path: The file.
@@ -682,7 +682,7 @@ def warn(names: Sequence[str], remarked: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def silent_pillow() -> Iterator[None]:
-    """Turns off Pillow's limit of pixels and its warnings: we have our own."""
+    """Turns off Pillow's pixel limit and warnings; this module has its own."""
     PIL.Image.init()  # once, before the threads
     limit = PIL.Image.MAX_IMAGE_PIXELS
     PIL.Image.MAX_IMAGE_PIXELS = None

@@ -1,4 +1,4 @@
-"""Fingerprints of datasets: has a run the images that it began with?
+"""Fingerprints of datasets, which tell whether a run has the same images.
 
 A run keeps the fingerprint of its images in data.json, so that it is neither
 resumed nor evaluated on others. Names and sizes of files are compared, and the
@@ -17,12 +17,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self, TypeVar
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, registry
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.flags.errors import InputError
 
+# What the name of a plugin begins with.
+PLUGIN = "--plugin="
 _SHOWN = 3  # names in a message
 _DIGEST_BYTES = 16
 _Digest = TypeVar("_Digest")
@@ -54,10 +54,14 @@ class Fingerprint:
         files = {n: s for n, s in self.files.items() if n[:2] != "--"}
         return Fingerprint(files, self.paths)
 
+    def plugins(self) -> dict[str, str | None]:
+        """Returns the name of each plugin → the digest of its content."""
+        return {n: s[2] for n, s in self.files.items() if n.startswith(PLUGIN)}
+
     def digest(self) -> str | None:
         """Returns a digest of names and sizes; None without files.
 
-        Of the files that flags name it takes the content instead of the size.
+        For files that flags name, the content replaces the size.
         """
         states = [
             (name, state[2] if name.startswith("--") else state[0])
@@ -131,7 +135,7 @@ def read(path: pathlib.Path) -> Fingerprint:
 
 
 def compare(then: Fingerprint, now: Fingerprint) -> Changes:
-    """Compares two fingerprints; reads files that differ in time alone.
+    """Compares two fingerprints; reads the files that differ only in time.
 
     Raises:
         InputError: A file cannot be read.
@@ -146,10 +150,9 @@ def compare(then: Fingerprint, now: Fingerprint) -> Changes:
         elif old[1] != new[1]:
             (touched if old[2] is None else doubtful).append(name)
     if doubtful:
-        logging.info(
-            "%d files have other modification times than when the run began: "
-            "comparing their contents",
-            len(doubtful),
+        terminal.say(
+            f"comparing the contents of {len(doubtful)} files, whose "
+            "modification times have changed since the run began"
         )
     contents = digests([now.paths[name] for name in doubtful])
     changed += [
@@ -191,12 +194,14 @@ def of_flags(
 ) -> Fingerprint:
     """Returns the fingerprint of the files that flags name beside the images.
 
-    Each goes by its flag, such as "--labeled_list".
+    The name of each is its flag, such as "--labeled_list"; that of a plugin is
+    "--plugin=mine.py".
 
     Args:
         config: The flags.
-        then: What a run began with. A file that is gone keeps its entry: the
-            run does not need it again.
+        then: Fingerprint at the run's start. A file that is gone keeps its
+            entry, because the run does not need it again. Plugins that it does
+            not list are left out: it is of an older version.
 
     Raises:
         InputError: A file cannot be read.
@@ -209,6 +214,9 @@ def of_flags(
     weights = config.init_from and _weights(config.init_from)
     if weights:
         paths["--init_from"] = weights
+    for name, path in plugins(config).items():
+        if then is None or name in then.files:
+            paths[name] = path
     paths = {n: path for n, path in paths.items() if os.path.isfile(path)}
     contents = digests(list(paths.values()))
     now = of_files(paths, dict(zip(paths, contents, strict=True)))
@@ -220,6 +228,14 @@ def of_flags(
         if name.startswith("--") and name not in paths
     }
     return now.join(Fingerprint(gone))
+
+
+def plugins(config: config_lib.Config) -> dict[str, str]:
+    """Returns the plugins of a run: name, "--plugin=mine.py" → its file."""
+    return {
+        f"{PLUGIN}{os.path.basename(path)}": registry.plugin_file(path)
+        for path in config.absolute().plugin
+    }
 
 
 def _weights(path: str) -> str | None:

@@ -1,8 +1,8 @@
 """Batches of training images: each a function of (seed, step).
 
-So nothing of the input has to be saved, and a run resumes with the batches that
-it would have had. An algorithm finds in a batch, of B labeled and U unlabeled
-images:
+Therefore no state of the input has to be saved, and a resumed run gets the same
+batches as an uninterrupted one. A batch of B labeled and U unlabeled images has
+the entries:
 
     labeled_VIEW      uint8 [B, H, W, C]    a view of each labeled image
     labels            int32 [B]             their classes
@@ -183,10 +183,10 @@ class Pipeline:
 
     @functools.cached_property
     def _truth(self) -> tf.Tensor | None:
-        """Classes of the unlabeled images; None where none is known.
+        """Returns the classes of the unlabeled images; None if none is known.
 
-        The class of an image that is labeled as well counts as unknown: a
-        correct pseudo-label of it would show nothing.
+        The class of an image that is also labeled counts as unknown, because
+        its pseudo-label says nothing about the other images.
         """
         places = self.split.unlabeled
         learned = np.isin(places, self.split.labeled)
@@ -252,9 +252,9 @@ def read_next(batches: Iterator[Any], when: str) -> Any:
 
 
 def unreadable(when: str, error: tf.errors.OpError) -> str:
-    """Returns the message for an image that has become unreadable.
+    """Returns the message for an unreadable image or a missing batch.
 
-    Or for a batch that the data service did not send.
+    Batches are missing if the data service did not send them.
 
     Args:
         when: When it was read.

@@ -17,8 +17,7 @@ import struct
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from absl import logging
-
+from simmatch_tf import terminal
 from simmatch_tf.data import cache
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.lazy import np, tf
@@ -85,6 +84,19 @@ class RecordImages:
         """Returns the number of images."""
         return len(self.index)
 
+    def join(self, other: Self) -> Self:
+        """Returns these images, then those of other record files."""
+        ours, theirs = self.index, other.index
+        named = ours.names is not None and theirs.names is not None
+        index = Index(
+            files=[*ours.files, *theirs.files],
+            shard=np.concatenate([ours.shard, theirs.shard + len(ours.files)]),
+            offset=np.concatenate([ours.offset, theirs.offset]),
+            labels=np.concatenate([ours.labels, theirs.labels]),
+            names=np.concatenate([ours.names, theirs.names]) if named else None,
+        )
+        return RecordImages(index, self.feature)
+
     def take(self, indices: np.ndarray) -> Self:
         """Returns the images at `indices` [n], n at least 1."""
         names = self.index.names
@@ -98,9 +110,9 @@ class RecordImages:
         return RecordImages(index, self.feature)
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns an image's bytes, and 1: it counts as it is stored.
+        """Returns an image's bytes and the orientation 1: EXIF is ignored.
 
-        TFDS itself ignores EXIF when it decodes a dataset's images, and so do
+        TFDS ignores EXIF as well when it decodes a dataset's images, and so do
         published results on these datasets.
         """
         files, shard, offset = self._tensors
@@ -142,7 +154,7 @@ class RecordImages:
 def _records(
     files: tf.Tensor, *, buffer: int, offsets: tf.Tensor | None = None
 ) -> tf.data.Dataset:
-    """Returns raw records, of each file from an offset on."""
+    """Returns raw records of each file, from an offset on."""
     if offsets is None:
         return tf.data.TFRecordDataset(files, buffer_size=buffer)
     # The public class takes no offsets; the operation behind it does.
@@ -174,8 +186,8 @@ def scan(
         files: Paths, in order.
         label: Key of the class in a record; None: not known.
         name: Key of the image's name; None: it has none.
-        cache_name: Readable part of the cached file's name; what tells two
-            states of the data apart is added.
+        cache_name: Readable part of the cached file's name. A digest that
+            differs for each state of the data is added.
         promised: Number of records that each file must have; None: not known.
 
     Raises:
@@ -197,7 +209,10 @@ def scan(
         index = Index(files=list(files), **kept)
         _check_index(index, promised)
         return index
-    logging.info("%s: noting where every image is, once", cache_name)
+    terminal.say(
+        f"{cache_name}: finding each image's place in its file; this is done "
+        "once"
+    )
     parts = [
         _scan_file(file, label, name, wanted)
         for file, wanted in zip(
@@ -273,7 +288,7 @@ def _scan_file(
 def _cache_name(
     files: Sequence[str], readable: str, keys: tuple[str | None, ...]
 ) -> str:
-    """Returns the name of the cached index, another for each state of data."""
+    """Returns the cached index's name, which differs for each state of data."""
     state = [repr(keys)]
     for path in files:
         try:
@@ -378,7 +393,7 @@ def _unreadable(path: str, error: OSError) -> InputError:
 
 
 def advice(path: str) -> str:
-    """Returns what a user can do about a file, for the end of a message."""
+    """Returns advice on a damaged file, for the end of a message."""
     return (
         "copy it again, or remove "
         f"{pathlib.Path(path).parent}, and TFDS prepares it again"

@@ -45,9 +45,9 @@ class Selection:
 class Walker:
     """Finds the images below a folder.
 
-    Images are told by the ending of their name. Names that begin with a dot
-    are left out, and so are folders that systems create on their own. Symbolic
-    links are followed, but each folder is visited once.
+    Images are recognized by the ending of their name. Names that begin with a
+    dot are left out, and so are folders that systems create on their own.
+    Symbolic links are followed, but each folder is visited once.
 
     Attributes:
         left_out: Files that are no images, as paths from the folder.
@@ -142,7 +142,7 @@ class Walker:
         """Warns about what was left out.
 
         Args:
-            given: How messages call the folder.
+            given: Name of the folder in messages.
             kinds: Which files were left out; default: their `endings`.
         """
         if self.left_out:
@@ -177,7 +177,7 @@ class Walker:
 
 
 def endings(paths: Iterable[str]) -> str:
-    """Returns how often paths end in what, such as "2 .tif, 1 .heic"."""
+    """Counts the endings of paths: "2 .tif, 1 .heic"."""
     counts = collections.Counter(
         os.path.splitext(io.printable(path))[1].lower() or "without ending"
         for path in paths
@@ -195,7 +195,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def dead_link(path: str) -> str:
-    """Returns what is wrong with a symbolic link whose target is missing.
+    """Explains a symbolic link whose target is missing.
 
     It may be the folder of a drive that is not mounted, with all its images.
 

@@ -170,7 +170,7 @@ def _checked(failure: tf.Tensor, batch: Any) -> Any:
 
 
 def reason(message: str) -> str:
-    """Returns the message of `_checked` out of TensorFlow's error."""
+    """Extracts the message of `_checked` from TensorFlow's error."""
     match = re.search(
         r"assertion failed: \[(.*)\]\s*\[\[\{\{node Assert", message, re.S
     )
@@ -234,7 +234,7 @@ def _lost(later: int, patience: float) -> _Failed:
 
 
 class _Arrivals:
-    """Reads from the service in a thread, as its own wait has no end."""
+    """Reads from the service in a thread, since its own wait is unlimited."""
 
     def __init__(self, served: tf.data.Dataset) -> None:
         self._arrivals: queue.Queue[Any] = queue.Queue(maxsize=2)

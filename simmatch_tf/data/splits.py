@@ -145,8 +145,9 @@ def _copies(
 ) -> np.ndarray:
     """Returns those of `others` whose file equals one that is set aside.
 
-    A result on such an image would be one on an image that was trained on. They
-    are warned about. Where contents are not known, none is returned.
+    Such copies are warned about: if they stayed in training, validation would
+    score images that were trained on. If contents are not known, nothing is
+    returned.
     """
     # Only images in files have digests.
     digests = getattr(source.train, "digests", None)
@@ -207,7 +208,7 @@ def of_slots(
     *,
     unlabeled_includes_labeled: bool,
 ) -> Split:
-    """Returns the split whose slots are these images, in this order.
+    """Returns the split with these images as its slots, in this order.
 
     Raises:
         InputError: No unlabeled image is left.
@@ -435,7 +436,7 @@ def _check_labeled(
     labeled: np.ndarray,
     source: source_lib.Source,
 ) -> None:
-    """Checks that the labeled images have their former classes and names."""
+    """Checks that the labeled images still have the same classes and names."""
     if not np.array_equal(source.train.labels[labeled], content["labels"]):
         raise InputError(
             f"{path}: the split does not fit the dataset {source.name}: the "
@@ -513,8 +514,8 @@ def find_listed(
         Indices into the training images, [n] int64.
 
     Raises:
-        InputError: A name is that of no image, of several, or of an image
-            whose class is not known; or an image is named twice, or none is.
+        InputError: A name matches no image, several, or an image whose class
+            is not known; or an image is named twice, or the list is empty.
     """
     look_up = _look_up(source)
     lines: dict[int, int] = {}  # index → number of its line
@@ -535,7 +536,7 @@ def find_listed(
 
 
 def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
-    """Returns a function from a name, and where it stands, to an index."""
+    """Returns a function that turns a name and its place into an index."""
     names = source.train.names or ()
     # Equal names in either form of Unicode must compare equal.
     composed = [io.nfc(name) for name in names]
@@ -584,13 +585,13 @@ def _check_index(place: str, number: str, named: list[str]) -> None:
     """Refuses a number that may be an image's name without its suffix.
 
     Args:
-        place: Where it stands, for the message.
-        number: The number, as it stands there.
-        named: Names of the images that are called so.
+        place: Line of the list, for the message.
+        number: The number, as it is written there.
+        named: Names of the images that equal it but for their suffix.
 
     Raises:
-        InputError: There are such images, or the number has leading zeros, as
-            names have and indices have not.
+        InputError: There are such images, or the number has leading zeros,
+            which names have and indices do not.
     """
     if named:
         raise InputError(

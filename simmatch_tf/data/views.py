@@ -25,8 +25,9 @@ class Recipe:
     """How one view is made.
 
     Attributes:
-        side: Height and width of the crop in pixels. In a "flip_crop", images
-            in memory whose shorter side is this are taken as they are.
+        side: Height and width of the crop in pixels. With "flip_crop", images
+            in memory whose shorter side already has this length are not
+            resized.
         crop: "flip_crop": flip, and shift within a reflected border;
             "resized_crop": a random crop, resized, and flip.
         strong: What a strong view adds: "randaugment" and cutout, "moco"
@@ -39,8 +40,8 @@ class Recipe:
         cutout: Side of the square cutout in pixels; 0 for none.
         operations: RandAugment's n, operations to sample; 0 for none.
         probability: Probability of applying each sampled operation.
-        low: Least strength of an operation, in [0, 1].
-        high: Greatest strength.
+        low: Smallest strength of an operation, in [0, 1].
+        high: Largest strength.
         levels: Number of strengths between the two; 0 for any.
     """
 
@@ -127,7 +128,7 @@ def crops(
 ) -> dict[str, tf.Tensor]:
     """Cuts one crop for each view of the images: the first stage.
 
-    Views that differ in nothing but their draws are cut together, so that an
+    Views that differ only in their draws are cut together, so that an
     encoded image is decoded once for them.
 
     Args:
@@ -161,7 +162,7 @@ def crops(
 
 
 def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:
-    """[N, count] numbers in [0, 1) that only this view uses."""
+    """Draws numbers in [0, 1) for this view alone: [N, count]."""
     key = randomness.key(0, stream)
     offset = tf.constant([key, 0, 0], tf.int32)
     return randomness.uniform(tf.bitwise.bitwise_xor(seeds, offset), count)
@@ -169,7 +170,7 @@ def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:
 
 @functools.cache
 def _keras_cv(recipe: Recipe) -> Callable[[tf.Tensor], tf.Tensor]:
-    """That library's layer, as near to the recipe as its arguments allow."""
+    """Returns KerasCV's layer that comes closest to the recipe."""
     import keras_cv  # slow to import, needed here only
 
     with tf.init_scope():

@@ -25,9 +25,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from absl import logging
-
-from simmatch_tf import signals
+from simmatch_tf import signals, terminal
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.errors import InputError
 
@@ -155,10 +153,9 @@ def meet(cluster: Cluster, seconds: float, flags: str) -> None:
             other flags.
     """
     until = time.monotonic() + seconds
-    logging.info(
-        "worker %d waits for the others of %s",
-        cluster.index,
-        ", ".join(cluster.workers),
+    terminal.say(
+        f"worker {cluster.index} waits until all workers have started: "
+        + ", ".join(cluster.workers)
     )
     chief = commandline.address(cluster.workers[0])
     if cluster.chief:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, signals
+from simmatch_tf import preflight, signals, terminal
 from simmatch_tf.distributed import cluster as cluster_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
@@ -75,7 +75,7 @@ def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
     config.check_divides(count)
     if kind == "GPU":
         _make_deterministic()
-    logging.info("training on %s", ", ".join(names))
+    terminal.say(f"training on {', '.join(names)}")
     return mirrored(tuple(names))
 
 
@@ -94,11 +94,9 @@ def _multi_worker(
         tf.config.set_visible_devices(gpus[:wanted], "GPU")
         _make_deterministic()
     config.check_divides(wanted * len(cluster.workers))
-    logging.info(
-        "worker %d of %d, %d devices each",
-        cluster.index,
-        len(cluster.workers),
-        wanted,
+    terminal.say(
+        f"this is worker {cluster.index} of 0 to {len(cluster.workers) - 1}; "
+        f"devices of each worker: {wanted}"
     )
     flags = config.to_flagfile(without=_PER_WORKER)
     cluster_lib.meet(cluster, config.worker_timeout, flags)

@@ -208,11 +208,10 @@ def left(
                 times[cell.config.algorithm,].append(finished.seconds)
         seen.add(name)
     rows = [["", "runs", "left", "s a run", "hours left", "mean of"]]
-    total, hours, unknown = 0, 0.0, 0
+    hours, known, unknown = 0.0, 0, 0
     for key, members in places.items():
         names = missing & {identity.name(cell.config) for cell in members}
         missing -= names
-        total += len(names)
         algorithm = members[0].config.algorithm
         source = "these runs" if key in times else algorithm
         seconds = times.get(key) or times.get((algorithm,))
@@ -220,15 +219,21 @@ def left(
         if seconds:
             mean = statistics.mean(seconds)
             hours += len(names) * mean / 3600
+            known += len(names)
             line = [f"{mean:,.0f}", f"{len(names) * mean / 3600:,.1f}", source]
         else:
             unknown += len(names)
         title = members[0].title(seed=False)
         rows.append([title, str(len(members)), str(len(names)), *line])
-    text = (
-        f"{plan.title}\n\n{tables.plain(rows)}\n\n{total} runs left, "
-        f"{hours:,.1f} hours one after the other, as measured on finished runs"
-    )
+    text = f"{plan.title}\n\n{tables.plain(rows)}\n\n"
+    text += f"{known + unknown} runs left"
+    if known:
+        some = f"; {known} of them take" if unknown else ","
+        text += (
+            f"{some} {hours:,.1f} hours one after the other, as measured on "
+            "finished runs"
+        )
     if unknown:
-        text += f"; how long {unknown} of them take is not known"
+        rest = f"the other {unknown}" if known else "they"
+        text += f"; how long {rest} take is not known until one has finished"
     return text + "."

@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.data import splits
@@ -308,4 +309,4 @@ class Profile:
         if self._running:
             self._running = False
             tf.profiler.experimental.stop()
-            logging.info("profile in %s", self._folder)
+            terminal.say(f"profile written to {self._folder}")

@@ -73,7 +73,7 @@ def nearest_neighbors(
         temperature: Above 0.
 
     Returns:
-        The class with the most votes, [M]; the first one of equals.
+        The class with the most votes, [M]; of equals, the first.
     """
 
     def weights(distances: np.ndarray) -> np.ndarray:
@@ -126,9 +126,10 @@ def regression(
 
 
 def all_processors() -> contextlib.AbstractContextManager:
-    """Has BLAS divide its sums over all processors, as it does by default.
+    """Makes BLAS divide its sums over all processors, as it does by default.
 
-    OMP_NUM_THREADS is ignored, since another number gives other last bits.
+    OMP_NUM_THREADS is ignored, since the number of threads changes the last
+    bits.
     """
     return threadpoolctl.threadpool_limits(
         preflight.processors(), user_api="blas"
@@ -232,5 +233,5 @@ def sweep(
 
 
 def choose(fits: Sequence[Fit]) -> Fit:
-    """Returns the best on the validation images; the strongest of equals."""
+    """Returns the best fit on validation images; of equals, the strongest."""
     return max(fits, key=lambda each: (each.score, each.strength))

@@ -76,7 +76,7 @@ class Encoder:
     def with_new_weights(self, seed: int) -> "Encoder":
         """Returns the same architecture with newly initialized weights.
 
-        Its normalization, which belongs to the images, stays.
+        Its normalization is kept, because it belongs to the images.
         """
         model = _build(self.backbone, self.image_shape, self.flags, seed)
         weights = {**self.weights, **_weights(model, ("backbone",))}

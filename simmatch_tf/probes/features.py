@@ -2,7 +2,7 @@
 
 The features of a set are a NumPy file, float32 [N, width], named by a digest
 of what they depend on: the network, the images and how these are prepared. It
-is read through a memory map. A killed extraction continues where it was.
+is read through a memory map. An interrupted extraction resumes.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Extractor:
         parallel_calls: int = 2,
         progress: bool = False,
     ) -> None:
-        """Takes settings that decide at most the last bit of the features.
+        """Takes settings that change at most the last bit of the features.
 
         Args:
             folder: The cache; it is created if it does not exist.

@@ -4,8 +4,8 @@ As in SimCLR and BYOL: SGD with Nesterov momentum and half a cosine, random
 crops and flips, BatchNorm's momentum by the length of an epoch. Learning rate
 and weight decay are chosen on validation images from a small grid, then the
 network is trained on training and validation images together. Every run is a
-supervised one of `training.loop`, with checkpoints, so a killed grid continues
-where it was.
+supervised one of `training.loop`, with checkpoints, so an interrupted grid
+continues from its last checkpoint.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ class Grid:
             The score on the test images, and the details to report.
 
         Raises:
-            InputError: An image cannot be read, a run's folder not be
+            InputError: An image cannot be read, a run's folder cannot be
                 written, or every rate was too high.
             Interrupted: By a signal, after a checkpoint was written.
         """

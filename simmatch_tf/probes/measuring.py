@@ -53,7 +53,8 @@ class Outcome:
         train_images: Images of the last fit, validation images included.
         validation_images: Images that hyper-parameters are chosen by; 0 if
             none are chosen.
-        validation: Where these come from: "official", "held out" or "none".
+        validation: Where the validation images come from: "official", "held
+            out" or "none".
         test_images: Images that are scored.
         seconds: Time it took, with that of the features.
         details: Further results of the protocol.
@@ -108,7 +109,7 @@ class Measurer:
         """Measures one model on one dataset, or reads a finished measurement.
 
         Raises:
-            InputError: An image cannot be read, or a folder not be written.
+            InputError: An image cannot be read, or a folder cannot be written.
             Interrupted: By a signal, in fine-tuning.
         """
         path = self._finished / f"{self._key(encoder, task)}.json"
@@ -179,7 +180,7 @@ class Measurer:
     def _everything(
         self, encoder: encoders.Encoder, task: tasks.Task
     ) -> classifiers.Rows:
-        """Those of training and validation images together."""
+        """Returns the rows of training and validation images together."""
         x, y = self._rows(encoder, task, "train")
         if task.validation is None:
             return x, y
@@ -189,7 +190,7 @@ class Measurer:
     def _linear(
         self, encoder: encoders.Encoder, task: tasks.Task
     ) -> tuple[float, dict[str, Any]]:
-        """Score and details of logistic regression."""
+        """Returns score and details of logistic regression."""
         how = self._how
         fits = self._sweep(encoder, task)
         best = classifiers.choose(fits)
@@ -254,7 +255,7 @@ class Measurer:
     def _knn(
         self, encoder: encoders.Encoder, task: tasks.Task
     ) -> tuple[float, dict[str, Any]]:
-        """Score and details of the nearest neighbors."""
+        """Returns score and details of the nearest neighbors."""
         how = self._how
         more = 0 if task.validation is None else len(task.validation)
         if how.neighbors > len(task.train) + more:
@@ -278,7 +279,7 @@ class Measurer:
     def _finetune(
         self, encoder: encoders.Encoder, task: tasks.Task
     ) -> tuple[float, dict[str, Any]]:
-        """Score and details of fine-tuning."""
+        """Returns score and details of fine-tuning."""
         grid = finetune.Grid(
             encoder, task, self._how, self._output / "finetune"
         )

@@ -36,7 +36,8 @@ class Settings:
         temperature: Temperature of their votes, exp(cosine / temperature).
         steps: Steps of each fine-tuning run.
         rates: Peak learning rates of the fine-tuning grid; see `numbers`.
-        decays: Weight decays of the grid; each is divided by the rate.
+        decays: Weight decays of the grid; each is divided by the rate of its
+            run, so that a step shrinks the weights by the same share.
         crop_area: Smallest share of the image in a random crop.
         batch_size: Images of a batch.
         seed: Random seed of new weights, and of fine-tuning.

@@ -1,4 +1,4 @@
-"""Datasets of `transfer`: images to train on, to validate on and to test on."""
+"""Datasets of `transfer`: training, validation and test images."""
 
 import dataclasses
 import functools
@@ -102,8 +102,8 @@ class Task:
     def held_out(self) -> np.ndarray:
         """Which training images are held out for validation, bool [N].
 
-        None if there are validation images; else a fifth of each class, always
-        the same ones, but none of a class with a single image.
+        None if the dataset has validation images. Otherwise a fifth of each
+        class, always the same images; none of a class with a single image.
         """
         held = np.zeros(len(self.train), bool)
         if self.validation is not None:

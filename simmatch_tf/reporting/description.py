@@ -22,7 +22,7 @@ _WIDTH = 80
 _PREFIXES = "kMGTP"
 # Sums in the table of parts → the parts in it.
 _SUMS = {
-    "at test time: encoder, classifier": ("backbone", "classifier"),
+    "at test time: backbone, classifier": ("backbone", "classifier"),
     "all: with projection head": ("backbone", "classifier", "projection_head"),
 }
 

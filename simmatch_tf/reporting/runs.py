@@ -222,7 +222,7 @@ def read(place: Place) -> Run:
         written = [max(points) for points in scalars.values()]
         written += map(_step, folder.checkpoints.glob("*.index"))
         reached = max(written, default=0)
-        steps = _steps(place.config, split)
+        steps = workdir.length(place.config, split)
     try:
         data = fingerprint.read(folder.data)
     except (OSError, ValueError):
@@ -254,16 +254,6 @@ def _step(path: pathlib.Path) -> int:
     """Returns the step of a checkpoint, as in step_00000400.index."""
     number = path.stem.rpartition("_")[2]
     return int(number) if number.isdecimal() else 0
-
-
-def _steps(config: config_lib.Config, split: dict[str, Any]) -> int | None:
-    """Returns the length of a run that is not finished."""
-    if config.steps is not None:
-        return config.steps
-    try:
-        return config.with_durations(split["unlabeled_images"]).steps
-    except (InputError, KeyError, TypeError):
-        return None
 
 
 def _sessions(path: pathlib.Path) -> list[dict[str, float]]:

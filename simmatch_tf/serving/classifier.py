@@ -93,7 +93,7 @@ class Classifier(tf.Module):
         preprocessing: How encoded images become the network's input.
         input_dtype: Data type of the images.
         labeled: The labeled images that `explain` searches, or None.
-        neighbors: Number k of labeled images that `explain` gives of each
+        neighbors: Number k of labeled images that `explain` lists for each
             image; 0 without a memory.
     """
 
@@ -164,7 +164,7 @@ class Classifier(tf.Module):
         return {name: value[:count] for name, value in out.items()}
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
-        """Returns the functions by the names that a server has for them."""
+        """Returns the functions by their names on a server."""
         functions = {
             SERVED: self.classify,
             "classify_bytes": self.classify_bytes,

@@ -73,7 +73,7 @@ def write(
         kind: "saved_model", "litert" or "onnx".
         input_dtype: Data type of the images that it takes, "uint8" or
             "float32".
-        neighbors: Number of labeled images that `explain` gives of each image.
+        neighbors: Number of labeled images that `explain` lists for each image.
         keep_thumbnails: Keep thumbnails of the labeled images in a SavedModel.
         images: Folder, pattern or list of images to compare on; default: those
             of the run's dataset.

@@ -42,10 +42,6 @@ _CALIBRATED = 0.05
 _PLACES = {"student": ("student",), "ema": ("teacher", "model")}
 # Variables of a memory bank.
 _TENSORS = ("features", "labels", "written")
-_NO_MEMORY = (
-    "the run has no memory of labeled images, as --algorithm=simmatch has: "
-    "nothing can be explained by them"
-)
 _EMPTY_MEMORY = (
     "the run's memory was not written yet: nothing can be explained by it"
 )
@@ -162,12 +158,12 @@ class Model:
         classify: Images [N, H, W, C] → outputs as of `Classifier.classify`.
         explain: Images → outputs as of `Classifier.explain`, or None.
         why_not: Why there is no `explain`, or "".
-        neighbors: Number of neighbors that `explain` gives of each image.
+        neighbors: Number of neighbors that `explain` lists for each image.
         class_names: L names.
         preprocessing: How encoded images become `classify`'s input.
         input_dtype: Data type of the images.
         identity: Tells this model from any other, as a JSON object.
-        accuracy: What was measured of it, see `versions.accuracy`.
+        accuracy: Its measured accuracy, see `versions.accuracy`.
     """
 
     classify: Callable[..., dict[str, tf.Tensor]]
@@ -210,7 +206,7 @@ class Run(Model):
         config: The run's flags.
         moved: The same with the present location of its images.
         content: The content of its split file.
-        data: The file that lists the images it was begun with.
+        data: The file that lists the images that the run began with.
         step: Training steps done.
         weights: "student" or "ema": those of the classifier.
         weights_of_record: "student" or "ema": those of the run's result.
@@ -275,10 +271,11 @@ def run(
     config = folder.read_config()
     content = splits.read_content(folder.split)
     trained = read_networks(folder, weights)
+    folder.warn_unfinished(trained.step)
     weights = weights or trained.weights_of_record
-    labeled, why_not = None, _NO_MEMORY
+    labeled, why_not = None, preflight.NO_MEMORY
     values = config.values()
-    if trained.memory is not None and {"alpha", "temperature"} <= set(values):
+    if trained.memory is not None and preflight.may_have_memory(config):
         names = thumbnails.slot_names(content)
         slots = np.flatnonzero(trained.memory["written"] >= 0)
         why_not = "" if len(slots) else _EMPTY_MEMORY

@@ -238,7 +238,7 @@ def _stat(path: str) -> os.stat_result | None:
 def _digest(
     names: Sequence[str], stats: Sequence[os.stat_result | None]
 ) -> str:
-    """Tells these images from others by names, sizes and times."""
+    """Returns a digest of the images' names, sizes and times."""
     digest = hashlib.sha256()
     for name, status in zip(names, stats, strict=True):
         key = [status.st_size, status.st_mtime_ns] if status else None
@@ -443,7 +443,7 @@ def _batch(array: np.ndarray) -> Sequence[Any]:
 
 
 def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
-    """The pixels of an upright image, uint8, and the remarks on it.
+    """Returns the pixels of an upright image, uint8, and its remarks.
 
     Raises:
         InputError: It cannot be read, or has more than 8 bits a channel.
@@ -492,7 +492,7 @@ def _png(name: str, image: Any) -> bytes:
 
 
 def _not_uint8(name: str, pixels: np.ndarray) -> str:
-    """Says what is wrong with an array of another type than uint8."""
+    """Explains what is wrong with an array whose type is not uint8."""
     if pixels.dtype.kind not in "biuf" or not pixels.size:
         return (
             f"{name} is of type {pixels.dtype}: must be an array of uint8 from "

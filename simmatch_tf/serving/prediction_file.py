@@ -81,7 +81,7 @@ def unreadable(name: str, reason: str, neighbors: int | None) -> Row:
 
 
 def partial_path(output: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the rows of an output that is not complete."""
+    """Returns the path where rows are kept until the output is complete."""
     return output.with_name(output.name + ".partial")
 
 

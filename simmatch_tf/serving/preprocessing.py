@@ -22,13 +22,13 @@ _COLOR_TYPES = {1: 0, 3: 2}
 class Preprocessing:
     """How images of any size become the input of a network.
 
-    Images are turned as their EXIF orientation says, whatever dataset the
-    network was trained on, as the orientation belongs to the file. (The records
-    of TFDS are trained and evaluated on as stored, see `records.RecordImages`.)
+    Images are turned by their EXIF orientation, also for networks trained on
+    records of TFDS, which are trained and evaluated on as stored (see
+    `records.RecordImages`).
 
     Attributes:
         image_shape: (height, width, channels) of the network's input.
-        resize: Length that the shorter side is resized to before the center is
+        resize: Length to which the shorter side is resized before the center is
             cropped; None: the side of the network's input.
     """
 
@@ -189,7 +189,7 @@ class Preprocessing:
 
 
 def _pixels(encoded: tf.Tensor) -> tf.Tensor:
-    """Number of pixels in the header of a JPEG or PNG; 0 of other formats.
+    """Returns the pixels by a JPEG's or PNG's header; 0 for other formats.
 
     A few bytes may claim an image that fills the memory. (A BMP is as large as
     its file, and headers of GIF and WebP allow no such sizes.)

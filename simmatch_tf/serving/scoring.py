@@ -34,9 +34,9 @@ class Scores:
     """Logits of networks on the images that results are measured on.
 
     Attributes:
-        logits: Name of a network → float32 [N, L]: "student" and "ema" of a
-            run, the one that an export has. Those of an export are known up to
-            a constant in each row.
+        logits: Name of a network → float32 [N, L]. A run has "student" and
+            "ema", an export one of them, whose logits are known up to a
+            constant in each row.
         labels: Classes [N].
         about: Entries for the report: step, weights of record, classes,
             images.
@@ -62,6 +62,7 @@ def of_run(
     """
     terminal.say(f"loading {folder.path}")
     trained = loading.read_networks(folder, "student", "ema")
+    folder.warn_unfinished(trained.step)
     terminal.say(f"reading the images of {config.dataset}")
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
@@ -178,7 +179,7 @@ class InspectedImage:
         true: Its class.
         predicted: The most probable class.
         confidence: Probability of that class.
-        true_confidence: Probability of its own class.
+        true_confidence: Probability of its true class.
         picture: JPEG; None if it cannot be shown.
         neighbors: The labeled images most similar to it, the most similar
             first: `slot`, `id`, `class` and `similarity`.
@@ -202,8 +203,8 @@ class Inspection:
         scored_on: "test" or "validation".
         images: Number of images.
         errors: Number of wrong predictions.
-        wrong: Some of the wrong ones, the most confident first.
-        uncertain: The least certain of all, the least certain first.
+        wrong: Some of the wrong predictions, the most confident first.
+        uncertain: The least certain predictions, the least certain first.
         neighbors: Memory slot → JPEG of the labeled image.
         why_not: Why there are no neighbors, or "".
     """
@@ -221,7 +222,7 @@ class Inspection:
 def rank(
     logits: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks images by whether to look at them.
+    """Ranks images by how much they deserve a look.
 
     Args:
         logits: [N, L].
@@ -370,8 +371,8 @@ def _check_unchanged(
     """Checks that a run's images are those that it was begun with.
 
     Raises:
-        InputError: They are not, so predictions on them would not be those of
-            the run's result.
+        InputError: They have changed, so predictions on them would differ from
+            those of the run's result.
     """
     if not folder.data.is_file():
         return  # the run was imported, or is of an older version

@@ -127,7 +127,7 @@ def of_slots(
 def _current_indices(
     source: source_lib.Source, content: dict[str, Any], data: pathlib.Path
 ) -> np.ndarray:
-    """Index of each slot's image in the dataset now [K]; -1: not there."""
+    """Returns each slot's index in the present dataset [K]; -1 if missing."""
     current_names = source.train.names
     names = list(map(io_lib.nfc, content.get("names") or ()))
     named = bool(names) and current_names is not None
@@ -152,7 +152,7 @@ def _current_indices(
 def _compare_files(
     source: source_lib.Source, data: pathlib.Path
 ) -> tuple[set[str], set[str]]:
-    """Files that a run was begun with, and those whose content has changed."""
+    """Returns the files that a run began with, and those changed since."""
     try:
         recorded = fingerprint.read(data)
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def of_source(
 
 
 class _UprightRecords:
-    """Records turned as their EXIF orientation says, as an export serves them.
+    """Records, turned by their EXIF orientation as exports turn images.
 
     Training and evaluation take them as stored.
     """
@@ -84,7 +84,7 @@ class _UprightRecords:
 
 
 def of_files(images: str, preprocess: preprocessing.Preprocessing) -> Examples:
-    """Takes the first `IMAGES` readable ones of a user's files.
+    """Takes the first `IMAGES` readable images among a user's files.
 
     Files in color are decoded as evaluation does. Networks for grey images are
     only ever evaluated on images in memory, so grey files can only be decoded
@@ -107,7 +107,7 @@ def of_files(images: str, preprocess: preprocessing.Preprocessing) -> Examples:
 
 
 def _readable(images: str) -> files.FileImages:
-    """The first readable files, with their orientation, as training has them.
+    """Returns the first readable files and their orientations.
 
     Raises:
         InputError: None can be read.
@@ -214,7 +214,7 @@ def compare(
 
     Args:
         classifier: The classifier that was exported.
-        signatures: Those of the export, loaded again.
+        signatures: Signatures of the export, loaded again.
         examples: The images.
 
     Returns:

@@ -192,7 +192,7 @@ def _is_same(
 def accuracy(
     folder: workdir.Workdir, weights: str, step: int
 ) -> dict[str, Any] | None:
-    """Returns the accuracy that was measured of a run's weights at a step.
+    """Returns the measured accuracy of a run's weights at a step.
 
     Args:
         folder: The run's folder.
@@ -224,9 +224,9 @@ def with_calibration(
     weights: str,
     step: int,
 ) -> dict[str, Any] | None:
-    """Adds what `evaluate` measured of the same weights on the same images.
+    """Adds what `evaluate` measured for the same weights and images.
 
-    What it measured on images that have changed is not taken.
+    Measurements on images that have changed are ignored.
 
     Args:
         measured: See `accuracy`.

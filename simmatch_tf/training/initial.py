@@ -66,10 +66,10 @@ def initialize(
 ) -> str:
     """Starts student and teacher from other weights.
 
-    The backbone must be there as a whole. Projection head and normalization are
-    taken if their shapes are the same. Of the classifier the rows of those
-    classes are taken whose names are stored with the weights; without stored
-    names all of it, if its shape is the same. The rest keeps its own weights.
+    The backbone must match as a whole. The projection head and the
+    normalization are copied if their shapes agree. If the weights come with
+    class names, classifier rows are copied by name; otherwise the classifier is
+    copied only if its shape agrees. Everything else keeps its own weights.
 
     Args:
         algorithm: The algorithm of a new run.
@@ -77,7 +77,7 @@ def initialize(
         class_names: Names of the run's L classes.
 
     Returns:
-        A line that says what was taken.
+        A line that names the parts that were copied.
 
     Raises:
         InputError: It cannot be read, or has another backbone.

@@ -82,6 +82,9 @@ def fit_in(
 ) -> results.Result:
     """Does the same as `fit` in a workdir that is already claimed."""
     if folder.finished():
+        if folder.unread:
+            images = inputs.make_source(config).fingerprint()
+            folder.check_data(config, images)
         return results.read(folder.results)
     runtime.keep_memory()
     with (

@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import flagfiles
@@ -54,10 +54,13 @@ class Workdir:
     Attributes:
         anew: The files are of another run, and `begin` removes them.
         compared: The images have been compared with those of its start.
+        unread: The run is finished, and its images must be read to compare
+            them: their source has no fingerprint.
     """
 
     anew: bool = False
     compared: bool = False
+    unread: bool = False
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
@@ -87,10 +90,10 @@ class Workdir:
         try:
             return config_lib.Config.from_flagfile(self.flagfile.absolute())
         except InputError as error:
-            raise InputError(
-                f"{self.flagfile}: {error} (damaged, or of another version of "
-                "simmatch_tf)"
-            ) from None
+            reason = " (damaged, or of another version of simmatch_tf)"
+            if "--plugin" in str(error):  # that says by itself what to do
+                reason = ""
+            raise InputError(f"{self.flagfile}: {error}{reason}") from None
 
     def trained(self) -> config_lib.Config:
         """Returns the flags of the run in this folder, if it has a checkpoint.
@@ -127,6 +130,28 @@ class Workdir:
         """Returns whether the run has its result."""
         return self.results.is_file() and not self.anew
 
+    def warn_unfinished(self, step: int) -> None:
+        """Warns if the run's last checkpoint is not that of its end.
+
+        Args:
+            step: Step of the last checkpoint.
+        """
+        if self.finished():
+            return
+        try:
+            content = json.loads(self.split.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        steps = length(self.read_config(), content)
+        if steps is None:
+            logging.warning(
+                "%s: the run is at step %d and not finished", self.path, step
+            )
+        elif step < steps:
+            logging.warning(
+                "%s: the run is at step %d of %d", self.path, step, steps
+            )
+
     def check_available(self, config: config_lib.Config) -> None:
         """Checks that the files that the flags name exist, as far as needed.
 
@@ -151,7 +176,7 @@ class Workdir:
             now: The images; None: those that the flags name.
 
         Raises:
-            InputError: They are others.
+            InputError: They are others, or a plugin has changed.
         """
         changes = self.data_changes(config, now)
         if changes:
@@ -179,6 +204,9 @@ class Workdir:
 
         Returns:
             The changes, for a message; "" if none are known.
+
+        Raises:
+            InputError: A plugin has changed.
         """
         if not self.data.is_file():
             logging.warning(
@@ -199,20 +227,26 @@ class Workdir:
             )
             return ""
         now = now or fingerprint.of_config(config, then)
-        if now is None:
+        known = now is not None
+        if not known:
+            facts = registry.sources.find(config.dataset)[0].facts
             if self.finished() and config.dataset != "custom":
-                logging.warning(
-                    "%s: --dataset=%s is not prepared here now; whether it is "
-                    "the same is not checked",
-                    self.path,
-                    config.dataset,
-                )
-            return ""
+                self.unread = not (images_only or "is_prepared" in facts)
+                if "is_prepared" in facts:
+                    logging.warning(
+                        "%s: --dataset=%s is not prepared here now; whether "
+                        "its images are still those of this result is not "
+                        "checked",
+                        self.path,
+                        config.dataset,
+                    )
+            now = then.images()
         if images_only:
             then = then.images()
         else:
-            self.compared = True
+            self.compared = known
             now = now.join(fingerprint.of_flags(config, then))
+            self._check_plugins(then, now)
         changes = fingerprint.compare(then, now)
         if changes.touched:
             logging.warning(
@@ -223,6 +257,19 @@ class Workdir:
                 changes.touched[0],
             )
         return changes.text()
+
+    def _check_plugins(
+        self, then: fingerprint.Fingerprint, now: fingerprint.Fingerprint
+    ) -> None:
+        """Refuses plugins that have changed: they are part of the method."""
+        contents = now.plugins()
+        for name, content in then.plugins().items():
+            if contents[name] != content:
+                raise InputError(
+                    f"--workdir={self.path}: its {name} has changed since the "
+                    "run began. For a new run give another --workdir, or "
+                    "--overwrite; with the file as it was the run can go on"
+                )
 
     def begin(
         self,
@@ -330,6 +377,25 @@ def _remove_if_empty(folder: Workdir) -> None:
             folder.path.rmdir()
 
 
+def length(config: config_lib.Config, content: Any) -> int | None:
+    """Returns the number of steps of a run, whether it has finished or not.
+
+    Args:
+        config: The run's flags.
+        content: What its split.json holds.
+
+    Returns:
+        The number; None if the run is measured in epochs and the split file is
+        missing or damaged.
+    """
+    if config.steps is not None:
+        return config.steps
+    try:
+        return config.with_durations(content["unlabeled_images"]).steps
+    except (InputError, KeyError, TypeError):
+        return None
+
+
 def _clear(folder: Workdir) -> None:
     """Removes what a run wrote, and nothing else."""
     for name in _OWN:
@@ -352,7 +418,7 @@ def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
 
 
 def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
-    """Lists flags that differ and change the result; logs the others."""
+    """Lists flags that differ and change the result; prints the others."""
     wrong = []
     for name, (old, new, operational) in (
         folder.read_config().differences(config.absolute()).items()
@@ -360,7 +426,7 @@ def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
         if name in _OF_THE_CALL:
             continue
         if operational:
-            logging.info("--%s was %s and is now %s", name, old, new)
+            terminal.say(f"--{name} is now {new} (before: {old})")
             continue
         reason = ""
         if name in ("steps", "epochs"):

@@ -205,8 +205,8 @@ def test_a_remark_names_count_and_example(caplog):
     files.warn(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 1, 3]))
     turned, dark = caplog.messages
     assert turned.startswith(
-        "2 of 3 images are turned otherwise by viewers than here (such as "
-        "b.jpg): only the orientation in EXIF is read"
+        "2 of 3 images are turned by viewers in another way than here (such "
+        "as b.jpg): only the orientation in EXIF is read"
     )
     assert dark.startswith("1 of 3 images have 16 bits a channel, but all ")
     caplog.clear()

@@ -319,7 +319,7 @@ def check_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_decoded_once_and_again_when_changed(tmp_path, decoded):
+def test_decoded_once_and_again_when_changed(tmp_path, decoded, capsys):
     contents = {f"{i}.jpg": SAME["rgb.jpg"] for i in range(9)}
     contents["turned.jpg"] = encode(RGB, "JPEG", exif=exif(6))
     contents["bad.jpg"] = b"bad"
@@ -328,6 +328,8 @@ def test_decoded_once_and_again_when_changed(tmp_path, decoded):
     first = files.inspect(paths, cache=cache)
     assert sorted(decoded) == sorted(contents)
     assert list(cache.parent.iterdir()) == [cache]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["checking 11 new images; this is done once"]
 
     # In another order, the good ones are known. The bad one is tried again: a
     # change of permissions would not show in its size and time.

@@ -136,8 +136,8 @@ def test_four_replicas_by_the_command(alone, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 3}, "batch_size=8: does not divide by 3 devices; such "),
-        ({"devices": 16}, "does not divide by 16 devices; such as 16"),
+        ({"devices": 3}, "batch_size=8: is not divisible by 3 devices; try 6 "),
+        ({"devices": 16}, "is not divisible by 16 devices; try 16"),
         ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
         ({"jit_compile": True, "devices": 2}, "jit_compile with 2 devices"),
         ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
@@ -165,12 +165,13 @@ def test_other_devices_in_the_same_process(two_replicas):
         strategies.mirrored(("CPU:0", "CPU:1", "CPU:2"))
 
 
-def test_auto_is_one_device_without_gpus(tmp_path):
+def test_auto_is_one_device_without_gpus(tmp_path, capsys):
     config = runs.config(tmp_path)
     assert config.strategy == "auto"
     assert strategies.make(config).num_replicas_in_sync == 1
     mirrored = dataclasses.replace(config, strategy="mirrored")
     assert strategies.make(mirrored).num_replicas_in_sync == 2
+    assert capsys.readouterr().err == "training on CPU:0, CPU:1\n"
 
 
 @pytest.mark.parametrize(

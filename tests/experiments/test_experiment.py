@@ -236,8 +236,9 @@ def test_dry_run(tmp_path):
     what = plan.read("configs/plans/slides_figure5.cfg")
     cells, store = what.cells(), store_lib.Store(tmp_path)
     text = summary.left(what, cells, store)
-    assert "8 runs left, 0.0 hours" in text
-    assert text.endswith("; how long 8 of them take is not known.")
+    assert text.endswith(
+        "\n8 runs left; how long they take is not known until one has finished."
+    )
     for cell, seconds in zip(cells[:2], (3600.0, 7200.0), strict=True):
         test_store.write(store, cell.config, seconds=seconds)
     lines = summary.left(what, cells, store).split("\n")
@@ -246,13 +247,31 @@ def test_dry_run(tmp_path):
     assert "7,200" in lines[5] and lines[5].endswith("  these runs")
     # A place without a finished run: the mean of the algorithm.
     assert "5,400" in lines[6] and lines[6].endswith("  simmatch")
-    assert lines[-1].startswith("6 runs left, 9.0 hours one after the other")
+    assert lines[-1] == (
+        "6 runs left, 9.0 hours one after the other, as measured on finished "
+        "runs."
+    )
+
+
+def test_dry_run_when_one_method_has_finished(tmp_path):
+    plan_path = "configs/plans/slides_table1_fashion_mnist.cfg"
+    cells = plan.read(plan_path).cells()
+    store = store_lib.Store(tmp_path)
+    test_store.write(store, cells[0].config, seconds=3600.0)
+    same = [c for c in cells if c.config.algorithm == cells[0].config.algorithm]
+    known, unknown = len(same) - 1, len(cells) - len(same)
+    text = summary.left(plan.read(plan_path), cells, store)
+    assert text.endswith(
+        f"\n{known + unknown} runs left; {known} of them take {known:.1f} "
+        "hours one after the other, as measured on finished runs; how long the "
+        f"other {unknown} take is not known until one has finished."
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no plan is named: experiment PLAN.cfg"),
+        ([], "--plan is missing: name a plan's file"),
         (["a.cfg", "--jobs=0"], "--jobs=0: must be"),
         (["a.cfg", "--seeds=a"], "--seeds=a: must be numbers from 0"),
         (["a.cfg", "--seeds=1,1"], "--seeds=1,1: one of them is twice"),

@@ -73,7 +73,7 @@ def test_parameters(algorithm):
         "backbone": f"{BACKBONE:,}",
         "classifier": f"{CLASSIFIER:,}",
         "projection_head": f"{PROJECTION:,}",
-        "at test time: encoder, classifier": f"{BACKBONE + CLASSIFIER:,}",
+        "at test time: backbone, classifier": f"{BACKBONE + CLASSIFIER:,}",
         "all: with projection head": f"{BACKBONE + CLASSIFIER + PROJECTION:,}",
     }
     assert rows["classifier"][0] == str(L)
@@ -169,7 +169,7 @@ def test_wrn_28_2():
     model = build("wrn_28_2", (32, 32, 3), 10)
     rows = cells(description.parts(model, (32, 32, 3)))
     assert rows["backbone"][1:3] == ["1,466,320", "(1.5 M)"]
-    assert rows["at test time: encoder, classifier"][0] == "1,467,610"
+    assert rows["at test time: backbone, classifier"][0] == "1,467,610"
 
 
 def chain(*layers, shape=(6, 6, 2)):

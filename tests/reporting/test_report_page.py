@@ -108,6 +108,7 @@ def test_several_runs(tmp_path):
     words.append(written.run(tmp_path / "part", None, lambda_u=2.0, steps=90))
     text = report_page.page(written.groups(*words), NOTHING)
     assert "75.0 ± 7.1 (2)" in text and "lead of sim, 95 %" in text
+    assert "worst</th>" in text and "Worst: lowest top-1 of these runs" in text
     assert "part is not finished: it has reached step 30 of 90" in text
     assert "--lambda_u" in text and "Thin lines are single runs" in text
     assert text.count('<i class="key"') >= 4
@@ -304,8 +305,8 @@ def test_wrong_flags_fail_early(tmp_path):
     (tmp_path / "file").touch()
     page = f"--output={tmp_path}/r.html"
     for words, message in (
-        ([page], "no run is named"),
-        ([one], "--output=None: name an .html file"),
+        ([page], "--runs is missing: name a run's folder"),
+        ([one], "--output is missing: name an .html file"),
         ([one, f"--output={tmp_path}/r.txt"], "must end in .html or .htm"),
         ([one, f"--output={tmp_path}/n/r.html"], "in a folder that exists"),
         ([one, page, f"--figures={tmp_path}/file"], "must be a folder"),

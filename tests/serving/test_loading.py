@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.serving import exporting, loading
+from simmatch_tf.serving import exporting, loading, scoring
 from simmatch_tf.training import workdir
 from tests import runs
 from tests.serving.helpers import SIGNATURES, TEST, run_predict
@@ -61,6 +61,28 @@ def test_networks_of_other_runs_are_restored_from_the_checkpoint(
     copied.results.write_text(text.replace('"steps": 6', '"steps": 4'))
     assert loading.read_networks(copied, "ema").step == 6
     assert not caplog.messages
+
+
+def test_an_unfinished_run_is_warned_about(copied, caplog):
+    loading.run(copied.path)
+    assert not caplog.messages
+    copied.results.unlink()
+    text = copied.flagfile.read_text()
+    assert "--steps=6\n" in text
+    copied.flagfile.write_text(text.replace("--steps=6\n", "--steps=400\n"))
+    assert loading.run(copied.path).step == 6
+    scoring.of_run(copied, copied.read_config(), 64)
+    assert caplog.messages == [
+        f"{copied.path}: the run is at step 6 of 400",
+    ] * 2  # fmt: skip
+    # In epochs, and without the number of images of an epoch.
+    caplog.clear()
+    copied.flagfile.write_text(text.replace("--steps=6\n", "--epochs=9\n"))
+    copied.split.write_text("damaged")
+    copied.warn_unfinished(6)
+    assert caplog.messages == [
+        f"{copied.path}: the run is at step 6 and not finished"
+    ]
 
 
 def evaluated(workdir, result, error):

@@ -140,7 +140,10 @@ class Listing:
             self._add("test", label, tests.get(name, name))
 
     def warn(self) -> None:
-        """Warns about what is left out and what is not used."""
+        """Warns about files that are no images, and about unused folders.
+
+        An empty unlabeled/ is warned about, too.
+        """
         root = io.printable(self.root)
         places = collections.defaultdict(list)
         for path in self._walker.left_out:

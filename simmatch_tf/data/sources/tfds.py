@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, registry
+from simmatch_tf import io, registry, terminal
 from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data import records
 from simmatch_tf.data.sources import source
@@ -652,7 +652,9 @@ def _measure(name: str, images: records.RecordImages) -> source.Statistics:
 
     if name.startswith("imagenet2012"):
         return source.IMAGENET
-    logging.info("%s: measuring mean and deviation of its images", name)
+    terminal.say(
+        f"{name}: computing the mean and standard deviation of its images"
+    )
     places = np.linspace(0, len(images) - 1, min(len(images), _MEASURED))
 
     def small(index: tf.Tensor) -> tf.Tensor:

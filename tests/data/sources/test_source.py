@@ -15,7 +15,7 @@ from simmatch_tf.data import files, fingerprint, records
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags import command
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.training import inputs
+from simmatch_tf.training import inputs, loop, workdir
 from tests.docs import pages
 
 
@@ -297,6 +297,23 @@ def test_flags_of_a_source_in_a_file_of_its_own(table, tmp_path):
         "--table.file=.*: is for --dataset=table, not digits", dataset="digits"
     )
     refused("--dataset=folder, and only that", data_dir=str(tmp_path))
+
+
+def test_a_finished_run_compares_the_pixels_of_its_source(table, tmp_path):
+    config = config_lib.Config(steps=1, workdir=str(tmp_path / "run"), **table)
+    with workdir.claim(config) as folder:
+        folder.begin(config, inputs.make_source(config).fingerprint)
+        folder.results.write_text("{}")
+    with workdir.claim(config) as folder:
+        assert folder.unread
+        with pytest.raises(InputError, match="results.json"):  # it is read
+            loop.fit_in(folder, config)
+    path = tmp_path / "digits.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[1], rows[0], *rows[2:]]))
+    with workdir.claim(config) as folder:
+        with pytest.raises(InputError, match="other data than --dataset=table"):
+            loop.fit_in(folder, config)
 
 
 @pytest.mark.slow
