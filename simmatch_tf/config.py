@@ -616,6 +616,11 @@ class Config(commandline.Flags):
         if name == "memory":
             word = cls.renamed(f"--memory={value}")
             return InputError(f"--memory={value}: is now {word}")
+        if "." in name:
+            return InputError(
+                f"{super().unknown(name, value)} (a method of your own needs "
+                "--plugin=FILE.py)"
+            )
         return super().unknown(name, value)
 
     @classmethod
@@ -695,6 +700,7 @@ class Config(commandline.Flags):
         After a recipe, another --algorithm may be given, which need not have
         all flags of the recipe. Flags on the command line itself must fit.
         """
+        words = _without_moved(words)
         for path in flagfiles.value_of("plugin", words):
             registry.load_plugin(path)
         for value in flagfiles.value_of("memory", words):
@@ -742,6 +748,29 @@ class Config(commandline.Flags):
         return cls(
             **{n: tuple(v) if type(v) is list else v for n, v in values.items()}
         )
+
+    def replaced_defaults(self) -> list[str]:
+        """Returns lines on the algorithm's defaults that a flagfile replaces.
+
+        A recipe for other algorithms may do so without intent.
+        """
+        words = flagfiles.expand(
+            self.argv, self.alternatives, rename=self.renamed
+        )
+        lines = []
+        for name, default in self.hyper.defaults.items():
+            names = (name, f"no{name}")
+            given = [w for w in words if flagfiles.name_of(w) in names]
+            value = getattr(self, name)
+            if value != default and isinstance(
+                given[-1] if given else None, flagfiles.FileWord
+            ):
+                word = self.fields()[name].word(value)
+                lines.append(
+                    f"{word} comes from the recipe; the default of "
+                    f"{self.algorithm} is {commandline.shown(default)}"
+                )
+        return lines
 
     # ------------------------------------------- rules between two values --
 
@@ -800,10 +829,8 @@ class Config(commandline.Flags):
         given = [n for n in _SPLITS if getattr(self, n) is not None]
         # A folder's labeled/ says by itself what is labeled.
         if len(given) > 1 or (not given and not facts.get("has_labels")):
-            values = " and ".join(
-                f"--{name}={getattr(self, name)}"
-                for name in (given or _SPLITS[:2])
-            )
+            values = " and ".join(f"--{n}={getattr(self, n)}" for n in given)
+            values = values or "--labels is missing"
             raise InputError(
                 f"{values}: give exactly one of --" + ", --".join(_SPLITS)
             )
@@ -836,7 +863,9 @@ class Config(commandline.Flags):
             )
 
     def _check_durations(self) -> None:
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is None and self.epochs is None:
+            raise InputError("--steps is missing: give --steps or --epochs")
+        if None not in (self.steps, self.epochs):
             raise InputError(
                 f"--steps={self.steps} and --epochs={self.epochs}: give "
                 "exactly one of the two"
@@ -903,8 +932,8 @@ class Config(commandline.Flags):
             below = self.batch_size // replicas * replicas
             near = [str(n) for n in (below, below + replicas) if n]
             raise InputError(
-                f"--batch_size={self.batch_size}: does not divide by "
-                f"{replicas} devices; such as {' or '.join(near)}"
+                f"--batch_size={self.batch_size}: is not divisible by "
+                f"{replicas} devices; try {' or '.join(near)}"
             )
 
     def _check_augmentation(self) -> None:
@@ -944,7 +973,11 @@ class Config(commandline.Flags):
         return bool(entry.value.unlabeled_views) and all_labeled
 
     def absolute(self) -> Self:
-        """Returns the same flags with absolute paths, valid in any folder."""
+        """Returns the same flags with absolute paths, valid in any folder.
+
+        The file of a method, a dataset or a backbone that the program imported
+        becomes a --plugin.
+        """
 
         def absolute(path: str) -> str:
             if path in SUBSETS or "://" in path:
@@ -958,6 +991,14 @@ class Config(commandline.Flags):
             for name in PATHS
             if (value := getattr(self, name)) is not None
         }
+        plugins = list(paths["plugin"])
+        for known, chooser in _CHOSEN.values():
+            entry, _ = known.find(getattr(self, chooser))
+            file = registry.file_of(entry.value)
+            names = map(os.path.basename, plugins)
+            if file and os.path.basename(file) not in names:
+                plugins.append(file)
+        paths["plugin"] = tuple(plugins)
         return dataclasses.replace(self, **paths)
 
     def moved(self, data_dir: str | None, tfds_dir: str | None) -> Self:
@@ -1062,6 +1103,22 @@ def profiled_steps(value: str) -> tuple[int, int]:
 def base_name(dataset: str) -> str:
     """Returns NAME of a dataset called NAME/CONFIG:VERSION."""
     return re.split("[/:]", dataset)[0]
+
+
+def _without_moved(words: list[str]) -> list[str]:
+    """Drops plugins of flagfiles that the command line gives another place."""
+    given = [w for w in words if not isinstance(w, flagfiles.FileWord)]
+    names = set(map(os.path.basename, flagfiles.value_of("plugin", given)))
+
+    def is_moved(word: str) -> bool:
+        values = flagfiles.value_of("plugin", [word])
+        return bool(values) and os.path.basename(values[0]) in names
+
+    return [
+        word
+        for word in words
+        if not isinstance(word, flagfiles.FileWord) or not is_moved(word)
+    ]
 
 
 def _owners(fact: str) -> str:

@@ -40,7 +40,12 @@ class EvaluateConfig(config_lib.ImageFolders):
 
     def check(self) -> None:
         """Exactly one of a run and an export is needed."""
-        if (self.workdir is None) == (self.export is None):
+        if self.workdir is None and self.export is None:
+            raise InputError(
+                "--workdir is missing: name the folder of a run, or an export "
+                "by --export"
+            )
+        if None not in (self.workdir, self.export):
             raise InputError(
                 f"--workdir={self.workdir} and --export={self.export}: name "
                 "the folder of a run, or an export"

@@ -27,6 +27,7 @@ class ExperimentConfig(commandline.Flags):
     plan: str | None = flag(
         None,
         "The plan, a .cfg file. May be given without --plan=.",
+        required="a plan's file: experiment PLAN.cfg",
     )
     workdir: str | None = flag(
         None,
@@ -63,9 +64,7 @@ class ExperimentConfig(commandline.Flags):
     progress: bool = flag(True, "Show a progress bar.")
 
     def check(self) -> None:
-        """A plan is needed; lists of numbers must be such."""
-        if self.plan is None:
-            raise InputError("no plan is named: experiment PLAN.cfg …")
+        """Lists of numbers must be such, and folders no files."""
         for name in ("workdir", "results"):
             commandline.check_output_folder(name, getattr(self, name))
         self.chosen_seeds()

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 class ExportConfig(config_lib.ImageFolders):
     """The flags of `python -m simmatch_tf.export`."""
 
-    workdir: str | None = flag(None, "Folder of the run to export.")
+    workdir: str | None = flag(
+        None, "Folder of the run to export.", required="the folder of a run"
+    )
     output: str | None = flag(
         None,
         "Folder of the model's versions; the export becomes the next number "
         "in it.",
+        required="the folder of versions to export to",
     )
     replace_model: bool = flag(
         False,
@@ -69,14 +72,7 @@ class ExportConfig(config_lib.ImageFolders):
     )
 
     def check(self) -> None:
-        """Run and output are needed."""
-        if self.workdir is None:
-            raise InputError("--workdir=None: name the folder of a run")
-        if not (self.output or "").strip():
-            raise InputError(
-                f"--output={self.output}: name the folder of versions to "
-                "export to"
-            )
+        """Flags must be those of the format, and the output a folder."""
         for name in ("neighbors", "thumbnails"):
             value = getattr(self, name)
             default = type(self).__dataclass_fields__[name].default

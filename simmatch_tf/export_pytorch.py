@@ -9,7 +9,6 @@ import pathlib
 from simmatch_tf import preflight
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
-from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import workdir
 
 
@@ -17,14 +16,18 @@ from simmatch_tf.training import workdir
 class ExportPytorchConfig(commandline.Flags):
     """The flags of `python -m simmatch_tf.export_pytorch`."""
 
-    workdir: str | None = flag(None, "Folder of the run to export.")
-    output: str | None = flag(None, "PyTorch file to write, such as run.pth.")
+    workdir: str | None = flag(
+        None, "Folder of the run to export.", required="the folder of a run"
+    )
+    output: str | None = flag(
+        None,
+        "PyTorch file to write, such as run.pth.",
+        required="a file, such as run.pth",
+    )
 
     def check(self) -> None:
-        """Both are needed."""
-        if self.workdir is None:
-            raise InputError("--workdir=None: name the folder of a run")
-        commandline.check_output_file("output", self.output or ".")
+        """The file must be one that can be written."""
+        commandline.check_output_file("output", self.output)
 
 
 def main(flags: ExportPytorchConfig) -> None:

@@ -46,7 +46,9 @@ class ImportPytorchConfig(config_lib.Config):
     )
 
     file: str | None = flag(
-        None, "The PyTorch file. May be given without --file=."
+        None,
+        "The PyTorch file. May be given without --file=.",
+        required="the PyTorch file: import_pytorch FILE",
     )
     output: str | None = flag(
         None,
@@ -77,9 +79,7 @@ class ImportPytorchConfig(config_lib.Config):
     )
 
     def check(self) -> None:
-        """A file is needed, and a place for what it becomes."""
-        if self.file is None:
-            raise InputError("no file is named: import_pytorch FILE …")
+        """The file must exist, and what it becomes needs a place."""
         if not pathlib.Path(self.file).expanduser().is_file():
             raise InputError(f"{self.file}: no such file")
         if (self.workdir is None) == (self.output is None):

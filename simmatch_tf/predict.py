@@ -1,4 +1,4 @@
-"""Labels images: their classes, and the labeled images that explain them.
+r"""Labels images: their classes, and the labeled images that explain them.
 
 python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
     --output=labels.csv --explain --html=report.html
@@ -34,15 +34,19 @@ class PredictConfig(config_lib.ImageFolders):
         None,
         "Folder of a run or an export. For an export: the folder of one "
         "version, or of several, of which the newest is used.",
+        required="the folder of a run, or an export",
     )
     images: str | None = flag(
         None,
         "Images to classify: a folder (read with its subfolders), a pattern "
         "such as 'photos/**/*.jpg', one image, or a text file with one path a "
         "line, relative to that file.",
+        required="a folder, a pattern or a list",
     )
     output: str | None = flag(
-        None, "File to write; must end in .csv, .jsonl or .parquet."
+        None,
+        "File to write; must end in .csv, .jsonl or .parquet.",
+        required="a .csv, .jsonl or .parquet file",
     )
     explain: bool = flag(
         False, "Also write the labeled images that support each prediction."
@@ -80,15 +84,7 @@ class PredictConfig(config_lib.ImageFolders):
     overwrite: bool = flag(False, "Replace an existing output file.")
 
     def check(self) -> None:
-        """Model, images and output are needed."""
-        for name, wanted in (
-            ("model", "the folder of a run, or an export"),
-            ("images", "a folder, a pattern or a list"),
-            ("output", "a .csv, .jsonl or .parquet file"),
-        ):
-            value = getattr(self, name)
-            if not (value or "").strip():
-                raise InputError(f"--{name}={value}: name {wanted}")
+        """The files must have the right endings; flags need each other."""
         commandline.check_output_file(
             "output", self.output, (".csv", ".jsonl", ".parquet")
         )
@@ -105,7 +101,9 @@ def _check(flags: PredictConfig) -> selection.Selection:
     """Checks what needs no TensorFlow; finds the images."""
     kind, path = preflight.kind_of_model("model", flags.model)
     if kind == "workdir":
-        workdir.Workdir(path).trained()
+        config = workdir.Workdir(path).trained()
+        if flags.explain and not preflight.may_have_memory(config):
+            raise InputError(f"--explain: {preflight.NO_MEMORY}")
     else:
         preflight.exported_flags(path)
     for name in ("weights", "neighbors", "data_dir", "tfds_dir"):

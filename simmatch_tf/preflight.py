@@ -99,6 +99,10 @@ GIVE_IMAGES = (
     "the dataset's new location by --data_dir or --tfds_dir, or any images by "
     "--images"
 )
+NO_MEMORY = (
+    "the run has no memory of labeled images, as --algorithm=simmatch has: "
+    "nothing can be explained by them"
+)
 # Whether this module imported TensorFlow, and so chose its kernels.
 _imported = False
 _onednn_has_spoken = False
@@ -456,6 +460,11 @@ def kind_of_weights(
         "a run's folder (with flags.cfg), a SavedModel's (with "
         "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
     )
+
+
+def may_have_memory(config: config_lib.Config) -> bool:
+    """Returns whether a run has the flags by which its memory explains."""
+    return {"alpha", "temperature"} <= config.fields().keys()
 
 
 def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:

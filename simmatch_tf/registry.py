@@ -23,7 +23,6 @@ import os
 import pkgutil
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -69,14 +68,16 @@ class Registry:
         flag: The flag, such as "algorithm".
     """
 
-    def __init__(self, flag: str, package: str) -> None:
+    def __init__(self, flag: str, package: str, base: str = "") -> None:
         """Makes an empty registry.
 
         Args:
             flag: The flag that takes the names.
             package: Package whose modules are imported on the first lookup.
+            base: Module and name of the class from which each registered class
+                must derive; "": functions are registered.
         """
-        self.flag = flag
+        self.flag, self._base = flag, base
         self._package, self._imported = package, False
         self._entries: dict[str, Entry] = {}
 
@@ -87,26 +88,43 @@ class Registry:
 
         Args:
             pattern: The name, or a regular expression that matches whole
-                names, such as r"wrn_(\d+)_(\d+)".
+                names, such as r"wrn_(\d+)_(\d+)". Flags of its own have the
+                name in front of them, and those of an expression the letters
+                that it begins with: --wrn.width. A class attribute `prefix` of
+                the flags says otherwise.
             **facts: What must be known about it before TensorFlow is imported;
                 each registry's users say which they read.
 
         Raises:
-            ValueError: Another class or function has the name.
+            ValueError: Another class or function has the name; or an
+                expression that begins with no letter has flags, and their
+                class has no `prefix`.
+            TypeError: The class does not derive from the registry's base, or
+                its flags are not declared as they must be.
         """
 
         def add(value: _Registered) -> _Registered:
+            if not value.__module__.startswith(f"{self._package}."):
+                self._import()  # its names are taken
             other = self._entries.get(pattern)
-            # A module that is run again, as in a notebook, replaces its own.
-            if other and _origin(other.value) != _origin(value):
+            # A module that is run again, as in a notebook, replaces its own;
+            # so does a file that is both a plugin and imported.
+            if other and not _is_same(other.value, value):
                 raise ValueError(
                     f"--{self.flag}={pattern} is registered twice: by "
                     f"{_origin(other.value)} and by {_origin(value)}"
                 )
+            bases = map(_origin, getattr(value, "__mro__", ()))
+            if self._base and self._base not in bases:
+                raise TypeError(
+                    f"{value.__qualname__} is not a subclass of {self._base}"
+                )
             entry = Entry(pattern, value, facts)
             own = facts.get("flags") or vars(value).get("HyperParameters")
             if own is not None and "prefix" not in vars(own):
-                own.prefix = f"{pattern}."
+                own.prefix = f"{_prefix(pattern, self.flag)}."
+            if own is not None:
+                own.declared()  # checks the declarations
             self._entries[pattern] = entry
             return value
 
@@ -140,8 +158,14 @@ class Registry:
                     raise errors.InputError(given + problem)
                 return entry, match
         raise errors.InputError(
-            f"{given} is unknown" + errors.nearest(name, self.names())
+            f"{given} is unknown"
+            + errors.nearest(name, self.names())
+            + f" {self._of_your_own()}"
         )
+
+    def _of_your_own(self) -> str:
+        kind = "method" if self.flag == "algorithm" else self.flag
+        return f"(a {kind} of your own needs --plugin=FILE.py)"
 
     def names(self) -> list[str]:
         """Returns names to list in help and to suggest.
@@ -151,12 +175,16 @@ class Registry:
         return [name for entry in self for name in entry.names]
 
     def __iter__(self) -> Iterator[Entry]:
+        self._import()
+        return iter(sorted(self._entries.values(), key=self._place))
+
+    def _import(self) -> None:
+        """Imports the modules of the package, once."""
         if not self._imported:
             self._imported = True
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
-        return iter(sorted(self._entries.values(), key=self._place))
 
     def _place(self, entry: Entry) -> str:
         """Sorts entries of the package by module, those of plugins last."""
@@ -204,16 +232,17 @@ class Networks(Registry):
             )
 
 
-# Names of the plugin files that were loaded.
-_plugins: set[str] = set()
+# Name of a plugin file → the path that it was loaded from.
+_plugins: dict[str, str] = {}
 
 
 def load_plugin(path: str) -> None:
     """Imports a Python file that registers something, once.
 
     Args:
-        path: The file. If it does not exist, a plugin of the same name that
-            was loaded from elsewhere is taken for it.
+        path: The file. A file that the program has imported is not imported
+            again. If it does not exist, a plugin of the same name that was
+            loaded from elsewhere is taken for it.
 
     Raises:
         InputError: There is no such file, or it fails.
@@ -223,33 +252,91 @@ def load_plugin(path: str) -> None:
     base = os.path.basename(file)
     if name in sys.modules or (base in _plugins and not os.path.exists(file)):
         return
-    if not os.path.isfile(file) or not file.endswith(".py"):
-        raise errors.InputError(f"--plugin={path}: no such Python file")
+    known = (algorithms, sources, networks)
+    entries = [e for each in known for e in each._entries.values()]
+    if file in {file_of(entry.value) for entry in entries}:
+        _plugins[base] = file
+        return
+    if not file.endswith(".py"):
+        raise errors.InputError(f"--plugin={path}: must be a .py file")
+    if not os.path.isfile(file):
+        raise errors.InputError(
+            f"--plugin={path}: no such file; if it was moved, give "
+            f"--plugin=NEW_FOLDER/{base}"
+        )
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        _plugins.add(base)
+        _plugins[base] = file
     except Exception as error:
         del sys.modules[name]
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == file
-        ]
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines = [error.lineno]
-        where = f", line {lines[-1]}" if lines else ""
+        line = errors.line_in(file, error)
+        where = f", line {line}" if line else ""
         raise errors.InputError(
             f"--plugin={path}{where}: {type(error).__name__}: {error}"
         ) from error
+
+
+def plugin_file(path: str) -> str:
+    """Returns where the file that --plugin names is now; see `load_plugin`."""
+    file = os.path.realpath(os.path.expanduser(path))
+    if os.path.exists(file):
+        return file
+    return _plugins.get(os.path.basename(file), file)
+
+
+def file_of(value: Any) -> str | None:
+    """Returns the file outside the package that defines a registered value.
+
+    None for a value of the package, of a notebook, or of the program itself,
+    which cannot be imported without running it.
+    """
+    module = sys.modules.get(value.__module__)
+    file = getattr(module, "__file__", None)
+    if not file or value.__module__ == "__main__" or not file.endswith(".py"):
+        return None
+    if value.__module__.startswith("simmatch_tf."):
+        return None
+    return os.path.realpath(file)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one class or function of one file."""
+    if one.__qualname__ != other.__qualname__:
+        return False
+    file = file_of(one)
+    return one.__module__ == other.__module__ or (
+        file is not None and file == file_of(other)
+    )
+
+
+def _prefix(pattern: str, flag: str) -> str:
+    """Returns what stands before the flags of a registered name.
+
+    Raises:
+        ValueError: The pattern begins with no letter.
+    """
+    if re.fullmatch("[\\w:/-]+", pattern):
+        return pattern
+    match = re.match(r"[A-Za-z](?:\w*[A-Za-z0-9])?(?![*?{])", pattern)
+    if match is None:
+        raise ValueError(
+            f"--{flag}={pattern}: its flags need a name to stand before them; "
+            'give their class a prefix, such as prefix = "mine."'
+        )
+    return match[0]
 
 
 def _origin(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-algorithms = Registry("algorithm", "simmatch_tf.algorithms")
+algorithms = Registry(
+    "algorithm",
+    "simmatch_tf.algorithms",
+    "simmatch_tf.algorithms.algorithm.Algorithm",
+)
 sources = Registry("dataset", "simmatch_tf.data.sources")
 networks = Networks("backbone", "simmatch_tf.networks.backbones")

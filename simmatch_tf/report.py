@@ -1,4 +1,4 @@
-"""Writes a page on one or more runs: results, curves, errors, what to try next.
+r"""Writes a page on one or more runs: results, curves, errors, what to try.
 
 python -m simmatch_tf.report runs/digits_40 --output=report.html
 python -m simmatch_tf.report SimMatch=runs/a FixMatch=runs/b \
@@ -14,9 +14,9 @@ from simmatch_tf import io, preflight, tables
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.reporting import runs as runs_lib
 
 if TYPE_CHECKING:
+    from simmatch_tf.reporting import runs as runs_lib
     from simmatch_tf.serving import scoring
 
 
@@ -30,8 +30,11 @@ class ReportConfig(config_lib.ImageFolders):
         (),
         "Folder of a run, or NAME=FOLDER to give it a name; repeatable. May "
         "be given without --runs=.",
+        required="a run's folder: report runs/NAME --output=report.html",
     )
-    output: str | None = flag(None, "HTML page to write.")
+    output: str | None = flag(
+        None, "HTML page to write.", required="an .html file"
+    )
     figures: str | None = flag(
         None,
         "Folder to write the figures to as PNG files. Default: none are "
@@ -55,11 +58,7 @@ class ReportConfig(config_lib.ImageFolders):
     )
 
     def check(self) -> None:
-        """Runs and a page are needed."""
-        if not self.runs:
-            raise InputError("no run is named: report WORKDIR … --output=…")
-        if not (self.output or "").strip():
-            raise InputError(f"--output={self.output}: name an .html file")
+        """The page and the folder must be such as can be written."""
         commandline.check_output_file("output", self.output, (".html", ".htm"))
         commandline.check_output_folder("figures", self.figures)
         if self.figures is None:
@@ -73,6 +72,8 @@ class ReportConfig(config_lib.ImageFolders):
 
 def main(flags: ReportConfig) -> None:
     """Reads the runs, predicts their test images, and writes the page."""
+    from simmatch_tf.reporting import runs as runs_lib
+
     places = runs_lib.find(flags.runs)
     # matplotlib takes a second to import: only after the cheap checks.
     from simmatch_tf.reporting import report_page
@@ -108,7 +109,7 @@ def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
 
 
 def _inspect(
-    groups: Sequence[runs_lib.Group], flags: ReportConfig
+    groups: "Sequence[runs_lib.Group]", flags: ReportConfig
 ) -> tuple[dict[str, Any], list[str], dict[str, str]]:
     """Predicts the test images of finished runs.
 

@@ -25,6 +25,7 @@ class ServeDataConfig(commandline.Flags):
         "Role of this process: one dispatcher distributes the work to any "
         "number of workers.",
         choices=("dispatcher", "worker"),
+        required="dispatcher or worker",
     )
     dispatcher: str | None = flag(
         None, "Address of the dispatcher, HOST:PORT; for workers."
@@ -42,9 +43,7 @@ class ServeDataConfig(commandline.Flags):
     )
 
     def check(self) -> None:
-        """A role is needed, and a worker needs its dispatcher."""
-        if self.role is None:
-            raise InputError("--role=None: must be dispatcher or worker")
+        """A worker needs its dispatcher."""
         if (self.role == "worker") != (self.dispatcher is not None):
             raise InputError(
                 f"--role={self.role} and --dispatcher={self.dispatcher}: a "

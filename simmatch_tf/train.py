@@ -42,7 +42,7 @@ def main(config: config_lib.Config) -> None:
         _describe(config)
         return
     with workdir.claim(config) as folder:
-        if folder.finished():
+        if folder.finished() and not folder.unread:
             result = results.read(folder.results)
         else:
             try:

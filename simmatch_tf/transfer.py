@@ -50,11 +50,14 @@ class TransferConfig(config_lib.Plugins):
         "Folder of a run or an export, keras_cv:NAME or "
         "keras_applications:NAME; NAME=MODEL gives it a name in the table. "
         "Repeatable. May be given without --model=.",
+        required="the folder of a run or an export, or an architecture such "
+        "as keras_applications:ResNet50",
     )
     datasets: str | None = flag(
         None,
         "Datasets to measure on, separated by commas: digits, folder, or "
         "image classification datasets of TFDS.",
+        required="some, such as cifar10,dtd",
     )
     protocol: str = flag(
         "linear",
@@ -171,12 +174,7 @@ class TransferConfig(config_lib.Plugins):
     progress: bool = flag(True, "Show a progress bar on a terminal.", rare=True)
 
     def check(self) -> None:
-        """Models and datasets are needed, and flags of this protocol."""
-        if not self.model:
-            raise InputError(
-                "--model=None: name the folder of a run or an export, or an "
-                "architecture such as keras_applications:ResNet50"
-            )
+        """Flags must be those of the protocol, and names distinct."""
         for name in ("output", "cache_dir"):
             commandline.check_output_folder(name, getattr(self, name))
         self._check_protocol()

@@ -1,14 +1,17 @@
 """Names that files outside the package register, and their flags."""
 
 import dataclasses
+import importlib
 import os
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
 from simmatch_tf import evaluate, registry
+from simmatch_tf.algorithms import algorithm
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.errors import InputError
@@ -48,7 +51,7 @@ def plugin(tmp_path, monkeypatch):
     for each in (registry.algorithms, registry.networks):
         list(each)
         monkeypatch.setattr(each, "_entries", dict(each._entries))
-    monkeypatch.setattr(registry, "_plugins", set())
+    monkeypatch.setattr(registry, "_plugins", {})
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN)
     before = set(sys.modules)
@@ -81,7 +84,7 @@ def test_own_flags_are_checked(plugin):
     for value, message in (
         (0, "--queue_match.queue_size=0: must be at least 1"),
         (5, "--queue_match.queue_size=5: too short"),
-        ("x", "--queue_match.queue_size='x' is not of type int"),
+        ("x", "--queue_match.queue_size='x': must be a whole number"),
     ):
         with pytest.raises(InputError, match=message):
             queue_match(plugin, **{"queue_match.queue_size": value})
@@ -126,8 +129,54 @@ def test_a_plugin_that_was_moved(plugin, tmp_path):
     assert Config.from_flagfile(run / "flags.cfg").algorithm == "queue_match"
     other = gone.replace("plugin.py", "other.py")
     (run / "flags.cfg").write_text(other)
-    with pytest.raises(InputError, match="other.py: no such Python file"):
+    with pytest.raises(InputError, match="NEW_FOLDER/other.py$"):
         Config.from_flagfile(run / "flags.cfg")
+
+
+def test_a_moved_plugin_replaces_that_of_the_flagfile(plugin, tmp_path):
+    flagfile = tmp_path / "flags.cfg"
+    gone = str(tmp_path / "gone" / "plugin.py")
+    flagfile.write_text(queue_match(plugin).to_flagfile().replace(plugin, gone))
+    words = [f"--flagfile={flagfile}", f"--plugin={plugin}"]
+    assert Config.from_argv(["train", *words]).plugin == (plugin,)
+
+
+def test_the_file_of_an_imported_method_becomes_a_plugin(
+    plugin, tmp_path, monkeypatch
+):
+    path = tmp_path / "imported_method.py"
+    path.write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "imported_method", raising=False)
+    importlib.import_module("imported_method")
+    config = Config(**GOOD, algorithm="queue_match").absolute()
+    assert config.plugin == (str(path),)
+    registry.load_plugin(str(path))  # not registered twice
+    assert Config(**GOOD).absolute().plugin == ()
+
+
+def test_a_name_of_ones_own_asks_for_its_file():
+    with pytest.raises(InputError, match="a method of your own needs --plugin"):
+        Config(**GOOD, algorithm="mixmatch")
+    with pytest.raises(InputError, match="needs --plugin=FILE.py"):
+        Config.from_argv(["x", "--mixmatch.alpha=1"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "flag"), [(r"res_(\d+)", "res.width"), ("own", "own.width")]
+)
+def test_flags_of_a_pattern_have_its_first_letters(plugin, pattern, flag):
+    @registry.networks.register(pattern, examples=())
+    class Family:
+        @dataclasses.dataclass(frozen=True)
+        class HyperParameters(commandline.HyperParameters):
+            width: int = commandline.flag(1, "Width.")
+
+    assert flag in Config.declared()
+    with pytest.raises(ValueError, match="give their class a prefix"):
+        registry.networks.register(
+            r"(\d+)_res", flags=type("Flags", (commandline.Values,), {})
+        )(Family)
 
 
 def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
@@ -163,6 +212,24 @@ def test_another_algorithm_behind_a_flagfile_drops_its_flags(plugin, tmp_path):
     assert replaced.threshold == 0.7 and not hasattr(replaced, "queue_size")
 
 
+def test_a_recipe_s_value_replaces_a_default_of_the_method(plugin, tmp_path):
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--labels=40\n--steps=5\n--unlabeled_ratio=7\n")
+    words = ["x", f"--plugin={plugin}", f"--flagfile={recipe}"]
+    words += ["--algorithm=queue_match"]
+    config = Config.from_argv(words)
+    assert config.unlabeled_ratio == 7
+    assert config.replaced_defaults() == [
+        "--unlabeled_ratio=7 comes from the recipe; the default of queue_match "
+        "is 1"
+    ]
+    for ratio in (1, 3):  # as the user wants it
+        own = Config.from_argv([*words, f"--unlabeled_ratio={ratio}"])
+        assert own.unlabeled_ratio == ratio
+        assert own.replaced_defaults() == []
+    assert queue_match(plugin, unlabeled_ratio=3).replaced_defaults() == []
+
+
 def test_help_lists_a_plugin_s_flags(plugin):
     registry.load_plugin(plugin)
     text = command.help_text(Config)
@@ -174,7 +241,7 @@ def test_help_lists_a_plugin_s_flags(plugin):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such Python file"),
+        (None, "no such file; if it was moved, give --plugin=NEW"),
         ("import os\n\n1 / 0\n", "line 3: ZeroDivisionError: division"),
         ("x = = 1\n", "line 1: SyntaxError: invalid syntax"),
         ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module"),
@@ -183,6 +250,18 @@ def test_help_lists_a_plugin_s_flags(plugin):
             "@registry.algorithms.register('simmatch')\n"
             "class Mine: pass\n",
             "line 2: ValueError: --algorithm=simmatch is registered twice",
+        ),
+        (
+            "from simmatch_tf import registry\n"
+            "@registry.algorithms.register('mine')\n"
+            "class Mine: pass\n",
+            "line 2: TypeError: Mine is not a subclass of simmatch_tf.algo",
+        ),
+        (
+            "from simmatch_tf.algorithms import algorithm\n"
+            "class Mine(algorithm.Algorithm):\n"
+            "    unlabeled_views = ('wek',)\n",
+            "line 2: ValueError: view 'wek': must be weak, strong",
         ),
     ],
 )
@@ -194,9 +273,15 @@ def test_a_plugin_that_fails(plugin, tmp_path, content, message):
         Config.from_argv(["x", f"--plugin={path}", "--labels=40", "--steps=2"])
 
 
+def test_a_plugin_is_a_python_file(tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InputError, match="notes.txt: must be a .py file"):
+        registry.load_plugin(str(tmp_path / "notes.txt"))
+
+
 def test_two_algorithms_cannot_have_one_flag(plugin):
     @registry.algorithms.register("other")
-    class Other:
+    class Other(algorithm.Algorithm):
         @dataclasses.dataclass(frozen=True)
         class HyperParameters(commandline.HyperParameters):
             prefix = ""
@@ -206,14 +291,49 @@ def test_two_algorithms_cannot_have_one_flag(plugin):
         Config.declared()
 
 
-def test_flags_are_declared_in_a_dataclass(plugin):
-    @registry.algorithms.register("undecorated")
-    class Undecorated:
-        class HyperParameters(commandline.HyperParameters):
-            width: int = commandline.flag(1, "Width.")
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        (
+            "width: int = commandline.flag(1, 'Width.')",
+            "HyperParameters declares",
+        ),
+        ("width: int = 1", "HyperParameters declares flags: decorate it with"),
+        ("*width: int = 1", "width: make each field by commandline.flag"),
+        (
+            "*width: list[int] = commandline.flag((), 'Width.')",
+            r"width is of type list\[int\]: must be int, float, str or bool",
+        ),
+    ],
+)
+def test_a_declaration_that_is_wrong(plugin, declaration, message):
+    decorator = "dataclasses.dataclass(frozen=True)"
+    code = (
+        "class Mine(algorithm.Algorithm):\n"
+        f"    @{decorator if declaration[0] == '*' else 'staticmethod'}\n"
+        "    class HyperParameters(commandline.HyperParameters):\n"
+        f"        {declaration.removeprefix('*')}\n"
+    ).replace("    @staticmethod\n", "")
+    names = {
+        "algorithm": algorithm,
+        "commandline": commandline,
+        "dataclasses": dataclasses,
+        "__name__": __name__,
+    }
+    exec(code, names)
+    with pytest.raises(TypeError, match=message):
+        registry.algorithms.register("mine")(names["Mine"])
+    assert "mine" not in registry.algorithms.names()
 
-    with pytest.raises(TypeError, match="HyperParameters declares flags: dec"):
-        Config(**GOOD, algorithm="undecorated")
+
+def test_flags_that_may_be_none_in_either_spelling(plugin):
+    @dataclasses.dataclass(frozen=True)
+    class Flags(commandline.HyperParameters):
+        width: typing.Optional[int] = commandline.flag(None, "Width.")  # noqa: UP045
+        names: tuple[str, ...] = commandline.flag((), "Names.")
+
+    types = [each.type for each in Flags.declared().values()]
+    assert types == [int, tuple]
 
 
 def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
@@ -231,7 +351,7 @@ def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
         ),
         (
             ["--steps=2", "--queue_match.queue_sise=9"],
-            "Did you mean: queue_match.queue_size",
+            "did you mean queue_match.queue_size",
         ),
         (["--steps=2", "--algorithm=queue_mach"], "did you mean queue_match"),
     ):

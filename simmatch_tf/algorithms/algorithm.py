@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import lazy
 from simmatch_tf.algorithms import diagnostics
-from simmatch_tf.flags import commandline
+from simmatch_tf.flags import commandline, errors
 from simmatch_tf.lazy import keras, np, tf
 from simmatch_tf.modules import (
     guard,
@@ -25,6 +27,30 @@ from simmatch_tf.ops import schedules
 Batch = dict[str, "tf.Tensor"]
 Metrics = dict[str, Any]
 
+# Operations that call functions.
+_CALLS = {
+    "Case",
+    "If",
+    "PartitionedCall",
+    "StatefulPartitionedCall",
+    "StatelessCase",
+    "StatelessIf",
+    "StatelessWhile",
+    "While",
+}
+# Operations with a hidden state, which no checkpoint holds.
+_STATEFUL = {
+    "Multinomial": "tf.random.categorical",
+    "ParameterizedTruncatedNormal": "a truncated normal distribution",
+    "RandomGamma": "tf.random.gamma",
+    "RandomPoisson": "tf.random.poisson",
+    "RandomPoissonV2": "tf.random.poisson",
+    "RandomShuffle": "tf.random.shuffle",
+    "RandomStandardNormal": "tf.random.normal",
+    "RandomUniform": "tf.random.uniform",
+    "RandomUniformInt": "tf.random.uniform",
+    "TruncatedNormal": "tf.random.truncated_normal",
+}
 
 _AUGMENTATIONS = (
     "weak",
@@ -98,6 +124,16 @@ class View:
         return cls(view, augmentation)
 
 
+class _Batch(dict):
+    """A batch that says what it has where a key is wrong."""
+
+    def __missing__(self, key: str) -> None:
+        keys = sorted(self.keys() - {diagnostics.LOGGED})
+        raise errors.InputError(
+            f"batch[{key!r}]: there is no such key; it has {', '.join(keys)}"
+        )
+
+
 class Algorithm(lazy.Module):
     """A method: everything that a checkpoint holds, and one training step.
 
@@ -136,8 +172,11 @@ class Algorithm(lazy.Module):
       how often, `between_steps_every`.
 
     A step computes targets, runs the student under a tape, and calls
-    `minimize`, which updates weights, EMA and the count of steps. `call` runs a
-    network in one of three modes of BatchNorm.
+    `minimize` once, which updates weights, EMA and the count of steps. `call`
+    runs a network in one of three modes of BatchNorm. `seed` gives seeds for
+    random numbers (see `ops.sampling`), so that a run can be repeated and
+    resumed; operations with a state of their own, such as tf.random.normal, are
+    refused.
 
     Attributes:
         hyper: Hyper-parameters, of the class HyperParameters.
@@ -167,6 +206,43 @@ class Algorithm(lazy.Module):
     eman: bool = True
     # Steps between two calls of `between_steps`; None: never called.
     between_steps_every: int | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks what the class declares.
+
+        Raises:
+            ValueError: A view is unknown, or `defaults` of HyperParameters
+                names a flag that does not exist.
+        """
+        super().__init_subclass__(**kwargs)
+        for name in ("labeled_views", "unlabeled_views"):
+            declared = getattr(cls, name)
+            if isinstance(declared, str):
+                raise ValueError(
+                    f"{name}={declared!r}: must be a tuple, such as "
+                    f"({declared!r},)"
+                )
+            if isinstance(declared, tuple | list):
+                for view in declared:
+                    View.parse(view)
+        known = [
+            field.name
+            for field in dataclasses.fields(config_lib.Config)
+            if "help" in field.metadata
+        ]
+        own = getattr(cls.HyperParameters, "__dataclass_fields__", {})
+        for name in getattr(cls.HyperParameters, "defaults", {}):
+            if name in own:
+                raise ValueError(
+                    f"defaults of {cls.__name__} has {name!r}, a field of its "
+                    "HyperParameters: declare the field again with the other "
+                    "default"
+                )
+            if name not in known:
+                raise ValueError(
+                    f"defaults of {cls.__name__} has {name!r}, which is no "
+                    "flag" + errors.nearest(name, known)
+                )
 
     def __init__(
         self,
@@ -245,6 +321,8 @@ class Algorithm(lazy.Module):
         if config.precision == "mixed_float16":
             self.loss_scale = loss_scale.LossScale()
         self.step = replica.variable(0, "step", tf.int64)
+        # Of each thread, because each replica's step has its own.
+        self._traced = threading.local()
         self.build_state()
 
     # ------------------------------------------- what a method declares --
@@ -295,10 +373,10 @@ class Algorithm(lazy.Module):
         Args:
             network: The student, or `teacher.model`.
             images: [N, H, W, C], 0 to 255.
-            batch_norm: "train": BatchNorm uses the statistics of these images
-                and updates its running averages by them. "batch": it uses the
-                statistics of these images, and the averages stay unchanged.
-                "inference": it uses the averages.
+            batch_norm: "train", the default: BatchNorm uses the statistics of
+                these images and updates its running averages by them.
+                "batch": it uses the statistics of these images, and the
+                averages stay unchanged. "inference": it uses the averages.
 
         Returns:
             The network's outputs by name: "features" [N, width], "logits"
@@ -323,6 +401,31 @@ class Algorithm(lazy.Module):
             average.assign(value)
         return outputs
 
+    def seed(self, stream: str, *, shared: bool = False) -> tf.Tensor:
+        """Returns a seed for random numbers of this step.
+
+        It is a function of --seed, the number of the step, the stream and the
+        replica, so a run can be repeated, and resumed to the same weights.
+        Call it before `minimize`, which counts the step.
+
+        Args:
+            stream: Name of the purpose, such as "mixup". Draws of different
+                streams are independent, those of one stream are the same.
+            shared: Every replica gets the same seed, to draw for the whole
+                batch and take a part of it by `replica.share`.
+
+        Returns:
+            int32 [2], for `ops.sampling` and tf.random.stateless_uniform.
+        """
+        from simmatch_tf.data import randomness
+
+        key = tf.constant(
+            randomness.key(self.config.seed, f"step_{stream}"), tf.int32
+        )
+        if not shared:
+            key += replica.number()
+        return tf.stack([key, tf.cast(self.step, tf.int32)])
+
     def minimize(self, tape: tf.GradientTape, loss: tf.Tensor) -> None:
         """Ends a step: updates weights, EMA, the loss on record and the count.
 
@@ -334,6 +437,12 @@ class Algorithm(lazy.Module):
         """
         from simmatch_tf.networks import batch_norm
 
+        self._traced.calls = calls = getattr(self._traced, "calls", 0) + 1
+        if calls > 1 and getattr(self._traced, "guarded", False):
+            raise errors.InputError(
+                "train_step calls minimize twice: must call it once, with the "
+                "sum of the losses"
+            )
         weights = self.student.trainable_variables
         scale = self.loss_scale.scale if self.loss_scale else 1.0
         gradients = tape.gradient(
@@ -401,11 +510,16 @@ class Algorithm(lazy.Module):
 
         Returns:
             The metrics of `train_step`.
+
+        Raises:
+            InputError: `train_step` takes a key that the batch lacks, does not
+                call `minimize` once, does not return "loss/total", or draws
+                random numbers that are not reproducible.
         """
         undone = self.guard.skips or self.loss_scale is not None
         variables = self._changing() if undone else []
         before = [tf.identity(variable) for variable in variables]
-        metrics = self.train_step(batch)
+        metrics = self._checked_step(batch)
         # The total comes last, so that its first bad part is named.
         losses = [name for name in metrics if name != diagnostics.DIAGNOSTICS]
         losses.sort(key=lambda name: name == "loss/total")
@@ -415,6 +529,49 @@ class Algorithm(lazy.Module):
         guard.put_back(variables, before, undo)
         if self.loss_scale:
             metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
+        return metrics
+
+    def _checked_step(self, batch: Batch) -> Metrics:
+        """Takes a `train_step`, and checks what it does."""
+        graph = tf.compat.v1.get_default_graph()
+        begin = 0 if tf.executing_eagerly() else len(graph.get_operations())
+        self._traced.calls, self._traced.guarded = 0, True
+        method = type(self).train_step
+        code = inspect.unwrap(method).__code__
+        file, line = code.co_filename, code.co_firstlineno
+        try:
+            metrics = self.train_step(_Batch(batch))
+            # A tf.function calls it when it is first traced only.
+            if not self._traced.calls and inspect.isfunction(method):
+                raise errors.InputError(
+                    "train_step never calls minimize: must call it once"
+                )
+            if not isinstance(metrics, dict) or "loss/total" not in metrics:
+                keys = ", ".join(metrics) if isinstance(metrics, dict) else None
+                raise errors.InputError(
+                    f"train_step returns {keys}: must return a dict with "
+                    '"loss/total"'
+                )
+            if not tf.executing_eagerly():
+                random = _irreproducible(graph, begin)
+                if random:
+                    kind, operation = random
+                    lines = [
+                        frame.lineno
+                        for frame in operation.traceback
+                        if frame.filename == file
+                    ]
+                    line = lines[-1] if lines else line
+                    raise errors.InputError(
+                        f"train_step uses {_STATEFUL[kind]}, which is not "
+                        "reproducible: use self.seed(stream) with "
+                        "simmatch_tf.ops.sampling"
+                    )
+        except errors.InputError as error:
+            line = errors.line_in(file, error) or line
+            raise errors.InputError(f"{file}, line {line}: {error}") from error
+        finally:
+            self._traced.guarded = False
         return metrics
 
     def _changing(self) -> list[tf.Variable]:
@@ -451,3 +608,47 @@ def state(
         if isinstance(each, tf.Variable | keras.Variable)
     ]
     return list({id(variable): variable for variable in variables}.values())
+
+
+def _irreproducible(
+    graph: tf.Graph, begin: int
+) -> tuple[str, tf.Operation] | None:
+    """Finds a random operation with a state of its own.
+
+    Args:
+        graph: The graph of the step.
+        begin: Number of its operations that are not the step's.
+
+    Returns:
+        The type of the operation, and the operation of the graph that is it or
+        calls it; None if there is none.
+    """
+    library = None
+    for operation in graph.get_operations()[begin:]:
+        if operation.type in _STATEFUL:
+            return operation.type, operation
+        if operation.type not in _CALLS:
+            continue
+        if library is None:
+            library = {
+                function.signature.name: function.node_def
+                for function in graph.as_graph_def().library.function
+            }
+        names, seen = _functions(operation.node_def), set()
+        while names - seen:
+            name = (names - seen).pop()
+            seen.add(name)
+            for node in library.get(name, ()):
+                if node.op in _STATEFUL:
+                    return node.op, operation
+                names |= _functions(node)
+    return None
+
+
+def _functions(node: Any) -> set[str]:
+    """Returns the names of the functions that a NodeDef calls."""
+    values = node.attr.values()
+    parts = [part for value in values for part in (value, *value.list.func)]
+    return {
+        each.func.name if hasattr(each, "func") else each.name for each in parts
+    } - {""}

@@ -21,6 +21,8 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.flags.errors import InputError
 
+# What the name of a plugin begins with.
+PLUGIN = "--plugin="
 _SHOWN = 3  # names in a message
 _DIGEST_BYTES = 16
 _Digest = TypeVar("_Digest")
@@ -51,6 +53,10 @@ class Fingerprint:
         """Returns the fingerprint without the files that flags name."""
         files = {n: s for n, s in self.files.items() if n[:2] != "--"}
         return Fingerprint(files, self.paths)
+
+    def plugins(self) -> dict[str, str | None]:
+        """Returns the name of each plugin → the digest of its content."""
+        return {n: s[2] for n, s in self.files.items() if n.startswith(PLUGIN)}
 
     def digest(self) -> str | None:
         """Returns a digest of names and sizes; None without files.
@@ -188,12 +194,14 @@ def of_flags(
 ) -> Fingerprint:
     """Returns the fingerprint of the files that flags name beside the images.
 
-    The name of each is its flag, such as "--labeled_list".
+    The name of each is its flag, such as "--labeled_list"; that of a plugin is
+    "--plugin=mine.py".
 
     Args:
         config: The flags.
         then: Fingerprint at the run's start. A file that is gone keeps its
-            entry, because the run does not need it again.
+            entry, because the run does not need it again. Plugins that it does
+            not list are left out: it is of an older version.
 
     Raises:
         InputError: A file cannot be read.
@@ -206,6 +214,9 @@ def of_flags(
     weights = config.init_from and _weights(config.init_from)
     if weights:
         paths["--init_from"] = weights
+    for name, path in plugins(config).items():
+        if then is None or name in then.files:
+            paths[name] = path
     paths = {n: path for n, path in paths.items() if os.path.isfile(path)}
     contents = digests(list(paths.values()))
     now = of_files(paths, dict(zip(paths, contents, strict=True)))
@@ -217,6 +228,14 @@ def of_flags(
         if name.startswith("--") and name not in paths
     }
     return now.join(Fingerprint(gone))
+
+
+def plugins(config: config_lib.Config) -> dict[str, str]:
+    """Returns the plugins of a run: name, "--plugin=mine.py" → its file."""
+    return {
+        f"{PLUGIN}{os.path.basename(path)}": registry.plugin_file(path)
+        for path in config.absolute().plugin
+    }
 
 
 def _weights(path: str) -> str | None:

@@ -84,6 +84,19 @@ class RecordImages:
         """Returns the number of images."""
         return len(self.index)
 
+    def join(self, other: Self) -> Self:
+        """Returns these images, then those of other record files."""
+        ours, theirs = self.index, other.index
+        named = ours.names is not None and theirs.names is not None
+        index = Index(
+            files=[*ours.files, *theirs.files],
+            shard=np.concatenate([ours.shard, theirs.shard + len(ours.files)]),
+            offset=np.concatenate([ours.offset, theirs.offset]),
+            labels=np.concatenate([ours.labels, theirs.labels]),
+            names=np.concatenate([ours.names, theirs.names]) if named else None,
+        )
+        return RecordImages(index, self.feature)
+
     def take(self, indices: np.ndarray) -> Self:
         """Returns the images at `indices` [n], n at least 1."""
         names = self.index.names

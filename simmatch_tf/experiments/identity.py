@@ -52,10 +52,13 @@ def name(config: config_lib.Config) -> str:
     """Returns a run's file name: readable, and different for each run.
 
     Flags at their default have no part in it, so that a new flag does not
-    rename the runs that were trained without it.
+    rename the runs that were trained without it. The content of plugins has.
     """
     defaults = default_flags(config)
     given = [word for word in flags(config) if word not in defaults]
+    plugins = fingerprint.plugins(config)
+    contents = fingerprint.digests([*plugins.values()])
+    given += map(" ".join, zip(plugins, contents, strict=True))
     digest = hashlib.sha256("\n".join(sorted(given)).encode()).hexdigest()[:8]
     dataset = config_lib.base_name(config.dataset)
     return f"{dataset}_{config.algorithm}_seed{config.seed}_{digest}.json"
@@ -72,9 +75,10 @@ def data(
             those that exist now.
 
     Returns:
-        A digest of the names and sizes in --data_dir, of a list and of first
-        weights; after a ":", where they are known, one of the contents in
-        --data_dir. None if no flag names files, or they are not known.
+        A digest of the names and sizes in --data_dir, of a list, of first
+        weights and of plugins; after a ":", where they are known, one of the
+        contents in --data_dir. None if no flag names files, or they are not
+        known.
     """
     try:
         if data_json is not None:

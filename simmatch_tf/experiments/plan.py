@@ -23,6 +23,7 @@ import configparser
 import dataclasses
 import itertools
 import pathlib
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 
@@ -160,8 +161,14 @@ def read(name: str) -> Plan:
         delimiters=("=",), comment_prefixes=("#",), interpolation=None
     )
     parser.optionxform = str  # names keep their case
+    text = io.read_text(path, name)
+    if not re.search(r"^\[", text, re.MULTILINE) and "--" in text:
+        raise InputError(
+            f"{name}: is a recipe; a plan has sections [plan], [method], …: "
+            "see docs/experiments.md"
+        )
     try:
-        parser.read_string(io.read_text(path, name), name)
+        parser.read_string(text, name)
     except configparser.Error as error:
         text = " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as a plan ({text})") from None

@@ -152,8 +152,8 @@ class Store:
         if not identity.is_same(finished.data, identity.data(config)):
             raise InputError(
                 f"{path}: is of other data: files of --data_dir, "
-                "--labeled_list, --split_file or --init_from were added, "
-                "removed or changed since; delete it to run it again"
+                "--labeled_list, --split_file, --init_from or --plugin were "
+                "added, removed or changed since; delete it to run it again"
             )
         if finished.records is not None:
             _check_records(path, config, finished.records)

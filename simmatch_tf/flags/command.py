@@ -133,6 +133,8 @@ def _entry(each: commandline.Flag, width: int) -> Iterator[str]:
     text = each.help
     if each.choices:
         text += f" One of: {', '.join(each.choices)}."
+    if each.required:
+        text += " (required)"
     name = f"--{'[no]' if each.type is bool else ''}{each.name}"
     if default := commandline.shown(each.default):
         text += f" Default: {default}."

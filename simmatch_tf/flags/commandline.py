@@ -21,7 +21,20 @@ from typing import Any, ClassVar, Self
 from absl import flags
 
 from simmatch_tf.flags import flagfiles
-from simmatch_tf.flags.errors import InputError, nearest
+from simmatch_tf.flags.errors import InputError, close, nearest
+
+# Type of a flag → what its value must be, for messages.
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a tuple of texts",
+}
+# absl's own flags that every command has.
+_OF_ABSL = ("flagfile", "verbosity", "v")
+# Names of flags of some command that say which run or model is meant.
+_OF_A_RUN = ("workdir", "model", "runs", "export")
 
 
 def flag(
@@ -33,6 +46,7 @@ def flag(
     choices: Sequence[str] = (),
     rare: bool = False,
     operational: bool = False,
+    required: str = "",
 ) -> Any:
     """Declares a flag: a field of a dataclass that derives from `Values`.
 
@@ -47,6 +61,8 @@ def flag(
         rare: Whether the flag is listed by --helpfull only.
         operational: Whether the flag leaves the trained weights as they are,
             so that it may differ when a run is resumed.
+        required: What to name if the flag is left out or blank, such as "the
+            folder of a run"; "" if it may be left out.
     """
     rule = {
         "help": text,
@@ -55,6 +71,7 @@ def flag(
         "choices": tuple(choices),
         "rare": rare,
         "operational": operational,
+        "required": required,
     }
     return dataclasses.field(default=default, metadata=rule)
 
@@ -81,6 +98,7 @@ class Flag:
     choices: tuple[str, ...]
     rare: bool
     operational: bool
+    required: str
 
     def with_defaults(self, names: Mapping[Any, Sequence[str]]) -> Flag:
         """Returns the flag with several defaults in its help text.
@@ -111,13 +129,16 @@ class Flag:
         Raises:
             InputError: The value has another type, or is out of range.
         """
+        blank = isinstance(value, str) and not value.strip()
+        if self.required and (blank or value in (None, ())):
+            raise InputError(f"--{self.name} is missing: name {self.required}")
         if value is None and self.default is None:
             return None
         if self.type is float and type(value) is int:
             value = float(value)
         elif type(value) is not self.type:
             raise InputError(
-                f"--{self.name}={value!r} is not of type {self.type.__name__}"
+                f"--{self.name}={value!r}: must be {_KINDS[self.type]}"
             )
         if self.choices and value not in self.choices:
             raise InputError(
@@ -203,11 +224,19 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
     """The fields of a class that are flags, in their order.
 
     Raises:
-        TypeError: A class declares flags and is no dataclass.
+        TypeError: A class declares flags and is no dataclass, or a field is
+            not made by `flag` or has another type than a flag may have.
     """
+    only_flags = issubclass(cls, HyperParameters)
     for base in cls.__mro__:
         values = vars(base).values()
-        if any(isinstance(value, dataclasses.Field) for value in values):
+        bare = "__dataclass_fields__" not in vars(base) and any(
+            "ClassVar" not in str(hint)
+            for hint in vars(base).get("__annotations__", {}).values()
+        )
+        if any(isinstance(value, dataclasses.Field) for value in values) or (
+            bare and only_flags and issubclass(base, HyperParameters)
+        ):
             raise TypeError(
                 f"{base.__qualname__} declares flags: decorate it with "
                 "@dataclasses.dataclass(frozen=True)"
@@ -217,6 +246,12 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
     declared_flags = {}
     for field in known.values():
         if "help" not in field.metadata:
+            if only_flags:
+                raise TypeError(
+                    f"{cls.__qualname__}.{field.name}: make each field by "
+                    'commandline.flag(default, "help text"), or annotate it '
+                    "as ClassVar"
+                )
             continue
         # A field that a base declared keeps its name there.
         owner = next(
@@ -225,8 +260,14 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
             if field.name in vars(base).get("__annotations__", ())
         )
         declared = hints[field.name]
-        if isinstance(declared, types.UnionType):
+        if typing.get_origin(declared) in (types.UnionType, typing.Union):
             declared = typing.get_args(declared)[0]
+        if declared not in (int, float, str, bool, tuple[str, ...]):
+            raise TypeError(
+                f"{cls.__qualname__}.{field.name} is of type {declared}: must "
+                "be int, float, str or bool, one of these | None, or "
+                "tuple[str, ...]"
+            )
         name = f"{owner.prefix}{field.name}"
         declared_flags[name] = Flag(
             name=name,
@@ -342,12 +383,12 @@ class Flags(Values):
 
         Raises:
             InputError: See `from_argv`.
-            flags.Error: A flag is unknown, or a value of another type.
+            flags.Error: A flag has no value.
         """
-        words = flagfiles.expand(argv, cls.alternatives, rename=cls.renamed)
-        words = cls.prepare(words)
+        words = flagfiles.expand(argv[1:], cls.alternatives, rename=cls.renamed)
+        words = cls.prepare([argv[0], *words])
         cls.define_flags(values)
-        words = values(words)[1:]
+        words = cls._read(values, words)[1:]
         names = list(cls.positional)
         if names and cls.declared()[names[-1]].type is tuple:
             names += names[-1:] * (len(words) - len(names))
@@ -374,7 +415,46 @@ class Flags(Values):
     def unknown(cls, name: str, value: Any) -> InputError:
         """Returns the error of a flag that does not exist."""
         del value
-        return InputError(f"--{name}: unknown" + nearest(name, cls.declared()))
+        declared = cls.declared()
+        others = [each for each in _OF_A_RUN if each in declared]
+        if name in (*_OF_A_RUN, "run") and others:
+            names = " or ".join(f"--{each}" for each in others)
+            hint = f"; here {names} names the run"
+            if others[0] in cls.positional:
+                hint += ", which may also be given as a word of its own"
+        elif names := close(name.removeprefix("no"), [*declared], cutoff=0.5):
+            hint = nearest(name.removeprefix("no"), declared)
+        else:
+            hint = "; --helpfull lists all flags"
+        return InputError(f"--{name}: unknown{hint}")
+
+    @classmethod
+    def _read(cls, values: flags.FlagValues, words: list[str]) -> list[str]:
+        """Lets absl parse the words; returns those that are no flags."""
+        declared = cls.declared()
+        try:
+            rest = values(words)
+        except flags.UnrecognizedFlagError as error:
+            raise cls.unknown(error.flagname, error.flagvalue) from None
+        except flags.IllegalFlagValueError as error:
+            match = re.match(r"flag --([\w.]+)=(.*?): ", str(error), re.DOTALL)
+            if match is None or match[1] not in declared:
+                raise
+            kind = _KINDS[declared[match[1]].type]
+            raise InputError(
+                f"--{match[1]}={match[2]}: must be {kind}"
+            ) from None
+        others = [
+            name
+            for name in values
+            if values[name].present and name not in (*declared, *_OF_ABSL)
+        ]
+        if others:  # flags of absl's own, which may have several names
+            given = set(map(flagfiles.name_of, words))
+            raise cls.unknown(
+                next(filter(given.__contains__, others), others[0]), None
+            )
+        return rest
 
     def below(self, flagfile: str) -> Self:
         """Reads the same command line with a flagfile in front of it.

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable, Sequence
 
 
@@ -43,3 +44,17 @@ def reason(error: Exception) -> str:
     # What aborted a collective operation stands behind where it happened.
     causes = [line for line in lines if "aborted by" in line]
     return (causes or lines or [repr(error)])[0]
+
+
+def line_in(file: str, error: BaseException) -> int | None:
+    """Returns the last line of a file that an error's traceback names.
+
+    Args:
+        file: Path of the file, as Python names it.
+        error: The error, after it was raised.
+    """
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return lines[-1] if lines else None

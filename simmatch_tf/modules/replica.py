@@ -69,6 +69,18 @@ def all_gather(x: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(joined, [rows, *x.shape[1:]])
 
 
+def share(x: tf.Tensor) -> tf.Tensor:
+    """Returns this replica's rows [B / replicas, ...] of `x` [B, ...].
+
+    It undoes `all_gather`. B must be known and divisible by the replicas.
+    """
+    if _alone():
+        return x
+    rows = x.shape[0] // count()
+    begin = [number() * rows] + [0] * (x.shape.rank - 1)
+    return tf.slice(x, begin, [rows, *x.shape[1:]])
+
+
 def shuffle(
     x: tf.Tensor, seed: tf.Tensor
 ) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:

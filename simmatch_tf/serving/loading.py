@@ -42,10 +42,6 @@ _CALIBRATED = 0.05
 _PLACES = {"student": ("student",), "ema": ("teacher", "model")}
 # Variables of a memory bank.
 _TENSORS = ("features", "labels", "written")
-_NO_MEMORY = (
-    "the run has no memory of labeled images, as --algorithm=simmatch has: "
-    "nothing can be explained by them"
-)
 _EMPTY_MEMORY = (
     "the run's memory was not written yet: nothing can be explained by it"
 )
@@ -277,9 +273,9 @@ def run(
     trained = read_networks(folder, weights)
     folder.warn_unfinished(trained.step)
     weights = weights or trained.weights_of_record
-    labeled, why_not = None, _NO_MEMORY
+    labeled, why_not = None, preflight.NO_MEMORY
     values = config.values()
-    if trained.memory is not None and {"alpha", "temperature"} <= set(values):
+    if trained.memory is not None and preflight.may_have_memory(config):
         names = thumbnails.slot_names(content)
         slots = np.flatnonzero(trained.memory["written"] >= 0)
         why_not = "" if len(slots) else _EMPTY_MEMORY

@@ -12,6 +12,7 @@ from simmatch_tf.data import pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds
 from simmatch_tf.distributed import strategies
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import workdir as workdir_lib
 
@@ -28,7 +29,7 @@ def make_source(
     Raises:
         InputError: They cannot be loaded, or do not fit the flags.
     """
-    source = given or _entry(config).value(config)
+    source = given or _load(config)
     height, width = source.image_shape[:2]
     resize = config.eval_resize
     if height != width and (config.weak == "resized_crop" or resize):
@@ -51,6 +52,26 @@ def _entry(config: config_lib.Config) -> registry.Entry:
     return registry.sources.find(config.dataset)[0]
 
 
+def _load(config: config_lib.Config) -> source_lib.Source:
+    """Loads the images of --dataset.
+
+    Raises:
+        InputError: They cannot be loaded; or a file outside of the package
+            gives wrong ones.
+    """
+    load = _entry(config).value
+    try:
+        return load(config)
+    except InputError:
+        raise
+    except ValueError as error:
+        code = getattr(load, "__code__", None)
+        if code is None or load.__module__.startswith("simmatch_tf.data."):
+            raise
+        line = errors.line_in(code.co_filename, error)
+        raise InputError(f"{code.co_filename}, line {line}: {error}") from error
+
+
 def outline(config: config_lib.Config) -> source_lib.Outline:
     """Describes the dataset of the flags, without reading a large one.
 
@@ -60,7 +81,7 @@ def outline(config: config_lib.Config) -> source_lib.Outline:
     entry = _entry(config)
     if "outline" in entry.facts:
         return entry.facts["outline"](config)
-    source = entry.value(config)
+    source = _load(config)
     return source_lib.Outline(
         source.class_names,
         source.image_shape,
@@ -87,7 +108,7 @@ def labeled_images(
     """
     entry = _entry(config)
     if "outline" not in entry.facts:
-        return len(_drawn(config, entry.value(config)).labeled)
+        return len(_drawn(config, _load(config)).labeled)
     if config.split_file is not None:
         content = splits.read_content(io.expand(config.split_file))
         return len(content["labels"])

@@ -82,6 +82,9 @@ def fit_in(
 ) -> results.Result:
     """Does the same as `fit` in a workdir that is already claimed."""
     if folder.finished():
+        if folder.unread:
+            images = inputs.make_source(config).fingerprint()
+            folder.check_data(config, images)
         return results.read(folder.results)
     runtime.keep_memory()
     with (
@@ -326,6 +329,9 @@ class _Run:
             )
         if self.initial:
             bar.say(self.initial)
+        # Those of the command line, which `config` does not have any more.
+        for line in self.given.replaced_defaults():
+            bar.say(line)
         devices = self.strategy.num_replicas_in_sync
         if devices > 1:
             bar.say(f"{devices} devices{self.workers.text()}")

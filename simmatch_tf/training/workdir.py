@@ -24,7 +24,7 @@ from typing import Any
 from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, terminal
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.data import fingerprint
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import flagfiles
@@ -54,10 +54,13 @@ class Workdir:
     Attributes:
         anew: The files are of another run, and `begin` removes them.
         compared: The images have been compared with those of its start.
+        unread: The run is finished, and its images must be read to compare
+            them: their source has no fingerprint.
     """
 
     anew: bool = False
     compared: bool = False
+    unread: bool = False
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
@@ -87,10 +90,10 @@ class Workdir:
         try:
             return config_lib.Config.from_flagfile(self.flagfile.absolute())
         except InputError as error:
-            raise InputError(
-                f"{self.flagfile}: {error} (damaged, or of another version of "
-                "simmatch_tf)"
-            ) from None
+            reason = " (damaged, or of another version of simmatch_tf)"
+            if "--plugin" in str(error):  # that says by itself what to do
+                reason = ""
+            raise InputError(f"{self.flagfile}: {error}{reason}") from None
 
     def trained(self) -> config_lib.Config:
         """Returns the flags of the run in this folder, if it has a checkpoint.
@@ -171,7 +174,7 @@ class Workdir:
             now: The images; None: those that the flags name.
 
         Raises:
-            InputError: They are others.
+            InputError: They are others, or a plugin has changed.
         """
         changes = self.data_changes(config, now)
         if changes:
@@ -199,6 +202,9 @@ class Workdir:
 
         Returns:
             The changes, for a message; "" if none are known.
+
+        Raises:
+            InputError: A plugin has changed.
         """
         if not self.data.is_file():
             logging.warning(
@@ -219,20 +225,26 @@ class Workdir:
             )
             return ""
         now = now or fingerprint.of_config(config, then)
-        if now is None:
+        known = now is not None
+        if not known:
+            facts = registry.sources.find(config.dataset)[0].facts
             if self.finished() and config.dataset != "custom":
-                logging.warning(
-                    "%s: --dataset=%s is not prepared here now; whether it is "
-                    "the same is not checked",
-                    self.path,
-                    config.dataset,
-                )
-            return ""
+                self.unread = not (images_only or "is_prepared" in facts)
+                if "is_prepared" in facts:
+                    logging.warning(
+                        "%s: --dataset=%s is not prepared here now; whether "
+                        "its images are still those of this result is not "
+                        "checked",
+                        self.path,
+                        config.dataset,
+                    )
+            now = then.images()
         if images_only:
             then = then.images()
         else:
-            self.compared = True
+            self.compared = known
             now = now.join(fingerprint.of_flags(config, then))
+            self._check_plugins(then, now)
         changes = fingerprint.compare(then, now)
         if changes.touched:
             logging.warning(
@@ -243,6 +255,19 @@ class Workdir:
                 changes.touched[0],
             )
         return changes.text()
+
+    def _check_plugins(
+        self, then: fingerprint.Fingerprint, now: fingerprint.Fingerprint
+    ) -> None:
+        """Refuses plugins that have changed: they are part of the method."""
+        contents = now.plugins()
+        for name, content in then.plugins().items():
+            if contents[name] != content:
+                raise InputError(
+                    f"--workdir={self.path}: its {name} has changed since the "
+                    "run began. For a new run give another --workdir, or "
+                    "--overwrite; with the file as it was the run can go on"
+                )
 
     def begin(
         self,

@@ -1,5 +1,8 @@
 """What an algorithm may declare, each by a small algorithm of its own."""
 
+import dataclasses
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ import tensorflow as tf
 import simmatch_tf
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.flags import commandline, errors
 from simmatch_tf.modules import replica
-from simmatch_tf.ops import losses, rotations
+from simmatch_tf.ops import losses, rotations, sampling
 from tests import runs
 from tests.algorithms import test_simmatch as small
 from tests.training import test_loop
@@ -236,3 +240,125 @@ def test_what_is_no_mode_and_no_view():
         algorithm_lib.View("x", "blur")
     with pytest.raises(ValueError, match="crop_area=.* is for crop='resized_"):
         algorithm_lib.View("x", "weak", crop_area=(0.1, 1.0))
+
+
+class Faulty(simmatch_tf.Algorithm):
+    """One step of each fault."""
+
+    unlabeled_views = ()
+    fault = ""
+
+    def train_step(self, batch):
+        with tf.GradientTape() as tape:
+            x = batch["labeled_weak"]
+            if self.fault == "key":
+                x = batch["weak"]
+            logits = self.call(self.student, x)["logits"]
+            if self.fault == "random":
+                logits += tf.random.normal(logits.shape)
+            if self.fault == "nested":
+                logits += tf.cond(
+                    self.step > 0,
+                    lambda: tf.random.uniform(logits.shape),
+                    lambda: tf.zeros_like(logits),
+                )
+            if self.fault == "":
+                logits += tf.random.stateless_normal(
+                    logits.shape, self.seed("noise")
+                )
+            loss = losses.supervised_loss(logits, batch["labels"])
+        for _ in range({"never": 0, "twice": 2}.get(self.fault, 1)):
+            self.minimize(tape, loss)
+        if self.fault == "none":
+            return None
+        return {"loss" if self.fault == "total" else "loss/total": loss}
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "key",
+            r"batch\['weak'\]: there is no such key; it has labeled_weak, ",
+        ),
+        ("random", "train_step uses tf.random.normal, which is not reprod"),
+        ("nested", "train_step uses tf.random.uniform, which is not reprod"),
+        ("never", "train_step never calls minimize: must call it once"),
+        ("twice", "train_step calls minimize twice: must call it once"),
+        ("total", "train_step returns loss: must return a dict with"),
+        ("none", "train_step returns None: must return a dict with"),
+    ],
+)
+def test_a_faulty_step_is_refused(fault, message):
+    algorithm = small.make(Faulty)
+    algorithm.fault = fault
+    step = tf.function(algorithm.guarded_step, autograph=False)
+    place = re.escape(__file__) + r", line \d+: "
+    with pytest.raises(errors.InputError, match=place + message):
+        step(small.batch())
+
+
+def test_a_step_without_faults_has_random_numbers_of_its_own():
+    algorithm = small.make(Faulty)
+    step = tf.function(algorithm.guarded_step, autograph=False)
+    step(small.batch())
+    one = algorithm.seed("noise").numpy()
+    step(small.batch())
+    seeds = [one, algorithm.seed("noise"), algorithm.seed("other")]
+    seeds.append(small.make(Faulty, seed=0).seed("noise"))
+    assert len({tuple(np.array(seed)) for seed in seeds}) == 4
+    algorithm.step.assign(1)
+    np.testing.assert_array_equal(algorithm.seed("noise"), one)
+
+
+def test_seeds_of_replicas(two_replicas):
+    with two_replicas.scope():
+        algorithm = small.make(Faulty)
+
+    def draw():
+        shared = algorithm.seed("mix", shared=True)
+        whole = sampling.permutation(shared, 8)
+        return algorithm.seed("mix"), shared, whole, replica.share(whole)
+
+    seeds, shared, whole, parts = (
+        two_replicas.experimental_local_results(value)
+        for value in tf.function(lambda: two_replicas.run(draw))()
+    )
+    assert (seeds[0].numpy() != seeds[1].numpy()).any()
+    np.testing.assert_array_equal(*shared)
+    np.testing.assert_array_equal(*whole)
+    np.testing.assert_array_equal(np.concatenate(parts), whole[0])
+
+
+def test_two_replicas_count_minimize_each(two_replicas):
+    with two_replicas.scope():
+        algorithm = small.make(Faulty)
+    small.on_two(two_replicas, algorithm, small.batch(), 1, guarded=True)
+    assert algorithm.step.numpy() == 1
+
+
+def test_declarations_are_checked_with_the_class():
+    def declare(**values):
+        type("Mine", (simmatch_tf.Algorithm,), values)
+
+    with pytest.raises(ValueError, match="view 'wek': must be weak, strong"):
+        declare(unlabeled_views=("wek",))
+    with pytest.raises(
+        ValueError, match=r"must be a tuple, such as \('weak',\)"
+    ):
+        declare(unlabeled_views="weak")
+
+    @dataclasses.dataclass(frozen=True)
+    class Flags(commandline.HyperParameters):
+        defaults = {"unlabeled_ration": 1}
+
+    with pytest.raises(ValueError, match="did you mean unlabeled_ratio"):
+        declare(HyperParameters=Flags)
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(commandline.HyperParameters):
+        defaults = {"width": 1}
+        width: int = commandline.flag(2, "Width.")
+
+    with pytest.raises(ValueError, match="declare the field again"):
+        declare(HyperParameters=Own)

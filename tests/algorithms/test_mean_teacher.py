@@ -34,6 +34,33 @@ def plugin(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def mixup(tmp_path_factory):
+    """The file of the page's second method, imported."""
+    (text,) = (
+        block.text
+        for block in pages.blocks(pages.ROOT / "docs" / "extending.md")
+        if "class Mixup" in block.text
+    )
+    path = tmp_path_factory.mktemp("plugin") / "mixup.py"
+    path.write_text(text)
+    registry.load_plugin(str(path))
+
+
+def test_draws_for_the_whole_batch_are_those_of_one_device(mixup, two_replicas):
+    one, two = make(algorithm="mixup"), make(two_replicas, "mixup")
+    step = tf.function(one.guarded_step, autograph=False)
+    losses = [step(small.batch())["loss/total"] for _ in range(2)]
+    assert losses[0] > 0 and losses[0] != losses[1]
+    small.on_two(two_replicas, two, small.batch(), 2, guarded=True)
+    for a, b in zip(
+        one.student.trainable_variables,
+        two.student.trainable_variables,
+        strict=True,
+    ):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-7)
+
+
 def test_it_is_resumed_to_the_same_weights(plugin, tmp_path, monkeypatch):
     changes = {
         "algorithm": "mean_teacher",
@@ -84,9 +111,9 @@ def test_its_flag_is_in_help(plugin):
     assert "mean_teacher.weight" in done.stdout + done.stderr
 
 
-def make(strategy=None):
+def make(strategy=None, algorithm="mean_teacher"):
     config = simmatch_tf.Config(
-        algorithm="mean_teacher",
+        algorithm=algorithm,
         dataset="custom",
         labels=small.K,
         steps=20,

@@ -277,14 +277,15 @@ def test_the_base_has_no_step():
         make(algorithm_lib.Algorithm).train_step(batch())
 
 
-def on_two(strategy, algorithm, inputs, steps):
+def on_two(strategy, algorithm, inputs, steps, *, guarded=False):
     def share(context):
         number = context.replica_id_in_sync_group
         return {k: tf.split(v, 2)[number] for k, v in inputs.items()}
 
     shares = strategy.experimental_distribute_values_from_function(share)
+    taken = algorithm.guarded_step if guarded else algorithm.train_step
     step = tf.function(
-        lambda b: strategy.run(algorithm.train_step, args=(b,)),
+        lambda b: strategy.run(taken, args=(b,)),
         autograph=False,
     )
     for _ in range(steps):

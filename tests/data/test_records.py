@@ -152,17 +152,25 @@ def test_missing_features(files):
 
 
 @pytest.mark.parametrize("name", ["name", None])
-def test_taken(files, name):
-    """From several files, one of them empty; also a selection of those."""
-    images = records.RecordImages(scan(files, name=name))
+def test_taken_and_joined(files, name):
+    """Of (records 0 … 4) and (none, then 5 … 304): both have several files."""
+    ones = records.RecordImages(scan(files[:1], name=name))
+    others = records.RecordImages(scan(files[1:], name=name))
     places = [304, 0, 5, 4, 0]
-    some = images.take(np.array([4, 0, 304, 5]))
-    for taken in (
-        images.take(np.array(places)),
-        some.take(np.array([2, 1, 3, 0, 1])),
-    ):
-        assert taken.labels.tolist() == [place % 3 for place in places]
-        read = [taken.read(tf.constant(n))[0].numpy() for n in range(5)]
+    taken = [ones.join(others).take(np.array(places))]
+    taken.append(
+        others.take(np.array([299, 0]))
+        .join(ones.take(np.array([4, 0])))
+        .take(np.array([0, 3, 1, 2, 3]))
+    )
+    for images in taken:
+        assert images.labels.tolist() == [place % 3 for place in places]
+        read = [images.read(tf.constant(n))[0].numpy() for n in range(5)]
         assert read == [b"x" * (place + 1) for place in places]
-        assert taken.names == (name and [f"n{place}" for place in places])
-    assert images.files() == [files[0], files[2]]
+        assert images.names == (name and [f"n{place}" for place in places])
+
+
+def test_joined_with_images_without_names(files):
+    named = records.RecordImages(scan(files[:1]))
+    unnamed = records.RecordImages(scan(files[2:], name=None))
+    assert named.join(unnamed).names is unnamed.join(named).names is None

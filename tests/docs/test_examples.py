@@ -1,6 +1,8 @@
 """The notebooks in examples/ run from top to bottom."""
 
+import os
 import pathlib
+import sys
 
 import pytest
 
@@ -36,6 +38,9 @@ def test_outputs_are_committed_and_small(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(pages.ROOT))
+    # `!python` is the environment of the tests, activated or not.
+    folder = pathlib.Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     # Its own folder for caches and settings, so that nothing is found finished.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     notebook = read(path)

@@ -271,7 +271,7 @@ def test_dry_run_when_one_method_has_finished(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no plan is named: experiment PLAN.cfg"),
+        ([], "--plan is missing: name a plan's file"),
         (["a.cfg", "--jobs=0"], "--jobs=0: must be"),
         (["a.cfg", "--seeds=a"], "--seeds=a: must be numbers from 0"),
         (["a.cfg", "--seeds=1,1"], "--seeds=1,1: one of them is twice"),

@@ -271,7 +271,7 @@ def test_help_of_serve_data():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--role=None: must be dispatcher or worker"),
+        ([], "--role is missing: name dispatcher or worker"),
         (["--role=boss"], "--role=boss is unknown"),
         (["--role=worker"], "--role=worker and --dispatcher=None: a worker,"),
         (["--role=dispatcher", "--dispatcher=a:1"], "and only that, needs"),
@@ -295,10 +295,14 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
     ("words", "message"),
     [
         (["--labels=0", "--steps=5"], "error: --labels=0: must be at least 1"),
-        (["--labels=40"], "error: --steps=None and --epochs=None"),
+        (
+            ["--labels=40"],
+            "error: --steps is missing: give --steps or --epochs",
+        ),
         (["--labels=40", "--steps=5", "--alpha=2"], "error: --alpha=2.0"),
-        (["--steps=x"], "error: flag --steps=x"),
-        (["--nothing"], "error: Unknown command line flag 'nothing'"),
+        (["--steps=ten"], "error: --steps=ten: must be a whole number"),
+        (["--overwrite=maybe"], "--overwrite=maybe: must be true or false"),
+        (["--nothing"], "error: --nothing: unknown"),
         (["word"], "error: 'word' is not a flag"),
         (
             ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
@@ -319,6 +323,39 @@ def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
     assert found.returncode == 1
     assert message in found.stderr and "Traceback" not in found.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predict --workdir=a", "--workdir: unknown; here --model names the"),
+        ("evaluate --model=a", "--model: unknown; here --workdir or --export"),
+        ("report --workdir=a", "here --runs names the run, which may also be"),
+        ("evaluate --workdir=a --log_dir=zzz", "--log_dir: unknown"),
+        ("evaluate --workdir=a --pdb", "--pdb: unknown"),
+        ("experiment configs/digits_40.cfg", "digits_40.cfg: is a recipe; a "),
+    ],
+)
+def test_flags_of_other_commands_and_of_absl_are_refused(words, message):
+    command, *words = words.split()
+    found = answer(command, *words)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert message in found.stderr
+    assert "did you mean log_dir" not in found.stderr
+
+
+def test_help_marks_required_flags_and_keeps_examples_on_lines():
+    found = subprocess.run(
+        [sys.executable, "-m", "simmatch_tf.predict", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert "must end in .csv, .jsonl or .parquet. (required)" in " ".join(
+        found.stdout.split()
+    )
+    assert "--images=photos \\\n    --output=labels.csv" in found.stdout
 
 
 def test_a_folder_s_errors_need_no_tensorflow(tmp_path):

@@ -61,8 +61,8 @@ def test_flagfiles_nest_and_the_later_wins(tmp_path, monkeypatch):
     [
         ("alpha=1", "'alpha=1' is neither a flag nor a comment"),
         ("--flagfile=self.cfg", "the file includes itself"),
-        ("--alhpa=1", "Unknown command line flag 'alhpa'. Did you mean: alpha"),
-        ("--alpha=x", "could not convert string to float"),
+        ("--alhpa=1", "--alhpa: unknown; did you mean alpha"),
+        ("--alpha=x", "--alpha=x: must be a number"),
         ("--flagfile=other.cfg", "--flagfile=other.cfg: no such file"),
         ("--labels=40\n--steps=5\n--\nword", "'word' is neither a flag"),
     ],

@@ -210,12 +210,12 @@ def test_an_output_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": ()}, "--model=None: name the folder"),
+        ({"model": ()}, "--model is missing: name the folder"),
         ({"model": ("/no",)}, "--model=/no: no such file or folder"),
         ({"model": ("a=",)}, "--model=a=: must be MODEL or NAME=MODEL"),
         ({"model": ("keras_applications:ResNet5",)}, "did you mean .*ResNet50"),
         ({"model": (MODEL, MODEL)}, "two are called keras_applications:ResNet"),
-        ({"datasets": None}, "--datasets=None: name some, such as cifar10"),
+        ({"datasets": None}, "--datasets is missing: name some, such as"),
         ({"datasets": "digits,digits"}, "digits twice"),
         ({"datasets": "Digits"}, "--datasets=Digits is unknown .* mean digits"),
         ({"datasets": "custom"}, "--datasets=custom: is not the name"),

@@ -496,7 +496,7 @@ def test_encoders_become_first_weights(file, tmp_path):
         )
     grey = {"conv1.weight": plain["conv1.weight"][:, :1]}
     torch.save({**plain, **grey}, tmp_path / "grey.pth")
-    with pytest.raises(InputError, match="is of 1 channels"):
+    with pytest.raises(InputError, match="has 1 input channels, but must"):
         import_pytorch.main(
             flags(tmp_path / "grey.pth", f"--output={tmp_path}/g.keras")
         )

@@ -305,8 +305,8 @@ def test_wrong_flags_fail_early(tmp_path):
     (tmp_path / "file").touch()
     page = f"--output={tmp_path}/r.html"
     for words, message in (
-        ([page], "no run is named"),
-        ([one], "--output=None: name an .html file"),
+        ([page], "--runs is missing: name a run's folder"),
+        ([one], "--output is missing: name an .html file"),
         ([one, f"--output={tmp_path}/r.txt"], "must end in .html or .htm"),
         ([one, f"--output={tmp_path}/n/r.html"], "in a folder that exists"),
         ([one, page, f"--figures={tmp_path}/file"], "must be a folder"),

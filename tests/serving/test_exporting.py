@@ -173,8 +173,8 @@ def test_wrong_flags(tmp_path):
     file = tmp_path / "a"
     file.touch()
     for values, message in (
-        ({}, "--workdir=None"),
-        ({"workdir": "x"}, "--output=None"),
+        ({}, "--workdir is missing"),
+        ({"workdir": "x"}, "--output is missing"),
         ({"workdir": "x", "output": str(file)}, "is a file"),
         (
             {"workdir": "x", "output": "y", "format": "onnx", "neighbors": 9},

@@ -546,13 +546,29 @@ def test_the_module_of_the_command_is_a_function(code):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_run_that_cannot_explain_says_so_before_tensorflow(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000002.index").write_bytes(b"")
+    (tmp_path / "flags.cfg").write_text(
+        "--algorithm=fixmatch\n--labels=40\n--steps=2\n"
+    )
+    flags = predict.PredictConfig(
+        model=str(tmp_path),
+        images=str(tmp_path),
+        output=str(tmp_path / "a.csv"),
+        explain=True,
+    )
+    with pytest.raises(InputError, match="--explain: the run has no memory"):
+        predict._check(flags)
+
+
 def test_wrong_flags(tmp_path):
     for values, message in (
         (
             {"model": "x", "images": "y", "output": "z.csv", "neighbors": 3},
             "--neighbors=3: needs --explain",
         ),
-        ({}, "--model=None"),
+        ({}, "--model is missing"),
         (
             {"model": "x", "images": "y", "output": "z.txt"},
             "must end in .csv or .jsonl or .parquet",

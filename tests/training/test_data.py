@@ -232,7 +232,7 @@ def test_a_split_of_other_images_than_the_checkpoint_s(finished_run, tmp_path):
     labeled[0], labeled[1] = labeled[1], labeled[0]
     path.write_text(json.dumps(split))
     with pytest.raises(InputError, match="other data than split.json names: l"):
-        simmatch_tf.load(tmp_path / "run")
+        simmatch_tf.load(tmp_path / "run", weights="student")
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(InputError, match="restore the run's own split.json"):
         runs.fit(tmp_path / "run")
@@ -449,8 +449,8 @@ def test_a_labeled_image_that_goes_bad_before_it_is_shown(
             pathlib.Path(images.paths[index]).write_bytes(b"gone")
         return decoding.centre_crops(images, indices, **how)
 
-    changed = types.SimpleNamespace(whole=broken)
-    monkeypatch.setattr(tensorboard_writer, "cropping", changed)
+    changed = types.SimpleNamespace(centre_crops=broken)
+    monkeypatch.setattr(tensorboard_writer, "decoding", changed)
     with pytest.raises(InputError, match="could not be read for a picture"):
         runs.fit(tmp_path / "run", **FOLDER, data_dir=str(photos))
 

@@ -11,7 +11,7 @@ from absl import logging
 
 import simmatch_tf
 from simmatch_tf import config as config_lib
-from simmatch_tf import evaluate, train
+from simmatch_tf import evaluate, registry, train
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
@@ -199,6 +199,43 @@ def test_a_run_without_a_list_of_its_images(config, logged, capsys, content):
     if content is None:  # resumed, it has one from then on
         folder.begin(config, lambda: of_folder(config.data_dir))
         assert folder.data.is_file()
+
+
+@pytest.mark.parametrize("dataset", ["folder", "plugged"])
+def test_a_plugin_that_changed(root, tmp_path, monkeypatch, dataset, logged):
+    """It is part of the method: neither shown nor resumed."""
+    for each in (registry.algorithms, registry.sources):
+        list(each)
+        monkeypatch.setattr(each, "_entries", dict(each._entries))
+    monkeypatch.setattr(registry, "_plugins", {})
+    plugin = tmp_path / "mixmatch.py"
+    plugin.write_text(
+        "from simmatch_tf import registry\n"
+        "from simmatch_tf.algorithms import fixmatch\n"
+        "@registry.algorithms.register('mixmatch')\n"
+        "class MixMatch(fixmatch.FixMatch): pass\n"
+        "@registry.sources.register('plugged')\n"
+        "def load(config): pass\n"
+    )
+    changes = {"algorithm": "mixmatch", "plugin": (str(plugin),)}
+    if dataset == "plugged":
+        changes |= {"dataset": "plugged", "data_dir": None, "labels": 4}
+    config = config_of(root, **changes)
+    folder = finish(config, of_folder(root))
+    assert "--plugin=mixmatch.py" in folder.data.read_text()
+    name = identity.name(config)
+    folder.check_data(config)
+    assert folder.unread == (dataset == "plugged") and not logged
+    before = folder.data.read_text()
+    plugin.write_text(plugin.read_text() + "# other\n")
+    assert identity.name(config) != name
+    refused(config, "its --plugin=mixmatch.py has changed since the run began")
+    # A run of an older version has no entry for it.
+    lines = before.splitlines()
+    kept = [line for line in lines if "--plugin" not in line]
+    kept[-2] = kept[-2].rstrip(",")
+    folder.data.write_text("\n".join(kept))
+    folder.check_data(config)
 
 
 def test_a_run_without_a_checkpoint_begins_anew(root):

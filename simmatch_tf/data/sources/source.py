@@ -151,6 +151,15 @@ class Images:
         """Returns the number of images."""
         return len(self.images)
 
+    def join(self, other: Self) -> Self:
+        """Returns these images, then those of another set of their shape."""
+        names = self.names and other.names and [*self.names, *other.names]
+        return Images(
+            np.concatenate([self.images, other.images]),
+            np.concatenate([self.labels, other.labels]),
+            names,
+        )
+
     def take(self, indices: np.ndarray) -> Self:
         """Returns the images at `indices` [n], n at least 1."""
         names = self.names and [self.names[index] for index in indices]

@@ -15,7 +15,7 @@ from simmatch_tf.data import files, fingerprint, records
 from simmatch_tf.data.sources import source
 from simmatch_tf.flags import command
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.training import inputs
+from simmatch_tf.training import inputs, loop, workdir
 from tests.docs import pages
 
 
@@ -299,7 +299,44 @@ def test_flags_of_a_source_in_a_file_of_its_own(table, tmp_path):
     refused("--dataset=folder, and only that", data_dir=str(tmp_path))
 
 
+def test_a_finished_run_compares_the_pixels_of_its_source(table, tmp_path):
+    config = config_lib.Config(steps=1, workdir=str(tmp_path / "run"), **table)
+    with workdir.claim(config) as folder:
+        folder.begin(config, inputs.make_source(config).fingerprint)
+        folder.results.write_text("{}")
+    with workdir.claim(config) as folder:
+        assert folder.unread
+        with pytest.raises(InputError, match="results.json"):  # it is read
+            loop.fit_in(folder, config)
+    path = tmp_path / "digits.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([rows[1], rows[0], *rows[2:]]))
+    with workdir.claim(config) as folder:
+        with pytest.raises(InputError, match="other data than --dataset=table"):
+            loop.fit_in(folder, config)
+
+
 @pytest.mark.slow
+def test_wrong_images_of_a_source_in_a_file_of_its_own(table, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(
+        "import numpy as np\n"
+        "from simmatch_tf import registry\n"
+        "from simmatch_tf.data.sources import source\n"
+        "@registry.sources.register('wrong_test')\n"
+        "def load(config):\n"
+        "    source.Images(np.zeros([3, 8, 8, 1]), np.arange(3))\n"
+    )
+    config = config_lib.Config(
+        plugin=(str(path),), dataset="wrong_test", labels=3, steps=1
+    )
+    place = f"{path}, line 6: images are float64 .* must be uint8"
+    with pytest.raises(InputError, match=place):
+        inputs.make_source(config)
+    with pytest.raises(InputError, match=place):
+        inputs.outline(config)
+
+
 def test_a_run_with_a_source_of_its_own(table, tmp_path):
     """It is trained, evaluated, and refused with another column of labels."""
 
