@@ -74,6 +74,12 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def warn(text: str) -> None:
+    """Prints a warning as a plain line, unless --verbosity is below -1."""
+    if warns():
+        print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
 def progress(
     total: int,
     unit: str,

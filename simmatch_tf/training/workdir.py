@@ -144,13 +144,11 @@ class Workdir:
             content = None
         steps = length(self.read_config(), content)
         if steps is None:
-            logging.warning(
-                "%s: the run is at step %d and not finished", self.path, step
+            terminal.warn(
+                f"{self.path}: the run is at step {step} and not finished"
             )
         elif step < steps:
-            logging.warning(
-                "%s: the run is at step %d of %d", self.path, step, steps
-            )
+            terminal.warn(f"{self.path}: the run is at step {step} of {steps}")
 
     def check_available(self, config: config_lib.Config) -> None:
         """Checks that the files that the flags name exist, as far as needed.
