@@ -50,7 +50,7 @@ def test_folders_that_hold_no_run(tmp_path):
         with pytest.raises(InputError, match=message):
             runs.find(list(map(str, words)))
     (one / "flags.cfg").write_text("--nonsense=1\n")
-    with pytest.raises(InputError, match="flags.cfg: Unknown"):
+    with pytest.raises(InputError, match="flags.cfg: --nonsense: unknown"):
         runs.find([str(one)])
 
 
