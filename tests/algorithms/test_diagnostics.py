@@ -145,6 +145,7 @@ def test_classes_that_are_not_known():
     assert set(rows) == {"weak", "strong", "p_w", "p_hat", "mask"}
 
 
+@pytest.mark.slow
 def test_compiled_by_xla():
     algorithm = small.make()
     small.fill(algorithm)

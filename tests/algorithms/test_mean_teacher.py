@@ -47,6 +47,7 @@ def mixup(tmp_path_factory):
     registry.load_plugin(str(path))
 
 
+@pytest.mark.slow
 def test_draws_for_the_whole_batch_are_those_of_one_device(mixup, two_replicas):
     one, two = make(algorithm="mixup"), make(two_replicas, "mixup")
     step = tf.function(one.guarded_step, autograph=False)

@@ -121,6 +121,7 @@ def test_batches_are_the_same_however_they_are_made(name, encoded):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_finished_in_front_of_the_step(name):
     made = make(RECIPES[name], Encoded(20))
@@ -134,6 +135,7 @@ def test_finished_in_front_of_the_step(name):
     assert_equal(host, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_colour_in_memory(channels):
     for recipe in (FLIP_CROP, RESIZED):
@@ -226,6 +228,7 @@ def test_the_flags_own_bounds(flags, tmp_path):
         np.testing.assert_array_equal(found["host"], wanted)
 
 
+@pytest.mark.slow
 def test_keras_cv_s_own_layer():
     recipe = dataclasses.replace(FLIP_CROP, strong="keras_cv", cutout=0)
     made = make(recipe, in_memory(20))

@@ -214,6 +214,7 @@ def test_a_saved_network_comes_back(backbone, precision, tmp_path):
     assert keras.saving.load_model(path).class_names == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports", ["import keras, simmatch_tf", "import simmatch_tf, keras"]
 )

@@ -61,6 +61,7 @@ def test_its_flag_is_in_the_help(plugin):
     assert "tiny.filters" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_loaded(plugin, tmp_path):
     run = config(plugin, workdir=str(tmp_path), **{"tiny.filters": 4})
     simmatch_tf.fit(run)

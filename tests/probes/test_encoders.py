@@ -101,6 +101,7 @@ def test_a_library_s_architecture(tmp_path):
         find("keras_applications:ResNet50", weights=str(path), image_size=32)
 
 
+@pytest.mark.slow
 def test_published_weights_are_the_library_s(monkeypatch):
     """As the library would fetch them; there is no net in a test."""
     made = keras.applications.MobileNetV2(

@@ -260,6 +260,7 @@ def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
         simmatch_tf.fit(config)
 
 
+@pytest.mark.slow
 def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
     _, model, workdir = files
     source = tmp_path / "run"

@@ -117,6 +117,7 @@ def test_compiled_is_the_same(targets_from, tmp_path):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_stays_in_the_network(precision):
     half, pipeline = make(precision=precision, threshold=0.2)

@@ -164,7 +164,7 @@ SHARP = {**SHARDED, "temperature": 0.01}
     "changes",
     [
         {},
-        {"targets_from": "teacher"},
+        pytest.param({"targets_from": "teacher"}, marks=pytest.mark.slow),
         pytest.param(SHARDED, marks=pytest.mark.slow),
         pytest.param(SHARP, marks=pytest.mark.slow),
     ],

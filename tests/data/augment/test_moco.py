@@ -107,6 +107,7 @@ def test_hue_equals_pillow(shift):
     assert np.abs(found - shifted_hue(x, shift)).max() <= 1
 
 
+@pytest.mark.slow
 def test_hue_of_every_color_equals_pillow():
     number = np.arange(2**24, dtype=np.uint32)
     x = np.stack([number & 255, number >> 8 & 255, number >> 16], axis=-1)

@@ -337,6 +337,7 @@ def test_wrong_images_of_a_source_in_a_file_of_its_own(table, tmp_path):
         inputs.outline(config)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_source_of_its_own(table, tmp_path):
     """It is trained, evaluated, and refused with another column of labels."""
 
