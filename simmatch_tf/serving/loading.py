@@ -1,5 +1,6 @@
 """Opens what `train` and `export` wrote: a run's folder, or an export."""
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -151,7 +152,7 @@ def _read_weights(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(abc.ABC):
     """A run or an export, ready to predict.
 
     Attributes:
@@ -188,13 +189,13 @@ class Model:
             f"{self.accuracy['scored_on']} images."
         )
 
+    @abc.abstractmethod
     def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
         """Returns JPEGs of labeled images, as far as they are known, by slot.
 
         Args:
             slots: Memory slots.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
