@@ -20,13 +20,13 @@ def commands() -> dict[str, str]:
 
     A command is a module of this folder that can be run. None is imported.
     """
-    found = {}
+    descriptions = {}
     for path in sorted(pathlib.Path(__file__).parent.glob("[!_]*.py")):
         text = path.read_text("utf-8")
         if '\nif __name__ == "__main__":\n' in text:
             about = ast.get_docstring(ast.parse(text)) or ""
-            found[path.stem] = about.partition("\n")[0]
-    return found
+            descriptions[path.stem] = about.partition("\n")[0]
+    return descriptions
 
 
 def help_text() -> str:

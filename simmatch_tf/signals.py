@@ -62,7 +62,7 @@ _watching: list[Request] = []
 
 
 @contextlib.contextmanager
-def watch(what: str = "the run saves and stops") -> Iterator[Request]:
+def watch(reaction: str = "the run saves and stops") -> Iterator[Request]:
     """Notes SIGINT and SIGTERM in the body instead of dying, and says so.
 
     A second signal of a kind has its usual effect. Outside the main thread,
@@ -71,7 +71,7 @@ def watch(what: str = "the run saves and stops") -> Iterator[Request]:
     TensorFlow is imported.
 
     Args:
-        what: What happens after a signal, for the message.
+        reaction: What happens after a signal, for the message.
 
     Yields:
         The request, whose attribute `signal` tells whether a signal has come.
@@ -91,7 +91,10 @@ def watch(what: str = "the run saves and stops") -> Iterator[Request]:
         request.signal = name = signal.Signals(number).name
         signal.signal(number, before[number])
         request.check()
-        _say(f"{name}: {what} as soon as it can; a second {name} stops it now")
+        _say(
+            f"{name}: {reaction} as soon as it can; a second {name} stops it "
+            "now"
+        )
 
     def take() -> None:
         for number in before:

@@ -96,12 +96,12 @@ def check_published_size(name: str) -> None:
         return
     # The position embeddings of ViTDet are as large as its images.
     side = 1024 if name.startswith("vitdet") else 64
-    found = library_backbone.make(
+    count = library_backbone.make(
         "keras_cv", name, (side, side, 3)
     ).count_params()
     wanted = published - COUNTED_BESIDE.get(name, 0)
-    if found != wanted:
-        raise Failure(f"{found} parameters, {wanted} published")
+    if count != wanted:
+        raise Failure(f"{count} parameters, {wanted} published")
 
 
 def make_network(name: str, side: int) -> keras.Model:
@@ -163,21 +163,23 @@ def train(
 
 
 def compare(
-    what: str, model: keras.Model, other: keras.Model, images: tf.Tensor
+    title: str, model: keras.Model, other: keras.Model, images: tf.Tensor
 ) -> None:
     """Compares the outputs of two networks.
 
     Raises:
         Failure: They differ.
     """
-    wanted, found = (m(images, training=False) for m in (model, other))
+    wanted, actual = (m(images, training=False) for m in (model, other))
     for key, value in wanted.items():
         gap = tf.reduce_max(
-            tf.abs(tf.cast(value, tf.float32) - tf.cast(found[key], tf.float32))
+            tf.abs(
+                tf.cast(value, tf.float32) - tf.cast(actual[key], tf.float32)
+            )
         )
         size = tf.reduce_max(tf.abs(tf.cast(value, tf.float32)))
         if not gap <= 1e-5 * size:
-            raise Failure(f"{what}: {key} differ by {gap:.2g} of {size:.2g}")
+            raise Failure(f"{title}: {key} differ by {gap:.2g} of {size:.2g}")
 
 
 def check(name: str, policy: str, folder: pathlib.Path) -> tuple[int, int]:

@@ -21,13 +21,13 @@ def main() -> None:
         f"simmatch_tf/{path.relative_to(ROOT).as_posix()}"
         for path in (ROOT / "configs").rglob("*.cfg")
     }
-    found = {name for name in names if ".dist-info/" not in name}
-    if wanted != found:
+    packaged = {name for name in names if ".dist-info/" not in name}
+    if wanted != packaged:
         sys.exit(
-            f"{sys.argv[1]}: missing {sorted(wanted - found)}, "
-            f"unexpected {sorted(found - wanted)}"
+            f"{sys.argv[1]}: missing {sorted(wanted - packaged)}, "
+            f"unexpected {sorted(packaged - wanted)}"
         )
-    print(f"{sys.argv[1]}: {len(found)} files, all that belong there")
+    print(f"{sys.argv[1]}: {len(packaged)} files, all that belong there")
 
 
 if __name__ == "__main__":

@@ -136,23 +136,23 @@ class Draw:
 
 def values() -> dict[str, list[str]]:
     """Returns flag → the words of the command line for each of its values."""
-    found = {}
+    words = {}
     for name, each in config_lib.Config.declared().items():
         if name in LEFT_OUT:
             continue
         choices = each.choices
         if name in VALUES:
-            found[name] = [f"--{name}={value}" for value in VALUES[name]]
+            words[name] = [f"--{name}={value}" for value in VALUES[name]]
         elif choices:
             left_out = _LEFT_OUT_CHOICES.get(name, ())
-            found[name] = [
+            words[name] = [
                 f"--{name}={value}"
                 for value in choices
                 if value not in left_out
             ]
         else:
-            found[name] = [f"--{name}", f"--no{name}"]
-    return found
+            words[name] = [f"--{name}", f"--no{name}"]
+    return words
 
 
 def draw(rng: random.Random, places: dict[str, str]) -> list[str]:
@@ -274,16 +274,16 @@ def different(workdir: pathlib.Path) -> str:
     report = json.loads((workdir / "evaluation.json").read_text("utf-8"))
     several = "--devices=" in (workdir / "flags.cfg").read_text("utf-8")
     allowed = 1.01 / report["test_images"] if several else 0.0
-    found = []
+    differences = []
     for name in ("student", "ema"):
         for key in ("top1", "top5"):
             one, other = result[name]["last"][key], report[name][key]
             if not abs(one - other) <= allowed:
-                found.append(
+                differences.append(
                     f"{name} {key} is {one} in results.json and {other} "
                     "by evaluate"
                 )
-    return "; ".join(found)
+    return "; ".join(differences)
 
 
 def main() -> int:

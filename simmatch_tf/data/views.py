@@ -144,11 +144,11 @@ def crops(
     for name, recipe in recipes.items():
         area = recipe.crop_area if recipe.crop == "resized_crop" else None
         groups.setdefault((recipe.side, area), []).append(name)
-    made = {}
+    cropped = {}
     for (side, area), names in groups.items():
         if area is None:
             crop = decoding.centre_crops(images, indices, side=side)
-            made |= dict.fromkeys(names, crop)
+            cropped |= dict.fromkeys(names, crop)
             continue
         draws = [
             _draw(seeds[name], "resized_crop", decoding.BOX_DRAWS)
@@ -157,8 +157,8 @@ def crops(
         cut = decoding.random_crops(
             images, indices, tf.stack(draws, axis=1), side=side, area=area
         )
-        made |= dict(zip(names, cut, strict=True))
-    return {name: made[name] for name in recipes}
+        cropped |= dict(zip(names, cut, strict=True))
+    return {name: cropped[name] for name in recipes}
 
 
 def _draw(seeds: tf.Tensor, stream: str, count: int) -> tf.Tensor:

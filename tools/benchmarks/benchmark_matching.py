@@ -221,58 +221,60 @@ def rate(name: str) -> float:
 def started(names: Sequence[str]):
     """Starts competitors, and ends them after the block."""
     threads = THREADS.value or len(os.sched_getaffinity(0))
-    found = [
+    processes = [
         competitors.Competitor(name, [f"--threads={threads}"]) for name in names
     ]
     try:
-        yield found
+        yield processes
     finally:
-        for each in found:
+        for each in processes:
             each.process.kill()
 
 
 def compare(slots: int, names: Sequence[str]) -> dict[str, dict]:
     """Lets competitors take turns at one K; returns name → its figures."""
-    found = {}
+    results = {}
     with started(names) as processes:
         for each in processes:
             peak = each.ask([slots, IMAGES, CLASSES])
-            found[each.name] = {"seconds": [], "bytes_above_inputs": peak}
+            results[each.name] = {"seconds": [], "bytes_above_inputs": peak}
         for _, each in itertools.product(range(ROUNDS.value), processes):
             time.sleep(PAUSE)
-            found[each.name]["seconds"].append(each.ask())
+            results[each.name]["seconds"].append(each.ask())
         product = 2 * slots * IMAGES * DIM
         for each in processes:
-            figures = found[each.name]
+            figures = results[each.name]
             figures["median_seconds"] = statistics.median(figures["seconds"])
             # Two for the logits, and one for the gradient or two for contexts.
             products = 4 if each.name == "match" else 3
             rate = products * product / figures["median_seconds"]
             figures["machine_s_rate"] = each.ask("rate")
             figures["of_the_machine_s_rate"] = rate / figures["machine_s_rate"]
-    for figures in found.values():
-        pairs = zip(figures["seconds"], found["match"]["seconds"], strict=True)
+    for figures in results.values():
+        pairs = zip(
+            figures["seconds"], results["match"]["seconds"], strict=True
+        )
         figures["times_ours"] = statistics.median(a / b for a, b in pairs)
-    return found
+    return results
 
 
 def curves() -> dict[str, dict[int, float]]:
     """Measures `match` along each axis of the plot."""
     usual_size = {"slots": 128_116, "images": IMAGES, "classes": CLASSES}
-    found = {}
+    medians = {}
     for axis, sizes in CURVES.items():
-        found[axis] = {}
+        medians[axis] = {}
         for size in sizes:
             if axis == "slots" and size > LARGEST.value:
                 continue
             with started(["match"]) as (only,):
                 only.ask(list({**usual_size, axis: size}.values()))
                 seconds = [only.ask() for _ in range(ROUNDS.value)]
-            found[axis][size] = statistics.median(seconds)
-    return found
+            medians[axis][size] = statistics.median(seconds)
+    return medians
 
 
-def draw(found: dict[str, dict[int, float]], path: str) -> None:
+def draw(medians: dict[str, dict[int, float]], path: str) -> None:
     """Draws the curves, with a line of slope 1 where time is linear."""
     import matplotlib
 
@@ -282,7 +284,7 @@ def draw(found: dict[str, dict[int, float]], path: str) -> None:
     figure, axes = pyplot.subplots(
         1, 3, figsize=(9, 3), dpi=150, constrained_layout=True, sharey=True
     )
-    for plot, (axis, points) in zip(axes, found.items(), strict=True):
+    for plot, (axis, points) in zip(axes, medians.items(), strict=True):
         sizes, seconds = list(points), list(points.values())
         if axis != "classes":
             slope = [seconds[-1] * size / sizes[-1] for size in sizes]
@@ -318,8 +320,8 @@ def main() -> None:
     for slots, names in SLOTS.items():
         if slots > LARGEST.value:
             continue
-        report["slots"][slots] = found = compare(slots, names)
-        for name, figures in found.items():
+        report["slots"][slots] = results = compare(slots, names)
+        for name, figures in results.items():
             rows.append(
                 [
                     f"{slots:,}",

@@ -175,10 +175,10 @@ def find_data(config: config_lib.Config) -> Data:
     if None in (shape, classes, slots):
         from simmatch_tf.training import inputs
 
-        found = inputs.outline(config)
-        shape = shape or found.image_shape
-        classes = classes or len(found.class_names)
-        slots = slots or inputs.labeled_images(config, found)
+        outline = inputs.outline(config)
+        shape = shape or outline.image_shape
+        classes = classes or len(outline.class_names)
+        slots = slots or inputs.labeled_images(config, outline)
     height, width, channels = (int(size) for size in shape)
     if slots < classes:
         sys.exit(f"error: --slots={slots}: at least one for {classes} classes")
@@ -325,29 +325,29 @@ def compete(words: list[str]) -> dict[str, dict[str, Any]]:
             started.append(competitors.Competitor(name, words))
             stack.callback(started[-1].process.kill)
             started[-1].ask()  # waits until it is ready
-        found = {each.name: {"seconds": []} for each in started}
+        results = {each.name: {"seconds": []} for each in started}
         for _, each in itertools.product(range(ROUNDS.value), started):
             time.sleep(PAUSE)
             seconds, loss = each.ask()
             if not np.isfinite(loss):
                 sys.exit(f"error: {each.name}: the loss is {loss}")
-            found[each.name]["seconds"].append(seconds)
+            results[each.name]["seconds"].append(seconds)
         for each in started:
             peak = competitors.resident("VmHWM", each.process.pid)
-            found[each.name]["peak_bytes"] = peak
-        return found
+            results[each.name]["peak_bytes"] = peak
+        return results
 
 
-def summarize(found: dict[str, dict[str, Any]]) -> None:
+def summarize(results: dict[str, dict[str, Any]]) -> None:
     """Adds medians, least values, and ratios to the reference."""
-    for figures in found.values():
+    for figures in results.values():
         figures["median_seconds"] = statistics.median(figures["seconds"])
         figures["least_seconds"] = min(figures["seconds"])
-    references = [found[name] for name in REFERENCES if name in found]
+    references = [results[name] for name in REFERENCES if name in results]
     if not references:
         return
     reference = min(references, key=lambda each: each["median_seconds"])
-    for figures in found.values():
+    for figures in results.values():
         pairs = zip(figures["seconds"], reference["seconds"], strict=True)
         figures["ratio"] = statistics.median([a / b for a, b in pairs])
 
@@ -364,10 +364,10 @@ def main() -> None:
     shape = ",".join(map(str, data.shape))
     words = [*words, f"--threads={threads}", f"--shape={shape}"]
     words += [f"--classes={data.classes}", f"--slots={data.slots}"]
-    found = compete(words)
-    summarize(found)
+    results = compete(words)
+    summarize(results)
     rows = [["", "median s", "least s", "of PyTorch's", "peak MiB"]]
-    for name, figures in found.items():
+    for name, figures in results.items():
         ratio = figures.get("ratio")
         seconds = figures["median_seconds"], figures["least_seconds"]
         rows.append(
@@ -383,7 +383,7 @@ def main() -> None:
         content = {
             "flags": words,
             **competitors.setting(THREADS.value),
-            "competitors": found,
+            "competitors": results,
         }
         pathlib.Path(OUTPUT.value).write_text(json.dumps(content, indent=2))
 

@@ -42,12 +42,12 @@ def compare(
             function()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
-        for function, found in zip((reference, ours), times, strict=True):
+        for function, durations in zip((reference, ours), times, strict=True):
             start = time.perf_counter()
             for _ in range(repeats):
                 function()
-            found.append((time.perf_counter() - start) / repeats)
-    one, other = (1000 * statistics.median(found) for found in times)
+            durations.append((time.perf_counter() - start) / repeats)
+    one, other = (1000 * statistics.median(durations) for durations in times)
     print(
         f"{title:34} {one:10.3f} {other:10.3f} {one / other:7.2f}", flush=True
     )

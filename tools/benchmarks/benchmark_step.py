@@ -166,7 +166,7 @@ class Parts:
         def step(function: Callable) -> Callable:
             return lambda: self.strategy.run(function, args=(batch,))
 
-        found = {
+        functions = {
             "step": step(method.train_step),
             "step with guard": step(method.guarded_step),
             "teacher forward": self.teacher,
@@ -183,12 +183,12 @@ class Parts:
             ),
         }
         if not self.has_teacher:
-            del found["teacher forward"]
+            del functions["teacher forward"]
         if not self.apart:
-            del found["weak forward"]
+            del functions["weak forward"]
         compiled = {
             name: tf.function(call, autograph=False)
-            for name, call in found.items()
+            for name, call in functions.items()
         }
         return compiled | {
             "input (in parallel)": functools.partial(next, self.batches)
@@ -261,15 +261,15 @@ def loop(config: config_lib.Config, folder: str) -> dict[str, float]:
     }
 
 
-def print_loop(found: dict[str, float], every: int) -> None:
+def print_loop(figures: dict[str, float], every: int) -> None:
     """Prints the result of `loop`, for checkpoints every `every` steps."""
     print(
-        f"\nThe loop: {1000 * found['loop']:.2f} ms a step, "
-        f"{100 * (found['ratio'] - 1):+.1f} % over "
-        f"{1000 * found['bare']:.2f} ms of the bare compiled step on its next "
-        f"batch. A checkpoint: "
-        f"{1000 * found['checkpoint']:.0f} ms, "
-        f"{100 * found['checkpoint'] / (every * found['loop']):.2f} % of "
+        f"\nThe loop: {1000 * figures['loop']:.2f} ms a step, "
+        f"{100 * (figures['ratio'] - 1):+.1f} % over "
+        f"{1000 * figures['bare']:.2f} ms of the bare compiled step on its "
+        f"next batch. A checkpoint: "
+        f"{1000 * figures['checkpoint']:.0f} ms, "
+        f"{100 * figures['checkpoint'] / (every * figures['loop']):.2f} % of "
         f"{every} steps."
     )
 
@@ -309,13 +309,13 @@ def main() -> None:
     )
     print(tables.plain(rows))
     with tempfile.TemporaryDirectory() as folder:
-        found = loop(config, folder)
-    print_loop(found, config.checkpoint_every)
+        figures = loop(config, folder)
+    print_loop(figures, config.checkpoint_every)
     if OUTPUT.value:
         report = {
             "median_seconds": medians,
             "seconds": seconds,
-            "loop": found,
+            "loop": figures,
             "rounds": ROUNDS.value,
             "flags": sys.argv[1:],
             "allocator": ALLOCATOR.value,

@@ -141,17 +141,17 @@ def main() -> None:
             config, steps=2, warmup_steps=None, workdir=f"{folder}/run"
         )
         simmatch_tf.fit(short)
-    found = []
+    rounds = []
     for number in range(ROUNDS.value):
         # Both come first equally often.
         first = list(KINDS)[number % 2]
-        found.append(pair(config, first))
+        rounds.append(pair(config, first))
         print(f"round {number + 1} of {ROUNDS.value}", file=sys.stderr)
     from simmatch_tf import tables
 
     rows = [["round", *(f"{k}, s" for k in KINDS), "ratio", "of the steps"]]
     ratios = []
-    for number, parts in enumerate(found, 1):
+    for number, parts in enumerate(rounds, 1):
         whole = [sum(parts[kind].values()) for kind in KINDS]
         steps = [parts[kind]["steps"] for kind in KINDS]
         ratios.append((whole[0] / whole[1], steps[0] / steps[1]))
@@ -162,7 +162,7 @@ def main() -> None:
     print(tables.plain(rows))
     if OUTPUT.value:
         report = {
-            "seconds": found,
+            "seconds": rounds,
             "rounds": ROUNDS.value,
             "flags": sys.argv[1:],
             **competitors.setting(None),

@@ -45,16 +45,16 @@ def main() -> None:
         each.add_argument("--tol", type=float, default=1e-4)
         each.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
-    found = {"warm": compare, "size": measure}[args.measurement](args)
+    report = {"warm": compare, "size": measure}[args.measurement](args)
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def compare(args: argparse.Namespace) -> dict:
     """Compares warm and cold sweeps, by turns."""
     train, validation, everything, test, metric = real(args)
     how = {"metric": metric, "max_iter": args.max_iter, "tol": args.tol}
-    seconds, found = {"warm": [], "cold": []}, {}
+    seconds, sweeps = {"warm": [], "cold": []}, {}
     for _ in range(args.rounds):
         for name, times in seconds.items():
             start = time.perf_counter()
@@ -62,10 +62,10 @@ def compare(args: argparse.Namespace) -> dict:
                 train, validation, warm=name == "warm", **how
             )
             times.append(time.perf_counter() - start)
-            found[name] = fits
+            sweeps[name] = fits
             print(f"{name}: {times[-1]:.1f} s", file=sys.stderr)
     report = {}
-    for name, fits in found.items():
+    for name, fits in sweeps.items():
         best = classifiers.choose(fits)
         model = classifiers.regression(
             best.strength, max_iter=args.max_iter, tol=args.tol
@@ -88,7 +88,7 @@ def compare(args: argparse.Namespace) -> dict:
     report["ratio"] = statistics.median(ratios)
     report["largest_difference"] = max(
         abs(one.score - other.score)
-        for one, other in zip(found["warm"], found["cold"], strict=True)
+        for one, other in zip(sweeps["warm"], sweeps["cold"], strict=True)
     )
     print(
         f"warm / cold: {report['ratio']:.2f} (median of {len(ratios)}); "

@@ -89,7 +89,7 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
     a, b = state(other), state(one)
     assert a.keys() == b.keys()
     names = [n for n in b if b[n].dtype.kind == "f"]
-    found = {
+    differences = {
         part: relative(
             *(
                 np.concatenate(
@@ -100,18 +100,20 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
         )
         for part, beginning in PARTS.items()
     }
-    found["any tensor"] = max(
+    differences["any tensor"] = max(
         relative(a[n], b[n])
         for n in names
         if n.startswith(tuple(PARTS.values()))
     )
-    found["masks"] = bool(np.allclose(masks(one), masks(other), atol=1e-6))
-    found["labels"] = all(
+    differences["masks"] = bool(
+        np.allclose(masks(one), masks(other), atol=1e-6)
+    )
+    differences["labels"] = all(
         np.array_equal(a[name], b[name])
         for name in b
         if name.startswith(("algorithm/memory/labels", "algorithm/memory/fill"))
     )
-    return found
+    return differences
 
 
 def main() -> None:
@@ -143,9 +145,9 @@ def main() -> None:
 
     parts = [*PARTS, "any tensor"]
     rows = [["", *parts, "masks equal", "labels equal"]]
-    for name, found in report.items():
-        figures = [f"{found[part]:.1e}" for part in parts]
-        equal = [str(found["masks"]), str(found["labels"])]
+    for name, differences in report.items():
+        figures = [f"{differences[part]:.1e}" for part in parts]
+        equal = [str(differences["masks"]), str(differences["labels"])]
         rows.append([name, *figures, *equal])
     print(tables.plain(rows))
     if OUTPUT.value:

@@ -271,9 +271,9 @@ class SimMatch:
         self.minimize(loss)
         self.write(batch["slots"], z_l)
         self.steps += 1
-        found = {"total": loss, "s": loss_s, "u": loss_u, "in": loss_in}
-        found = {f"loss/{k}": value.detach() for k, value in found.items()}
-        return found | {"pseudo_label/mask_rate": mask.mean()}
+        losses = {"total": loss, "s": loss_s, "u": loss_u, "in": loss_in}
+        losses = {f"loss/{k}": value.detach() for k, value in losses.items()}
+        return losses | {"pseudo_label/mask_rate": mask.mean()}
 
     def minimize(self, loss: torch.Tensor) -> None:
         """Applies the optimizer, then the EMA of weights and statistics."""

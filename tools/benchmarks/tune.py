@@ -69,12 +69,16 @@ def main() -> None:
     began = time.monotonic()
     for seed in range(FIRST.value, FIRST.value + RUNS.value):
         try:
-            found = train(words, seed)
+            run_scores = train(words, seed)
         except InputError as error:
             sys.exit(f"error: {error}")
-        for name, top1 in found.items():
+        for name, top1 in run_scores.items():
             scores[name].append(top1)
-        print(seed, {name: f"{v:.2f}" for name, v in found.items()}, flush=True)
+        print(
+            seed,
+            {name: f"{v:.2f}" for name, v in run_scores.items()},
+            flush=True,
+        )
     each = (time.monotonic() - began) / RUNS.value
     for name, values in scores.items():
         mean, worst = statistics.mean(values), min(values)
@@ -106,9 +110,9 @@ def train(words: list[str], seed: int) -> dict[str, float]:
         config = tool_flags.run([*words, *own])
         images = source(config, SET_ASIDE.value)
         config = dataclasses.replace(config, dataset="custom", image_size=None)
-        found = simmatch_tf.fit(config, source=images)
+        result = simmatch_tf.fit(config, source=images)
         for name in ("student", "ema"):
-            scores[name] = 100 * getattr(found, name)["last"]["top1"]
+            scores[name] = 100 * getattr(result, name)["last"]["top1"]
             model = simmatch_tf.load(workdir, weights=name)
             logits = model.predict(images.train.images, verbose=0)["logits"]
             right = logits.argmax(axis=1) == images.train.labels

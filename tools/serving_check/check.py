@@ -238,8 +238,8 @@ def in_program(
         rows[f"C++/{name}"] = "refused, as it must be"
         if case.error is None:
             wanted = exported.signatures[case.signature](**case.inputs)
-            found = _read(folder / name / "outputs")
-            gap = protocols.compare(f"C++/{name}", wanted, found)
+            actual = _read(folder / name / "outputs")
+            gap = protocols.compare(f"C++/{name}", wanted, actual)
             rows[f"C++/{name}"] = f"{gap:.1e}"
     return rows
 
@@ -256,12 +256,12 @@ def _write(case: Case, folder: pathlib.Path) -> None:
 
 
 def _read(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    found = {}
+    outputs = {}
     for path in folder.glob("*.pb"):
         proto = tf.make_tensor_proto(0)
         proto.ParseFromString(path.read_bytes())
-        found[path.stem] = tf.make_ndarray(proto)
-    return found
+        outputs[path.stem] = tf.make_ndarray(proto)
+    return outputs
 
 
 if __name__ == "__main__":

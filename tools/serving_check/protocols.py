@@ -21,14 +21,14 @@ BYTES = "classify_bytes"
 
 
 def compare(
-    where: str, wanted: Mapping[str, Any], found: Mapping[str, Any]
+    where: str, wanted: Mapping[str, Any], actual: Mapping[str, Any]
 ) -> float:
     """Compares the outputs of one call.
 
     Args:
         where: Named in messages.
         wanted: Output name → tensor or array.
-        found: Likewise.
+        actual: Likewise.
 
     Returns:
         The largest difference of numbers, of features relative to the
@@ -38,13 +38,13 @@ def compare(
         InputError: It is above `verification.TOLERANCE`, or strings, shapes
             or names differ.
     """
-    if set(wanted) != set(found):
+    if set(wanted) != set(actual):
         raise InputError(
-            f"{where}: gives {sorted(found)}, but {sorted(wanted)} are wanted"
+            f"{where}: gives {sorted(actual)}, but {sorted(wanted)} are wanted"
         )
     largest = 0.0
     for key in wanted:
-        a, b = np.asarray(wanted[key]), np.asarray(found[key])
+        a, b = np.asarray(wanted[key]), np.asarray(actual[key])
         if a.shape != b.shape:
             raise InputError(
                 f"{where}/{key}: shape {b.shape} instead of {a.shape}"
@@ -107,12 +107,12 @@ def command_line(exported: loading.Export, shown: verification.Examples) -> str:
         if done.returncode:
             lines = done.stderr.splitlines()[-5:]
             raise InputError("\n".join(["saved_model_cli failed", *lines]))
-        found = {
+        actual = {
             path.stem: np.load(path, allow_pickle=True)
             for path in (folder / "out").glob("*.npy")
         }
     wanted = exported.signatures[BYTES](image_bytes=tf.constant(shown.encoded))
-    return f"{compare('saved_model_cli', wanted, found):.1e}"
+    return f"{compare('saved_model_cli', wanted, actual):.1e}"
 
 
 def rest(exported: loading.Export, shown: verification.Examples) -> str:
@@ -141,14 +141,14 @@ def rest(exported: loading.Export, shown: verification.Examples) -> str:
     )
     answer = json.loads(_render_rows(outputs))
     _check_rows(answer["predictions"], signature, len(instances))
-    found = {
+    columns = {
         key: np.array([row[key] for row in answer["predictions"]])
         for key in outputs
     }
     wanted = exported.signatures[BYTES](image_bytes=tf.constant(shown.encoded))
     # JSON has text alone, no bytes.
     wanted = {key: _text(value.numpy()) for key, value in wanted.items()}
-    return f"{compare('REST', wanted, found):.1e}"
+    return f"{compare('REST', wanted, columns):.1e}"
 
 
 def _parse_rows(
