@@ -75,9 +75,9 @@ def pillow_resize(image, size, box=None):
     return np.asarray(pil).reshape([*size, image.shape[-1]])
 
 
-def off(found, wanted):
-    assert found.dtype == np.uint8 and found.shape == wanted.shape
-    return np.abs(np.asarray(found).astype(int) - wanted).max()
+def off(pixels, wanted):
+    assert pixels.dtype == np.uint8 and pixels.shape == wanted.shape
+    return np.abs(np.asarray(pixels).astype(int) - wanted).max()
 
 
 def png_of_16_bits(x):
@@ -136,8 +136,8 @@ def files():
 def test_decoding_equals_pillow(name):
     encoded = files()[name]
     wanted = opened(encoded)
-    found = decoding.decode(encoded, tf.constant(1)).numpy()
-    assert off(found, wanted) == 0
+    decoded = decoding.decode(encoded, tf.constant(1)).numpy()
+    assert off(decoded, wanted) == 0
     size = decoding.image_size(encoded, tf.constant(1))
     assert size.dtype == tf.int32
     np.testing.assert_array_equal(size, wanted.shape[:2])
@@ -145,14 +145,14 @@ def test_decoding_equals_pillow(name):
 
 def test_cmyk_is_near_pillow():
     encoded = save(PIL.Image.fromarray(photo()).convert("CMYK"), "JPEG")
-    found = decoding.decode(encoded, tf.constant(1)).numpy()
-    assert off(found, opened(encoded)) <= 3
+    decoded = decoding.decode(encoded, tf.constant(1)).numpy()
+    assert off(decoded, opened(encoded)) <= 3
 
 
 def test_of_16_bit_grey_the_upper_8_are_kept():
     wide = np.random.default_rng(0).integers(0, 2**16, [5, 7, 1])
-    found = decoding.decode(png_of_16_bits(wide), tf.constant(1))
-    np.testing.assert_array_equal(found, (wide >> 8).repeat(3, axis=-1))
+    decoded = decoding.decode(png_of_16_bits(wide), tf.constant(1))
+    np.testing.assert_array_equal(decoded, (wide >> 8).repeat(3, axis=-1))
 
 
 def test_what_is_no_image_is_refused():
@@ -174,8 +174,8 @@ def test_orientation(orientation):
 @pytest.mark.parametrize("orientation", [0, 9, -1])
 def test_an_orientation_that_is_none_is_the_first(orientation):
     encoded, number = jpeg(photo()), tf.constant(orientation)
-    found = decoding.decode(encoded, number).numpy()
-    assert off(found, opened(encoded)) == 0
+    decoded = decoding.decode(encoded, number).numpy()
+    assert off(decoded, opened(encoded)) == 0
     size = decoding.image_size(encoded, number)
     np.testing.assert_array_equal(size, [61, 83])
     whole = tf.constant([[0, 0, 61, 83]])
@@ -203,16 +203,16 @@ def test_an_orientation_that_is_none_is_the_first(orientation):
 )
 def test_resizing_is_within_one_level_of_pillow(source, size, channels):
     for x in (noise(*source, channels), photo(*source)[..., :channels]):
-        found = decoding.resize(tf.constant(x), size)
-        assert off(found.numpy(), pillow_resize(x, size)) <= 1
+        resized = decoding.resize(tf.constant(x), size)
+        assert off(resized.numpy(), pillow_resize(x, size)) <= 1
 
 
 def test_resizing_keeps_constants():
     for level in (0, 1, 254, 255):
         x = np.full([37, 53, 3], level, np.uint8)
         for size in ((16, 16), (100, 100), (37, 53)):
-            found = decoding.resize(tf.constant(x), size)
-            assert (found.numpy() == level).all()
+            resized = decoding.resize(tf.constant(x), size)
+            assert (resized.numpy() == level).all()
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_fit_is_torchvisions_resize_and_centre_crop(
     size = (resize, long) if height <= width else (long, resize)
     top, left = (int(round((length - side) / 2.0)) for length in size)
     wanted = pillow_resize(x, size)[top : top + side, left : left + side]
-    found = decoding.fit(tf.constant(x), resize=resize, side=side)
-    assert off(found.numpy(), wanted) <= 1
+    fitted = decoding.fit(tf.constant(x), resize=resize, side=side)
+    assert off(fitted.numpy(), wanted) <= 1
 
 
 def edges(height, width, period):
@@ -255,10 +255,10 @@ def test_bicubic_fit_is_pillows(height, width, resize, side, channels):
             bicubic(x, size, mode)[top : top + side, left : left + side]
             for mode in ("F", "L")
         )
-        found = decoding.fit(
+        fitted = decoding.fit(
             tf.constant(x), resize=resize, side=side, kernel="keyscubic"
         ).numpy()
-        assert off(found, wanted) <= 1
+        assert off(fitted, wanted) <= 1
         return exact
 
     check(photo(height, width)[..., :channels])
@@ -270,8 +270,10 @@ def test_bicubic_fit_is_pillows(height, width, resize, side, channels):
 
 def test_bicubic_fit_of_its_own_size_changes_nothing():
     x = noise(40, 40)
-    found = decoding.fit(tf.constant(x), resize=40, side=40, kernel="keyscubic")
-    np.testing.assert_array_equal(found, x)
+    fitted = decoding.fit(
+        tf.constant(x), resize=40, side=40, kernel="keyscubic"
+    )
+    np.testing.assert_array_equal(fitted, x)
 
 
 def test_fit_refuses_a_crop_beyond_the_image():
@@ -298,9 +300,9 @@ def test_crops_equal_those_of_the_whole(orientation, progressive, subsampling):
     for seed in range(12):
         boxes = random_boxes(size, 1 + seed % 3, seed)
         known = size if seed % 2 else None
-        found = decoding.resized_crops(encoded, number, boxes, 24, size=known)
-        assert len(found) == len(boxes)
-        for crop, box in zip(found, boxes, strict=True):
+        crops = decoding.resized_crops(encoded, number, boxes, 24, size=known)
+        assert len(crops) == len(boxes)
+        for crop, box in zip(crops, boxes, strict=True):
             wanted = decoding.resized_crop(whole, box, 24)
             np.testing.assert_array_equal(crop, wanted)
             pillow = pillow_resize(opened(encoded), (24, 24), box.numpy())
@@ -315,12 +317,12 @@ def test_crops_at_the_edges(place):
         "bottom right": [45, 67, 16, 16],
         "pixel": [60, 16, 1, 1],
     }[place]
-    (found,) = decoding.resized_crops(
+    (crop,) = decoding.resized_crops(
         encoded, tf.constant(1), tf.constant([box]), 20
     )
     whole = decoding.decode(encoded, tf.constant(1))
     wanted = decoding.resized_crop(whole, tf.constant(box), 20)
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(crop, wanted)
 
 
 @pytest.mark.parametrize("name", ["alpha png", "animated gif", "palette bmp"])
@@ -329,8 +331,8 @@ def test_crops_of_other_files(name, orientation):
     encoded, number = files()[name], tf.constant(orientation)
     whole = decoding.decode(encoded, number)
     boxes = random_boxes(tf.shape(whole)[:2], 2, 0)
-    found = decoding.resized_crops(encoded, number, boxes, 24)
-    for crop, box in zip(found, boxes, strict=True):
+    crops = decoding.resized_crops(encoded, number, boxes, 24)
+    for crop, box in zip(crops, boxes, strict=True):
         np.testing.assert_array_equal(
             crop, decoding.resized_crop(whole, box, 24)
         )
@@ -339,8 +341,8 @@ def test_crops_of_other_files(name, orientation):
 def test_a_crop_of_one_channel():
     x = noise(30, 40, 1)
     box = [3, 5, 20, 30]
-    found = decoding.resized_crop(tf.constant(x), tf.constant(box), 16)
-    assert off(found.numpy(), pillow_resize(x, (16, 16), box)) <= 1
+    crop = decoding.resized_crop(tf.constant(x), tf.constant(box), 16)
+    assert off(crop.numpy(), pillow_resize(x, (16, 16), box)) <= 1
 
 
 def torchvision_box(draws, height, width, scale, ratio):
@@ -371,16 +373,16 @@ def torchvision_box(draws, height, width, scale, ratio):
 @pytest.mark.parametrize("low", [0.08, 0.2, 1.0])
 def test_boxes_are_torchvisions(height, width, low):
     draws = np.random.default_rng(0).random([300, 22], np.float32)
-    found = decoding.crop_box(draws, [height, width], scale=(low, 1.0)).numpy()
-    assert found.dtype == np.int32
+    boxes = decoding.crop_box(draws, [height, width], scale=(low, 1.0)).numpy()
+    assert boxes.dtype == np.int32
     wanted = [
         torchvision_box(d, height, width, (low, 1.0), (3 / 4, 4 / 3))
         for d in draws
     ]
     # float32 may round the other way.
-    differ = (found != wanted).any(axis=1)
+    differ = (boxes != wanted).any(axis=1)
     assert differ.mean() < 0.01
-    top, left, h, w = found.T
+    top, left, h, w = boxes.T
     assert (np.minimum(top, left) >= 0).all() and (np.minimum(h, w) > 0).all()
     assert (top + h <= height).all() and (left + w <= width).all()
 
@@ -444,9 +446,9 @@ def test_the_same_in_tf_data_and_alone(calls):
     dataset = tf.data.Dataset.from_tensor_slices((encoded, numbers, draws))
     dataset = dataset.batch(3)
     dataset = dataset.map(batch, num_parallel_calls=calls)
-    found = np.concatenate(list(dataset.as_numpy_iterator()))
+    results = np.concatenate(list(dataset.as_numpy_iterator()))
     for element, crops in zip(
-        zip(encoded, numbers, draws, strict=True), found, strict=True
+        zip(encoded, numbers, draws, strict=True), results, strict=True
     ):
         element = [tf.constant(e) for e in element]
         np.testing.assert_array_equal(views(element), crops)
@@ -462,15 +464,15 @@ def test_grey_of_a_jpeg_is_its_luma(mode):
         opened.draft("L", opened.size)
         luma = np.asarray(opened)
     for turn, wanted in ((1, luma), (6, np.rot90(luma, -1))):
-        found = decoding.decode(
+        decoded = decoding.decode(
             tf.constant(file.getvalue()), tf.constant(turn), channels=1
         )
-        np.testing.assert_array_equal(found[..., 0], wanted)
+        np.testing.assert_array_equal(decoded[..., 0], wanted)
 
 
 def test_grey_of_a_batch_is_pillows():
     batch = noise(6 * 30, 40).reshape(6, 30, 40, 3)
     wanted = [np.asarray(PIL.Image.fromarray(x).convert("L")) for x in batch]
-    found = decoding.grey(tf.constant(batch))
-    assert found.dtype == tf.uint8 and found.shape == [6, 30, 40, 1]
-    np.testing.assert_array_equal(found[..., 0], wanted)
+    grey = decoding.grey(tf.constant(batch))
+    assert grey.dtype == tf.uint8 and grey.shape == [6, 30, 40, 1]
+    np.testing.assert_array_equal(grey[..., 0], wanted)

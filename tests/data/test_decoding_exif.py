@@ -71,10 +71,10 @@ def pillow(data):
 
 
 def check(data, wanted=None):
-    found = int(graph(tf.constant(data)))
-    assert found == pillow(data)
+    orientation = int(graph(tf.constant(data)))
+    assert orientation == pillow(data)
     if wanted is not None:
-        assert found == wanted
+        assert orientation == wanted
 
 
 @pytest.mark.parametrize("value", range(1, 9))

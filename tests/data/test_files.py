@@ -94,9 +94,9 @@ def without_adobe(jpeg):
 
 
 def exif(orientation):
-    found = PIL.Image.Exif()
-    found[0x0112] = orientation
-    return found
+    tags = PIL.Image.Exif()
+    tags[0x0112] = orientation
+    return tags
 
 
 SAME = {
@@ -251,8 +251,8 @@ def test_no_permission(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
-    found = files.inspect([path], cache=None)
-    assert found.reasons == {0: "Permission denied"}
+    inspected = files.inspect([path], cache=None)
+    assert inspected.reasons == {0: "Permission denied"}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -261,8 +261,8 @@ def test_orientations(kind, tmp_path):
         tmp_path,
         {f"{n}": encode(RGB, kind, exif=exif(n)) for n in range(1, 9)},
     )
-    found = files.inspect(paths, cache=None)
-    np.testing.assert_array_equal(found.orientations, np.arange(1, 9))
+    inspected = files.inspect(paths, cache=None)
+    np.testing.assert_array_equal(inspected.orientations, np.arange(1, 9))
     # Turned by what was noted, the pixels are those that a viewer shows.
     for n, path in enumerate(paths, 1):
         pixels = rotated(files.examine(path)[1], n)
@@ -279,9 +279,9 @@ def test_orientation_behind_the_pixels_or_none(tmp_path):
         "nine.jpg": encode(RGB, "JPEG", exif=exif(9)),
         "damaged.jpg": encode(RGB, "JPEG", exif=b"Exif\0\0nonsense"),
     }
-    found = files.inspect(write(tmp_path, contents), cache=None)
-    assert not found.reasons
-    np.testing.assert_array_equal(found.orientations, [6, 1, 1, 1])
+    inspected = files.inspect(write(tmp_path, contents), cache=None)
+    assert not inspected.reasons
+    np.testing.assert_array_equal(inspected.orientations, [6, 1, 1, 1])
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path):
@@ -290,14 +290,14 @@ def test_statistics_are_those_of_all_pixels(tmp_path):
     images = [rng.integers(0, 256, [*s, 3], np.uint8) for s in shapes]
     images.append(np.full([4, 4, 3], 255, np.uint8))
     paths = write(tmp_path, {f"{i}.png": png(x) for i, x in enumerate(images)})
-    found = files.inspect(paths, cache=None)
+    inspected = files.inspect(paths, cache=None)
     kept = np.array([0, 1, 3])
     pixels = np.concatenate([images[i].reshape(-1, 3) for i in kept]) / 255
-    mean, std = found.statistics(kept)
+    mean, std = inspected.statistics(kept)
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-9)
     # One colour only: nothing is to be divided by 0.
-    assert found.statistics(np.array([4])) == ([1.0] * 3, [1e-3] * 3)
+    assert inspected.statistics(np.array([4])) == ([1.0] * 3, [1e-3] * 3)
 
 
 @pytest.fixture
@@ -360,15 +360,15 @@ def test_a_file_that_is_changed_in_place(tmp_path, decoded):
     write(tmp_path / "images", {"a.bmp": encode(TURNED, "BMP")})
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert os.stat(path).st_size == status.st_size
-    found = files.inspect([path], cache=cache)
-    check_same(found, files.inspect([path], cache=None))
+    inspected = files.inspect([path], cache=cache)
+    check_same(inspected, files.inspect([path], cache=None))
     # Another file in its place, with its times.
     write(tmp_path / "images", {"b.bmp": SAME["rgb.bmp"]})
     other = tmp_path / "images" / "b.bmp"
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(path)
-    found = files.inspect([path], cache=cache)
-    check_same(found, files.inspect([path], cache=None))
+    inspected = files.inspect([path], cache=cache)
+    check_same(inspected, files.inspect([path], cache=None))
 
 
 def test_nothing_is_decoded_again(tmp_path, decoded):
@@ -416,8 +416,8 @@ def test_other_versions_decode_again(tmp_path, decoded, monkeypatch):
 def test_a_cache_that_cannot_be_written(tmp_path, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     (tmp_path / "file").write_text("")
-    found = files.inspect(paths, cache=tmp_path / "file" / "cache.npz")
-    assert found.pixels == [WIDTH * HEIGHT]
+    inspected = files.inspect(paths, cache=tmp_path / "file" / "cache.npz")
+    assert inspected.pixels == [WIDTH * HEIGHT]
     assert any("cannot be written" in line for line in logged)
     logged.clear()
     (tmp_path / "taken.npz").mkdir()
@@ -441,9 +441,9 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
         files.inspect(paths, cache=tmp_path / "cache.npz")
     before = len(seen)
     assert before < 400
-    found = files.inspect(paths, cache=tmp_path / "cache.npz")
+    inspected = files.inspect(paths, cache=tmp_path / "cache.npz")
     assert len(seen) - before == 401 - before
-    assert not found.reasons and (found.pixels == WIDTH * HEIGHT).all()
+    assert not inspected.reasons and (inspected.pixels == WIDTH * HEIGHT).all()
 
 
 def test_a_signal_is_not_held_up_by_photographs_in_hand(tmp_path, monkeypatch):
@@ -497,9 +497,9 @@ def test_a_bar_on_a_terminal_only(tmp_path, monkeypatch):
 
 
 def inspection(count, reasons):
-    found = files.Inspection.empty(count)
-    found.reasons.update(reasons)
-    return found
+    result = files.Inspection.empty(count)
+    result.reasons.update(reasons)
+    return result
 
 
 def test_usable(logged):
@@ -573,11 +573,11 @@ def test_files_taken(tmp_path):
         orientations=np.array([1, 8, 3], np.uint8),
     )
     images.read(tf.constant(0))  # what is kept for reading is not handed on
-    found = images.take(np.array([2, 0, 2, 1]))
-    assert found.names == ["opaque.gif", "rgb.png", "opaque.gif", "rgb.jpg"]
-    assert found.labels.tolist() == [-1, 0, -1, 1]
-    read = [found.read(tf.constant(place)) for place in range(4)]
-    assert [one.numpy() for one, _ in read] == [SAME[n] for n in found.names]
+    taken = images.take(np.array([2, 0, 2, 1]))
+    assert taken.names == ["opaque.gif", "rgb.png", "opaque.gif", "rgb.jpg"]
+    assert taken.labels.tolist() == [-1, 0, -1, 1]
+    read = [taken.read(tf.constant(place)) for place in range(4)]
+    assert [one.numpy() for one, _ in read] == [SAME[n] for n in taken.names]
     assert [turn.numpy() for _, turn in read] == [3, 1, 3, 8]
 
 

@@ -22,10 +22,10 @@ def root(tmp_path):
 
 def of(root, *, contents=True):
     """The files in a folder; `contents`: with their digests."""
-    found = folder.Listing(str(root))
-    paths = [f"{found.root}/{path}" for path in found.paths]
-    known = dict(zip(found.names, fingerprint.digests(paths), strict=True))
-    return found.fingerprint(known if contents else None)
+    listing = folder.Listing(str(root))
+    paths = [f"{listing.root}/{path}" for path in listing.paths]
+    known = dict(zip(listing.names, fingerprint.digests(paths), strict=True))
+    return listing.fingerprint(known if contents else None)
 
 
 def later(path):
@@ -35,12 +35,12 @@ def later(path):
 
 
 def test_written_and_read_back(root, tmp_path):
-    found = of(root)
-    found.write(tmp_path / "data.json")
+    written = of(root)
+    written.write(tmp_path / "data.json")
     again = fingerprint.read(tmp_path / "data.json")
-    assert again.files == found.files and list(again.files) == list(NAMES)
+    assert again.files == written.files and list(again.files) == list(NAMES)
     assert fingerprint.compare(again, of(root)).text() == ""
-    assert again.digest() == found.digest()
+    assert again.digest() == written.digest()
     assert len((tmp_path / "data.json").read_text().splitlines()) == 5
     assert list(tmp_path.glob(".tmp*")) == []
 
@@ -123,8 +123,8 @@ def test_the_fingerprint_of_flags(root, tmp_path, monkeypatch):
     flags = {"dataset": "cifar10", "labels": 10, "tfds_dir": str(tmp_path)}
     assert now(then, **flags) is None
     (tmp_path / name).parent.mkdir(parents=True)
-    found = fingerprint.compare(then, now(then, **flags))
-    assert found.text() == f"1 is gone ({name})"
+    changes = fingerprint.compare(then, now(then, **flags))
+    assert changes.text() == f"1 is gone ({name})"
     (tmp_path / name).write_bytes(b"four")
     assert fingerprint.compare(then, now(then, **flags)).text() == ""
     (tmp_path / name).write_bytes(b"or five")

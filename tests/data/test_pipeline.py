@@ -116,12 +116,12 @@ def test_every_unlabeled_image_once_in_an_epoch(make):
         make, unlabeled_views={"weak": plain, "strong": plain}
     )
     steps = 1400 // 16
-    found = np.concatenate(
+    images = np.concatenate(
         [b["unlabeled_weak"] for b in read(plain.dataset(0, steps))]
     )
     wanted = make.source.train.images
     wanted = {image.tobytes() for image in wanted}
-    seen = [image.tobytes() for image in found]
+    seen = [image.tobytes() for image in images]
     assert set(seen) <= wanted and len(set(seen)) >= len(seen) - 5
 
 
@@ -224,9 +224,9 @@ def test_views_of_several_sizes(make):
 def test_evaluation_pads_the_last_batch(make):
     test = make.source.test
     dataset = pipeline.evaluation_dataset(test, np.arange(10), 4, side=8)
-    found = np.concatenate([batch.numpy() for batch in dataset])
-    assert len(found) == 12
-    np.testing.assert_array_equal(found[:10], test.images[:10])
+    images = np.concatenate([batch.numpy() for batch in dataset])
+    assert len(images) == 12
+    np.testing.assert_array_equal(images[:10], test.images[:10])
 
 
 @pytest.mark.parametrize("kernel", ["triangle", "keyscubic"])
@@ -235,8 +235,8 @@ def test_evaluation_with_a_kernel(make, kernel):
     dataset = pipeline.evaluation_dataset(
         test, np.arange(2), 2, side=16, resize=20, kernel=kernel
     )
-    (found,) = dataset
-    for pixels, one in zip(test.images, found, strict=False):
+    (batch,) = dataset
+    for pixels, one in zip(test.images, batch, strict=False):
         wanted = decoding.fit(
             tf.constant(pixels), resize=20, side=16, kernel=kernel
         )

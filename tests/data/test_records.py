@@ -54,8 +54,8 @@ def test_records_are_read_in_any_order(files):
     places = np.random.default_rng(0).permutation(305)
     dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64))
     dataset = dataset.map(lambda i: images.read(i), num_parallel_calls=3)
-    found = [encoded for encoded, _ in dataset.as_numpy_iterator()]
-    assert found == [b"x" * (place + 1) for place in places]
+    contents = [encoded for encoded, _ in dataset.as_numpy_iterator()]
+    assert contents == [b"x" * (place + 1) for place in places]
 
 
 def test_without_labels_and_names(files):

@@ -43,16 +43,16 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_patterns(folder, pattern, names):
-    found = selection.find(pattern)
-    here = [n for n in found.names if "/up" not in n]
+    matches = selection.find(pattern)
+    here = [n for n in matches.names if "/up" not in n]
     assert here == names
-    assert found.paths == [str(folder / name) for name in found.names]
+    assert matches.paths == [str(folder / name) for name in matches.names]
     # As often as there are ways to it: no more.
-    real = {os.path.realpath(path) for path in found.paths}
-    assert len(found.names) <= 4 * len(real)
+    real = {os.path.realpath(path) for path in matches.paths}
+    assert len(matches.names) <= 4 * len(real)
     everywhere = selection.find(f"{folder}/{pattern}")
     assert set(everywhere.names) == set(everywhere.paths)
-    assert len(everywhere) == len(found)
+    assert len(everywhere) == len(matches)
 
 
 def test_patterns_from_the_current_folder(folder):
@@ -65,8 +65,8 @@ def test_patterns_from_the_current_folder(folder):
 
 
 def test_a_folder_shows_each_image_once(folder):
-    found = selection.find(str(folder))
-    assert sorted(os.path.basename(n) for n in found.names) == [
+    matches = selection.find(str(folder))
+    assert sorted(os.path.basename(n) for n in matches.names) == [
         "1.png",
         "2.png",
         "3.jpg",
@@ -94,9 +94,9 @@ def test_a_folder_says_what_it_leaves_out(folder, monkeypatch):
 def test_lists(folder):
     odd = b"dir/\xff\xe2\x80\xa8 x.png"
     (folder / "list").write_bytes(b"\xef\xbb\xbfa/1.png\r\n\n# no\n" + odd)
-    found = selection.find("list")
-    assert found.names == ["a/1.png", os.fsdecode(odd)]
-    assert found.paths[0] == str(folder / "a/1.png")
+    listed = selection.find("list")
+    assert listed.names == ["a/1.png", os.fsdecode(odd)]
+    assert listed.paths[0] == str(folder / "a/1.png")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])

@@ -125,10 +125,10 @@ def in_order(arrivals, count, **changes):
 
     def arrive(seconds):
         assert seconds > 0
-        found = next(arrivals, queue.Empty())
-        if isinstance(found, queue.Empty):
-            raise found
-        return found
+        arrival = next(arrivals, queue.Empty())
+        if isinstance(arrival, queue.Empty):
+            raise arrival
+        return arrival
 
     values = {"held": 10, "patience": 1.0, **changes}
     return list(service.in_order(arrive, count, **values))
@@ -238,5 +238,5 @@ def test_the_command(make):
 
 
 def test_numbers_are_places(make):
-    found = [int(place) for place, _ in make.dataset(5, 9, numbered=True)]
-    np.testing.assert_array_equal(found, range(4))
+    places = [int(place) for place, _ in make.dataset(5, 9, numbered=True)]
+    np.testing.assert_array_equal(places, range(4))

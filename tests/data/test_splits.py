@@ -116,10 +116,10 @@ def test_written_and_read_back(data, tmp_path):
     split = draw(data, validation_fraction=0.25)
     path = tmp_path / "split.json"
     splits.write(path, split, data)
-    found = splits.read(path, data)
+    restored = splits.read(path, data)
     for name in ("labeled", "validation", "unlabeled"):
         np.testing.assert_array_equal(
-            getattr(found, name), getattr(split, name)
+            getattr(restored, name), getattr(split, name)
         )
     content = json.loads(path.read_text())
     assert content["labels"] == [label for label in range(10) for _ in range(3)]
@@ -136,8 +136,8 @@ def test_class_names_in_another_form_of_unicode(data, tmp_path):
     for mark in ("", "\ufeff"):  # as an editor may leave it
         other = text.replace("\u00e9", "e\u0301")
         path.write_text(mark + other, encoding="utf-8")
-        found = splits.read(path, here)
-        np.testing.assert_array_equal(found.labeled, draw(data).labeled)
+        restored = splits.read(path, here)
+        np.testing.assert_array_equal(restored.labeled, draw(data).labeled)
 
 
 def test_unreadable_or_foreign_file(data, tmp_path):
@@ -217,8 +217,8 @@ def blank(*shape, label=0):
 def test_images_in_memory_for_another_size():
     train, wide = blank(8, 8, 1), blank(6, 9, 1)
     parts = ["x", ["a"], train]
-    found = source.Source(*parts, blank(9, 9, 1), False, image_size=32)
-    assert found.image_shape == (32, 32, 1)
+    resized = source.Source(*parts, blank(9, 9, 1), False, image_size=32)
+    assert resized.image_shape == (32, 32, 1)
     for other in (wide, blank(9, 9, 3)):
         with pytest.raises(ValueError, match="in memory are .* but with an"):
             source.Source(*parts, other, False, image_size=32)
@@ -265,12 +265,16 @@ def test_the_split_of_another_run(data, tmp_path):
     split = draw(data, validation_fraction=0.25)
     splits.write(path, split, data)
     larger = digits.load(16)  # the same images at another size
-    found = splits.hand_over(path, larger, unlabeled_includes_labeled=False)
-    np.testing.assert_array_equal(found.labeled, split.labeled)
-    np.testing.assert_array_equal(found.validation, split.validation)
-    assert len(found.unlabeled) == 1400 - 40
-    found = splits.hand_over(path, larger, unlabeled_includes_labeled=True)
-    np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+    handed_over = splits.hand_over(
+        path, larger, unlabeled_includes_labeled=False
+    )
+    np.testing.assert_array_equal(handed_over.labeled, split.labeled)
+    np.testing.assert_array_equal(handed_over.validation, split.validation)
+    assert len(handed_over.unlabeled) == 1400 - 40
+    handed_over = splits.hand_over(
+        path, larger, unlabeled_includes_labeled=True
+    )
+    np.testing.assert_array_equal(handed_over.unlabeled, split.unlabeled)
     with pytest.raises(InputError, match=r"image_shape is \[8, 8, 1\] there"):
         splits.read(path, larger)
     with pytest.raises(InputError, match="the split does not fit the dataset"):
@@ -313,9 +317,9 @@ def test_a_million_images(tmp_path):
     split = draw(big, labels=None, label_fraction=0.1)
     assert len(split.labeled) == 128_000 and len(split.unlabeled) == size
     splits.write(tmp_path / "split.json", split, big)
-    found = splits.read(tmp_path / "split.json", big)
-    np.testing.assert_array_equal(found.labeled, split.labeled)
-    np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+    restored = splits.read(tmp_path / "split.json", big)
+    np.testing.assert_array_equal(restored.labeled, split.labeled)
+    np.testing.assert_array_equal(restored.unlabeled, split.unlabeled)
 
 
 def test_a_list_by_name_by_bare_name_or_by_index(tmp_path):

@@ -101,15 +101,15 @@ def assert_equal(ones, others):
 @pytest.mark.parametrize("name", RECIPES)
 def test_batches_are_the_same_however_they_are_made(name, encoded):
     images = Encoded(20) if encoded else in_memory(20)
-    made = make(RECIPES[name], images, parallel_calls=1)
-    whole = read(made.dataset(0, 4))
+    input_pipeline = make(RECIPES[name], images, parallel_calls=1)
+    whole = read(input_pipeline.dataset(0, 4))
     for view in ("labeled_weak", "unlabeled_weak", "unlabeled_strong"):
         assert whole[0][view].dtype == np.uint8
         assert whole[0][view].shape[1:] == (SIDE, SIDE, 3)
     strong, weak = whole[0]["unlabeled_strong"], whole[0]["unlabeled_weak"]
     assert (strong != weak).any(axis=(1, 2, 3)).mean() > 0.7
     # From a later step, several at once, half of each on each of two replicas.
-    many = dataclasses.replace(made, parallel_calls=7)
+    many = dataclasses.replace(input_pipeline, parallel_calls=7)
     context = tf.distribute.InputContext(1, 0, 2)
     halves = read(many.dataset(2, 4, context))
     assert_equal(
@@ -124,11 +124,11 @@ def test_batches_are_the_same_however_they_are_made(name, encoded):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_finished_in_front_of_the_step(name):
-    made = make(RECIPES[name], Encoded(20))
-    crops = dataclasses.replace(made, finished=False).dataset(0, 2)
-    host = read(made.dataset(0, 2))
+    input_pipeline = make(RECIPES[name], Encoded(20))
+    crops = dataclasses.replace(input_pipeline, finished=False).dataset(0, 2)
+    host = read(input_pipeline.dataset(0, 2))
     finish = tf.function(
-        lambda batch: made.finish(batch, dense=True),
+        lambda batch: input_pipeline.finish(batch, dense=True),
         autograph=False,
     )
     device = read([finish(batch) for batch in crops])
@@ -139,8 +139,8 @@ def test_finished_in_front_of_the_step(name):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_colour_in_memory(channels):
     for recipe in (FLIP_CROP, RESIZED):
-        made = make(recipe, in_memory(20, channels))
-        batch = read(made.dataset(0, 1))[0]
+        input_pipeline = make(recipe, in_memory(20, channels))
+        batch = read(input_pipeline.dataset(0, 1))[0]
         assert batch["unlabeled_strong"].shape == (8, SIDE, SIDE, channels)
 
 
@@ -208,31 +208,33 @@ def test_the_flags_own_bounds(flags, tmp_path):
         validation_fraction=0.0,
         unlabeled_includes_labeled=True,
     )
-    made = inputs.make_pipeline(config, data, split, fixmatch.FixMatch)
-    recipe = made.unlabeled_views["strong"]
+    input_pipeline = inputs.make_pipeline(
+        config, data, split, fixmatch.FixMatch
+    )
+    recipe = input_pipeline.unlabeled_views["strong"]
     indices, numbers = tf.range(4, dtype=tf.int64), seeds(4)
     (crops,) = views.crops(
         {"strong": recipe}, data.train, indices, {"strong": numbers}
     ).values()
-    found = {}
+    finished = {}
     for name, dense in (("host", False), ("device", True)):
         draws = recipe.draws(numbers)
-        found[name] = recipe.finish(crops, draws, dense=dense)
-    assert found["host"].shape == (4, SIDE, SIDE, 3)
-    np.testing.assert_array_equal(found["host"], found["device"])
+        finished[name] = recipe.finish(crops, draws, dense=dense)
+    assert finished["host"].shape == (4, SIDE, SIDE, 3)
+    np.testing.assert_array_equal(finished["host"], finished["device"])
     if not config.randaugment_operations:
         weak = dataclasses.replace(recipe, strong="none")
         draws = recipe.draws(numbers)
         plain = weak.finish(crops, draws)
         wanted = geometry.cutout(plain, draws[:, 3:], side=recipe.cutout)
-        np.testing.assert_array_equal(found["host"], wanted)
+        np.testing.assert_array_equal(finished["host"], wanted)
 
 
 @pytest.mark.slow
 def test_keras_cv_s_own_layer():
     recipe = dataclasses.replace(FLIP_CROP, strong="keras_cv", cutout=0)
-    made = make(recipe, in_memory(20))
-    batch = read(made.dataset(0, 1))[0]
+    input_pipeline = make(recipe, in_memory(20))
+    batch = read(input_pipeline.dataset(0, 1))[0]
     strong = batch["unlabeled_strong"]
     assert strong.dtype == np.uint8 and strong.shape == (8, SIDE, SIDE, 3)
     weak = dataclasses.replace(recipe, strong="none")
@@ -241,9 +243,9 @@ def test_keras_cv_s_own_layer():
     assert changed.any()
     # With no operation it is the geometry, up to nothing.
     none = dataclasses.replace(recipe, operations=0)
-    found = read(make(none, in_memory(20)).dataset(0, 1))[0]
+    unchanged = read(make(none, in_memory(20)).dataset(0, 1))[0]
     np.testing.assert_array_equal(
-        found["unlabeled_strong"], plain["unlabeled_strong"]
+        unchanged["unlabeled_strong"], plain["unlabeled_strong"]
     )
 
 
@@ -252,10 +254,10 @@ def test_crops_are_those_of_their_boxes():
     indices = tf.range(6, dtype=tf.int64)
     draws = np.random.default_rng(1).random([6, 2, decoding.BOX_DRAWS])
     draws = tf.constant(draws, tf.float32)
-    found = decoding.random_crops(
+    crops = decoding.random_crops(
         images, indices, draws, side=SIDE, area=(0.3, 1.0)
     )
-    assert len(found) == 2
+    assert len(crops) == 2
     for place in range(6):
         encoded, orientation = images.read(tf.constant(place, tf.int64))
         pixels = decoding.decode(encoded, orientation)
@@ -266,7 +268,7 @@ def test_crops_are_those_of_their_boxes():
                 scale=(0.3, 1.0),
             )
             wanted = decoding.resized_crop(pixels, box, SIDE)
-            np.testing.assert_array_equal(found[crop][place], wanted)
+            np.testing.assert_array_equal(crops[crop][place], wanted)
 
 
 def test_evaluation_sees_the_whole_image_or_its_centre():
@@ -281,10 +283,10 @@ def test_evaluation_sees_the_whole_image_or_its_centre():
     difference = resized[0].numpy().astype(int) - np.asarray(wanted)[2:18, 2:18]
     assert np.abs(difference).max() <= 1
     encoded = Encoded(4)
-    found = decoding.centre_crops(encoded, indices, side=SIDE, resize=30)
+    crops = decoding.centre_crops(encoded, indices, side=SIDE, resize=30)
     pixels = decoding.decode(*encoded.read(tf.constant(1, tf.int64)))
     np.testing.assert_array_equal(
-        found[1], decoding.fit(pixels, resize=30, side=SIDE)
+        crops[1], decoding.fit(pixels, resize=30, side=SIDE)
     )
 
 
@@ -293,9 +295,9 @@ def test_images_in_memory_become_the_size_asked_for(kernel):
     memory = in_memory(5)
     indices = tf.constant([3, 1], tf.int64)
     for options in ({"side": 40}, {"side": 16}, {"side": SIDE, "resize": 30}):
-        found = decoding.centre_crops(memory, indices, kernel=kernel, **options)
+        crops = decoding.centre_crops(memory, indices, kernel=kernel, **options)
         options.setdefault("resize", options["side"])
-        for one, place in zip(found, (3, 1), strict=True):
+        for one, place in zip(crops, (3, 1), strict=True):
             pixels = tf.constant(memory.images[place])
             np.testing.assert_array_equal(
                 one, decoding.fit(pixels, kernel=kernel, **options)
@@ -312,7 +314,7 @@ def test_wide_images_in_memory():
     indices = tf.constant([4, 2], tf.int64)
     same = decoding.centre_crops(wide, indices, side=12)
     np.testing.assert_array_equal(same, wide.images[[4, 2]])
-    found = decoding.centre_crops(wide, indices, side=10)
+    crops = decoding.centre_crops(wide, indices, side=10)
     np.testing.assert_array_equal(
-        found[1], decoding.fit(tf.constant(wide.images[2]), resize=10, side=10)
+        crops[1], decoding.fit(tf.constant(wide.images[2]), resize=10, side=10)
     )

@@ -22,13 +22,13 @@ def digits():
 
 
 def by_hand(train, validation, strengths, max_iter=1000):
-    found = {}
+    scores = {}
     for strength in strengths:
         model = linear_model.LogisticRegression(
             C=1 / strength, max_iter=max_iter
         )
-        found[strength] = model.fit(*train).score(*validation)
-    return found
+        scores[strength] = model.fit(*train).score(*validation)
+    return scores
 
 
 def test_the_strengths_are_the_papers():
@@ -42,13 +42,13 @@ def test_the_strengths_are_the_papers():
 @pytest.mark.slow
 def test_cold_equals_scikit_learn(digits):
     train, validation, test = digits
-    found = classifiers.sweep(
+    fits = classifiers.sweep(
         train, validation, metric="top1", max_iter=1000, tol=1e-4, warm=False
     )
     wanted = by_hand(train, validation, classifiers.STRENGTHS)
-    assert {f.strength: f.score for f in found} == wanted
-    assert all(f.converged for f in found)
-    best = classifiers.choose(found).strength
+    assert {f.strength: f.score for f in fits} == wanted
+    assert all(f.converged for f in fits)
+    best = classifiers.choose(fits).strength
     assert wanted[best] == max(wanted.values())
 
 
@@ -111,7 +111,7 @@ def test_too_few_iterations_are_told(digits):
     train, validation, _ = digits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        (found,) = classifiers.sweep(
+        (fit,) = classifiers.sweep(
             train,
             validation,
             metric="top1",
@@ -119,7 +119,7 @@ def test_too_few_iterations_are_told(digits):
             tol=1e-4,
             strengths=(1e-3,),
         )
-    assert found.iterations == 3 and not found.converged
+    assert fit.iterations == 3 and not fit.converged
 
 
 def test_other_warnings_get_through(digits):
@@ -164,8 +164,8 @@ def test_scores_by_hand():
     predicted = np.array([0, 0, 0, 1, 2, 1])
     assert classifiers.score("top1", labels, predicted) == 4 / 6
     # Class 1 has no image.
-    found = classifiers.score("mean_per_class", labels, predicted)
-    assert found == pytest.approx((3 / 4 + 1 / 2) / 2)
+    result = classifiers.score("mean_per_class", labels, predicted)
+    assert result == pytest.approx((3 / 4 + 1 / 2) / 2)
     with pytest.raises(ValueError, match="top1 or mean_per_class"):
         classifiers.score("top5", labels, predicted)
 
@@ -195,14 +195,14 @@ def test_threads_that_the_environment_names_change_nothing():
 def plain(train, features, k, t):
     x = train[0] / np.linalg.norm(train[0], axis=1, keepdims=True)
     z = features / np.linalg.norm(features, axis=1, keepdims=True)
-    found = []
+    predicted = []
     for cosines in z @ x.T:
         nearest = np.argsort(-cosines, kind="stable")[:k]
         votes = np.bincount(
             train[1][nearest], np.exp(cosines[nearest] / t), train[1].max() + 1
         )
-        found.append(votes.argmax())
-    return np.array(found)
+        predicted.append(votes.argmax())
+    return np.array(predicted)
 
 
 def test_equals_a_plain_transcription():
@@ -212,10 +212,10 @@ def test_equals_a_plain_transcription():
     train = (centers[labels] + rng.normal(size=(300, 16)), labels)
     features = centers[rng.integers(0, 7, 200)] + rng.normal(size=(200, 16))
     for k, t in ((1, 0.07), (5, 0.07), (20, 0.5), (300, 0.02)):
-        found = classifiers.nearest_neighbors(
+        predicted = classifiers.nearest_neighbors(
             train, features, neighbors=k, temperature=t
         )
-        np.testing.assert_array_equal(found, plain(train, features, k, t))
+        np.testing.assert_array_equal(predicted, plain(train, features, k, t))
 
 
 def test_near_votes_outweigh_many():
@@ -233,7 +233,7 @@ def test_near_votes_outweigh_many():
 
 def test_a_low_temperature_does_not_overflow():
     x = np.eye(3)
-    found = classifiers.nearest_neighbors(
+    predicted = classifiers.nearest_neighbors(
         (x, np.arange(3)), 1e4 * x, neighbors=3, temperature=0.005
     )
-    np.testing.assert_array_equal(found, [0, 1, 2])
+    np.testing.assert_array_equal(predicted, [0, 1, 2])

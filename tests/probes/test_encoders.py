@@ -94,9 +94,9 @@ def test_a_library_s_architecture(tmp_path):
     assert (new.name, new.epochs) == (f"{MOBILE}, new weights", "0")
     path = tmp_path / "mine.weights.h5"
     network.parts(new.network)["backbone"].save_weights(path)
-    (found,) = find(MOBILE, weights=str(path), image_size=32, seed=3,
-                    random_backbone=True)[:1]  # fmt: skip
-    assert found.digest == new.digest
+    (encoder,) = find(MOBILE, weights=str(path), image_size=32, seed=3,
+                      random_backbone=True)[:1]  # fmt: skip
+    assert encoder.digest == new.digest
     with pytest.raises(InputError, match="--weights=.*another backbone than"):
         find("keras_applications:ResNet50", weights=str(path), image_size=32)
 
@@ -104,14 +104,14 @@ def test_a_library_s_architecture(tmp_path):
 @pytest.mark.slow
 def test_published_weights_are_the_library_s(monkeypatch):
     """As the library would fetch them; there is no net in a test."""
-    made = keras.applications.MobileNetV2(
+    backbone = keras.applications.MobileNetV2(
         include_top=False, weights=None, pooling="avg", input_shape=(64, 64, 3)
     )
 
     def fetch(include_top, weights, pooling, input_shape):
         assert (include_top, weights, pooling) == (False, "imagenet", "avg")
         assert input_shape == (64, 64, 3)
-        return made
+        return backbone
 
     monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
     values = library_backbone.published(
@@ -119,14 +119,14 @@ def test_published_weights_are_the_library_s(monkeypatch):
     )
     monkeypatch.undo()
     monkeypatch.setattr(library_backbone, "published", lambda *args: values)
-    (found,) = find(MOBILE, image_size=64)
+    (encoder,) = find(MOBILE, image_size=64)
     images = np.random.default_rng(0).integers(0, 256, [2, 64, 64, 3])
-    wanted = made(
+    wanted = backbone(
         keras.applications.mobilenet_v2.preprocess_input(
             images.astype(np.float32)
         )
     )
-    np.testing.assert_allclose(features(found, images), wanted, atol=1e-5)
+    np.testing.assert_allclose(features(encoder, images), wanted, atol=1e-5)
 
 
 def test_published_weights_of_keras_cv(monkeypatch):
@@ -140,9 +140,9 @@ def test_published_weights_of_keras_cv(monkeypatch):
         return core
 
     monkeypatch.setattr(kind, "from_preset", fetch)
-    (found,) = find("keras_cv:resnet18", image_size=32)
+    (encoder,) = find("keras_cv:resnet18", image_size=32)
     for one, other in zip(
-        found.weights["backbone"], core.get_weights(), strict=True
+        encoder.weights["backbone"], core.get_weights(), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 

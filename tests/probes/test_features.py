@@ -17,7 +17,7 @@ from simmatch_tf.probes import encoders, features, tasks
 
 
 def make_encoder(side=8, channels=1, seed=0, **changes):
-    made = encoders._build(
+    network = encoders._build(
         "wrn_10_1", (side, side, channels), wide_resnet.Flags(), seed
     )
     values = {
@@ -25,7 +25,7 @@ def make_encoder(side=8, channels=1, seed=0, **changes):
         "backbone": "wrn_10_1",
         "image_shape": (side, side, channels),
         "flags": wide_resnet.Flags(),
-        "weights": encoders._weights(made),
+        "weights": encoders._weights(network),
     }
     return encoders.Encoder(**{**values, **changes})
 
@@ -45,7 +45,7 @@ def extractor(tmp_path):
 
 def as_pillow(images, side, channels):
     """Shorter side resized bicubically, centre cropped, grey or repeated."""
-    found = []
+    prepared = []
     for image in images:
         image = image[..., 0] if image.shape[-1] == 1 else image
         image = PIL.Image.fromarray(image)
@@ -56,8 +56,8 @@ def as_pillow(images, side, channels):
         left, top = (round((length - side) / 2) for length in image.size)
         image = image.crop((left, top, left + side, top + side))
         image = image.convert("L" if channels == 1 else "RGB")
-        found.append(np.asarray(image).reshape(side, side, channels))
-    return np.stack(found)
+        prepared.append(np.asarray(image).reshape(side, side, channels))
+    return np.stack(prepared)
 
 
 @pytest.mark.parametrize(
@@ -68,14 +68,14 @@ def test_they_are_the_network_s_of_images_as_pillow_makes_them(
     extractor, shape, channels
 ):
     encoder, task = make_encoder(channels=channels), make_task(shape=shape)
-    found = extractor.features(encoder, task, "train")
-    assert found.dtype == np.float32 and found.shape == (23, 64)
-    assert isinstance(found, np.memmap) and not found.flags.writeable
+    extracted = extractor.features(encoder, task, "train")
+    assert extracted.dtype == np.float32 and extracted.shape == (23, 64)
+    assert isinstance(extracted, np.memmap) and not extracted.flags.writeable
     pixels = as_pillow(task.train.images, 8, channels)
     wanted = encoder.network(pixels, training=False)["features"]
     # A grey level here or there.
-    np.testing.assert_allclose(found, wanted, atol=2e-3)
-    assert np.abs(found).max() > 0.1
+    np.testing.assert_allclose(extracted, wanted, atol=2e-3)
+    assert np.abs(extracted).max() > 0.1
 
 
 def test_they_are_computed_once_for_equal_content(extractor, monkeypatch):

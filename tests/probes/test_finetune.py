@@ -58,7 +58,9 @@ def encoder():
 def run(encoder, task, flags, tmp_path):
     grid = finetune.Grid(encoder, task, flags.chosen(), tmp_path)
     told = []
-    score, details = grid.run(lambda *what: told.append(what))
+    score, details = grid.run(
+        lambda *point_and_score: told.append(point_and_score)
+    )
     return grid, told, score, details
 
 

@@ -46,9 +46,9 @@ def test_a_fifth_of_each_class_is_held_out_and_always_the_same():
 
 
 def test_official_validation_images_are_taken():
-    found = task([0, 1, 0, 1], [0], validation=[1, 0])
-    assert not found.held_out.any()
-    assert set(found.digests) == {"train", "validation", "test"}
+    with_validation = task([0, 1, 0, 1], [0], validation=[1, 0])
+    assert not with_validation.held_out.any()
+    assert set(with_validation.digests) == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_what_cannot_be_learned_is_refused(values, message):
 
 def test_a_class_that_is_nowhere_is_left_out():
     parts = images([1, 3, 1, 3]), images([3, 1])
-    found = tasks.of_source(source.Source("own", "abcdef", *parts, False))
-    assert found.class_names == ("b", "d")
-    assert found.train.labels.tolist() == [0, 1, 0, 1]
-    assert found.test.labels.tolist() == [1, 0]
+    result = tasks.of_source(source.Source("own", "abcdef", *parts, False))
+    assert result.class_names == ("b", "d")
+    assert result.train.labels.tolist() == [0, 1, 0, 1]
+    assert result.test.labels.tolist() == [1, 0]
 
 
 def test_nothing_can_be_held_out_of_single_images():
@@ -112,11 +112,11 @@ def test_identity_is_that_of_images_classes_and_metric():
 
 def test_images_without_a_class_are_left_out():
     train = images([-1, 0, -1, 1, 1])
-    found = tasks.of_source(
+    result = tasks.of_source(
         source.Source("own", ["a", "b"], train, images([0]), False)
     )
-    assert found.train.labels.tolist() == [0, 1, 1]
-    assert found.train.images[:, 0, 0, 0].tolist() == [1, 3, 4]
+    assert result.train.labels.tolist() == [0, 1, 1]
+    assert result.train.images[:, 0, 0, 0].tolist() == [1, 3, 4]
     none = source.Source("own", ["a"], images([-1, -1]), images([0]), False)
     with pytest.raises(InputError, match="no training image has a class"):
         tasks.of_source(none)
@@ -126,27 +126,27 @@ def test_images_without_a_class_are_left_out():
 
 
 def test_datasets_of_tfds(tmp_path, small_tfds):
-    found = transfer.load_task(
+    cifar100 = transfer.load_task(
         "cifar100", flags(datasets="cifar100", tfds_dir=small_tfds)
     )
-    assert len(found.train) == 200 and found.validation is None
-    assert found.held_out.sum() == 100 and found.flip
+    assert len(cifar100.train) == 200 and cifar100.validation is None
+    assert cifar100.held_out.sum() == 100 and cifar100.flip
     small_datasets.prepare(
         tmp_path,
         "cifar10",
         splits=("train", "test", "validation"),
     )
-    found = transfer.load_task(
+    cifar10 = transfer.load_task(
         "cifar10", flags(datasets="cifar10", tfds_dir=str(tmp_path))
     )
-    assert len(found.validation) == len(found.test) == 10
-    assert found.train.images.shape[1:] == (32, 32, 3)
+    assert len(cifar10.validation) == len(cifar10.test) == 10
+    assert cifar10.train.images.shape[1:] == (32, 32, 3)
 
 
 def test_the_digits_are_the_originals():
-    found = transfer.load_task("digits", flags())
-    assert found.train.images.shape == (1400, 8, 8, 1)
-    assert len(found.test) == 397 and not found.flip
+    digits_task = transfer.load_task("digits", flags())
+    assert digits_task.train.images.shape == (1400, 8, 8, 1)
+    assert len(digits_task.test) == 397 and not digits_task.flip
 
 
 def test_a_folder(tmp_path):
@@ -159,11 +159,14 @@ def test_a_folder(tmp_path):
             PIL.Image.new("RGB", (20, 30), (level, 9, 99)).save(
                 tmp_path / place / f"{number}.png"
             )
-    found = transfer.load_task(
+    folder_task = transfer.load_task(
         "folder", flags(datasets="folder", data_dir=str(tmp_path))
     )
-    assert found.train.labels.tolist() == [0] * 3 + [1] * 3
-    assert found.class_names == ("a", "b") and found.held_out.sum() == 2
+    assert folder_task.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert (
+        folder_task.class_names == ("a", "b")
+        and folder_task.held_out.sum() == 2
+    )
 
 
 def test_messages_name_this_command_s_flag(small_tfds):

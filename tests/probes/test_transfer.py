@@ -42,7 +42,7 @@ def test_linear_is_scikit_learn_by_hand_to_the_last_image(
     output = tmp_path / "out"
     config = flags(model=(str(finished_run[0]),), output=str(output))
     assert transfer.main(config) is None
-    (found,) = json.loads((output / "linear.json").read_text())["outcomes"]
+    (outcome,) = json.loads((output / "linear.json").read_text())["outcomes"]
 
     (encoder,) = transfer.load_models(config)
     task = transfer.load_task("digits", config)
@@ -61,19 +61,19 @@ def test_linear_is_scikit_learn_by_hand_to_the_last_image(
         .score(train[held], y[held])
         for strength in np.logspace(-6, 5, 45)
     }
-    chosen = found["details"]["strength"]
+    chosen = outcome["details"]["strength"]
     near = max(validation.values()) - validation[chosen]
     assert near <= 1.5 / held.sum()  # warm or cold: one image
     model = linear_model.LogisticRegression(C=1 / chosen, max_iter=1000)
     model.fit(train, y)
     right = model.predict(test) == shown.test.labels
-    assert found["score"] == right.mean()
+    assert outcome["score"] == right.mean()
     assert (output / "linear.png").stat().st_size > 10_000
-    assert found["details"]["iterations"] == model.n_iter_[0]
-    assert found["details"]["converged"] and found["metric"] == "top1"
-    assert len(found["details"]["strengths"]) == 45
-    assert (found["train_images"], found["test_images"]) == (1400, 397)
-    assert found["validation_images"] == held.sum()
+    assert outcome["details"]["iterations"] == model.n_iter_[0]
+    assert outcome["details"]["converged"] and outcome["metric"] == "top1"
+    assert len(outcome["details"]["strengths"]) == 45
+    assert (outcome["train_images"], outcome["test_images"]) == (1400, 397)
+    assert outcome["validation_images"] == held.sum()
     assert f"{100 * right.mean():.2f}" in capsys.readouterr().out
 
 
@@ -148,29 +148,31 @@ def pixels_task(validation):
 @pytest.mark.parametrize("validation", [True, False])
 def test_validation_images_join_the_last_fit(measure, validation):
     task = pixels_task(validation)
-    found = measure(task)
+    outcome = measure(task)
     size = 300 if validation else 200
-    assert (found.train_images, found.epochs) == (size, "3")
+    assert (outcome.train_images, outcome.epochs) == (size, "3")
     wanted = "official" if validation else "held out"
-    assert found.validation == wanted and found.metric == "mean_per_class"
-    assert found.validation_images == (
+    assert outcome.validation == wanted and outcome.metric == "mean_per_class"
+    assert outcome.validation_images == (
         100 if validation else task.held_out.sum()
     )
     x = digits.load(8)
     model = classifiers.regression(
-        found.details["strength"], max_iter=1000, tol=1e-4
+        outcome.details["strength"], max_iter=1000, tol=1e-4
     )
     rows = x.train.images[:size].reshape(size, -1).astype(np.float32)
     classifiers.fit(model, rows, x.train.labels[:size])
     predicted = model.predict(x.test.images.reshape(397, -1).astype(np.float32))
-    assert found.score == classifiers.score(
+    assert outcome.score == classifiers.score(
         "mean_per_class", x.test.labels, predicted
     )
 
 
 def test_no_convergence_is_told(measure, caplog):
-    found = measure(pixels_task(True), max_iter=1)
-    assert not found.details["converged"] and found.details["iterations"] == 1
+    outcome = measure(pixels_task(True), max_iter=1)
+    assert (
+        not outcome.details["converged"] and outcome.details["iterations"] == 1
+    )
     assert "did not converge in --max_iter=1" in caplog.text
 
 
@@ -188,8 +190,8 @@ def test_neighbors_need_nothing_held_out(measure):
     first = [int(np.flatnonzero(x.labels == label)[0]) for label in range(10)]
     single = x.take(np.array(first))
     task = tasks.Task("own", tuple("0123456789"), single, None, x, False)
-    found = measure(task, protocol="knn", neighbors=1)
-    assert (found.validation, found.validation_images) == ("none", 0)
+    outcome = measure(task, protocol="knn", neighbors=1)
+    assert (outcome.validation, outcome.validation_images) == ("none", 0)
     with pytest.raises(InputError, match="every class has only one training"):
         measure(task)
 
@@ -304,9 +306,9 @@ def test_datasets_without_classes_are_named(tmp_path):
 
 
 def test_a_source_of_images_is_a_task():
-    made = tasks.of_source(
+    task = tasks.of_source(
         source.Source("x", ["a", "b"], *2 * [digits.load(8).train.take(
             np.flatnonzero(digits.load(8).train.labels < 2)
         )], False)
     )  # fmt: skip
-    assert made.class_names == ("a", "b")
+    assert task.class_names == ("a", "b")

@@ -458,9 +458,9 @@ def test_encoders_become_first_weights(file, tmp_path):
         import_pytorch.main(
             flags(tmp_path / f"{name}.pth", f"--output={output}")
         )
-        found = keras.models.load_model(output)
+        encoder = keras.models.load_model(output)
         kernel = np.asarray(
-            found.get_layer("resnet18").get_layer("conv1").kernel.value
+            encoder.get_layer("resnet18").get_layer("conv1").kernel.value
         )
         np.testing.assert_array_equal(
             kernel.transpose(3, 2, 0, 1),
@@ -470,23 +470,23 @@ def test_encoders_become_first_weights(file, tmp_path):
         "features",
         "logits",
     }
-    assert set(found.output) == {"features", "embeddings"}
+    assert set(encoder.output) == {"features", "embeddings"}
     config = simmatch_tf.Config.from_argv(
         ["x", *RECIPE, LABELS, f"--projection_dim={DIM}"]
     )
-    made = state_lib.make_algorithm(
+    algorithm = state_lib.make_algorithm(
         config.with_durations(1000),
         strategies.one(),
         image_shape=(32, 32, 3),
         slot_labels=np.arange(20) % CLASSES,
         num_classes=CLASSES,
     )
-    initial.initialize(made, str(output), list("0123456789"))
-    for trained in made.networks().values():
+    initial.initialize(algorithm, str(output), list("0123456789"))
+    for trained in algorithm.networks().values():
         for part in ("resnet18", "projection_head"):
             for one, other in zip(
                 trained.get_layer(part).variables,
-                found.get_layer(part).variables,
+                encoder.get_layer(part).variables,
                 strict=True,
             ):
                 np.testing.assert_array_equal(one.value, other.value)

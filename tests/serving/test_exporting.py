@@ -112,13 +112,15 @@ def test_versions_count_up_and_a_failed_comparison_leaves_nothing(
     assert loaded.input_dtype == "float32"
     student = simmatch_tf.load(finished_run[0], weights="student")
     images = TEST.images[:3]
-    found = loaded.signatures["explain"](images=tf.constant(images, tf.float32))
+    explanation = loaded.signatures["explain"](
+        images=tf.constant(images, tf.float32)
+    )
     np.testing.assert_allclose(
-        found["probabilities"],
+        explanation["probabilities"],
         tf.nn.softmax(student(images, training=False)["logits"]),
         atol=1e-6,
     )
-    assert found["neighbor_slots"].shape == (3, 20)
+    assert explanation["neighbor_slots"].shape == (3, 20)
     assert not (written.path / "assets.extra/labeled_thumbnails.zip").exists()
 
 
@@ -155,8 +157,8 @@ def test_litert_and_onnx_agree_with_the_network(
     path = written.path / exporting.FILES[kind]
     images = digits.load(8).train.images[:1000]
     wanted = model(images, training=False)["logits"].numpy().argmax(1)
-    found = exporting.load_converted(path)(images).argmax(1)
-    assert np.mean(found == wanted) >= 0.999
+    predicted = exporting.load_converted(path)(images).argmax(1)
+    assert np.mean(predicted == wanted) >= 0.999
 
 
 def test_format_that_is_not_installed(tmp_path, monkeypatch):

@@ -110,21 +110,21 @@ def test_large_calibration_error_is_noted(
     evaluated(workdir, result, 0.049)
     assert not simmatch_tf.predict(workdir, TEST.images[:12]).note
     evaluated(workdir, result, 0.123)
-    found = simmatch_tf.predict(workdir, TEST.images[:12])
-    assert found.note == (
+    predictions = simmatch_tf.predict(workdir, TEST.images[:12])
+    assert predictions.note == (
         "Confidences are off by 12.3% on average: the calibration error of "
         "397 test images."
     )
-    assert str(found).endswith(found.note)
+    assert str(predictions).endswith(predictions.note)
     assert not simmatch_tf.predict(
         workdir, TEST.images[:12], weights="student"
     ).note
     run_predict(
         workdir, photos, tmp_path / "a.csv", html=str(tmp_path / "a.html")
     )
-    assert found.note in capsys.readouterr().out
+    assert predictions.note in capsys.readouterr().out
     page = (tmp_path / "a.html").read_text("utf-8")
-    assert found.note in page
+    assert predictions.note in page
     assert "ordered by confidence alone" in page
     assert "teaches" not in page
 
@@ -145,17 +145,20 @@ def test_export_keeps_its_calibration_error(finished_run, tmp_path):
         **before.card["accuracy"],
         "calibration_error": 0.2,
     }
-    found = simmatch_tf.predict(after.path.parent, TEST.images[:12])
-    assert "off by 20.0% on average" in found.note
+    predictions = simmatch_tf.predict(after.path.parent, TEST.images[:12])
+    assert "off by 20.0% on average" in predictions.note
     np.testing.assert_allclose(
-        found.probabilities,
+        predictions.probabilities,
         simmatch_tf.predict(before.path, TEST.images[:12]).probabilities,
         atol=1e-6,
     )
     assert not simmatch_tf.predict(before.path, TEST.images[:12]).note
     # `evaluate --export` leaves its file beside the card.
     shutil.copy(workdir / "evaluation.json", before.path)
-    assert simmatch_tf.predict(before.path, TEST.images[:12]).note == found.note
+    assert (
+        simmatch_tf.predict(before.path, TEST.images[:12]).note
+        == predictions.note
+    )
 
 
 @pytest.mark.slow

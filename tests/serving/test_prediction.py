@@ -239,8 +239,8 @@ def test_parquet_output_of_a_list(exported, photos, tmp_path):
     assert "No such file" in rows[1]["error"] and rows[1]["class"] is None
     assert len(rows[0]["neighbors"]) == 5
     assert isinstance(rows[0]["neighbors"][0]["slot"], int)
-    found = selection.find(f"{photos}/**/0*.png")
-    assert len(found) == 11
+    matches = selection.find(f"{photos}/**/0*.png")
+    assert len(matches) == 11
     assert len(selection.find(f"{photos}/01.png")) == 1
     for name, message in (
         (tmp_path / "none", "no such file or folder"),
@@ -278,14 +278,14 @@ def test_photographs_to_a_network_trained_on_records(small_tfds, tmp_path):
     )
     assert one.pop("file") != other.pop("file") and one == other
     written = exporting.write(workdir, tmp_path / "out")
-    found = (
+    probabilities = (
         loading.export(written.path)
         .signatures["classify_bytes"](
             image_bytes=tf.constant([photograph(), upright])
         )["probabilities"]
         .numpy()
     )
-    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(probabilities[0], probabilities[1])
 
 
 @pytest.fixture(scope="module")
@@ -313,21 +313,27 @@ def folder(tmp_path_factory):
     return root
 
 
-def assert_close(found, probabilities):
-    np.testing.assert_allclose(found.probabilities, probabilities, atol=1e-6)
+def assert_close(predictions, probabilities):
+    np.testing.assert_allclose(
+        predictions.probabilities, probabilities, atol=1e-6
+    )
 
 
 def test_files_and_arrays_agree_with_the_network(
     finished_run, model, wanted, folder, once
 ):
     run = str(finished_run[0])
-    found = simmatch_tf.predict(run, folder)
-    assert found.names == [f"{number:02}.png" for number in range(12)]
-    assert found.class_names == [str(n) for n in range(10)] == model.class_names
-    assert found.classes == [str(n) for n in wanted.argmax(axis=1)]
-    assert_close(found, wanted)
+    predictions = simmatch_tf.predict(run, folder)
+    assert predictions.names == [f"{number:02}.png" for number in range(12)]
+    assert (
+        predictions.class_names
+        == [str(n) for n in range(10)]
+        == model.class_names
+    )
+    assert predictions.classes == [str(n) for n in wanted.argmax(axis=1)]
+    assert_close(predictions, wanted)
     np.testing.assert_array_equal(
-        found.confidences, found.probabilities.max(axis=1)
+        predictions.confidences, predictions.probabilities.max(axis=1)
     )
     assert_close(simmatch_tf.predict(run, PIXELS, batch_size=5), wanted)
 
@@ -365,11 +371,11 @@ def test_predict_with_other_weights(finished_run, wanted):
 
 
 def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
-    found = simmatch_tf.predict(finished_run[0], folder)
-    lines = str(found).splitlines()
-    assert len(lines) == len(found) == 12
-    best = found.confidences[0]
-    assert lines[0].startswith(f"00.png  {found.classes[0]} {best:.1%}, ")
+    predictions = simmatch_tf.predict(finished_run[0], folder)
+    lines = str(predictions).splitlines()
+    assert len(lines) == len(predictions) == 12
+    best = predictions.confidences[0]
+    assert lines[0].startswith(f"00.png  {predictions.classes[0]} {best:.1%}, ")
     predict.main(
         predict.PredictConfig(
             model=str(finished_run[0]),
@@ -381,7 +387,7 @@ def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
         json.loads(line)
         for line in (tmp_path / "a.jsonl").read_text().splitlines()
     ]
-    assert [{**row, "error": None} for row in found.rows()] == rows
+    assert [{**row, "error": None} for row in predictions.rows()] == rows
 
 
 def test_arrays_are_preprocessed_as_files_are(finished_run, tmp_path, once):
@@ -395,7 +401,7 @@ def test_arrays_are_preprocessed_as_files_are(finished_run, tmp_path, once):
     upright = np.rot90(pixels, -1)
     paletted = image.convert("P")
     with PIL.Image.open(tmp_path / "a.png") as opened:
-        found = simmatch_tf.predict(
+        probabilities = simmatch_tf.predict(
             finished_run[0],
             [
                 upright,
@@ -405,9 +411,9 @@ def test_arrays_are_preprocessed_as_files_are(finished_run, tmp_path, once):
                 np.asarray(paletted.convert("RGB")),
             ],
         ).probabilities
-    for p in found[:3]:
+    for p in probabilities[:3]:
         np.testing.assert_allclose(p, of_file.probabilities[0], atol=1e-6)
-    np.testing.assert_allclose(found[3], found[4], atol=1e-6)
+    np.testing.assert_allclose(probabilities[3], probabilities[4], atol=1e-6)
 
 
 def colorful(**options):

@@ -98,9 +98,9 @@ def test_batches_of_all_kinds(mode):
         for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP")
     ]
     for batch in (plain, others, plain + others, others[:1], []):
-        found = decode(tf.constant(batch, tf.string))
-        assert found.shape == (len(batch), *SHAPE[mode])
-        for image, data in zip(found, batch, strict=True):
+        images = decode(tf.constant(batch, tf.string))
+        assert images.shape == (len(batch), *SHAPE[mode])
+        for image, data in zip(images, batch, strict=True):
             np.testing.assert_array_equal(
                 image, preprocess._decode_any(tf.constant(data))
             )
@@ -133,8 +133,8 @@ def test_images_of_any_size_and_format(exported):
     file = io.BytesIO()
     PIL.Image.fromarray(pixels[:8, :8]).save(file, "PNG")
     grey = np.asarray(PIL.Image.fromarray(pixels[:8, :8]).convert("L"))
-    found = preprocess.decode(tf.constant(file.getvalue()))[..., 0]
-    np.testing.assert_array_equal(found, grey)
+    decoded = preprocess.decode(tf.constant(file.getvalue()))[..., 0]
+    np.testing.assert_array_equal(decoded, grey)
     image = TEST.images[3]
     np.testing.assert_array_equal(
         preprocess.decode(tf.constant(png(image))), image

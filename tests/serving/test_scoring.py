@@ -82,19 +82,21 @@ def custom(folder):
 
 def test_inspection_of_a_run(finished_run):
     path, result = finished_run
-    found = inspect(path, neighbors=3)
-    assert found.report["top1"] == result.top1
-    assert np.sum(found.report["confusion"]) == found.images == len(TEST)
-    assert found.errors == round(len(TEST) * (1 - result.top1))
-    assert found.scored_on == "test" and found.why_not == ""
-    assert len(found.wrong) == len(found.uncertain) == 6
+    inspection = inspect(path, neighbors=3)
+    assert inspection.report["top1"] == result.top1
+    assert (
+        np.sum(inspection.report["confusion"]) == inspection.images == len(TEST)
+    )
+    assert inspection.errors == round(len(TEST) * (1 - result.top1))
+    assert inspection.scored_on == "test" and inspection.why_not == ""
+    assert len(inspection.wrong) == len(inspection.uncertain) == 6
     model = loading.run(path, neighbors=3).classifier
     explained = {
         name: value.numpy()
         for name, value in model.explain(TEST.images).items()
     }
     p = explained["probabilities"]
-    for item in [*found.wrong, *found.uncertain]:
+    for item in [*inspection.wrong, *inspection.uncertain]:
         number = int(item.name.removeprefix("image "))
         assert item.true == str(TEST.labels[number])
         assert item.predicted == str(p[number].argmax())
@@ -103,16 +105,16 @@ def test_inspection_of_a_run(finished_run):
         assert item.true_confidence == pytest.approx(own, abs=1e-5)
         near = explained["neighbor_slots"][number].tolist()
         assert [n["slot"] for n in item.neighbors] == near
-        assert {n["slot"] for n in item.neighbors} <= set(found.neighbors)
+        assert {n["slot"] for n in item.neighbors} <= set(inspection.neighbors)
         cosines = [n["similarity"] for n in item.neighbors]
         assert cosines == sorted(cosines, reverse=True)
         with PIL.Image.open(io.BytesIO(item.picture)) as image:
             assert image.format == "JPEG"
-    wrong = [item.confidence for item in found.wrong]
+    wrong = [item.confidence for item in inspection.wrong]
     assert wrong == sorted(wrong, reverse=True)
-    assert all(item.true != item.predicted for item in found.wrong)
+    assert all(item.true != item.predicted for item in inspection.wrong)
     least = np.sort(p.max(axis=1))[:6]
-    assert [x.confidence for x in found.uncertain] == pytest.approx(
+    assert [x.confidence for x in inspection.uncertain] == pytest.approx(
         least, abs=1e-5
     )
 
@@ -127,9 +129,9 @@ def test_inspection_of_a_run_trained_elsewhere(finished_run, tmp_path):
 
 def test_inspection_of_a_run_without_memory(tmp_path):
     runs.fit(tmp_path / "run", algorithm="supervised", steps=1)
-    found = inspect(tmp_path / "run", images=2)
-    assert "has no memory" in found.why_not and found.neighbors == {}
-    assert all(item.neighbors == [] for item in found.uncertain)
+    inspection = inspect(tmp_path / "run", images=2)
+    assert "has no memory" in inspection.why_not and inspection.neighbors == {}
+    assert all(item.neighbors == [] for item in inspection.uncertain)
 
 
 def test_inspection_refuses_what_is_missing(
@@ -188,10 +190,10 @@ def test_a_dataset_is_loaded_once(finished_run, monkeypatch):
     )
     inspector = scoring.Inspector(images=24, neighbors=5, batch_size=256)
     for pictures in (True, False):
-        found = inspector.inspect(
+        inspection = inspector.inspect(
             workdir.Workdir(finished_run[0]), finished_run[1], pictures=pictures
         )
-        assert bool(found.wrong) == bool(found.neighbors) == pictures
+        assert bool(inspection.wrong) == bool(inspection.neighbors) == pictures
     assert len(loads) == 1
 
 
@@ -220,10 +222,13 @@ def test_inspection_of_validation_images_in_files(tmp_path):
         batch_size=4,
         steps=1,
     )
-    found = inspect(tmp_path / "run")
-    assert found.scored_on == "validation"
-    assert 2 <= found.images <= 4 and len(found.uncertain) == found.images
-    for item in found.uncertain:
+    inspection = inspect(tmp_path / "run")
+    assert inspection.scored_on == "validation"
+    assert (
+        2 <= inspection.images <= 4
+        and len(inspection.uncertain) == inspection.images
+    )
+    for item in inspection.uncertain:
         assert item.name.startswith(f"labeled/{item.true}/")
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(InputError, match="data: no such folder"):
@@ -288,8 +293,8 @@ def test_images_are_shown_of_a_group_s_worst_run(
 
 
 def test_an_inspection_holds_no_tensors(finished_run):
-    found = inspect(finished_run[0], images=1)
-    for value in dataclasses.asdict(found.wrong[0]).values():
+    inspection = inspect(finished_run[0], images=1)
+    for value in dataclasses.asdict(inspection.wrong[0]).values():
         assert not isinstance(value, tf.Tensor | np.ndarray)
 
 
@@ -343,6 +348,8 @@ def test_results_on_changed_images(tmp_path, capsys):
     written = exporting.write(path, tmp_path / "exports")
     flags = evaluate.EvaluateConfig(export=str(written.path))
     evaluate.main(flags)
-    found = json.loads((written.path / "evaluation.json").read_text("utf-8"))
-    assert found["test_images"] == 7
+    evaluation = json.loads(
+        (written.path / "evaluation.json").read_text("utf-8")
+    )
+    assert evaluation["test_images"] == 7
     assert (path / "results.json").is_file()

@@ -37,8 +37,8 @@ def run(folder, words, **variables):
 
 def test_kubernetes(tmp_path, monkeypatch):
     text = (TOOLS / "kubernetes.yaml").read_text()
-    found = re.search(r"- \|\n((?: {14}.*\n)+)", text)
-    script = textwrap.dedent(found[1])
+    match = re.search(r"- \|\n((?: {14}.*\n)+)", text)
+    script = textwrap.dedent(match[1])
     program(tmp_path, "python", 'echo "$TF_CONFIG"; echo "$@" >&2')
     for index in (0, 1):
         answer = run(

@@ -202,7 +202,7 @@ def test_three_steps(form, rows, same_slope):
     before = our_state(ours)
     step = tf.function(ours.guarded_step, autograph=False)
     rng = np.random.default_rng(3)
-    found, masks = {}, []
+    gaps, masks = {}, []
     full = rows == SLOTS
     for number in range(STEPS):
         batch = draw(rng)
@@ -211,16 +211,16 @@ def test_three_steps(form, rows, same_slope):
         wanted = theirs.step({k: torch.from_numpy(v) for k, v in batch.items()})
         values = step({k: tf.constant(v) for k, v in batch.items()})
         assert 0 < values.pop("memory/norm") <= 1 + TOLERANCE  # ours alone
-        found[f"losses {number}"] = largest(values, wanted)
+        gaps[f"losses {number}"] = largest(values, wanted)
         masks.append(float(values["pseudo_label/mask_rate"]))
         assert (float(values["loss/in"]) > 0) == full
     state = our_state(ours)
     for part, wanted in their_state(theirs).items():
-        found[part] = largest(state[part], wanted)
+        gaps[part] = largest(state[part], wanted)
         if full:  # all of it has moved: there was something to compare
             for name, value in state[part].items():
                 assert (value != before[part][name]).any(), name
-    assert {part: gap for part, gap in found.items() if gap > TOLERANCE} == {}
+    assert {part: gap for part, gap in gaps.items() if gap > TOLERANCE} == {}
     assert any(0 < mask < 1 for mask in masks)
 
 
@@ -274,7 +274,7 @@ def test_rates(schedule):
 def test_benchmark(tmp_path):
     output = tmp_path / "x.json"
     names = ["network", "pytorch_bfloat16", "pytorch_channels_last"]
-    found = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             TOOLS / "benchmark_pytorch.py",
@@ -286,21 +286,21 @@ def test_benchmark(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
     figures = json.loads(output.read_text())["competitors"]
     assert list(figures) == names
     for each in figures.values():
         assert len(each["seconds"]) == 2 and min(each["seconds"]) > 0
         assert each["peak_bytes"] > 2**20
     assert figures["pytorch_channels_last"]["ratio"] == 1
-    assert all(name in found.stdout for name in names)
+    assert all(name in process.stdout for name in names)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_benchmark_matching(tmp_path):
     output = tmp_path / "x.json"
-    found = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             TOOLS / "benchmark_matching.py",
@@ -311,7 +311,7 @@ def test_benchmark_matching(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
     figures = json.loads(output.read_text())["slots"]["13000"]
     everybody = ["match", "tensorflow", "pytorch", "pytorch_as_it_comes"]
     assert list(figures) == everybody

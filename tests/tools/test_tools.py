@@ -64,8 +64,8 @@ def test_benchmark_step(tool, tmp_path, capsys):
     assert all(seconds > 0 for seconds in medians.values())
     assert "matching, losses, EMA, memory" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
-    found = json.loads(output.read_text())["loop"]
-    assert 0.3 < found["ratio"] < 3 and found["checkpoint"] > 0
+    loop = json.loads(output.read_text())["loop"]
+    assert 0.3 < loop["ratio"] < 3 and loop["checkpoint"] > 0
 
 
 def test_the_source_for_tuning_has_no_test_image(tool):
@@ -97,9 +97,9 @@ def test_benchmark_summaries(tool, tmp_path, capsys):
         "benchmark_summaries", "--rounds=1", *words,
         f"--output={tmp_path / 'x.json'}",
     ).main()  # fmt: skip
-    (found,) = json.loads((tmp_path / "x.json").read_text())["seconds"]
-    assert set(found) == {"without", "with summaries"}
-    for parts in found.values():
+    (timings,) = json.loads((tmp_path / "x.json").read_text())["seconds"]
+    assert set(timings) == {"without", "with summaries"}
+    for parts in timings.values():
         assert all(seconds > 0 for seconds in parts.values())
     out = capsys.readouterr().out
     assert "with summaries, s" in out and "median" in out
@@ -263,16 +263,16 @@ def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
     def hang(config):
         time.sleep(60)
 
-    found = outcome(refuse)
-    assert found.outcome == "refused" and "is too low" in found.reason
+    verdict = outcome(refuse)
+    assert verdict.outcome == "refused" and "is too low" in verdict.reason
     for command, reason in (
         (inside, "must be a scalar"),
         (crash, "KeyError: 1"),
         (die, "status -11"),
         (hang, "no end in 3 s"),
     ):
-        found = outcome(command)
-        assert found.outcome == "failed" and reason in found.reason
+        verdict = outcome(command)
+        assert verdict.outcome == "failed" and reason in verdict.reason
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_a_pair_that_fails_is_found(tool, tmp_path, monkeypatch):
 )
 def test_benchmark_input(tmp_path, recipe, part):
     output = tmp_path / "x.json"
-    found = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             TOOLS / "benchmarks" / "benchmark_input.py",
@@ -297,8 +297,8 @@ def test_benchmark_input(tmp_path, recipe, part):
         capture_output=True,
         text=True,
     )
-    assert found.returncode == 0, found.stderr
-    assert f"{recipe}: " in found.stdout and "× Pillow" in found.stdout
+    assert process.returncode == 0, process.stderr
+    assert f"{recipe}: " in process.stdout and "× Pillow" in process.stdout
     seconds = json.loads(output.read_text())[recipe]["median_seconds"]
     assert {"both views", "Pillow", part} <= set(seconds)
     assert all(value > 0 for value in seconds.values())
@@ -335,12 +335,12 @@ def test_photo_folder_can_be_trained_on(tool, tmp_path, monkeypatch):
     parts = {"labeled": 6, "unlabeled": 60, "test": 4}
     monkeypatch.setattr(module, "PARTS", parts)
     module.main()
-    found = folder.load(str(tmp_path / "photos"), on_bad_image="error")
-    assert found.class_names == ["flower", "temple"]
-    assert found.train.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 60
-    assert len(found.test) == 4
-    assert set(found.train.orientations) == {1, 6}
-    assert len({path.rpartition(".")[2] for path in found.train.paths}) > 3
+    source = folder.load(str(tmp_path / "photos"), on_bad_image="error")
+    assert source.class_names == ["flower", "temple"]
+    assert source.train.labels.tolist() == [0] * 3 + [1] * 3 + [-1] * 60
+    assert len(source.test) == 4
+    assert set(source.train.orientations) == {1, 6}
+    assert len({path.rpartition(".")[2] for path in source.train.paths}) > 3
     with pytest.raises(SystemExit, match="photos: exists already"):
         module.main()
 
@@ -360,16 +360,18 @@ def test_benchmark_transfer(tool, tmp_path, finished_run, capsys):
         "benchmark_transfer", "size", "--images=400", "--width=30",
         "--classes=4", "--strengths=9", f"--json={path}",
     ).main()  # fmt: skip
-    found = json.loads(path.read_text())
-    assert found["peak_mb"] > 100 and found["longest"] >= found["median"] > 0
-    assert found["test"] > 0.5 and capsys.readouterr().out.count("Fit(") == 9
+    figures = json.loads(path.read_text())
+    assert (
+        figures["peak_mb"] > 100 and figures["longest"] >= figures["median"] > 0
+    )
+    assert figures["test"] > 0.5 and capsys.readouterr().out.count("Fit(") == 9
     tool(
         "benchmark_transfer", "warm", str(finished_run[0]), "digits",
         "--rounds=1", "--max_iter=8", f"--json={path}",
     ).main()  # fmt: skip
-    found = json.loads(path.read_text())
-    assert found["warm"]["iterations"] < found["cold"]["iterations"]
-    assert found["ratio"] > 0 and "warm / cold:" in capsys.readouterr().out
+    figures = json.loads(path.read_text())
+    assert figures["warm"]["iterations"] < figures["cold"]["iterations"]
+    assert figures["ratio"] > 0 and "warm / cold:" in capsys.readouterr().out
 
 
 def test_compare_devices_tells_runs_apart(tool, finished_run, tmp_path):

@@ -46,9 +46,9 @@ def test_an_image_is_the_same_whatever_else_is_in_the_batch(step, channels):
 
 def test_every_crop_is_one_of_the_reflected_image():
     x, u = images(500, 1, 8, 8).numpy(), draws(500, 3).numpy()
-    found = geometry.flip_crop(x, u, flip=True, pad=2).numpy()
+    crops = geometry.flip_crop(x, u, flip=True, pad=2).numpy()
     seen = set()
-    for image, view, draw in zip(x, found, u, strict=True):
+    for image, view, draw in zip(x, crops, u, strict=True):
         mirrored = draw[2] < 0.5
         image = image[:, ::-1] if mirrored else image
         padded = np.pad(image, [[2, 2], [2, 2], [0, 0]], "reflect")
@@ -70,17 +70,17 @@ def test_no_flip_and_no_pad_is_the_identity():
 def test_flip_mirrors_below_a_half():
     x = images(4, height=5, width=7)
     u = tf.constant([[0.0], [0.4999], [0.5], [0.9999]])
-    found = geometry.flip(x, u)
-    np.testing.assert_array_equal(found[:2], x[:2, :, ::-1])
-    np.testing.assert_array_equal(found[2:], x[2:])
+    flipped = geometry.flip(x, u)
+    np.testing.assert_array_equal(flipped[:2], x[:2, :, ::-1])
+    np.testing.assert_array_equal(flipped[2:], x[2:])
 
 
 def test_cutout_is_one_clipped_grey_square():
     u = draws(500, 2)
     x = tf.zeros([500, 16, 16, 1], tf.uint8)
-    found = geometry.cutout(x, u, side=8).numpy()[..., 0]
+    views = geometry.cutout(x, u, side=8).numpy()[..., 0]
     centres = np.zeros([16, 16])
-    for view, draw in zip(found, u.numpy(), strict=True):
+    for view, draw in zip(views, u.numpy(), strict=True):
         row, column = np.floor(16 * draw).astype(int)
         wanted = np.zeros([16, 16], np.uint8)
         wanted[max(row - 4, 0) : row + 4, max(column - 4, 0) : column + 4] = (
@@ -93,11 +93,11 @@ def test_cutout_is_one_clipped_grey_square():
 
 def test_cutout_leaves_the_rest_alone():
     x, u = images(50), draws(50, 2)
-    found = geometry.cutout(x, u, side=5).numpy()
-    painted = (found == geometry.CUTOUT_GREY).all(axis=-1, keepdims=True)
+    views = geometry.cutout(x, u, side=5).numpy()
+    painted = (views == geometry.CUTOUT_GREY).all(axis=-1, keepdims=True)
     assert 9 <= painted.sum(axis=(1, 2, 3)).min()
     np.testing.assert_array_equal(
-        found, np.where(painted, geometry.CUTOUT_GREY, x)
+        views, np.where(painted, geometry.CUTOUT_GREY, x)
     )
     np.testing.assert_array_equal(geometry.cutout(x, u, side=0), x)
 
@@ -124,9 +124,9 @@ def test_on_drawn_changes_what_was_drawn(which, dense):
         )
 
     for function in (change, tf.function(change, autograph=False)):
-        found = function(x, tf.constant(drawn), add)
-        assert found.shape == x.shape
-        np.testing.assert_array_equal(found, wanted.astype(np.uint8))
+        changed = function(x, tf.constant(drawn), add)
+        assert changed.shape == x.shape
+        np.testing.assert_array_equal(changed, wanted.astype(np.uint8))
 
 
 def test_only_the_dense_form_touches_all_images():

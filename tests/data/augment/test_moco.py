@@ -87,24 +87,24 @@ def shifted_hue(x, shift):
 def test_factors_equal_pillow(name, short, factor):
     x = images()
     base = color(x, draws("hbcs"))  # 8 bits of hue lose something
-    found = color(x, draws("hbcs", **{short: factor}))
-    np.testing.assert_array_equal(found, enhanced(name, base, factor))
-    assert (factor == 1) == np.array_equal(found, base)
+    adjusted = color(x, draws("hbcs", **{short: factor}))
+    np.testing.assert_array_equal(adjusted, enhanced(name, base, factor))
+    assert (factor == 1) == np.array_equal(adjusted, base)
 
 
 def test_contrast_rounds_the_mean_half_up():
     x = np.zeros([1, 2, 2, 3], np.uint8)
     for half in (1, 3):  # of 4 pixels: means 0.5 and 1.5
         x[0, 0, 0] = 2 * half
-        found = color(x, draws(c=0.75))
-        np.testing.assert_array_equal(found, enhanced("Contrast", x, 0.75))
+        adjusted = color(x, draws(c=0.75))
+        np.testing.assert_array_equal(adjusted, enhanced("Contrast", x, 0.75))
 
 
 @pytest.mark.parametrize("shift", [-25, -1, 0, 1, 13, 25])
 def test_hue_equals_pillow(shift):
     x = images()
-    found = color(x, draws(h=shift)).astype(int)
-    assert np.abs(found - shifted_hue(x, shift)).max() <= 1
+    shifted = color(x, draws(h=shift)).astype(int)
+    assert np.abs(shifted - shifted_hue(x, shift)).max() <= 1
 
 
 @pytest.mark.slow
@@ -113,8 +113,8 @@ def test_hue_of_every_color_equals_pillow():
     x = np.stack([number & 255, number >> 8 & 255, number >> 16], axis=-1)
     x = x.astype(np.uint8).reshape(4, 2048, 2048, 3)
     for one in x:
-        found = color(one[None], draws(h=-7))
-        difference = found.astype(np.int16) - shifted_hue(one[None], -7)
+        shifted = color(one[None], draws(h=-7))
+        difference = shifted.astype(np.int16) - shifted_hue(one[None], -7)
         assert np.abs(difference).max() <= 1
         assert np.mean(difference != 0) < 1e-3
 
@@ -140,18 +140,18 @@ def test_operations_come_in_the_order_drawn():
                 wanted = shifted_hue(wanted, 25)
             else:
                 wanted = enhanced(name[short], wanted, strength[short])
-        found = color(x, draws(order, **strength))
-        difference = np.abs(found.astype(int) - wanted)
+        jittered = color(x, draws(order, **strength))
+        difference = np.abs(jittered.astype(int) - wanted)
         # A level of difference after the hue may grow in the contrast.
         assert difference.max() <= 3 and difference.mean() < 0.2
-        results.add(found.tobytes())
+        results.add(jittered.tobytes())
     assert len(results) == 24
 
 
 def test_grey_equals_pillow():
     x = images()
-    found = color(x, draws(jitter=False, grey=True))
-    for ours, image in zip(found, x, strict=True):
+    greyed = color(x, draws(jitter=False, grey=True))
+    for ours, image in zip(greyed, x, strict=True):
         wanted = np.asarray(PIL.Image.fromarray(image).convert("L"))
         np.testing.assert_array_equal(ours, wanted[..., None].repeat(3, -1))
 
@@ -159,24 +159,24 @@ def test_grey_equals_pillow():
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.7, 0.99, 1.01, 1.5, 1.9999])
 def test_blur_is_a_gaussian(sigma):
     x = images()
-    found = color(x, draws(jitter=False, sigma=sigma))
+    blurred = color(x, draws(jitter=False, sigma=sigma))
     wanted = scipy.ndimage.gaussian_filter(
         x.astype(np.float64), [0, sigma, sigma, 0], mode="nearest", truncate=8
     )
     # Half a level is the rounding; Gaussians end at 3 sigma here.
-    assert np.abs(found - wanted).max() < 1.5
-    assert abs(np.mean(found - wanted)) < 0.05
+    assert np.abs(blurred - wanted).max() < 1.5
+    assert abs(np.mean(blurred - wanted)) < 0.05
 
 
 def test_blur_of_a_constant_and_of_few_pixels():
     x = np.full([1, 9, 5, 3], 255, np.uint8)
     np.testing.assert_array_equal(color(x, draws(jitter=False, sigma=1.9)), x)
     x = images(1, 2)
-    found = color(x, draws(jitter=False, sigma=1.9))
+    blurred = color(x, draws(jitter=False, sigma=1.9))
     wanted = scipy.ndimage.gaussian_filter(
         x.astype(np.float64), [0, 1.9, 1.9, 0], mode="nearest", truncate=8
     )
-    assert np.abs(found - wanted).max() < 3
+    assert np.abs(blurred - wanted).max() < 3
 
 
 def test_nothing_drawn_changes_nothing():
@@ -188,10 +188,10 @@ def test_one_channel_is_a_grey_image():
     x = images()
     grey = color(x, draws(jitter=False, grey=True))
     numbers = draws(b=0.75, c=1.25, s=LOW, h=9, sigma=1.2)
-    found = color(grey[..., :1], numbers)
-    assert found.shape == (3, 40, 56, 1)
+    one_channel = color(grey[..., :1], numbers)
+    assert one_channel.shape == (3, 40, 56, 1)
     np.testing.assert_array_equal(
-        found.repeat(3, axis=-1), color(grey, numbers)
+        one_channel.repeat(3, axis=-1), color(grey, numbers)
     )
 
 
@@ -199,15 +199,15 @@ def test_one_channel_is_a_grey_image():
 def test_dense_compiled_and_one_by_one_agree_bit_for_bit():
     x = np.concatenate([images()] * 20)
     numbers = random_draws(len(x))
-    found = color(x, numbers)
-    np.testing.assert_array_equal(color(x, numbers, dense=True), found)
+    colored = color(x, numbers)
+    np.testing.assert_array_equal(color(x, numbers, dense=True), colored)
     for jit_compile in (False, True):
         function = tf.function(
             moco.color, jit_compile=jit_compile, autograph=False
         )
         for dense in (False, True):
             again = function(tf.constant(x), tf.constant(numbers), dense=dense)
-            np.testing.assert_array_equal(again, found)
+            np.testing.assert_array_equal(again, colored)
 
 
 @pytest.mark.parametrize("calls", [None, 1, 4])
@@ -220,8 +220,8 @@ def test_the_same_alone_and_in_tf_data(calls):
         np.testing.assert_array_equal(alone[0], whole[place])
     dataset = tf.data.Dataset.from_tensor_slices((x, numbers)).batch(3)
     dataset = dataset.map(moco.color, num_parallel_calls=calls)
-    found = np.concatenate(list(dataset.as_numpy_iterator()))
-    np.testing.assert_array_equal(found, whole)
+    batched = np.concatenate(list(dataset.as_numpy_iterator()))
+    np.testing.assert_array_equal(batched, whole)
 
 
 def test_probabilities_and_order():

@@ -61,10 +61,10 @@ def test_equals_pillow(name, channels):
     x = images(channels)
     strengths = np.float32([0.1, -0.3, 0.5, -0.7, 0.9, -0.9])
     operation = np.full(N, randaugment.OPERATIONS.index(name), np.int32)
-    found = randaugment.apply(
+    results = randaugment.apply(
         tf.constant(x), tf.constant(operation), tf.constant(strengths)
     ).numpy()
-    for image, ours, r in zip(x, found, strengths, strict=True):
+    for image, ours, r in zip(x, results, strengths, strict=True):
         wanted = pillow(image, name, float(r))
         difference = np.abs(ours.astype(int) - wanted.astype(int))
         assert difference.max() <= 1, (name, r)
@@ -73,13 +73,13 @@ def test_equals_pillow(name, channels):
 def test_constant_and_two_valued_images():
     for x in (np.full([1, 8, 8, 1], 9, np.uint8), np.uint8([[[[0], [9]]] * 8])):
         for name in ("AutoContrast", "Equalize"):
-            found = randaugment.apply(
+            result = randaugment.apply(
                 tf.constant(np.resize(x, [1, 8, 8, 1])),
                 tf.constant([randaugment.OPERATIONS.index(name)]),
                 tf.constant([0.5]),
             )
             wanted = pillow(np.resize(x, [8, 8, 1]), name, 0.5)
-            np.testing.assert_array_equal(found[0], wanted)
+            np.testing.assert_array_equal(result[0], wanted)
 
 
 def draws(count, columns, seed=0):
@@ -146,32 +146,32 @@ def test_dense_is_equal_and_compiles(channels):
 
 def test_nothing_drawn_changes_nothing():
     x = tf.constant(images(3))
-    found = randaugment.rand_augment(x, draws(N, 8), probability=0.0)
-    np.testing.assert_array_equal(found, x)
-    found = randaugment.rand_augment(x, draws(N, 0), operations=0)
-    np.testing.assert_array_equal(found, x)
+    result = randaugment.rand_augment(x, draws(N, 8), probability=0.0)
+    np.testing.assert_array_equal(result, x)
+    result = randaugment.rand_augment(x, draws(N, 0), operations=0)
+    np.testing.assert_array_equal(result, x)
 
 
 def test_slots_follow_each_other_and_use_their_own_draws():
     x, first, second = images(3), draws(N, 4, 1), draws(N, 4, 2)
     options = {"probability": 1.0}
-    found = randaugment.rand_augment(
+    result = randaugment.rand_augment(
         tf.constant(x), tf.concat([first, second], 1), **options
     )
     wanted = tf.constant(x)
     for part in (first, second):
         wanted = randaugment.rand_augment(wanted, part, operations=1, **options)
-    assert (found.numpy() != x).any(axis=(1, 2, 3)).mean() > 0.5
-    np.testing.assert_array_equal(found, wanted)
+    assert (result.numpy() != x).any(axis=(1, 2, 3)).mean() > 0.5
+    np.testing.assert_array_equal(result, wanted)
 
 
 def drawn(monkeypatch, operations=2, **options):
     """What `rand_augment` draws: (operation, strength) of each slot."""
-    found = []
+    slots = []
 
     def note(images, operation, strength, *, dense):
         assert not dense
-        found.append((operation.numpy(), strength.numpy()))
+        slots.append((operation.numpy(), strength.numpy()))
         return images
 
     monkeypatch.setattr(randaugment, "apply", note)
@@ -180,7 +180,7 @@ def drawn(monkeypatch, operations=2, **options):
     randaugment.rand_augment(
         x, draws(count, 4 * operations), operations=operations, **options
     )
-    return found
+    return slots
 
 
 def test_every_operation_is_drawn_alike(monkeypatch):

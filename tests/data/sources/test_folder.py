@@ -65,23 +65,23 @@ def read(root, on_bad_image="error"):
 
 
 def test_order_labels_and_names(tmp_path):
-    found = read(make(tmp_path / "data"))
-    assert found.class_names == ["cat", "dog"]
-    assert found.train.names == [
+    source = read(make(tmp_path / "data"))
+    assert source.class_names == ["cat", "dog"]
+    assert source.train.names == [
         "labeled/cat/a.png",
         "labeled/cat/b.jpg",
         "labeled/dog/c.gif",
         "unlabeled/more/y.JPG",
         "unlabeled/z.bmp",
     ]
-    np.testing.assert_array_equal(found.train.labels, [0, 0, 1, -1, -1])
-    assert found.test.names == [
+    np.testing.assert_array_equal(source.train.labels, [0, 0, 1, -1, -1])
+    assert source.test.names == [
         "test/cat/1.jpg",
         "test/dog/10.jpg",
         "test/dog/2.JPEG",
     ]
-    np.testing.assert_array_equal(found.test.labels, [0, 1, 1])
-    for images in (found.train, found.test):
+    np.testing.assert_array_equal(source.test.labels, [0, 1, 1])
+    for images in (source.train, source.test):
         assert list(images.paths) == [
             str(tmp_path / "data" / name) for name in images.names
         ]
@@ -110,17 +110,17 @@ def test_the_order_is_not_that_of_the_file_system(tmp_path, monkeypatch):
             pass
 
     monkeypatch.setattr(os, "scandir", Reversed)
-    found = read(tmp_path / "data")
-    assert found.train.names == expected.train.names
-    assert found.test.names == expected.test.names
+    source = read(tmp_path / "data")
+    assert source.train.names == expected.train.names
+    assert source.test.names == expected.test.names
 
 
 def test_classes_by_code_point(tmp_path):
     names = ["b", "Z", "a", "é", "10", "9"]
     parts = [f"labeled/{name}/x.png" for name in names]
-    found = read(make(tmp_path / "data", [*parts, "unlabeled/x.png"]))
-    assert found.class_names == ["10", "9", "Z", "a", "b", "é"]
-    assert found.test is None
+    source = read(make(tmp_path / "data", [*parts, "unlabeled/x.png"]))
+    assert source.class_names == ["10", "9", "Z", "a", "b", "é"]
+    assert source.test is None
 
 
 def test_source(tmp_path):
@@ -156,10 +156,10 @@ def test_orientations_are_kept_with_their_images(tmp_path):
         exif = PIL.Image.Exif()
         exif[0x0112] = value
         save(root / name, exif=exif)
-    found = read(root)
-    np.testing.assert_array_equal(found.train.orientations, [1, 6, 1, 1, 1])
-    np.testing.assert_array_equal(found.test.orientations, [1, 3, 1])
-    encoded, orientation = found.train.read(tf.constant(1, tf.int64))
+    source = read(root)
+    np.testing.assert_array_equal(source.train.orientations, [1, 6, 1, 1, 1])
+    np.testing.assert_array_equal(source.test.orientations, [1, 3, 1])
+    encoded, orientation = source.train.read(tf.constant(1, tf.int64))
     assert encoded.numpy() == (root / "labeled/cat/b.jpg").read_bytes()
     assert orientation.numpy() == 6
 
@@ -186,9 +186,9 @@ def test_hidden_and_other_files(tmp_path, logged):
         "test/cat/a.tif",
     ):
         (root / name).write_bytes(b"?")
-    found = read(root)
-    assert len(found.train) == 5 and len(found.test) == 3
-    assert found.class_names == ["cat", "dog"]
+    source = read(root)
+    assert len(source.train) == 5 and len(source.test) == 3
+    assert source.class_names == ["cat", "dog"]
     assert logged == [
         f"{root}: 5 files are left out, as their names do not end in .jpg "
         ".jpeg .png .bmp .gif: labeled 1 .txt; labeled/dog 1 .db; test/cat 1 "
@@ -203,10 +203,10 @@ def test_sub_folders_of_a_class(tmp_path):
     root = make(tmp_path / "data")
     make(root, ["labeled/cat/old/deep/a.png", "labeled/cat-like/x.png"])
     make(root, ["test/cat-like/x.png"])
-    found = read(root)
-    assert found.class_names == ["cat", "cat-like", "dog"]
-    np.testing.assert_array_equal(found.train.labels[:5], [0, 0, 0, 1, 2])
-    assert "labeled/cat/old/deep/a.png" in found.train.names
+    source = read(root)
+    assert source.class_names == ["cat", "cat-like", "dog"]
+    np.testing.assert_array_equal(source.train.labels[:5], [0, 0, 0, 1, 2])
+    assert "labeled/cat/old/deep/a.png" in source.train.names
 
 
 def test_links_are_followed_each_folder_once(tmp_path):
@@ -220,8 +220,8 @@ def test_links_are_followed_each_folder_once(tmp_path):
     os.symlink("more", root / "unlabeled/a_second_way")
     os.symlink(root / "labeled/cat", root / "labeled/dog/loop")
     os.symlink(root / "labeled/dog", root / "labeled/cat/loop")
-    found = read(root)
-    assert found.train.names == [
+    source = read(root)
+    assert source.train.names == [
         "labeled/cat/a.png",
         "labeled/cat/b.jpg",
         "labeled/cat/loop/c.gif",
@@ -244,13 +244,13 @@ def test_whole_parts_and_classes_may_be_links(tmp_path):
     os.symlink(tmp_path / "two", root / "unlabeled")
     os.symlink("labeled", root / "test")
     os.symlink(root, tmp_path / "link")
-    found = read(tmp_path / "link")
-    assert found.train.names == [
+    source = read(tmp_path / "link")
+    assert source.train.names == [
         "labeled/cat/a.png",
         "labeled/dog/a.png",
         "unlabeled/a.png",
     ]
-    assert found.test.names == ["test/cat/a.png", "test/dog/a.png"]
+    assert source.test.names == ["test/cat/a.png", "test/dog/a.png"]
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_bad_images(tmp_path, part, logged):
         )
     with pytest.raises(InputError, match="it, or .* --on_bad_image=skip$"):
         read(root)
-    found = read(root, "skip")
-    assert len(found.train) == 96 and len(found.test) == 3
-    names = [*found.train.names, *found.test.names]
+    source = read(root, "skip")
+    assert len(source.train) == 96 and len(source.test) == 3
+    names = [*source.train.names, *source.test.names]
     assert len(set(names)) == 99 and f"{part}/bad.jpg" not in names
     assert logged == [
         f"{root}/{part}/bad.jpg: the file is empty",
@@ -313,13 +313,13 @@ def test_names_that_are_no_utf_8(tmp_path):
     os.rename(root / "labeled/dog", os.fsencode(root) + b"/labeled/d\xf6g")
     os.rename(root / "test/dog", os.fsencode(root) + b"/test/d\xf6g")
     make(root, ["unlabeled/猫 é.png"])
-    found = read(root)
-    assert found.class_names == ["cat", r"d\xf6g"]
-    names = [*found.train.names, *found.class_names]
+    source = read(root)
+    assert source.class_names == ["cat", r"d\xf6g"]
+    names = [*source.train.names, *source.class_names]
     assert json.loads(json.dumps(names, ensure_ascii=False).encode()) == names
     assert r"labeled/d\xf6g/c.gif" in names and "unlabeled/猫 é.png" in names
     index = names.index(r"unlabeled/\xe9t\xe9.png")
-    encoded, _ = found.train.read(tf.constant(index, tf.int64))
+    encoded, _ = source.train.read(tf.constant(index, tf.int64))
     assert encoded.numpy() == (root / "labeled/cat/a.png").read_bytes()
     # Messages can be printed, too.
     with open(name, "wb"):
@@ -334,9 +334,9 @@ def test_home_and_relative_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for path in ("~/data", "data", "data/", "./data/../data"):
-        found = read(path)
-        assert found.train.paths[0] == f"{tmp_path}/data/labeled/cat/a.png"
-        assert found.train.names[0] == "labeled/cat/a.png"
+        source = read(path)
+        assert source.train.paths[0] == f"{tmp_path}/data/labeled/cat/a.png"
+        assert source.train.names[0] == "labeled/cat/a.png"
 
 
 def test_no_folder(tmp_path):
@@ -575,8 +575,8 @@ def test_no_unlabeled_images_are_needed(tmp_path):
     root = make(tmp_path / "data", without=["unlabeled"])
     with pytest.raises(InputError, match="--labels=N labels N of .*supervised"):
         read(root)
-    found = folder.load(str(root), on_bad_image="error", need_unlabeled=False)
-    assert len(found.train) == 3
+    source = folder.load(str(root), on_bad_image="error", need_unlabeled=False)
+    assert len(source.train) == 3
 
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
@@ -586,17 +586,17 @@ def test_one_class_in_two_forms_of_unicode(tmp_path):
     root = make(tmp_path / "data")
     make(root, [f"labeled/{NFC}/x.png", f"test/{NFD}/x.png"])
     make(root, [f"unlabeled/{NFD}.png", "unlabeled/caff.png"])
-    found = read(root)
-    assert found.class_names == [NFC, "cat", "dog"]
-    assert f"test/{NFC}/x.png" in found.test.names
-    assert found.train.names[-4:] == [
+    source = read(root)
+    assert source.class_names == [NFC, "cat", "dog"]
+    assert f"test/{NFC}/x.png" in source.test.names
+    assert source.train.names[-4:] == [
         "unlabeled/caff.png",
         f"unlabeled/{NFC}.png",
         "unlabeled/more/y.JPG",
         "unlabeled/z.bmp",
     ]
     # It is read all the same.
-    encoded, _ = found.test.read(tf.constant(0, tf.int64))
+    encoded, _ = source.test.read(tf.constant(0, tf.int64))
     path = root / "test" / NFD / "x.png"
     assert encoded.numpy() == path.read_bytes()
     make(root, [f"labeled/{NFD}/y.png"])
@@ -666,9 +666,9 @@ def test_folders_of_the_system_are_left_out(tmp_path, warned):
             "unlabeled/more/@eaDir/x.png",
         ],
     )
-    found = read(root)
-    assert found.class_names == ["cat", "dog"]
-    assert len(found.train) == 5
+    source = read(root)
+    assert source.class_names == ["cat", "dog"]
+    assert len(source.train) == 5
     assert warned == [
         f"{root}: folders in which a system keeps thumbnails or deleted files "
         "are left out: 1 #recycle, 3 @eaDir"
@@ -714,11 +714,11 @@ def test_copies_of_images_set_aside_are_not_trained_on(tmp_path, warned):
     # A run that goes on reads which they were; another run may take them over.
     path = tmp_path / "split.json"
     splits.write(path, split, source)
-    for found in (
+    for restored in (
         splits.read(path, source),
         splits.hand_over(path, source, unlabeled_includes_labeled=True),
     ):
-        np.testing.assert_array_equal(found.unlabeled, split.unlabeled)
+        np.testing.assert_array_equal(restored.unlabeled, split.unlabeled)
 
 
 def test_without_images_set_aside_copies_stay(tmp_path, warned):

@@ -24,8 +24,8 @@ def digests(*sets):
 
 
 def all_differ(*sets):
-    found = digests(*sets)
-    return len(set(found)) == len(found)
+    hashes = digests(*sets)
+    return len(set(hashes)) == len(hashes)
 
 
 def test_images_in_memory():
@@ -169,11 +169,11 @@ def test_identity_of_images_in_memory():
     # However their files lie and are stored.
     stored = source_of(named, one, origin=lambda: pytest.fail("read"))
     assert stored.identity() == first
-    found = [
+    identities = [
         source_of(*sets).identity()
         for sets in ((one,), (one, other), (other, one), (other, other))
     ]
-    assert len({first, *found}) == 5
+    assert len({first, *identities}) == 5
 
 
 def test_identity_of_images_in_record_files(tmp_path):

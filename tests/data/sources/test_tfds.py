@@ -47,65 +47,67 @@ def raw(folder, name, split):
 
 @pytest.mark.slow
 def test_small_images_are_in_memory_in_the_order_on_disk(small_tfds):
-    found = tfds_source.load("cifar10", tfds_dir=small_tfds)
+    source = tfds_source.load("cifar10", tfds_dir=small_tfds)
     wanted = raw(small_tfds, "cifar10", "train")
-    assert len(found.train) == 40 and len(found.test) == 10
+    assert len(source.train) == 40 and len(source.test) == 10
     np.testing.assert_array_equal(
-        found.train.images, [example["image"] for example in wanted]
+        source.train.images, [example["image"] for example in wanted]
     )
-    assert found.train.labels.tolist() == [e["label"] for e in wanted]
-    assert found.train.names == [e["id"].decode() for e in wanted]
-    assert found.image_shape == (32, 32, 3) and found.flip
-    assert len(found.class_names) == 10
+    assert source.train.labels.tolist() == [e["label"] for e in wanted]
+    assert source.train.names == [e["id"].decode() for e in wanted]
+    assert source.image_shape == (32, 32, 3) and source.flip
+    assert len(source.class_names) == 10
     assert not tfds_source.load("svhn_cropped", tfds_dir=small_tfds).flip
 
 
 def test_stl10_brings_its_unlabeled_images(small_tfds):
-    found = tfds_source.load("stl10", tfds_dir=small_tfds)
-    assert found.train.labels.tolist()[40:] == [-1] * 40
-    assert found.train.labels.min() == -1 and len(found.train) == 80
-    assert len(found.test) == 10 and found.image_shape == (96, 96, 3)
+    source = tfds_source.load("stl10", tfds_dir=small_tfds)
+    assert source.train.labels.tolist()[40:] == [-1] * 40
+    assert source.train.labels.min() == -1 and len(source.train) == 80
+    assert len(source.test) == 10 and source.image_shape == (96, 96, 3)
 
 
 def test_another_size(small_tfds):
-    found = tfds_source.load(
+    source = tfds_source.load(
         "fashion_mnist", tfds_dir=small_tfds, image_size=14
     )
     wanted = raw(small_tfds, "fashion_mnist", "train")[3]["image"]
     wanted = tf.image.resize(wanted, [14, 14], antialias=True).numpy()
-    assert found.image_shape == (14, 14, 1) and found.flip
-    np.testing.assert_array_equal(found.train.images[3], wanted.round())
+    assert source.image_shape == (14, 14, 1) and source.flip
+    np.testing.assert_array_equal(source.train.images[3], wanted.round())
 
 
 def test_images_of_any_size_stay_encoded(small_tfds):
-    found = tfds_source.load("imagenet2012", tfds_dir=small_tfds, image_size=32)
+    source = tfds_source.load(
+        "imagenet2012", tfds_dir=small_tfds, image_size=32
+    )
     wanted = raw(small_tfds, "imagenet2012", "train")
-    assert isinstance(found.train, records.RecordImages)
-    assert len(found.train) == 2000 and found.image_shape == (32, 32, 3)
-    assert found.train.names == [e["file_name"].decode() for e in wanted]
+    assert isinstance(source.train, records.RecordImages)
+    assert len(source.train) == 2000 and source.image_shape == (32, 32, 3)
+    assert source.train.names == [e["file_name"].decode() for e in wanted]
     # Its validation split is the one whose classes are known.
-    assert len(found.test) == 1000 and found.test.labels.min() == 0
+    assert len(source.test) == 1000 and source.test.labels.min() == 0
     for place in (0, 7, 1999):
-        encoded, orientation = found.train.read(tf.constant(place, tf.int64))
+        encoded, orientation = source.train.read(tf.constant(place, tf.int64))
         assert orientation == 1
         np.testing.assert_array_equal(
             tf.io.decode_jpeg(encoded), wanted[place]["image"]
         )
     # The published statistics, not measured ones.
-    assert found.statistics()[0] == [0.485, 0.456, 0.406]
+    assert source.statistics()[0] == [0.485, 0.456, 0.406]
 
 
 def test_large_images_are_224(small_tfds):
-    found = tfds_source.load("imagenet2012", tfds_dir=small_tfds)
-    assert found.image_shape == (224, 224, 3)
+    source = tfds_source.load("imagenet2012", tfds_dir=small_tfds)
+    assert source.image_shape == (224, 224, 3)
 
 
 def test_beyond_the_limit_images_stay_encoded(small_tfds, monkeypatch):
     held = tfds_source.load("cifar10", tfds_dir=small_tfds)
     monkeypatch.setattr(tfds_source, "MEMORY_LIMIT", 1000)
-    found = tfds_source.load("cifar10", tfds_dir=small_tfds)
-    assert found.train.encoded and found.image_shape == (32, 32, 3)
-    mean, std = found.statistics()
+    source = tfds_source.load("cifar10", tfds_dir=small_tfds)
+    assert source.train.encoded and source.image_shape == (32, 32, 3)
+    mean, std = source.statistics()
     # Measured at 64×64, so the deviation is a smoothed one.
     np.testing.assert_allclose(mean, held.statistics()[0], atol=0.002)
     assert 0.5 < std[0] / held.statistics()[1][0] < 1.01
@@ -122,8 +124,8 @@ def test_no_test_split(tmp_path):
     small_datasets.prepare(
         tmp_path, "mine", 2, kind="cifar10", splits=("train",)
     )
-    found = tfds_source.load("mine", tfds_dir=str(tmp_path))
-    assert found.test is None and len(found.train) == 20
+    source = tfds_source.load("mine", tfds_dir=str(tmp_path))
+    assert source.test is None and len(source.train) == 20
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -137,26 +139,26 @@ def test_validation_images(tmp_path, monkeypatch, held):
     ):
         small_datasets.prepare(folder, name, 2, kind="cifar10", splits=splits)
 
-    def check(found, name, split):
+    def check(images, name, split):
         wanted = raw(folder, name, split)
-        assert found.labels.tolist() == [e["label"] for e in wanted]
+        assert images.labels.tolist() == [e["label"] for e in wanted]
         for place in (0, 9):
             if held:
-                pixels = found.images[place]
+                pixels = images.images[place]
             else:
-                pixels = tf.io.decode_png(found.read(tf.constant(place))[0])
+                pixels = tf.io.decode_png(images.read(tf.constant(place))[0])
             np.testing.assert_array_equal(pixels, wanted[place]["image"])
 
     for validation in (True, False):
-        found = tfds_source.load("all", tfds_dir=folder, validation=validation)
-        check(found.test, "all", "test")
+        source = tfds_source.load("all", tfds_dir=folder, validation=validation)
+        check(source.test, "all", "test")
         if validation:
-            check(found.validation, "all", "validation")
+            check(source.validation, "all", "validation")
         else:
-            assert found.validation is None
-        found = tfds_source.load("two", tfds_dir=folder, validation=validation)
-        check(found.test, "two", "validation")
-        assert found.validation is None
+            assert source.validation is None
+        source = tfds_source.load("two", tfds_dir=folder, validation=validation)
+        check(source.test, "two", "validation")
+        assert source.validation is None
 
 
 def test_a_test_split_with_an_unknown_class(tmp_path):
