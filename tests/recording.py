@@ -29,7 +29,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
         dict), "evaluation" (images); and "rows", "means" of the steps that
         pictures were drawn of.
     """
-    found = {"training": [], "evaluation": [], "rows": [], "means": []}
+    record = {"training": [], "evaluation": [], "rows": [], "means": []}
     iterate, are_copied_to = strategies.iterate, strategies._are_copied_to
     picture = tensorboard_writer.TensorBoardWriter.picture
 
@@ -49,12 +49,12 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
             else:
                 shares = strategy.experimental_local_results(element)
                 shares = [share.numpy() for share in shares]
-            found["training" if training else "evaluation"].append(shares)
+            record["training" if training else "evaluation"].append(shares)
             yield element
 
     def drawn(self, step, seen):
-        found["rows"].append(seen.rows)
-        found["means"].append(seen.means)
+        record["rows"].append(seen.rows)
+        record["means"].append(seen.means)
         picture(self, step, seen)
 
     strategies.iterate = recorded
@@ -62,7 +62,7 @@ def reads(*, copied: bool = False) -> Iterator[dict[str, list]]:
     if copied:
         strategies._are_copied_to = lambda devices: True
     try:
-        yield found
+        yield record
     finally:
         strategies.iterate = iterate
         strategies._are_copied_to = are_copied_to
@@ -76,11 +76,11 @@ def main() -> None:
     path = pathlib.Path(folder) / f"worker_{worker.index if worker else 0}"
     copied = words[0] == "--copied"
     sys.argv[1:] = words[copied:]
-    with reads(copied=copied) as found:
+    with reads(copied=copied) as record:
         try:
             runpy.run_module("simmatch_tf.train", run_name="__main__")
         finally:
-            path.write_bytes(pickle.dumps(found))
+            path.write_bytes(pickle.dumps(record))
 
 
 if __name__ == "__main__":

@@ -198,9 +198,9 @@ def test_another_keras_backend_is_refused(monkeypatch):
 
 def test_epochs_become_steps():
     c = Config(labels=40, epochs=2.5, warmup_epochs=0.5, batch_size=10)
-    found = c.with_durations(1400)  # 1,400 // 70 = 20 steps an epoch
-    assert (found.steps, found.warmup_steps) == (50, 10)
-    assert found.epochs is None and found.warmup_epochs is None
+    resolved = c.with_durations(1400)  # 1,400 // 70 = 20 steps an epoch
+    assert (resolved.steps, resolved.warmup_steps) == (50, 10)
+    assert resolved.epochs is None and resolved.warmup_epochs is None
     assert Config(**GOOD).with_durations(5).steps == 10
     with pytest.raises(InputError, match="an epoch has no step: 60 unlabeled"):
         c.with_durations(60)
@@ -358,10 +358,10 @@ def test_importing_the_package_is_light():
         "import sys, simmatch_tf; simmatch_tf.Config; "
         "assert 'tensorflow' not in sys.modules; print(dir(simmatch_tf))"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
     )
-    assert "'fit'" in found.stdout, found.stderr
+    assert "'fit'" in process.stdout, process.stderr
 
 
 def test_public_names_resolve():

@@ -163,11 +163,11 @@ def test_load(leftovers, finished_run):
     workdir, _ = finished_run
     with runtime.pinned():
         wanted = outputs(workdir)
-    found = outputs(workdir)
+    actual = outputs(workdir)
     assert settings() == leftovers
     for name, value in wanted.items():
-        assert found[name].dtype == value.dtype == np.float32
-        np.testing.assert_array_equal(found[name], value)
+        assert actual[name].dtype == value.dtype == np.float32
+        np.testing.assert_array_equal(actual[name], value)
 
 
 def test_custom_weights_draw_from_the_seed_alone(leftovers):

@@ -85,14 +85,16 @@ REFUSED = {
 
 def environment(home, **changes):
     """A clean machine's, with changes; None: without the variable."""
-    found = {
+    variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(ROOT),
     }
-    found |= changes
-    return {name: value for name, value in found.items() if value is not None}
+    variables |= changes
+    return {
+        name: value for name, value in variables.items() if value is not None
+    }
 
 
 def command(name, *flags, env, words=(), **process):
@@ -233,8 +235,8 @@ def test_users(user, has_home, folder, clean):
     env = environment(home if has_home else None)
     if not has_home:
         del env["HOME"]
-    found = train(folder, env, words=words, user=user, umask=0o077)
-    assert found == content(clean[0])
+    contents = train(folder, env, words=words, user=user, umask=0o077)
+    assert contents == content(clean[0])
     # What the user keeps has been lost, and no more.
     assert not list(home.iterdir())
 
@@ -269,7 +271,7 @@ def test_commands_behind_training(folder, clean):
         pixels = np.random.default_rng(number).integers(0, 256, [8, 8])
         image = PIL.Image.fromarray(pixels.astype(np.uint8))
         image.save(images / f"{number}.png")
-    found = []
+    outputs = []
     for home in (
         folder / "home",
         home_with(folder, image_data_format="channels_first", floatx="float16"),
@@ -286,8 +288,8 @@ def test_commands_behind_training(folder, clean):
         files = [out / "e.json", out / "p.jsonl"]
         files += sorted((out / "export").glob("*/variables/*.data*"))
         assert len(files) == 3
-        found.append([file.read_bytes() for file in files])
-    assert found[0] == found[1]
+        outputs.append([file.read_bytes() for file in files])
+    assert outputs[0] == outputs[1]
 
 
 @pytest.mark.slow

@@ -64,15 +64,15 @@ with signals.watch() as request:
     print("printed", file=sys.stderr, flush=True)
     assert request.signal == "SIGINT"
 """
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", lines],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
-    assert "SIGINT: the run saves" in found.stderr
-    assert "printed" in found.stderr
+    assert process.returncode == 0, process.stderr
+    assert "SIGINT: the run saves" in process.stderr
+    assert "printed" in process.stderr
 
 
 def test_a_signal_breaks_off_what_may_be_broken_off(interrupts, capfd):
@@ -100,13 +100,13 @@ def test_a_signal_breaks_off_what_may_be_broken_off(interrupts, capfd):
 
 
 def test_no_handlers_outside_the_main_thread():
-    found = []
+    seen_signals = []
 
     def work():
         with signals.watch() as request:
-            found.append(request.signal)
+            seen_signals.append(request.signal)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [None]
+    assert seen_signals == [None]

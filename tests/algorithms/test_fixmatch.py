@@ -66,11 +66,13 @@ def test_losses_equal_the_equations(changes):
     changes["threshold"] = float(np.sort(confidences)[2:4].mean())
     ours, theirs = (make(fixmatch.FixMatch, **changes) for _ in range(2))
     wanted, _ = expected(theirs, batch())
-    found = tf.function(ours.train_step)(batch())
-    assert set(found) == set(wanted)
+    metrics = tf.function(ours.train_step)(batch())
+    assert set(metrics) == set(wanted)
     assert wanted["pseudo_label/mask_rate"] == 0.5
     for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(
+            metrics[name], value, rtol=2e-4, err_msg=name
+        )
     assert int(ours.step) == 1
     assert int(ours.align.written) == int(changes.get("align", False))
 
@@ -89,8 +91,8 @@ def test_it_is_simmatch_without_the_memory(form):
     for algorithm in (one, other):
         step = tf.function(algorithm.train_step)
         for seed in range(3):
-            found = step(batch(seed))
-        algorithm.last = float(found["loss/total"])
+            metrics = step(batch(seed))
+        algorithm.last = float(metrics["loss/total"])
     np.testing.assert_allclose(one.last, other.last, rtol=1e-5)
     # The projection head has no gradient here.
     others = [

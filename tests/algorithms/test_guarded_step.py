@@ -14,14 +14,14 @@ from tests.algorithms.test_simmatch import batch, fill, make
 @pytest.fixture
 def factor(monkeypatch):
     """What L_s is multiplied by, on each of two replicas."""
-    found = tf.Variable([1.0, 1.0])
+    factors = tf.Variable([1.0, 1.0])
     true = losses.supervised_loss
 
     def loss(logits, labels):
-        return true(logits, labels) * found[replica.number()]
+        return true(logits, labels) * factors[replica.number()]
 
     monkeypatch.setattr(simmatch.losses, "supervised_loss", loss)
-    return found
+    return factors
 
 
 @pytest.fixture

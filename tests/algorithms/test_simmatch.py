@@ -173,10 +173,12 @@ def test_losses_equal_the_equations(changes, ready):
         theirs.memory.update(np.arange(K - 1), rows)
     wanted, z_l = expected(theirs, inputs, ready)
     before = np.array(ours.memory.features)
-    found = tf.function(ours.train_step)(inputs)
-    assert set(found) == set(wanted)
+    metrics = tf.function(ours.train_step)(inputs)
+    assert set(metrics) == set(wanted)
     for name, value in wanted.items():
-        np.testing.assert_allclose(found[name], value, rtol=2e-4, err_msg=name)
+        np.testing.assert_allclose(
+            metrics[name], value, rtol=2e-4, err_msg=name
+        )
     np.testing.assert_allclose(ours.record.loss, wanted["loss/total"], 2e-4)
     # The memory is written after it was read, with this step's z^l.
     slots = inputs["slots"].numpy()
@@ -258,12 +260,12 @@ def test_saved_and_restored_whole(form, tmp_path):
 def test_supervised_uses_labeled_images_alone():
     algorithm = make(supervised.Supervised)
     inputs = {k: batch()[k] for k in ("labeled_weak", "labels", "slots")}
-    found = algorithm.train_step(inputs)
+    metrics = algorithm.train_step(inputs)
     logits = make(supervised.Supervised).student(
         inputs["labeled_weak"], training=True
     )["logits"]
     wanted = reference.supervised_loss(logits, inputs["labels"].numpy())
-    np.testing.assert_allclose(found["loss/total"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss/total"], wanted, rtol=1e-4)
 
 
 def test_labels_beyond_the_classes():

@@ -97,13 +97,13 @@ def workers():
     return (f"localhost:{port}", "localhost:1", "localhost:2")
 
 
-def start(workers, index, found):
+def start(workers, index, outcomes):
     def meet():
         try:
             cluster.meet(cluster.Cluster(workers, index), 20.0, FLAGS)
-            found.append(index)
+            outcomes.append(index)
         except BaseException as error:
-            found.append(error)
+            outcomes.append(error)
 
     thread = threading.Thread(target=meet, daemon=True)
     thread.start()
@@ -111,46 +111,46 @@ def start(workers, index, found):
 
 
 def test_all_go_on_once_all_are_there(workers):
-    found = []
-    threads = [start(workers, index, found) for index in (1, 0)]
+    outcomes = []
+    threads = [start(workers, index, outcomes) for index in (1, 0)]
     time.sleep(0.6)
-    assert found == []
-    threads.append(start(workers, 2, found))
+    assert outcomes == []
+    threads.append(start(workers, 2, outcomes))
     for thread in threads:
         thread.join(10)
-    assert sorted(found) == [0, 1, 2]
+    assert sorted(outcomes) == [0, 1, 2]
 
 
 def test_a_worker_that_died_and_came_again(workers):
-    found = []
+    outcomes = []
     host, port = workers[0].split(":")
-    threads = [start(workers, 0, found)]
+    threads = [start(workers, 0, outcomes)]
     time.sleep(0.3)
     with socket.create_connection((host, int(port))) as line:
         line.sendall(json.dumps({"index": 1, "flags": FLAGS}).encode())
         line.sendall(b"\n")
         time.sleep(0.3)
-    threads.append(start(workers, 2, found))
+    threads.append(start(workers, 2, outcomes))
     time.sleep(0.6)
-    assert found == []  # the first is missing again
-    threads.append(start(workers, 1, found))
+    assert outcomes == []  # the first is missing again
+    threads.append(start(workers, 1, outcomes))
     for thread in threads:
         thread.join(10)
-    assert sorted(found) == [0, 1, 2]
+    assert sorted(outcomes) == [0, 1, 2]
 
 
 def test_strangers_are_ignored(workers):
-    found = []
+    outcomes = []
     pair = workers[:2]
-    threads = [start(pair, 0, found)]
+    threads = [start(pair, 0, outcomes)]
     time.sleep(0.3)
     host, port = workers[0].split(":")
     with socket.create_connection((host, int(port))) as line:
         line.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    threads.append(start(pair, 1, found))
+    threads.append(start(pair, 1, outcomes))
     for thread in threads:
         thread.join(10)
-    assert sorted(found) == [0, 1]
+    assert sorted(outcomes) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -170,21 +170,21 @@ def test_the_chief_s_port_is_taken(workers):
 
 
 def test_other_flags_end_both(workers):
-    found = []
+    outcomes = []
     pair = workers[:2]
-    chief = start(pair, 0, found)
+    chief = start(pair, 0, outcomes)
     with pytest.raises(InputError, match="--steps=4 there and --steps=3 here"):
         cluster.meet(
             cluster.Cluster(pair, 1), 20.0, "--steps=4\n--nooverwrite\n"
         )
     chief.join(10)
-    assert "worker 1 and the chief: --steps=4 there" in str(found[0])
+    assert "worker 1 and the chief: --steps=4 there" in str(outcomes[0])
 
 
 def test_a_flag_that_only_one_has(workers):
-    found = []
+    outcomes = []
     pair = workers[:2]
-    chief = start(pair, 0, found)
+    chief = start(pair, 0, outcomes)
     more = FLAGS + "--seed=1\n"
     with pytest.raises(InputError, match="--seed=1 there and the default here"):
         cluster.meet(cluster.Cluster(pair, 1), 20.0, more)

@@ -108,13 +108,19 @@ def read_training(processes, batches, folder, **changes):
 
 
 def test_training(processes, batches, tmp_path):
-    found = read_training(processes, batches, tmp_path)
-    assert_divided(found, list(batches.dataset(1, 4).as_numpy_iterator()))
+    shares_of_processes = read_training(processes, batches, tmp_path)
+    assert_divided(
+        shares_of_processes, list(batches.dataset(1, 4).as_numpy_iterator())
+    )
 
 
 def test_training_by_the_data_service(processes, batches, address, tmp_path):  # noqa: F811
-    found = read_training(processes, batches, tmp_path, data_service=address)
-    assert_divided(found, list(batches.dataset(1, 4).as_numpy_iterator()))
+    shares_of_processes = read_training(
+        processes, batches, tmp_path, data_service=address
+    )
+    assert_divided(
+        shares_of_processes, list(batches.dataset(1, 4).as_numpy_iterator())
+    )
 
 
 # Fewer images than replicas, a last batch in part, and several whole ones.
@@ -127,13 +133,13 @@ def test_evaluation(many, processes, batches):
             test, order, min(6, many), side=8, context=context
         )
 
-    found = [
+    shares_of_processes = [
         shares(strategy, strategies.iterate(strategy, dataset))
         for strategy in processes
     ]
     steps = [
         np.concatenate([x for parts in step for x in parts])
-        for step in zip(*found, strict=True)
+        for step in zip(*shares_of_processes, strict=True)
     ]
     np.testing.assert_array_equal(
         np.concatenate(steps)[:many], test.images[order]
@@ -156,9 +162,9 @@ def test_a_wrong_share_is_noticed(planted, batches, tmp_path, monkeypatch):
 def alone(tmp_path_factory):
     """A run of one device, and what it read."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    with recording.reads() as found:
+    with recording.reads() as record:
         runs.fit(workdir, **FIFTY)
-    return workdir, found
+    return workdir, record
 
 
 def assert_as_alone(alone, workdir, records):
@@ -174,12 +180,12 @@ def assert_as_alone(alone, workdir, records):
     whole = [share for (share,) in read["training"]]
     assert len(whole) == 50
     assert_divided([record["training"] for record in records], whole)
-    found = [
+    evaluated = [
         np.concatenate([x for parts in step for x in parts])
         for step in zip(*(r["evaluation"] for r in records), strict=True)
     ]
     images = np.concatenate([share for (share,) in read["evaluation"]])
-    np.testing.assert_array_equal(np.concatenate(found)[:397], images[:397])
+    np.testing.assert_array_equal(np.concatenate(evaluated)[:397], images[:397])
     # ---------------------------------------------------- what was shown --
     chief = records[0]
     for rows, others in zip(read["rows"], chief["rows"], strict=True):
@@ -207,9 +213,9 @@ def assert_as_alone(alone, workdir, records):
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_two_devices_are_one(placement, alone, tmp_path):
-    with recording.reads() as found:
+    with recording.reads() as record:
         runs.fit(tmp_path, devices=2, memory_placement=placement, **FIFTY)
-    assert_as_alone(alone, tmp_path, [found])
+    assert_as_alone(alone, tmp_path, [record])
 
 
 @pytest.mark.slow

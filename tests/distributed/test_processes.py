@@ -105,13 +105,13 @@ def test_evaluate_and_a_second_start(finished_run, tmp_path):
     )
     report = json.loads(output.read_text())
     for name in ("student", "ema"):
-        found = report[name]
-        assert found["top1"] == getattr(result, name)["last"]["top1"]
-        assert sum(map(sum, found["confusion"])) == 397
-        right = sum(found["confusion"][i][i] for i in range(10))
-        assert right / 397 == pytest.approx(found["top1"])
-        assert len(found["per_class"]) == 10
-        assert 0 <= found["calibration_error"] <= 1
+        scores = report[name]
+        assert scores["top1"] == getattr(result, name)["last"]["top1"]
+        assert sum(map(sum, scores["confusion"])) == 397
+        right = sum(scores["confusion"][i][i] for i in range(10))
+        assert right / 397 == pytest.approx(scores["top1"])
+        assert len(scores["per_class"]) == 10
+        assert 0 <= scores["calibration_error"] <= 1
     assert "calibration error" in out and "Confusion matrix of ema" in out
     out = finish(start(workdir))  # finished: prints its table again
     assert "top-1" in out

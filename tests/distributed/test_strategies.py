@@ -54,13 +54,13 @@ def assert_near(one, other, *, step=10, bound=NEAR):
 
 def command(workdir, **changes):
     words = runs.argv(workdir, **{**TEN, **changes})
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "simmatch_tf.train", *words],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
     return json.loads((workdir / "results.json").read_text())
 
 

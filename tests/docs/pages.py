@@ -41,14 +41,14 @@ class Block:
 
 def blocks(path: pathlib.Path) -> list[Block]:
     """Returns the fenced code blocks of a page."""
-    found, lines, before = [], [], ""
+    page_blocks, lines, before = [], [], ""
     start = None
     page = path.relative_to(ROOT).as_posix()
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if start is not None and line == "```":
             marker = _MARKER.fullmatch(before)
             said = {marker[1]: marker[2]} if marker else {}
-            found.append(
+            page_blocks.append(
                 Block(
                     page,
                     *start,
@@ -66,7 +66,7 @@ def blocks(path: pathlib.Path) -> list[Block]:
         elif line.strip():
             before = line
     assert start is None, f"{page}:{start[0]}: the code block does not end"
-    return found
+    return page_blocks
 
 
 ALL_BLOCKS = [block for path in PAGES for block in blocks(path)]

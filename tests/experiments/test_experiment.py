@@ -72,9 +72,9 @@ def test_a_plan(tmp_path, capfd):
     assert len(files) == 4
     # The first was not run again.
     assert sum(file.stat().st_mtime < began for file in files) == 1
-    found = json.loads(files[0].read_text())
-    assert found["steps"] == 4 and found["at_once"] == 2
-    assert 0 < found["top1"] <= 1 and found["seconds"] > 0
+    record = json.loads(files[0].read_text())
+    assert record["steps"] == 4 and record["at_once"] == 2
+    assert 0 < record["top1"] <= 1 and record["seconds"] > 0
     capfd.readouterr()
     assert experiment.main(flags(*words, "--dry_run")) is None
     assert "0 runs left, 0.0 hours" in capfd.readouterr().out
@@ -103,10 +103,10 @@ def cells(tmp_path):
 
 
 def test_gpus_are_divided_and_failures_reported(stub):
-    these = cells(stub)
+    planned_cells = cells(stub)
     with runner.claim(stub / "out") as lock:
         failed = runner.run(
-            these,
+            planned_cells,
             store_lib.Store(stub / "finished"),
             stub / "runs",
             jobs=2,
@@ -114,7 +114,7 @@ def test_gpus_are_divided_and_failures_reported(stub):
             lock=lock,
             done=lambda *_: pytest.fail("none is done"),
         )
-    assert list(failed) and set(failed) == set(these)
+    assert list(failed) and set(failed) == set(planned_cells)
     assert all(why.startswith("why it failed (") for why in failed.values())
     assert set((stub / "gpus").read_text().split()) == {"0,2", "1"}
     assert not (stub / "finished").exists()
@@ -221,27 +221,27 @@ def test_a_full_store_stops_no_run(stub, monkeypatch):
         raise InputError("x.json: cannot be written (No space left on device)")
 
     monkeypatch.setattr(store_lib.Store, "add", add)
-    these = cells(stub)
+    planned_cells = cells(stub)
     with runner.claim(stub / "out") as lock:
         failed = runner.run(
-            these, store_lib.Store(stub / "finished"), stub / "runs", jobs=1,
-            gpus=[], lock=lock, done=lambda *_: None,
+            planned_cells, store_lib.Store(stub / "finished"), stub / "runs",
+            jobs=1, gpus=[], lock=lock, done=lambda *_: None,
         )  # fmt: skip
-    assert set(failed) == set(these)
+    assert set(failed) == set(planned_cells)
     assert all("No space left" in why for why in failed.values())
 
 
 def test_dry_run(tmp_path):
     """2 of 8 runs are finished; one run has two places in the figure."""
-    what = plan.read("configs/plans/slides_figure5.cfg")
-    cells, store = what.cells(), store_lib.Store(tmp_path)
-    text = summary.left(what, cells, store)
+    figure_plan = plan.read("configs/plans/slides_figure5.cfg")
+    cells, store = figure_plan.cells(), store_lib.Store(tmp_path)
+    text = summary.left(figure_plan, cells, store)
     assert text.endswith(
         "\n8 runs left; how long they take is not known until one has finished."
     )
     for cell, seconds in zip(cells[:2], (3600.0, 7200.0), strict=True):
         test_store.write(store, cell.config, seconds=seconds)
-    lines = summary.left(what, cells, store).split("\n")
+    lines = summary.left(figure_plan, cells, store).split("\n")
     assert lines[2].endswith("  mean of")
     assert "3,600" in lines[4] and lines[4].endswith("  these runs")
     assert "7,200" in lines[5] and lines[5].endswith("  these runs")

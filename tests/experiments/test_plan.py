@@ -36,9 +36,9 @@ def read(tmp_path, text):
 
 
 def test_cells_combine_one_value_of_each_list(tmp_path):
-    found = read(tmp_path, PLAN)
-    assert found.name == "some"
-    cells = found.cells()
+    parsed_plan = read(tmp_path, PLAN)
+    assert parsed_plan.name == "some"
+    cells = parsed_plan.cells()
     assert len(cells) == 2 * 2 * 2 * 2
     # The first seed first, so that a grid that is stopped has of everything.
     assert [cell.seed for cell in cells] == [0] * 8 + [3] * 8
@@ -73,8 +73,8 @@ def test_a_method_need_not_have_all_flags_of_the_base(tmp_path):
 
 def test_one_at_a_time(tmp_path):
     text = PLAN.replace("columns = labels", "vary = one at a time")
-    found = read(tmp_path, text.replace("reference = SimMatch, few", ""))
-    assert [(row, column) for row, column, _ in found.places()] == [
+    parsed_plan = read(tmp_path, text.replace("reference = SimMatch, few", ""))
+    assert [(row, column) for row, column, _ in parsed_plan.places()] == [
         ("FixMatch", "method"),
         ("SimMatch", "method"),
         ("20", "labels"),
@@ -82,7 +82,9 @@ def test_one_at_a_time(tmp_path):
         ("few", "steps"),
         ("more", "steps"),
     ]
-    same = [c.config for c in found.cells()[:6] if c.row in ("SimMatch", "40")]
+    same = [
+        c.config for c in parsed_plan.cells()[:6] if c.row in ("SimMatch", "40")
+    ]
     assert same[0] == same[1]
 
 
@@ -173,8 +175,8 @@ SHIPPED = sorted((ROOT / "configs" / "plans").glob("*.cfg"))
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_plans(path):
     """They can be read, and state their name and number of runs."""
-    found = plan.read(str(path))
-    cells = found.cells()
+    shipped_plan = plan.read(str(path))
+    cells = shipped_plan.cells()
     text = path.read_text()
     assert f"simmatch_tf.experiment configs/plans/{path.name}" in text
     total = len({cell.config for cell in cells})

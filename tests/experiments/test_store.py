@@ -53,13 +53,13 @@ def store(tmp_path):
 
 
 def test_a_run_is_found_by_the_flags_that_decide_its_result(store):
-    found = store()
-    assert found.find(CONFIG) == FOUND
+    filled_store = store()
+    assert filled_store.find(CONFIG) == FOUND
     # Where and how it runs does not matter.
     moved = dataclasses.replace(CONFIG, workdir="/x", eval_every=3, devices=2)
-    assert found.find(moved) == FOUND
+    assert filled_store.find(moved) == FOUND
     for change in ({"seed": 4}, {"alpha": 0.8}, {"flip": False}):
-        assert found.find(dataclasses.replace(CONFIG, **change)) is None
+        assert filled_store.find(dataclasses.replace(CONFIG, **change)) is None
 
 
 def test_names():
@@ -159,14 +159,14 @@ def test_no_lead_between_results_of_other_images(tmp_path, changes, lead):
         "[plan]\nbase = --dataset=digits --labels=40 --steps=7\n"
         "reference = A\n[method]\nA =\nB = --alpha=0.8\n"
     )
-    what = plan.read(str(path))
+    small_plan = plan.read(str(path))
     store = store_lib.Store(tmp_path)
-    for cell, values in zip(what.cells(), ({}, changes), strict=True):
+    for cell, values in zip(small_plan.cells(), ({}, changes), strict=True):
         write(store, cell.config, **values)
-    found = summary.compare(what, what.cells(), store)
-    assert len(found.scores) == 2
-    assert (found.reference is not None) == lead
-    assert ("lead of A" in comparison.markdown(found)) == lead
+    compared = summary.compare(small_plan, small_plan.cells(), store)
+    assert len(compared.scores) == 2
+    assert (compared.reference is not None) == lead
+    assert ("lead of A" in comparison.markdown(compared)) == lead
 
 
 SHARDS = [f"mnist-train.tfrecord-0000{n}-of-00002" for n in range(2)]

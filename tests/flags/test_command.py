@@ -80,9 +80,9 @@ def python(program, *words, options=(), **environment):
 )
 def test_an_error_ends_each_command(words, tmp_path):
     words = words.replace("NO", str(tmp_path / "nowhere")).split()
-    found = python(_WAITING, *words, PYTHONPATH=str(ROOT))
-    assert found.returncode == 1, found.stderr
-    assert "error: " in found.stderr and "Traceback" not in found.stderr
+    process = python(_WAITING, *words, PYTHONPATH=str(ROOT))
+    assert process.returncode == 1, process.stderr
+    assert "error: " in process.stderr and "Traceback" not in process.stderr
 
 
 def test_a_port_in_use_ends_the_service():
@@ -104,19 +104,19 @@ def test_a_port_in_use_ends_the_service():
     ],
 )
 def test_the_status_is_what_it_was(lines, status):
-    found = python(_FAKE, lines)
-    assert found.returncode == status, found.stderr
-    assert ("wrong" in found.stderr) == (status == 1)
-    assert ("Traceback" in found.stderr) == ("ValueError" in lines)
-    assert found.stdout == "registered\n"
+    process = python(_FAKE, lines)
+    assert process.returncode == status, process.stderr
+    assert ("wrong" in process.stderr) == (status == 1)
+    assert ("Traceback" in process.stderr) == ("ValueError" in lines)
+    assert process.stdout == "registered\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
 def test_what_cannot_be_printed_is_no_success():
     lines = "atexit._clear(); sys.stdout = open('/dev/full', 'w'); print('x')"
-    found = python(_FAKE, lines)
-    assert found.returncode == 120
-    assert "cannot print (No space left on device)" in found.stderr
+    process = python(_FAKE, lines)
+    assert process.returncode == 120
+    assert "cannot print (No space left on device)" in process.stderr
 
 
 def test_a_reader_that_has_gone_is_no_traceback():
@@ -124,7 +124,7 @@ def test_a_reader_that_has_gone_is_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
     lines = "atexit._clear(); print('x', flush=True)"
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _FAKE, lines],
         stdout=writer,
         stderr=subprocess.PIPE,
@@ -133,14 +133,14 @@ def test_a_reader_that_has_gone_is_no_traceback():
         check=False,
     )
     os.close(writer)
-    assert found.returncode == 120
-    assert "Traceback" not in found.stderr
+    assert process.returncode == 120
+    assert "Traceback" not in process.stderr
 
 
 def test_a_profiler_around_a_command_has_its_turn(tmp_path):
     path = tmp_path / "fake.py"
     path.write_text(_FAKE)
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "cProfile", path, "raise SystemExit(3)"],
         capture_output=True,
         text=True,
@@ -148,13 +148,13 @@ def test_a_profiler_around_a_command_has_its_turn(tmp_path):
         timeout=100,
         check=False,
     )
-    assert "function calls" in found.stdout, found.stderr
+    assert "function calls" in process.stdout, process.stderr
 
 
 def test_what_is_registered_may_not_wait_for_ever():
     lines = "command._EXIT_SECONDS = 0.2; atexit.register(wait)"
-    found = python(_FAKE, f"{lines}; sys.exit(42)")
-    assert found.returncode == 42, found.stderr
+    process = python(_FAKE, f"{lines}; sys.exit(42)")
+    assert process.returncode == 42, process.stderr
 
 
 def test_sigterm_ends_what_is_registered():
@@ -189,8 +189,8 @@ raise errors.InputError("wrong")
 
 @pytest.mark.slow
 def test_threads_of_tensorflow_s_are_not_waited_for():
-    found = python(_FAKE, _TENSORFLOW)
-    assert found.returncode == 1 and "error: wrong" in found.stderr
+    process = python(_FAKE, _TENSORFLOW)
+    assert process.returncode == 1 and "error: wrong" in process.stderr
 
 
 _IMPATIENT = """
@@ -218,9 +218,9 @@ def test_a_data_service_without_a_worker(steps_per_loop, tmp_path):
         flags = runs.argv(
             tmp_path, data_service=address, steps_per_loop=steps_per_loop
         )
-        found = python(_IMPATIENT, *flags)
-        assert found.returncode == 1, found.stderr
-        assert "the data service sent no batch for 2 s" in found.stderr
+        process = python(_IMPATIENT, *flags)
+        assert process.returncode == 1, process.stderr
+        assert "the data service sent no batch for 2 s" in process.stderr
         dispatcher.send_signal(signal.SIGTERM)
         assert dispatcher.wait(timeout=60) == 0
     finally:
@@ -252,20 +252,20 @@ def answer(command, *words, cwd=None):
     "command", ["train", "evaluate", "import_pytorch", "export_pytorch"]
 )
 def test_help_needs_no_tensorflow_and_is_not_long(command):
-    found = answer(command, "--help")
-    assert found.returncode == 0, found.stderr
-    assert "--workdir" in found.stdout
-    assert found.stdout.count("\n") <= 115
+    process = answer(command, "--help")
+    assert process.returncode == 0, process.stderr
+    assert "--workdir" in process.stdout
+    assert process.stdout.count("\n") <= 115
     full = answer(command, "--helpfull")
     assert full.returncode == 0
     if command in ("train", "import_pytorch"):
-        assert "--randaugment_levels" not in found.stdout
+        assert "--randaugment_levels" not in process.stdout
         assert "--randaugment_levels" in full.stdout
 
 
 def test_help_of_serve_data():
-    found = answer("serve_data", "--help")
-    assert found.returncode == 0 and "--dispatcher" in found.stdout
+    process = answer("serve_data", "--help")
+    assert process.returncode == 0 and "--dispatcher" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -285,10 +285,10 @@ def test_help_of_serve_data():
     ],
 )
 def test_serve_data_checks_its_flags_without_tensorflow(words, message):
-    found = answer("serve_data", *words)
-    assert found.returncode == 1
-    assert message in found.stderr
-    assert "Traceback" not in found.stderr
+    process = answer("serve_data", *words)
+    assert process.returncode == 1
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,9 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
     ],
 )
 def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
-    found = answer("train", *words, cwd=tmp_path)
-    assert found.returncode == 1
-    assert message in found.stderr and "Traceback" not in found.stderr
+    process = answer("train", *words, cwd=tmp_path)
+    assert process.returncode == 1
+    assert message in process.stderr and "Traceback" not in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -338,14 +338,14 @@ def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
 )
 def test_flags_of_other_commands_and_of_absl_are_refused(words, message):
     command, *words = words.split()
-    found = answer(command, *words)
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert message in found.stderr
-    assert "did you mean log_dir" not in found.stderr
+    process = answer(command, *words)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert message in process.stderr
+    assert "did you mean log_dir" not in process.stderr
 
 
 def test_help_marks_required_flags_and_keeps_examples_on_lines():
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "simmatch_tf.predict", "--help"],
         capture_output=True,
         text=True,
@@ -353,18 +353,18 @@ def test_help_marks_required_flags_and_keeps_examples_on_lines():
         check=True,
     )
     assert "must end in .csv, .jsonl or .parquet. (required)" in " ".join(
-        found.stdout.split()
+        process.stdout.split()
     )
-    assert "--images=photos \\\n    --output=labels.csv" in found.stdout
+    assert "--images=photos \\\n    --output=labels.csv" in process.stdout
 
 
 def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
     words = ["--dataset=folder", "--data_dir=photos", "--steps=5"]
 
     def says(message):
-        found = answer("train", *words, cwd=tmp_path)
-        assert found.returncode == 1 and "Traceback" not in found.stderr
-        assert message in found.stderr
+        process = answer("train", *words, cwd=tmp_path)
+        assert process.returncode == 1 and "Traceback" not in process.stderr
+        assert message in process.stderr
 
     says("--data_dir=photos: no such folder")
     for name in ("a/1.png", "b/1.tif"):
@@ -385,8 +385,8 @@ def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
         data_dir=str(tmp_path / "photos"),
     )
     with workdir.claim(config) as folder:
-        found = folder_source.Listing(config.data_dir)
-        folder.begin(config, found.fingerprint)
+        listing = folder_source.Listing(config.data_dir)
+        folder.begin(config, listing.fingerprint)
         folder.results.write_text("{}")
     (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")
     says("1 is new (labeled/b/2.png)")

@@ -120,11 +120,11 @@ def test_words_that_are_no_flags():
 def test_the_last_of_the_words_without_a_name_may_be_many():
     kind = report.ReportConfig
     page = "--output=/tmp/x.html"
-    found = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
-    assert sorted(found.runs) == ["a", "b", "c", "d"]
+    config = kind.from_argv(["report", "a", page, "b", "--runs=c", "d"])
+    assert sorted(config.runs) == ["a", "b", "c", "d"]
     assert kind.from_argv(["report", page, "--runs=c"]).runs == ("c",)
-    again = kind.from_argv(["report", *found.to_flagfile().split()])
-    assert again == found
+    again = kind.from_argv(["report", *config.to_flagfile().split()])
+    assert again == config
     with pytest.raises(InputError, match="'b' is not a flag"):
         experiment.ExperimentConfig.from_argv(["experiment", "a.cfg", "b"])
     with pytest.raises(InputError, match="'a' is not a flag"):

@@ -49,9 +49,9 @@ def test_two_replicas_share_one_mean(two_replicas):
     parts = two_replicas.experimental_distribute_values_from_function(
         lambda c: tf.constant(np.split(p, 2)[c.replica_id_in_sync_group])
     )
-    found = tf.function(lambda x: two_replicas.run(align, args=(x,)))(parts)
-    found = np.concatenate(two_replicas.experimental_local_results(found))
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    aligned = tf.function(lambda x: two_replicas.run(align, args=(x,)))(parts)
+    aligned = np.concatenate(two_replicas.experimental_local_results(aligned))
+    np.testing.assert_allclose(aligned, wanted, rtol=1e-5)
     for copy in two_replicas.experimental_local_results(align.window):
         np.testing.assert_allclose(copy, alone.window, rtol=1e-6)
 

@@ -15,10 +15,10 @@ def run(strategy, function, values):
         return tf.split(values, 2)[number]
 
     shares = strategy.experimental_distribute_values_from_function(share)
-    found = tf.function(
+    results = tf.function(
         lambda x: strategy.run(function, args=(x,)), autograph=False
     )(shares)
-    return [x.numpy() for x in strategy.experimental_local_results(found)]
+    return [x.numpy() for x in strategy.experimental_local_results(results)]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "int64"])
@@ -28,8 +28,8 @@ def test_shuffled_rows_come_home(dtype, two_replicas):
     rows = rows.astype(dtype)
 
     def there_and_back(x):
-        there, back = replica.shuffle(x, tf.constant([3, 4]))
-        return tf.stack([there, back(there)])
+        shuffled, back = replica.shuffle(x, tf.constant([3, 4]))
+        return tf.stack([shuffled, back(shuffled)])
 
     one, other = run(two_replicas, there_and_back, rows)
     np.testing.assert_array_equal(np.concatenate([one[1], other[1]]), rows)
@@ -43,7 +43,7 @@ def test_shuffled_rows_come_home(dtype, two_replicas):
 
 def test_the_seed_decides(two_replicas):
     rows = np.arange(16.0).reshape(16, 1)
-    found = {}
+    moved_by_seed = {}
     for seed in (1, 1, 2):
         one, other = run(
             two_replicas,
@@ -51,16 +51,16 @@ def test_the_seed_decides(two_replicas):
             rows,
         )
         moved = np.concatenate([one, other])
-        if seed in found:
-            np.testing.assert_array_equal(moved, found[seed])
-        found[seed] = moved
-    assert (found[1] != found[2]).any()
+        if seed in moved_by_seed:
+            np.testing.assert_array_equal(moved, moved_by_seed[seed])
+        moved_by_seed[seed] = moved
+    assert (moved_by_seed[1] != moved_by_seed[2]).any()
 
 
 def test_alone_nothing_moves():
     x = tf.reshape(tf.range(6), [3, 2])
-    there, back = replica.shuffle(x, tf.constant([0, 0]))
-    np.testing.assert_array_equal(there, x)
+    shuffled, back = replica.shuffle(x, tf.constant([0, 0]))
+    np.testing.assert_array_equal(shuffled, x)
     np.testing.assert_array_equal(back(x), x)
     assert int(replica.number()) == 0 and int(replica.sum(tf.constant(3))) == 3
 

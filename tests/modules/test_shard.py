@@ -41,9 +41,10 @@ def run(strategy, function, *values):
     step = tf.function(
         lambda *parts: strategy.run(function, args=parts), autograph=False
     )
-    found = step(*shares(strategy, *values))
+    results = step(*shares(strategy, *values))
     return tf.nest.map_structure(
-        lambda x: np.concatenate(strategy.experimental_local_results(x)), found
+        lambda x: np.concatenate(strategy.experimental_local_results(x)),
+        results,
     )
 
 
@@ -105,9 +106,9 @@ def test_matches_the_same(slots, temperature, two_replicas):
         return call
 
     wanted = match(alone)(*map(tf.constant, given))
-    found = run(two_replicas, match(divided), *given)
+    results = run(two_replicas, match(divided), *given)
     for name, one, other in zip(
-        ("p_hat", "loss", "gradient"), found, wanted, strict=True
+        ("p_hat", "loss", "gradient"), results, wanted, strict=True
     ):
         scale = 1 / temperature if name == "gradient" else 1.0
         np.testing.assert_allclose(

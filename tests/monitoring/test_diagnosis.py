@@ -15,12 +15,12 @@ CONFIG = runs.config("unused", steps=100)
 
 def find(step=100, changes=None, **scalars):
     config = dataclasses.replace(CONFIG, **(changes or {}))
-    found = {
+    by_tag = {
         tag.replace("__", "/"): dict(enumerate(values))
         for tag, values in scalars.items()
     }
-    found = diagnosis.find(config, found, step=step, steps=100)
-    return [finding.name for finding in found]
+    findings = diagnosis.find(config, by_tag, step=step, steps=100)
+    return [finding.name for finding in findings]
 
 
 def test_no_pseudo_labels():
@@ -58,9 +58,9 @@ def test_collapse_names_alignment_where_it_is_off(changes, align):
     scalars = {
         "pseudo_label/balance": dict(enumerate([0.1] * diagnosis.RECENT))
     }
-    (found,) = diagnosis.find(config, scalars, step=100, steps=100)
-    assert ("--align" in found.turn) == align
-    assert "10%" in found.says
+    (finding,) = diagnosis.find(config, scalars, step=100, steps=100)
+    assert ("--align" in finding.turn) == align
+    assert "10%" in finding.says
 
 
 def test_confident_but_wrong():
@@ -120,17 +120,17 @@ def test_the_ema_lags_for_two_reasons():
         config = dataclasses.replace(
             CONFIG, ema_momentum=momentum, ema_warmup=warmup
         )
-        (found,) = diagnosis.find(config, tops, step=80, steps=100)
-        assert ("--ema_warmup" in found.turn) == slow
-        assert ("--learning_rate" in found.turn) != slow
+        (finding,) = diagnosis.find(config, tops, step=80, steps=100)
+        assert ("--ema_warmup" in finding.turn) == slow
+        assert ("--learning_rate" in finding.turn) != slow
 
 
 def test_an_old_evaluation_says_nothing_of_now():
     seen = {"pseudo_label/accuracy_all": dict.fromkeys(range(50, 100, 5), 0.9)}
     for step, names in ((60, []), (80, ["statistics_lag"])):
         tops = {"test/student_top1": {step: 0.5}}
-        found = diagnosis.find(CONFIG, seen | tops, step=95, steps=100)
-        assert [finding.name for finding in found] == names
+        findings = diagnosis.find(CONFIG, seen | tops, step=95, steps=100)
+        assert [finding.name for finding in findings] == names
 
 
 def test_what_cannot_be_judged():
@@ -180,9 +180,9 @@ def test_every_finding_has_a_reason_and_a_flag():
         "test/student_top1": {80: 0.5},
         "test/ema_top1": {80: 0.2},
     }
-    found = diagnosis.find(config, scalars, step=80, steps=100)
-    assert [f.name for f in found] == list(diagnosis.PATTERNS)
-    for finding in found:
+    findings = diagnosis.find(config, scalars, step=80, steps=100)
+    assert [f.name for f in findings] == list(diagnosis.PATTERNS)
+    for finding in findings:
         assert finding.why and "--" in finding.turn
         named = {
             word.strip(".,;:()").removeprefix("--").split("=")[0]

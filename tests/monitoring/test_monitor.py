@@ -11,8 +11,10 @@ CONFIG = runs.config("unused", lambda_u=2.0, lambda_in=3.0)
 
 
 def test_weighted_losses():
-    made = monitor.Scalars(CONFIG, 16)
-    values = made.of_step({"loss/s": 1.0, "loss/u": 0.5, "loss/in": 0.25}, None)
+    scalars = monitor.Scalars(CONFIG, 16)
+    values = scalars.of_step(
+        {"loss/s": 1.0, "loss/u": 0.5, "loss/in": 0.25}, None
+    )
     assert values == {
         "loss/s": 1.0,
         "loss/u": 0.5,
@@ -20,16 +22,16 @@ def test_weighted_losses():
         "loss/weighted_u": 1.0,
         "loss/weighted_in": 0.75,
     }
-    assert made.of_step({"loss/s": 1.0}, None) == {"loss/s": 1.0}
+    assert scalars.of_step({"loss/s": 1.0}, None) == {"loss/s": 1.0}
 
 
 def test_accuracies_are_of_known_images():
-    made = monitor.Scalars(CONFIG, 16)
+    scalars = monitor.Scalars(CONFIG, 16)
     means = {
         "known": 0.8, "right": 0.6, "kept": 0.4, "kept_right": 0.1,
         "sure": 0.0, "sure_right": 0.0,
     }  # fmt: skip
-    values = made.of_step({}, means)
+    values = scalars.of_step({}, means)
     assert values == pytest.approx(
         {
             "pseudo_label/accuracy": 0.25,
@@ -42,15 +44,15 @@ def test_accuracies_are_of_known_images():
 
 
 def test_balance_waits_for_enough_labels():
-    made = monitor.Scalars(CONFIG, 13)
+    scalars = monitor.Scalars(CONFIG, 13)
     # Ten of each of two classes are two steps of 13.
     one, other = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-    assert "pseudo_label/balance" not in made.of_step({}, {"classes": one})
-    values = made.of_step({}, {"classes": other})
+    assert "pseudo_label/balance" not in scalars.of_step({}, {"classes": one})
+    values = scalars.of_step({}, {"classes": other})
     assert values["pseudo_label/balance"] == pytest.approx(1.0)
-    values = made.of_step({}, {"classes": other})
+    values = scalars.of_step({}, {"classes": other})
     assert values["pseudo_label/balance"] == pytest.approx(0.5)
-    np.testing.assert_array_equal(made.classes, other)
+    np.testing.assert_array_equal(scalars.classes, other)
 
 
 def test_divergence():
@@ -60,11 +62,11 @@ def test_divergence():
 
 
 def test_a_finding_is_told_once():
-    made = monitor.Scalars(CONFIG, 16)
+    scalars = monitor.Scalars(CONFIG, 16)
     for step in range(1, 11):
-        made.keep(step, {"pseudo_label/mask_rate": 0.0})
-    assert [f.name for f in made.findings(6)] == ["no_pseudo_labels"]
-    assert made.findings(6) == []
+        scalars.keep(step, {"pseudo_label/mask_rate": 0.0})
+    assert [f.name for f in scalars.findings(6)] == ["no_pseudo_labels"]
+    assert scalars.findings(6) == []
 
 
 def test_speed(monkeypatch):
@@ -106,7 +108,7 @@ def test_a_profile_beyond_the_end():
 @pytest.mark.slow
 def test_profile(tmp_path):
     runs.fit(tmp_path / "run", profile="2:3", algorithm="supervised")
-    (found,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
+    (trace_file,) = (tmp_path / "run" / "tensorboard" / "plugins").rglob(
         "*.xplane.pb"
     )
-    assert found.stat().st_size > 1000
+    assert trace_file.stat().st_size > 1000

@@ -73,9 +73,9 @@ def test_any_name_can_be_drawn(name):
     names = [name, "b"]
     image = unlabeled([0.5, 0.5], truth=1)
     grey = np.full([8, 8, 3], 128, np.uint8)
-    found = [[pictures.Neighbor(grey, 0, 0.5)]]
+    neighbors = [[pictures.Neighbor(grey, 0, 0.5)]]
     assert pictures.views([image], names).ndim == 3
-    assert pictures.neighbors([image], found, names).ndim == 3
+    assert pictures.neighbors([image], neighbors, names).ndim == 3
     assert pictures.confusion(np.eye(2, dtype=int), names, "t").ndim == 3
 
 

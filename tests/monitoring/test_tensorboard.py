@@ -42,11 +42,11 @@ class Server:
             )  # fmt: skip
         for _ in range(600):
             said = log.read_text()
-            if found := re.search(r"http://localhost:(\d+)/", said):
+            if match := re.search(r"http://localhost:(\d+)/", said):
                 break
             assert self.process.poll() is None, said
             time.sleep(0.1)
-        self.address = f"http://localhost:{found[1]}/data/plugin/"
+        self.address = f"http://localhost:{match[1]}/data/plugin/"
 
     def get(self, path, **query):
         url = self.address + path
@@ -62,11 +62,11 @@ class Server:
         """The files are read in the background."""
         for _ in range(120):
             try:
-                found = self.json(path)
+                answer = self.json(path)
             except urllib.error.HTTPError:
-                found = {}
-            if found.get(key):
-                return found[key]
+                answer = {}
+            if answer.get(key):
+                return answer[key]
             time.sleep(0.5)
         raise TimeoutError(path)
 
@@ -84,18 +84,18 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(run):
-    found = Server(run.parent, run / "board.log")
-    yield found
-    found.process.terminate()
-    found.process.wait(timeout=30)
+    board = Server(run.parent, run / "board.log")
+    yield board
+    board.process.terminate()
+    board.process.wait(timeout=30)
 
 
 RUN = "run/tensorboard"
 
 
 def test_scalars(server):
-    found = server.wait_for("scalars/tags", RUN)
-    assert SCALARS | {"pseudo_label/balance"} <= set(found)
+    tags = server.wait_for("scalars/tags", RUN)
+    assert SCALARS | {"pseudo_label/balance"} <= set(tags)
     points = server.json(
         "scalars/scalars", run=RUN, tag="pseudo_label/accuracy_all"
     )
@@ -107,8 +107,8 @@ def test_scalars(server):
 
 
 def test_pictures(server):
-    found = server.wait_for("images/tags", RUN)
-    assert set(found) == {
+    tags = server.wait_for("images/tags", RUN)
+    assert set(tags) == {
         "pictures/views", "pictures/neighbors", "pictures/confusion",
     }  # fmt: skip
     for tag, steps in (("views", [20, 30]), ("confusion", [15, 30])):
@@ -124,8 +124,8 @@ def test_pictures(server):
 
 
 def test_histograms(server):
-    found = server.wait_for("histograms/tags", RUN)
-    assert set(found) == {
+    tags = server.wait_for("histograms/tags", RUN)
+    assert set(tags) == {
         "pseudo_label/confidences", "pseudo_label/class_counts",
         "alignment/mean",
     }  # fmt: skip
@@ -138,9 +138,9 @@ def test_histograms(server):
 
 
 def test_text_and_hparams(server):
-    found = server.wait_for("text/tags", RUN)
+    text_tags = server.wait_for("text/tags", RUN)
     tags = {"run/flags", "run/data", "run/split", "run/versions"}
-    assert tags <= set(found)
+    assert tags <= set(text_tags)
     text = server.json("text/text", run=RUN, tag="run/flags")[0]["text"]
     assert "--batch_size=8" in text
     text = server.json("text/text", run=RUN, tag="run/versions")[0]["text"]

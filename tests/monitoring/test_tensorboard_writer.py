@@ -29,8 +29,8 @@ def test_without_summaries_in_loops_it_is_the_same_run(finished_run, tmp_path):
 def test_nothing_to_see_in_loops(summaries, tmp_path):
     """Labels alone: their steps have no pseudo-labels to watch."""
     changes = {"algorithm": "supervised", "steps_per_loop": 7}
-    found = runs.fit(tmp_path / "run", summaries=summaries, **changes)
-    assert found.steps == 6
+    result = runs.fit(tmp_path / "run", summaries=summaries, **changes)
+    assert result.steps == 6
 
 
 @pytest.mark.slow
@@ -72,9 +72,11 @@ def test_images_whose_classes_are_not_known(tmp_path):
     simmatch_tf.fit(config, source=source)
     from tensorboard.backend.event_processing import event_accumulator
 
-    found = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    tags = set(found.Tags()["tensors"])
+    accumulator = event_accumulator.EventAccumulator(
+        str(tmp_path / "tensorboard")
+    )
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["tensors"])
     assert "pseudo_label/confidence" in tags and "pictures/views" in tags
     assert not {t for t in tags if "accuracy" in t or "sure" in t}
     table = (tmp_path / "tensorboard" / "memory.tsv").read_text()
@@ -84,9 +86,9 @@ def test_images_whose_classes_are_not_known(tmp_path):
 def test_slots_to_show():
     filled = np.ones(10_000, bool)
     filled[:7] = False
-    found = tensorboard_writer.shown_slots(filled)
-    assert len(found) == tensorboard_writer._MAX_POINTS == len(set(found))
-    assert found[0] == 7 and found[-1] == 9_999
+    slots = tensorboard_writer.shown_slots(filled)
+    assert len(slots) == tensorboard_writer._MAX_POINTS == len(set(slots))
+    assert slots[0] == 7 and slots[-1] == 9_999
     assert tensorboard_writer.shown_slots(filled[:9]).tolist() == [7, 8]
 
 
@@ -117,16 +119,16 @@ def test_pictures_without_summaries():
 
 @pytest.mark.slow
 def test_pictures_of_a_memory_that_is_not_full(tmp_path, monkeypatch):
-    found = []
+    drawn = []
     draw = pictures.neighbors
     monkeypatch.setattr(
         pictures,
         "neighbors",
         lambda images, near, names: (
-            found.extend(near) or draw(images, near, names)
+            drawn.extend(near) or draw(images, near, names)
         ),
     )
     # None is written before the first step, four before the second.
     runs.fit(tmp_path / "run", steps=2, picture_every=1, batch_size=4)
-    assert [len(near) for near in found] == [0] * 8 + [4] * 8
-    assert all(np.isfinite(one.cosine) for near in found for one in near)
+    assert [len(near) for near in drawn] == [0] * 8 + [4] * 8
+    assert all(np.isfinite(one.cosine) for near in drawn for one in near)

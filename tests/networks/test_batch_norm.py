@@ -143,10 +143,10 @@ def test_what_the_kernel_does_not_take_is_left_to_keras():
 
 def test_a_stateless_call():
     """What Keras' own layer can do: statistics go in, and new ones out."""
-    found = []
+    outputs = []
     for layer in pair():
         model = keras.Sequential([keras.Input(images().shape[1:]), layer])
-        found.append(
+        outputs.append(
             model.stateless_call(
                 [v.value for v in model.trainable_variables],
                 [v.value for v in model.non_trainable_variables],
@@ -154,7 +154,7 @@ def test_a_stateless_call():
                 training=True,
             )
         )
-    (ours, new), (theirs, others) = found
+    (ours, new), (theirs, others) = outputs
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert len(new) == len(others) == 2
     for one, other in zip(new, others, strict=True):

@@ -220,12 +220,12 @@ MODULES = {
 def test_preprocessing_is_the_modules_own(module, policy):
     x = np.random.default_rng(0).uniform(0, 255, [2, 5, 4, 3])
     x = x.astype(np.float32)
-    found = library_backbone.Preprocess(module)(x)
+    preprocessed = library_backbone.Preprocess(module)(x)
     preprocess = getattr(keras.applications, module).preprocess_input
     np.testing.assert_allclose(
-        found, preprocess(x.copy()), rtol=1e-6, atol=1e-5
+        preprocessed, preprocess(x.copy()), rtol=1e-6, atol=1e-5
     )
-    assert found.dtype == tf.float32
+    assert preprocessed.dtype == tf.float32
 
 
 def test_preprocessing_by_hand():
@@ -241,8 +241,8 @@ def test_preprocessing_by_hand():
             (0 - 0.406) / 0.225,
         ],
     }.items():
-        found = library_backbone.Preprocess(module)(x)[0, 0, 0]
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        preprocessed = library_backbone.Preprocess(module)(x)[0, 0, 0]
+        np.testing.assert_allclose(preprocessed, wanted, rtol=1e-5)
     config = library_backbone.Preprocess("resnet").get_config()
     assert library_backbone.Preprocess.from_config(config).module == "resnet"
 
@@ -346,11 +346,11 @@ def test_synchronized_batch_norm(small, two_replicas):
     run = tf.function(
         lambda b: two_replicas.run(model, (b,), {"training": True})
     )
-    found = tf.concat(two_replicas.experimental_local_results(run(batch)), 0)
+    outputs = tf.concat(two_replicas.experimental_local_results(run(batch)), 0)
     single = small("csp_darknet_tiny")
     single.set_weights(model.get_weights())
     np.testing.assert_allclose(
-        found, single(x, training=True), rtol=1e-3, atol=1e-4
+        outputs, single(x, training=True), rtol=1e-3, atol=1e-4
     )
 
 

@@ -109,9 +109,9 @@ CASES = {
 def test_value(name):
     ours, theirs, x = CASES[name]
     for call in (ours, tf.function(ours)):
-        found = call(tf.constant(x))
-        assert found.dtype == tf.float32
-        np.testing.assert_allclose(found, theirs(x), rtol=1e-5, atol=1e-6)
+        value = call(tf.constant(x))
+        assert value.dtype == tf.float32
+        np.testing.assert_allclose(value, theirs(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(ours(x), ours(tf.constant(x)))
 
 

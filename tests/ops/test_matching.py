@@ -73,9 +73,9 @@ def fused(given, **options):
     return p_hat, each, gradients[0]
 
 
-def assert_same(found, wanted, rtol=2e-5, atol=2e-6):
+def assert_same(results, wanted, rtol=2e-5, atol=2e-6):
     for name, one, other in zip(
-        ("p_hat", "loss", "gradient"), found, wanted, strict=True
+        ("p_hat", "loss", "gradient"), results, wanted, strict=True
     ):
         np.testing.assert_allclose(
             one, other, rtol=rtol, atol=atol, err_msg=name
@@ -151,11 +151,11 @@ def test_slots_left_out(garbage, temperature, block_size):
     valid = np.arange(20) % 3 > 0
     given["memory"][~valid] = garbage
     options = {"temperature": temperature, "alpha": 0.9, "valid": valid}
-    found = fused(given, block_size=block_size, **options)
+    results = fused(given, block_size=block_size, **options)
     kept = {**given, "memory": given["memory"][valid]}
     kept["memory_labels"] = given["memory_labels"][valid]
     wanted = plain(**kept, temperature=temperature, alpha=0.9)
-    assert_same(found, wanted, atol=2e-6 / temperature)
+    assert_same(results, wanted, atol=2e-6 / temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
@@ -174,12 +174,12 @@ def test_p_rules_out_the_class_of_every_slot(temperature):
     given["memory_labels"] %= 2
     given["p_w"] = np.float32([[0.0, 0.0, 0.3, 0.7, 0.0]] * N)
     options = {"temperature": temperature, "alpha": 0.9}
-    found = fused(given, block_size=6, **options)
-    assert_same(found, plain(**given, **options), atol=2e-6 / temperature)
+    results = fused(given, block_size=6, **options)
+    assert_same(results, plain(**given, **options), atol=2e-6 / temperature)
     # q^w is kept: as if all classes were alike.
     alike = {**given, "p_w": np.full([N, L], 0.2, np.float32)}
     np.testing.assert_allclose(
-        found[1], fused(alike, **options)[1], rtol=1e-4, atol=1e-4
+        results[1], fused(alike, **options)[1], rtol=1e-4, atol=1e-4
     )
 
 
@@ -187,13 +187,13 @@ def test_a_small_p_of_a_class_without_slots_overflows_nothing():
     given = inputs(20)
     given["memory_labels"] %= 2
     given["p_w"] = np.float32([[1e-37, 0.0, 1.0, 0.0, 0.0]] * N)
-    found = fused(given, temperature=0.1, alpha=0.9)
-    for x in found:
+    results = fused(given, temperature=0.1, alpha=0.9)
+    for x in results:
         assert np.isfinite(x).all()
     # All of q̂ is on the slots of class 0.
     only = {**given, "p_w": np.float32([[1.0, 0.0, 0.0, 0.0, 0.0]] * N)}
     wanted = fused(only, temperature=0.1, alpha=0.9)
-    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(results[1], wanted[1], rtol=1e-5)
 
 
 def test_small_temperature_does_not_underflow():
@@ -256,9 +256,9 @@ def test_shards_add_up(shards, temperature):
         p_hat, each = matching.combine(
             sums, z_s, given["p_w"], temperature=temperature, alpha=0.9
         )
-    found = p_hat, each, tape.gradient(each, z_s)
+    results = p_hat, each, tape.gradient(each, z_s)
     wanted = fused(given, temperature=temperature, alpha=0.9)
-    assert_same(found, wanted, atol=2e-6 / temperature)
+    assert_same(results, wanted, atol=2e-6 / temperature)
 
 
 def test_the_order_of_slots_does_not_matter():
@@ -391,6 +391,6 @@ def test_nothing_of_all_images_by_all_slots(temperature):
 def test_one_double_input_is_not_all_of_them():
     given = inputs(20)
     given["z_s"] = np.float64(given["z_s"])
-    found = fused(given, temperature=0.1, alpha=0.9)
-    assert found[0].dtype == found[1].dtype == tf.float32
-    assert found[2].dtype == tf.float64  # its own
+    results = fused(given, temperature=0.1, alpha=0.9)
+    assert results[0].dtype == results[1].dtype == tf.float32
+    assert results[2].dtype == tf.float64  # its own

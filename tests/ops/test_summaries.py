@@ -45,16 +45,16 @@ def test_class_similarity():
         for j in np.flatnonzero(valid):
             if i != j:
                 pairs[bool(labels[i] == labels[j])].append(rows[i] @ rows[j])
-    found = summaries.class_similarity(
+    similarity = summaries.class_similarity(
         tf.constant(rows), tf.constant(labels), tf.constant(valid), 4
     )
     np.testing.assert_allclose(
-        found, [np.mean(pairs[True]), np.mean(pairs[False])], rtol=1e-5
+        similarity, [np.mean(pairs[True]), np.mean(pairs[False])], rtol=1e-5
     )
 
 
 def test_class_similarity_without_pairs():
-    found = summaries.class_similarity(
+    similarity = summaries.class_similarity(
         tf.eye(2), tf.constant([0, 1]), tf.constant([True, False]), 2
     )
-    np.testing.assert_array_equal(found, [0, 0])
+    np.testing.assert_array_equal(similarity, [0, 0])

@@ -31,12 +31,12 @@ COMPARED = comparison.Comparison(
 
 def test_lead_pairs_runs_of_equal_seeds():
     """Differences of 2 and 6 points."""
-    found = comparison.lead(
+    lead = comparison.lead(
         COMPARED.at("SimMatch", ""), COMPARED.at("FixMatch", "")
     )
-    assert found.n == 2
-    assert found.mean == pytest.approx(0.04)
-    assert found.low is found.high is None  # too few
+    assert lead.n == 2
+    assert lead.mean == pytest.approx(0.04)
+    assert lead.low is lead.high is None  # too few
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_lead_pairs_runs_of_equal_seeds():
     ],
 )
 def test_interval_of_an_accuracy(right, images, low, high):
-    found = comparison.wilson(right / images, images)
-    assert found == pytest.approx((low, high), abs=1e-4)
+    interval = comparison.wilson(right / images, images)
+    assert interval == pytest.approx((low, high), abs=1e-4)
     # Its ends are where the share is 1.96 deviations away.
-    for end in found:
+    for end in interval:
         if 0 < end < 1:
             deviation = (end * (1 - end) / images) ** 0.5
             assert abs(right / images - end) == pytest.approx(
@@ -66,8 +66,8 @@ def test_lead_of_three_pairs():
     """Differences of 1, 2 and 3 points: 2 ± 4.3027·1/√3."""
     ours = [score("a", i, 0.5 + d) for i, d in enumerate((0.01, 0.02, 0.03))]
     theirs = [score("b", i, 0.5) for i in range(3)]
-    found = comparison.lead(ours, theirs)
-    assert found.low == pytest.approx(0.02 - 0.024841, abs=1e-6)
+    lead = comparison.lead(ours, theirs)
+    assert lead.low == pytest.approx(0.02 - 0.024841, abs=1e-6)
     table = dataclasses.replace(COMPARED, scores=tuple(ours + theirs))
     table = dataclasses.replace(
         table, places=(("a", ""), ("b", "")), reference="a"
@@ -91,13 +91,13 @@ def test_one_column():
 
 
 def test_columns():
-    found = dataclasses.replace(
+    compared = dataclasses.replace(
         COMPARED,
         places=tuple((r, c) for r in ("A", "B") for c in ("20", "40")),
         reference="B",
         scores=(score("A", 0, 0.5, "40"), score("B", 0, 0.75, "40")),
     )
-    table, leads = comparison.markdown(found).split("\n\n")
+    table, leads = comparison.markdown(compared).split("\n\n")
     assert table.split("\n") == [
         "| top-1, % (runs) | 20 | 40 |",
         "| --- | --- | --- |",
@@ -108,14 +108,14 @@ def test_columns():
 
 
 def test_curves():
-    found = dataclasses.replace(
+    compared = dataclasses.replace(
         COMPARED,
         places=(("0.1", "t"), ("0.2", "t"), ("1", "alpha")),
         reference=None,
         curves=True,
         scores=(score("0.2", 0, 0.5, "t"),),
     )
-    one, other = comparison.markdown(found).split("\n\n")
+    one, other = comparison.markdown(compared).split("\n\n")
     assert one.split("\n")[0] == "| t | 0.1 | 0.2 |"
     assert one.split("\n")[2] == "| top-1, % (runs) | – | 50.0 (1) |"
     assert other.split("\n")[0] == "| alpha | 1 |"
@@ -137,6 +137,8 @@ def test_csv():
 
 def test_markdown_escapes_names():
     name = r"a|b <!-- c --> *d* `e` \f & g_h"
-    found = dataclasses.replace(COMPARED, places=((name, ""),), reference=None)
-    row = comparison.markdown(found).split("\n")[2]
+    compared = dataclasses.replace(
+        COMPARED, places=((name, ""),), reference=None
+    )
+    row = comparison.markdown(compared).split("\n")[2]
     assert row.startswith(r"| a\|b &lt;!-- c --> \*d\* \`e\` \\f &amp; g_h | ")

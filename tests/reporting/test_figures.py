@@ -74,11 +74,11 @@ def test_colors_and_styles(tmp_path, monkeypatch):
 
 def test_panels_without_values_are_left_out(tmp_path):
     curves = {"loss/total": {1: 2.0}, "loss/s": {1: NAN, 2: math.inf}}
-    found = written.groups(written.run(tmp_path / "a", curves=curves))
-    panels = figures.present(CHARTS["losses"], found)
+    groups = written.groups(written.run(tmp_path / "a", curves=curves))
+    panels = figures.present(CHARTS["losses"], groups)
     assert [panel.title for panel in panels] == ["total"]
-    assert figures.present(CHARTS["memory"], found) == []
-    assert not figures.save_chart(CHARTS["memory"], found, tmp_path / "x.png")
+    assert figures.present(CHARTS["memory"], groups) == []
+    assert not figures.save_chart(CHARTS["memory"], groups, tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 
@@ -93,15 +93,15 @@ def test_pictures(tmp_path):
     name = r"$\badmacro$ & <b>"
     a = f"{name}={written.run(tmp_path / 'a', curves=curves)}"
     b = written.run(tmp_path / "b", curves=curves, alpha=0.5)
-    found = written.groups(a, b)
-    assert figures.save_chart(CHARTS["losses"], found, tmp_path / "x.png")
+    groups = written.groups(a, b)
+    assert figures.save_chart(CHARTS["losses"], groups, tmp_path / "x.png")
     with PIL.Image.open(tmp_path / "x.png") as image:
         assert image.size == (1260, 885)
     panel = CHARTS["losses"].panels[0]
-    text = figures.panel_svg(panel, found, 61)
-    assert text == figures.panel_svg(panel, found, 61)
+    text = figures.panel_svg(panel, groups, 61)
+    assert text == figures.panel_svg(panel, groups, 61)
     assert len(text) < 100_000  # of 6,000 points
-    assert figures.words(panel, found) == (
+    assert figures.words(panel, groups) == (
         f"total, loss, over steps. Last: {name} 2999; b 2999."
     )
 
@@ -109,8 +109,8 @@ def test_pictures(tmp_path):
 @pytest.mark.parametrize("curves", [False, True])
 def test_a_comparison(curves, tmp_path):
     path = tmp_path / "x.svg"
-    found = dataclasses.replace(COMPARED, curves=curves)
-    figures.save_comparison(found, path)
+    compared = dataclasses.replace(COMPARED, curves=curves)
+    figures.save_comparison(compared, path)
     text = path.read_text()
     for word in ("digits", "FixMatch", "SimMatch", "top-1, %"):
         assert f"<!-- {word} -->" in text  # matplotlib's note of each text
@@ -119,14 +119,14 @@ def test_a_comparison(curves, tmp_path):
 def test_names_are_not_read_as_formulas(tmp_path):
     name = r"$\badmacro$"
     for curves in (False, True):
-        found = dataclasses.replace(
+        compared = dataclasses.replace(
             COMPARED,
             title=name,
             curves=curves,
             places=((name, name),),
             scores=(test_comparison.score(name, 0, 0.5, name),),
         )
-        figures.save_comparison(found, tmp_path / "x.svg")
+        figures.save_comparison(compared, tmp_path / "x.svg")
         assert name in (tmp_path / "x.svg").read_text()
 
 

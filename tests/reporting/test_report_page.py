@@ -58,13 +58,13 @@ def looked(name, **changes):
         "neighbors": {3: jpeg("blue")},
         "why_not": "",
     }
-    found = scoring.Inspection(**{**values, **changes})
-    return report_page.Inspections({name: found}, [name], {})
+    inspection = scoring.Inspection(**{**values, **changes})
+    return report_page.Inspections({name: inspection}, [name], {})
 
 
 def test_one_run(tmp_path):
-    found = written.groups(written.run(tmp_path / "a"))
-    text = report_page.page(found, looked("a"))
+    groups = written.groups(written.run(tmp_path / "a"))
+    text = report_page.page(groups, looked("a"))
     for part in (
         "<h1>a</h1>",
         "70.0 (1)",
@@ -149,25 +149,25 @@ def test_an_unfinished_run(tmp_path):
 
 def test_scalars_of_a_method_outside_the_package(tmp_path):
     curves = {"rotation/accuracy": {10: 0.25, 20: 0.5}, **written.CURVES}
-    found = written.groups(written.run(tmp_path / "a", curves=curves))
-    text = report_page.page(found, NOTHING)
+    groups = written.groups(written.run(tmp_path / "a", curves=curves))
+    text = report_page.page(groups, NOTHING)
     assert "<summary>Other scalars</summary>" in text
     assert "rotation/accuracy, over steps. Last: a 0.5." in text
-    names = report_page.save_figures(found, NOTHING, tmp_path / "f")
+    names = report_page.save_figures(groups, NOTHING, tmp_path / "f")
     assert names[-1] == "others.png"
     # Without such scalars there is no such chart.
-    found = written.groups(written.run(tmp_path / "b"))
-    assert "Other scalars" not in report_page.page(found, NOTHING)
+    groups = written.groups(written.run(tmp_path / "b"))
+    assert "Other scalars" not in report_page.page(groups, NOTHING)
 
 
 def test_a_supervised_run_without_memory(tmp_path):
     curves = {"loss/total": {10: 1.0}, "test/ema_top1": {30: 0.7}}
     folder = written.run(tmp_path / "a", curves=curves, algorithm="supervised")
     item = scoring.InspectedImage("1", "cat", "dog", 0.9, 0.1, None, [])
-    found = looked(
+    inspections = looked(
         "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
     )
-    text = report_page.page(written.groups(folder), found)
+    text = report_page.page(written.groups(folder), inspections)
     assert "(a) right" not in text and "(c) top-1, evaluation weights" in text
     assert "Labeled images are not shown beside them: no memory." in text
     assert 'class="neighbors"' not in text and 'class="none"' in text
@@ -225,13 +225,15 @@ def test_many_classes_are_a_table(tmp_path):
     path.write_text(json.dumps(values))
     counts = [[int(i == j) for j in range(21)] for i in range(21)]
     counts[7][20] = 3
-    found = looked("a", report={"calibration_error": 0, "confusion": counts})
-    text = report_page.page(written.groups(folder), found)
+    inspections = looked(
+        "a", report={"calibration_error": 0, "confusion": counts}
+    )
+    text = report_page.page(written.groups(folder), inspections)
     assert "Confusion matrix of" not in text
     row = "<tr><td>class 7</td><td>class 20</td><td>3</td><td>75.0%</td></tr>"
     assert row in text
     names = report_page.save_figures(
-        written.groups(folder), found, tmp_path / "f"
+        written.groups(folder), inspections, tmp_path / "f"
     )
     assert not any(name.startswith("confusion") for name in names)
 
@@ -243,16 +245,16 @@ def test_names_are_escaped(tmp_path):
     path.write_text(json.dumps(values))
     item = shown(EVIL, EVIL, "dog", 0.9, near=EVIL)
     name = "<b>$&\"'"
-    found = looked(name, wrong=[item], uncertain=[item])
+    inspections = looked(name, wrong=[item], uncertain=[item])
     other = written.run(tmp_path / "b", alpha=0.1)
     many = written.groups(f"{name}={folder}", other)
-    text = report_page.page(many, found)
+    text = report_page.page(many, inspections)
     assert "<script" not in text and "<b>$" not in text
     assert (
         html.escape(EVIL).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")
         in text
     )
-    report_page.save_figures(many, found, tmp_path / "f")
+    report_page.save_figures(many, inspections, tmp_path / "f")
     assert (tmp_path / "f" / "confusion_b.png").exists()
 
 
@@ -260,8 +262,10 @@ def test_figures(tmp_path):
     folder = tmp_path / "figures"
     words = [f"a/b={written.run(tmp_path / 'x')}"]
     words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
-    found = looked("a/b").by_run["a/b"]
-    both = report_page.Inspections({"a/b": found, "a_b": found}, [], {})
+    inspection = looked("a/b").by_run["a/b"]
+    both = report_page.Inspections(
+        {"a/b": inspection, "a_b": inspection}, [], {}
+    )
     groups = written.groups(*words)
     names = report_page.save_figures(groups, both, folder)
     # An existing folder is written into.
@@ -424,12 +428,12 @@ def test_results_of_groups(tmp_path):
         written.run(tmp_path / f"low{s}", top1, seed=s, split_seed=s, alpha=0.5)
         for s, top1 in ((0, 0.68), (1, 0.72))
     ]
-    found = written.groups(*folders)
+    groups = written.groups(*folders)
     reports = {
         "sim0": {"calibration_error": 0.1},
         "sim2": {"calibration_error": 0.2},
     }
-    table = report_page.result(found, reports)
+    table = report_page.result(groups, reports)
     assert column(table, "run") == ["sim", "low"]
     assert column(table, "top-1, % (runs)") == [
         "80.0 ± 10.0 (3)",
@@ -446,11 +450,11 @@ def test_results_of_groups(tmp_path):
     assert column(table, "calibration error, %") == ["15.0", "–"]
     assert column(table, "time") == ["60 s", "60 s"]
     assert column(table, "views/s") == ["1,000", "1,000"]
-    table = report_page.overview(found)
+    table = report_page.overview(groups)
     assert column(table, "seeds") == ["0, 1, 2", "0, 1"]
     assert column(table, "labels") == ["20 of 1,400"] * 2
     assert column(table, "algorithm") == ["simmatch, ensemble"] * 2
-    table = report_page.differences(found)
+    table = report_page.differences(groups)
     assert table[1:] == [["--alpha", "0.9", "0.5"]]
 
 
@@ -469,36 +473,36 @@ def test_results_on_changed_test_images_are_not_compared(tmp_path):
     old, new = ({"test/a/0.png": content} for content in ("old", "new"))
     one, same = run("a", 0.7, data=old), run("b", 0.6, data=old, alpha=0.5)
     other, again = run("c", 0.8, data=new, alpha=0.5), run("d", 0.9, data=new)
-    found = written.groups(one, same)
-    assert any("lead" in n for n in report_page.result(found, {})[0])
-    assert report_page.not_compared(found) == []
-    found = written.groups(one, other)
-    table = report_page.result(found, {})
+    groups = written.groups(one, same)
+    assert any("lead" in n for n in report_page.result(groups, {})[0])
+    assert report_page.not_compared(groups) == []
+    groups = written.groups(one, other)
+    table = report_page.result(groups, {})
     assert not any("lead" in name for name in table[0])
-    assert report_page.not_compared(found) == [
+    assert report_page.not_compared(groups) == [
         "No lead is given: the results are not all of the same images."
     ]
     assert ["data", "1 file", "1 is changed (test/a/0.png)"] in (
-        report_page.differences(found)
+        report_page.differences(groups)
     )
     # Runs of two seeds on two sets of images have no mean.
-    found = written.groups(one, again)
-    assert column(report_page.result(found, {}), "top-1, % (runs)") == [
+    groups = written.groups(one, again)
+    assert column(report_page.result(groups, {}), "top-1, % (runs)") == [
         "70.0 (1)",
         "90.0 (1)",
     ]
-    assert "d is not grouped with a" in report_page.not_compared(found)[0]
+    assert "d is not grouped with a" in report_page.not_compared(groups)[0]
 
 
 def test_unfinished_runs(tmp_path):
-    found = written.groups(written.run(tmp_path / "a", None, steps=1200))
-    table = report_page.result(found, {})
+    groups = written.groups(written.run(tmp_path / "a", None, steps=1200))
+    table = report_page.result(groups, {})
     assert table[1:] == [["a", *"–––––", "1,200", "–", "–"]]
-    assert report_page.unfinished(found) == [
+    assert report_page.unfinished(groups) == [
         "a is not finished: it has reached step 30 of 1,200, and has no result "
         "yet."
     ]
-    table = report_page.each_run(found[0].runs)
+    table = report_page.each_run(groups[0].runs)
     assert column(table, "steps") == ["30 of 1,200"]
 
 
@@ -508,12 +512,12 @@ def test_times(tmp_path):
     session["views_per_second"] = 500.0
     later = {**session, "first_step": 21, "last_step": 30, "seconds": 20.0}
     (folder / "timing.json").write_text(json.dumps([session, later]))
-    found = written.groups(folder)
-    table = report_page.sessions(found[0].runs)
+    groups = written.groups(folder)
+    table = report_page.sessions(groups[0].runs)
     assert table[1] == ["a", "1 to 10", "2 h 47 min", "0.00", "500"]
     assert table[2] == ["a", "21 to 30", "20 s", "0.50", "500"]
     # Steps 11 to 20 are in none.
-    table = report_page.result(found, {})
+    table = report_page.result(groups, {})
     assert column(table, "time") == ["over 2 h 47 min"]
 
 

@@ -57,12 +57,12 @@ def test_folders_that_hold_no_run(tmp_path):
 def test_a_finished_run(tmp_path):
     folder = written.run(tmp_path / "a", 0.75)
     written.evaluation(folder, [[60, 10], [15, 15]])
-    (found,) = read(folder)
-    assert found.result.top1 == 0.75
-    assert found.reached == found.steps == 30 and found.timed
-    assert found.record_tag == "test/ema_top1"
-    assert (found.seconds, found.views_per_second) == (60, 1000)
-    assert found.evaluation["calibration_error"] == 0.123
+    (run,) = read(folder)
+    assert run.result.top1 == 0.75
+    assert run.reached == run.steps == 30 and run.timed
+    assert run.record_tag == "test/ema_top1"
+    assert (run.seconds, run.views_per_second) == (60, 1000)
+    assert run.evaluation["calibration_error"] == 0.123
     # An evaluation of other weights is not this result's.
     report = json.loads((folder / "evaluation.json").read_text())
     for name, value in (
@@ -79,16 +79,16 @@ def test_a_finished_run(tmp_path):
 
 def test_an_unfinished_run(tmp_path):
     folder = written.run(tmp_path / "a", None)
-    (found,) = read(folder)
-    assert found.result is None and found.seconds is None
-    assert (found.reached, found.steps) == (30, 30)
+    (run,) = read(folder)
+    assert run.result is None and run.seconds is None
+    assert (run.reached, run.steps) == (30, 30)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step_00000044.index").touch()
     assert read(folder)[0].reached == 44
     # An epoch is 1400 // (64 · 7) = 3 steps.
     folder = written.run(tmp_path / "b", None, None, steps=None, epochs=20.0)
-    (found,) = read(folder)
-    assert (found.reached, found.steps) == (0, 60)
+    (run,) = read(folder)
+    assert (run.reached, run.steps) == (0, 60)
     (folder / "split.json").unlink()
     assert read(folder)[0].steps is None
 
@@ -103,16 +103,16 @@ def test_an_unfinished_run(tmp_path):
     ],
 )
 def test_evaluation_weights_without_a_result(tmp_path, flags, record):
-    (found,) = read(written.run(tmp_path / "a", None, **flags))
-    assert found.record == record
+    (run,) = read(written.run(tmp_path / "a", None, **flags))
+    assert run.record == record
 
 
 def test_torn_files(tmp_path):
     folder = written.run(tmp_path / "a")
     for name in ("timing.json", "split.json", "evaluation.json"):
         (folder / name).write_text("[{")
-    (found,) = read(folder)
-    assert found.sessions == [] and found.split == {}
+    (run,) = read(folder)
+    assert run.sessions == [] and run.split == {}
     (folder / "timing.json").write_text('[{"seconds": "x"}, 3, null]')
     assert read(folder)[0].sessions == []
     (folder / "results.json").write_text("{")
@@ -146,8 +146,8 @@ def test_a_run_of_equal_seeds_does_not_count_twice(tmp_path):
         written.run(tmp_path / name, seed=seed)
         for name, seed in (("a0", 0), ("a1", 1), ("again", 0), ("b0", 0))
     ]
-    found = runs.group(read(*words))
-    names = [[run.name for run in group.runs] for group in found]
+    groups = runs.group(read(*words))
+    names = [[run.name for run in group.runs] for group in groups]
     assert names == [["a0", "a1"], ["again"], ["b0"]]
 
 
@@ -158,8 +158,8 @@ def test_names_of_groups(tmp_path):
             f"{n}={written.run(folder / str(i), seed=i)}"
             for i, n in enumerate(names)
         ]
-        (found,) = runs.group(read(*words))
-        return found.name
+        (group,) = runs.group(read(*words))
+        return group.name
 
     assert name("a") == "a"
     assert name("fixmatch-10", "fixmatch-11") == "fixmatch"
@@ -169,16 +169,16 @@ def test_names_of_groups(tmp_path):
     # A name is not used twice.
     words = [written.run(tmp_path / "p" / "sim", alpha=0.5)]
     words += [written.run(tmp_path / "p" / f"sim{i}", seed=i) for i in (0, 1)]
-    found = runs.group(read(*words))
-    assert [each.name for each in found] == ["sim", "sim0, sim1"]
+    groups = runs.group(read(*words))
+    assert [each.name for each in groups] == ["sim", "sim0, sim1"]
 
 
 def test_other_images_are_another_group(tmp_path):
     for name in ("x", "y"):
         written.run(tmp_path / name, dataset="folder", data_dir=f"/data/{name}")
-    found = runs.group(read(tmp_path / "x", tmp_path / "y"))
-    assert len(found) == 2
-    assert runs.differences(found)["data_dir"] == ["/data/x", "/data/y"]
+    groups = runs.group(read(tmp_path / "x", tmp_path / "y"))
+    assert len(groups) == 2
+    assert runs.differences(groups)["data_dir"] == ["/data/x", "/data/y"]
 
 
 FILES = {"labeled/a/0.png": "one", "test/a/0.png": "two"}
@@ -204,12 +204,12 @@ def test_a_run_on_changed_images_is_another(tmp_path, changed, change):
         folder_run(tmp_path / "sim1", data=changed, seed=1),
         folder_run(tmp_path / "sim2", data=dict(FILES), seed=2),
     ]
-    found = runs.group(read(*words))
-    names = [[run.name for run in group.runs] for group in found]
+    groups = runs.group(read(*words))
+    names = [[run.name for run in group.runs] for group in groups]
     assert names == [["sim0", "sim2"], ["sim1"]]
-    assert runs.differences(found) == {}
-    assert runs.data_differences(found) == [f"{len(FILES)} files", change]
-    (said,) = runs.separated_by_data(found)
+    assert runs.differences(groups) == {}
+    assert runs.data_differences(groups) == [f"{len(FILES)} files", change]
+    (said,) = runs.separated_by_data(groups)
     assert (
         said
         == ("sim1 is not grouped with sim: its data are others: " + change)
@@ -228,12 +228,12 @@ def test_a_list_that_changed_is_other_data(tmp_path):
         )
         for seed, content in enumerate(("one", "two", "one"))
     ]
-    found = runs.group(read(*words))
-    assert [len(group.runs) for group in found] == [2, 1]
+    groups = runs.group(read(*words))
+    assert [len(group.runs) for group in groups] == [2, 1]
     # That only one of them has a list is a matter of flags.
     words.append(written.run(tmp_path / "b", data={"digits.csv.gz": "one"}))
-    found = runs.group(read(words[0], words[-1]))
-    assert len(found) == 2 and runs.data_differences(found) is None
+    groups = runs.group(read(words[0], words[-1]))
+    assert len(groups) == 2 and runs.data_differences(groups) is None
 
 
 def test_runs_without_data_json(tmp_path):
@@ -243,10 +243,10 @@ def test_runs_without_data_json(tmp_path):
         folder_run(tmp_path / "sim1", seed=1),
         folder_run(tmp_path / "sim2", seed=2, data=FILES),
     ]
-    found = runs.group(read(*words))
-    assert [len(group.runs) for group in found] == [3]
-    assert runs.data_differences(found) is None
-    assert runs.separated_by_data(found) == []
+    groups = runs.group(read(*words))
+    assert [len(group.runs) for group in groups] == [3]
+    assert runs.data_differences(groups) is None
+    assert runs.separated_by_data(groups) == []
     # Of names and classes something stands in the split.
     words = [
         folder_run(tmp_path / name, seed=seed, split={"test_sha256": digest})
@@ -254,9 +254,9 @@ def test_runs_without_data_json(tmp_path):
             (("x0", "one"), ("x1", "two"), ("x2", None))
         )
     ]
-    found = runs.group(read(*words))
-    assert [len(group.runs) for group in found] == [2, 1]
-    assert runs.data_differences(found) == [
+    groups = runs.group(read(*words))
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert runs.data_differences(groups) == [
         "not known",
         "other names or classes of test images",
     ]
@@ -272,14 +272,14 @@ def test_which_results_are_of_the_same_images(tmp_path):
             folder_run(tmp_path / str(next(numbers)), data=data)
             for data in (one, other)
         ]
-        found = [
+        changed_runs = [
             dataclasses.replace(
                 run, result=dataclasses.replace(run.result, **changes)
             )
             for run in read(*folders)
         ]
-        assert runs.same_scored(found[:1])
-        return runs.same_scored(found)
+        assert runs.same_scored(changed_runs[:1])
+        return runs.same_scored(changed_runs)
 
     more = {**FILES, "unlabeled/1.png": "more"}
     relabeled = {**FILES, "labeled/a/0.png": "new"}
@@ -353,8 +353,8 @@ def test_damage_is_logged(tmp_path, caplog):
 
 def test_values_that_are_not_finite_are_kept(tmp_path):
     written.events(tmp_path, {"loss/s": {1: math.nan, 2: math.inf}})
-    found = runs.read_scalars(tmp_path)["loss/s"]
-    assert math.isnan(found[1]) and found[2] == math.inf
+    losses = runs.read_scalars(tmp_path)["loss/s"]
+    assert math.isnan(losses[1]) and losses[2] == math.inf
 
 
 def test_tensorflow_is_not_imported(tmp_path):

@@ -49,13 +49,13 @@ def test_published_figures():
 
 
 def test_methods_beside_the_published_ones():
-    found = table(
+    methods_table = table(
         outcome(),
         outcome("other", score=0.5),
         outcome(dataset="oxford_iiit_pet", metric="mean_per_class", score=0.9),
         outcome("other", "oxford_iiit_pet", 0.7, metric="mean_per_class"),
     )
-    cells = found.cells()
+    cells = methods_table.cells()
     assert cells[0] == ["Method", "Epochs", "CIFAR-10", "Pets", "Mean"]
     assert cells[1] == [
         "Supervised, published, ResNet-50", "-", "93.6", "91.5", "92.5",
@@ -63,20 +63,22 @@ def test_methods_beside_the_published_ones():
     assert cells[5][0].startswith("SimMatch (10%), pub")
     assert cells[6] == ["mine", "400", "93.71", "90.00", "91.86"]
     assert cells[7] == ["other", "400", "50.00", "70.00", "60.00"]
-    assert "for Pets, the mean of the classes' accuracies" in found.note()
-    rows = list(csv.DictReader(io.StringIO(found.csv())))
+    assert (
+        "for Pets, the mean of the classes' accuracies" in methods_table.note()
+    )
+    rows = list(csv.DictReader(io.StringIO(methods_table.csv())))
     assert rows[0]["published"] == "yes" and rows[0]["cifar10"] == "93.6000"
     assert rows[5]["mean"] == "91.8550" and rows[5]["published"] == "no"
-    content = json.loads(found.json())
+    content = json.loads(methods_table.json())
     assert content["outcomes"][0]["score"] == 0.9371
     assert content["published"][0]["scores"]["cifar10"] == pytest.approx(0.936)
 
 
 def test_datasets_without_published_figures():
-    found = table(outcome(dataset="digits"))
-    head, own = found.cells()
+    digits_table = table(outcome(dataset="digits"))
+    head, own = digits_table.cells()
     assert head == ["Method", "Epochs", "digits"] and own[0] == "mine"
-    assert json.loads(found.json())["published"] == []
+    assert json.loads(digits_table.json())["published"] == []
     mixed = table(outcome(), outcome(dataset="digits"))
     assert mixed.cells()[1][2:] == ["93.6", "–", "–"]
     other = table(outcome(dataset="cifar10:3.0.2"))
@@ -103,13 +105,13 @@ def test_lines_on_each_figure():
 
 
 def test_markdown_escapes_names(tmp_path):
-    found = table(outcome("a|b <i>", dataset="digits"))
-    text = found.markdown()
+    named_table = table(outcome("a|b <i>", dataset="digits"))
+    text = named_table.markdown()
     assert "| a\\|b &lt;i> | 400 | 93.71 |" in text
     assert "\n* a\\|b &lt;i> on digits: 93.71 % top-1" in text
-    names = transfer_table.write(found, tmp_path, "linear")
+    names = transfer_table.write(named_table, tmp_path, "linear")
     assert names == ["linear.md", "linear.csv", "linear.json"]
     assert (tmp_path / "linear.md").read_text() == text + "\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     with pytest.raises(InputError, match="linear.md: cannot be written"):
-        transfer_table.write(found, tmp_path / "no", "linear")
+        transfer_table.write(named_table, tmp_path / "no", "linear")

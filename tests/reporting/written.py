@@ -103,9 +103,9 @@ def run(
     if curves:
         events(folder / "tensorboard", curves)
     if top1 is not None:
-        found = result(top1, config)
+        run_result = result(top1, config)
         (folder / "results.json").write_text(
-            json.dumps(dataclasses.asdict(found))
+            json.dumps(dataclasses.asdict(run_result))
         )
         session = {"first_step": 1, "last_step": 30, "seconds": 60.0}
         session["views_per_second"] = 1000.0
@@ -115,16 +115,16 @@ def run(
 
 def evaluation(folder: pathlib.Path, confusion) -> None:
     """What `evaluate` leaves in a finished run."""
-    found = results.read(folder / "results.json")
+    run_result = results.read(folder / "results.json")
     record = {
-        "top1": found.top1,
+        "top1": run_result.top1,
         "top5": 1.0,
         "confusion": confusion,
         "per_class": [r[i] / sum(r) for i, r in enumerate(confusion)],
         "calibration_error": 0.123,
     }
-    report = {"step": found.steps, "class_names": found.class_names}
-    report["test_images"] = found.test_images
+    report = {"step": run_result.steps, "class_names": run_result.class_names}
+    report["test_images"] = run_result.test_images
     (folder / "evaluation.json").write_text(
         json.dumps({**report, "ema": record})
     )

@@ -75,11 +75,11 @@ def assert_same_weights(one, other):
 
 @pytest.mark.slow
 def test_a_folder_without_test_images(photos, tmp_path, capsys):
-    made = {**FOLDER, "data_dir": str(photos)}
+    options = {**FOLDER, "data_dir": str(photos)}
     with pytest.raises(InputError, match="has no test images: give --validat"):
-        runs.fit(tmp_path / "run", **made)
-    made["validation_fraction"] = 0.3
-    result = runs.fit(tmp_path / "run", **made)
+        runs.fit(tmp_path / "run", **options)
+    options["validation_fraction"] = 0.3
+    result = runs.fit(tmp_path / "run", **options)
     assert result.scored_on == "validation" and result.test_images == 4
     assert result.class_names == ["b", "ä"]  # by code point
     assert (result.labels, result.unlabeled) == (8, 14)
@@ -94,8 +94,8 @@ def test_a_folder_without_test_images(photos, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_folder_with_test_images_killed_and_resumed(photos, tmp_path):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
-    made = {**FOLDER, "data_dir": str(photos), "checkpoint_every": 2}
-    whole = runs.fit(tmp_path / "whole", **made)
+    options = {**FOLDER, "data_dir": str(photos), "checkpoint_every": 2}
+    whole = runs.fit(tmp_path / "whole", **options)
     assert whole.scored_on == "test" and whole.test_images == 6
     # As if killed after the checkpoint of step 2.
     cut = tmp_path / "cut"
@@ -103,7 +103,7 @@ def test_a_folder_with_test_images_killed_and_resumed(photos, tmp_path):
     (cut / "results.json").unlink()
     for path in (cut / "checkpoints").glob("step_00000004*"):
         path.unlink()
-    assert runs.fit(cut, **made) == whole
+    assert runs.fit(cut, **options) == whole
     assert runs.began_after(cut) == 2
     assert_same_weights(tmp_path / "whole", cut)
 
@@ -122,13 +122,13 @@ def test_a_signal_breaks_off_the_inspection(photos, tmp_path, monkeypatch):
         return examine(path)
 
     monkeypatch.setattr(files, "examine", slow)
-    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
+    options = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
     with pytest.raises(
         simmatch_tf.Interrupted, match="SIGTERM while reading the images of fo"
     ):
-        runs.fit(tmp_path / "run", **made)
+        runs.fit(tmp_path / "run", **options)
     assert len(seen) < 100
-    inputs.make_source(runs.config(tmp_path / "run", **made))
+    inputs.make_source(runs.config(tmp_path / "run", **options))
     # All but the one or two whose turn it was when the signal came.
     assert len(set(seen)) == 118 and len(seen) < 130
 
@@ -138,7 +138,7 @@ def test_a_signal_breaks_off_the_inspection(photos, tmp_path, monkeypatch):
 def test_an_image_that_disappears_during_the_run(
     photos, tmp_path, monkeypatch, steps_per_loop
 ):
-    made = {
+    options = {
         **FOLDER,
         "data_dir": str(photos),
         "validation_fraction": 0.3,
@@ -158,7 +158,7 @@ def test_an_image_that_disappears_during_the_run(
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", then_remove)
     with pytest.raises(InputError) as caught:
-        runs.fit(tmp_path / "run", **made)
+        runs.fit(tmp_path / "run", **options)
     assert re.fullmatch(
         r"an image could not be read (at|from) step \d+( on)?: "
         rf"{photos}/unlabeled/\d\.png; No such file or directory "
@@ -172,7 +172,7 @@ def test_an_image_that_disappears_during_the_run(
 
 @pytest.mark.slow
 def test_an_image_that_goes_bad_during_the_run(photos, tmp_path, monkeypatch):
-    made = {
+    options = {
         **FOLDER,
         "data_dir": str(photos),
         "validation_fraction": 0.3,
@@ -188,9 +188,9 @@ def test_an_image_that_goes_bad_during_the_run(photos, tmp_path, monkeypatch):
             path.write_bytes(b"gone")
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", then_break)
-    made["steps"] = 40
+    options["steps"] = 40
     with pytest.raises(InputError, match="an image could not be read at step"):
-        runs.fit(tmp_path / "run", **made)
+        runs.fit(tmp_path / "run", **options)
     assert list((tmp_path / "run" / "checkpoints").glob("*.index"))
 
 
@@ -198,9 +198,9 @@ def test_an_image_that_goes_bad_during_the_run(photos, tmp_path, monkeypatch):
 def test_views_in_front_of_the_step_train_the_same_weights(tmp_path):
     changes = {"steps": 3, "strong": "randaugment"}
     result = runs.fit(tmp_path / "host", **changes)
-    with recording.reads() as found:
+    with recording.reads() as record:
         again = runs.fit(tmp_path / "device", **changes, views_on="device")
-    assert "draws/unlabeled_strong" in found["training"][0][0]
+    assert "draws/unlabeled_strong" in record["training"][0][0]
     assert again == result
     assert_same_weights(tmp_path / "host", tmp_path / "device")
 
@@ -310,10 +310,10 @@ def test_images_that_are_not_square(tmp_path):
 def test_the_rest_of_labeled_is_unlabeled(photos, tmp_path):
     """Without unlabeled/, where flags label a part or nothing is to learn."""
     shutil.rmtree(photos / "unlabeled")
-    made = {**FOLDER, "data_dir": str(photos)}
+    options = {**FOLDER, "data_dir": str(photos)}
 
     def split_of(**changes):
-        config = runs.config(tmp_path / "run", **{**made, **changes})
+        config = runs.config(tmp_path / "run", **{**options, **changes})
         preflight.check_available(config)
         source = inputs.make_source(config)
         return inputs.make_split(
@@ -342,8 +342,8 @@ def test_the_rest_of_labeled_is_unlabeled(photos, tmp_path):
 def test_a_run_without_an_unlabeled_folder(photos, tmp_path, changes):
     shutil.rmtree(photos / "unlabeled")
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
-    made = {**FOLDER, "data_dir": str(photos), "steps": 2, **changes}
-    result = runs.fit(tmp_path / "run", **made)
+    options = {**FOLDER, "data_dir": str(photos), "steps": 2, **changes}
+    result = runs.fit(tmp_path / "run", **options)
     assert result.labels == changes.get("labels", 12)
     assert result.unlabeled == 12
 
@@ -352,8 +352,8 @@ def test_one_image_in_a_class(photos, tmp_path):
     """What to do depends on whether there are test images."""
     for path in sorted((photos / "labeled" / "b").iterdir())[1:]:
         path.unlink()
-    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.2}
-    config = runs.config(tmp_path / "run", **made)
+    options = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.2}
+    config = runs.config(tmp_path / "run", **options)
 
     def draw(config):
         source = inputs.make_source(config)
@@ -376,48 +376,48 @@ def test_one_image_in_a_class(photos, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_that_changed_since(photos, tmp_path):
-    made = {
+    options = {
         **FOLDER,
         "data_dir": str(photos),
         "validation_fraction": 0.3,
         "checkpoint_every": 2,
     }
     run = tmp_path / "run"
-    whole = runs.fit(run, **made)
+    whole = runs.fit(run, **options)
     (run / "results.json").unlink()
     # Moved as a whole, it is the same data.
     moved = photos.rename(tmp_path / "elsewhere")
-    made["data_dir"] = str(moved)
-    assert runs.fit(run, **made) == whole
+    options["data_dir"] = str(moved)
+    assert runs.fit(run, **options) == whole
     # Nor is a finished run read for other images, nor a begun one resumed.
     renamed = moved / "unlabeled" / "1.png"
     renamed = renamed.rename(renamed.with_name("9.png"))
     for _ in range(2):
         with pytest.raises(InputError, match=r"1 is new \(unlabeled/9.png\)"):
-            runs.fit(run, **made)
+            runs.fit(run, **options)
         (run / "results.json").unlink(missing_ok=True)
     # A run of an older version has the names in its split.
     (run / "data.json").unlink()
     with pytest.raises(InputError, match="names or classes of its train imag"):
-        runs.fit(run, **made)
+        runs.fit(run, **options)
     renamed.rename(renamed.with_name("1.png"))
     shutil.copytree(moved / "labeled", moved / "test")
     with pytest.raises(InputError, match="names or classes of its test imag"):
-        runs.fit(run, **made)
+        runs.fit(run, **options)
     shutil.rmtree(moved)
     with pytest.raises(InputError, match="--data_dir=.*: no such folder"):
-        runs.fit(run, **made)
+        runs.fit(run, **options)
 
 
 @pytest.mark.slow
 def test_a_folder_that_grew_before_the_first_checkpoint(photos, tmp_path):
-    made = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
+    options = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.3}
     run = tmp_path / "run"
-    runs.fit(run, **made)
+    runs.fit(run, **options)
     (run / "results.json").unlink()
     shutil.rmtree(run / "checkpoints")
     shutil.copy(photos / "unlabeled" / "1.png", photos / "unlabeled" / "8.png")
-    assert runs.fit(run, **made).unlabeled == 15
+    assert runs.fit(run, **options).unlabeled == 15
 
 
 @pytest.mark.slow
@@ -458,8 +458,8 @@ def test_a_labeled_image_that_goes_bad_before_it_is_shown(
 @pytest.mark.slow
 def test_flags_of_a_run_hold_in_any_folder(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    made = {**FOLDER, "data_dir": "photos", "validation_fraction": 0.3}
-    runs.fit(tmp_path / "run", **made)
+    options = {**FOLDER, "data_dir": "photos", "validation_fraction": 0.3}
+    runs.fit(tmp_path / "run", **options)
     monkeypatch.chdir("/")
     evaluate.main(evaluate.EvaluateConfig(workdir=str(tmp_path / "run")))
     flags = (tmp_path / "run" / "flags.cfg").read_text("utf-8")

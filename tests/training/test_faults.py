@@ -131,12 +131,12 @@ def test_a_checkpoint_is_read_back_before_older_ones_go(
     write = tf.train.Checkpoint.write
 
     def lie(self, prefix, *arguments, **words):
-        found = write(self, prefix, *arguments, **words)
+        saved_path = write(self, prefix, *arguments, **words)
         data = pathlib.Path(f"{prefix}.data-00000-of-00001")
         content = bytearray(data.read_bytes())
         content[len(content) // 2] ^= 1
         data.write_bytes(bytes(content))
-        return found
+        return saved_path
 
     monkeypatch.setattr(tf.train.Checkpoint, "write", lie)
     with pytest.raises(InputError, match="step 6 cannot be written"):
@@ -235,15 +235,15 @@ def workers(monkeypatch):
     started = []
 
     def start(workdir, **changes):
-        found = local_workers.start(
+        processes = local_workers.start(
             2,
             runs.argv(workdir, **{**test_strategies.TEN, **changes}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=lambda index: True,
         )
-        started.extend(found)
-        return found
+        started.extend(processes)
+        return processes
 
     yield start
     for process in started:
@@ -300,7 +300,7 @@ def test_a_worker_that_dies_is_noticed(workers, tmp_path):
 
 def test_the_tool_that_starts_workers(tmp_path):
     """A flag that is wrong is each worker's error, and the tool's."""
-    found = subprocess.run(
+    process = subprocess.run(
         [
             sys.executable,
             str(TOOLS / "local_workers.py"),
@@ -314,8 +314,8 @@ def test_the_tool_that_starts_workers(tmp_path):
         env={**os.environ, "TF_CONFIG": json.dumps({})},
         check=False,
     )
-    assert found.returncode == 1
-    assert "--labels=7: not divisible" in found.stderr
+    assert process.returncode == 1
+    assert "--labels=7: not divisible" in process.stderr
 
 
 @pytest.mark.slow

@@ -60,11 +60,11 @@ def arrays(part):
 ALL = {"normalize", "backbone", "classifier", "projection_head"}
 
 
-def taken(made, model, names=ALL):
+def taken(target, model, names=ALL):
     """Which of these parts are the model's, to the last bit."""
-    here, there = network.parts(made.student), network.parts(model)
+    here, source_parts = network.parts(target.student), network.parts(model)
     for one, other in zip(
-        made.student.variables, made.teacher.model.variables, strict=True
+        target.student.variables, target.teacher.model.variables, strict=True
     ):
         np.testing.assert_array_equal(one.value, other.value)
     return {
@@ -73,7 +73,7 @@ def taken(made, model, names=ALL):
         if all(
             np.array_equal(one, other)
             for one, other in zip(
-                arrays(here[name]), arrays(there[name]), strict=True
+                arrays(here[name]), arrays(source_parts[name]), strict=True
             )
         )
     }
@@ -96,9 +96,9 @@ FORMS = {
 def test_every_form(files, form):
     folder, model, workdir = files
     path = workdir if form == "run" else folder / form
-    made = algorithm()
-    text = initial.initialize(made, str(path), NAMES)
-    assert taken(made, model) == FORMS[form]
+    target = algorithm()
+    text = initial.initialize(target, str(path), NAMES)
+    assert taken(target, model) == FORMS[form]
     assert text.startswith(f"starts from {path}: ") and "backbone" in text
     assert ("so new: " in text) == (FORMS[form] != ALL)
 
@@ -124,7 +124,7 @@ def test_classes_are_found_by_name(files, form, request):
     path = workdir if form == "run" else workdir / form
     if form == "export":
         path = request.getfixturevalue("export_of_ours")
-    there = rows(model)
+    source_rows = rows(model)
     for names, remark in (
         (NAMES, "classifier (all 10 classes by name)"),
         (NAMES[::-1], "classifier (all 10 classes by name, in another order)"),
@@ -133,24 +133,26 @@ def test_classes_are_found_by_name(files, form, request):
             "classifier (5 of 7 classes by name; new: ä, b)",
         ),
     ):
-        made = algorithm(num_classes=len(names))
-        kernel, bias = arrays(network.parts(made.student)["classifier"])
+        target = algorithm(num_classes=len(names))
+        kernel, bias = arrays(network.parts(target.student)["classifier"])
         own = np.c_[kernel.T, bias]
-        text = initial.initialize(made, str(path), names)
+        text = initial.initialize(target, str(path), names)
         assert remark in text
-        kernel, bias = arrays(network.parts(made.student)["classifier"])
+        kernel, bias = arrays(network.parts(target.student)["classifier"])
         for name, row, before in zip(
             names, np.c_[kernel.T, bias], own, strict=True
         ):
-            np.testing.assert_array_equal(row, there.get(name, before))
-        assert taken(made, model, ALL - {"classifier"}) == ALL - {"classifier"}
-    made = algorithm()
-    before = arrays(network.parts(made.student)["classifier"])
+            np.testing.assert_array_equal(row, source_rows.get(name, before))
+        assert taken(target, model, ALL - {"classifier"}) == ALL - {
+            "classifier"
+        }
+    target = algorithm()
+    before = arrays(network.parts(target.student)["classifier"])
     others = [f"other {name}" for name in NAMES]
-    text = initial.initialize(made, str(path), others)
+    text = initial.initialize(target, str(path), others)
     assert text.endswith("so new: classifier")
     for one, other in zip(
-        before, arrays(network.parts(made.student)["classifier"]), strict=True
+        before, arrays(network.parts(target.student)["classifier"]), strict=True
     ):
         np.testing.assert_array_equal(one, other)
 
@@ -187,9 +189,9 @@ def test_class_names_are_compared_as_people_read_them():
         initial.Weight("classifier/bias", np.arange(3.0)),
     ]
     own = [initial.Weight(w.path, -np.ones_like(w.value)) for w in weights]
-    there = ["cafe\u0301", "twice", "twice"]
+    source_names = ["cafe\u0301", "twice", "twice"]
     values, remark = initial._rows_by_name(
-        weights, there, own, ["twice", "x", "caf\u00e9"]
+        weights, source_names, own, ["twice", "x", "caf\u00e9"]
     )
     np.testing.assert_array_equal(values[1], [-1, -1, 0])
     np.testing.assert_array_equal(values[0], [[-1, -1, 0], [-1, -1, 3]])
@@ -199,24 +201,24 @@ def test_class_names_are_compared_as_people_read_them():
 @pytest.mark.parametrize("form", ["whole.weights.h5", "saved"])
 def test_without_names_the_shape_decides_and_the_run_says_so(files, form):
     folder, model, _ = files
-    made = algorithm()
-    text = initial.initialize(made, str(folder / form), NAMES[::-1])
+    target = algorithm()
+    text = initial.initialize(target, str(folder / form), NAMES[::-1])
     assert "classifier (by its shape alone: no class names in it)" in text
-    assert taken(made, model) == ALL
+    assert taken(target, model) == ALL
 
 
 @pytest.mark.parametrize("form", ["whole.keras", "whole.weights.h5", "saved"])
 def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
     folder, model, _ = files
-    made = algorithm(projection_dim=8)
-    before = arrays(network.parts(made.student)["projection_head"])
-    text = initial.initialize(made, str(folder / form), NAMES)
+    target = algorithm(projection_dim=8)
+    before = arrays(network.parts(target.student)["projection_head"])
+    text = initial.initialize(target, str(folder / form), NAMES)
     assert text.endswith("not in it in this shape, so new: projection head")
-    after = arrays(network.parts(made.student)["projection_head"])
+    after = arrays(network.parts(target.student)["projection_head"])
     for one, other in zip(before, after, strict=True):
         np.testing.assert_array_equal(one, other)
     rest = ALL - {"projection_head"}
-    assert taken(made, model, rest) == rest
+    assert taken(target, model, rest) == rest
 
 
 @pytest.mark.parametrize(
@@ -226,11 +228,11 @@ def test_a_head_of_another_shape_stays_new_and_is_named(files, form):
 def test_another_backbone_is_refused_and_nothing_changed(files, form):
     folder, _, workdir = files
     path = workdir if form == "run" else folder / form
-    made = algorithm(backbone="wrn_16_1")
-    before = arrays(made.student)
+    target = algorithm(backbone="wrn_16_1")
+    before = arrays(target.student)
     with pytest.raises(InputError, match="holds another backbone than --back"):
-        initial.initialize(made, str(path), NAMES)
-    for one, other in zip(before, arrays(made.student), strict=True):
+        initial.initialize(target, str(path), NAMES)
+    for one, other in zip(before, arrays(target.student), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

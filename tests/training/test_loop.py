@@ -111,15 +111,15 @@ def test_what_stands_in_the_workdir(finished_run):
 def test_tensorboard_scalars(finished_run):
     workdir, result = finished_run
     (events,) = (workdir / "tensorboard").glob("events.*")
-    found = {}
+    scalars = {}
     for event in tf.compat.v1.train.summary_iterator(str(events)):
         for value in event.summary.value:
             if value.metadata.plugin_data.plugin_name != "scalars":
                 continue
-            found.setdefault(value.tag, {})[event.step] = tf.make_ndarray(
+            scalars.setdefault(value.tag, {})[event.step] = tf.make_ndarray(
                 value.tensor
             ).item()
-    assert found.keys() >= {
+    assert scalars.keys() >= {
         "loss/total",
         "loss/s",
         "loss/u",
@@ -129,10 +129,10 @@ def test_tensorboard_scalars(finished_run):
         "test/student_top1",
         "test/ema_top1",
     }
-    assert list(found["loss/total"]) == [2, 4, 6]
-    assert found["loss/total"][6] == np.float32(result.loss)
-    assert list(found["test/ema_top1"]) == [3, 6]
-    assert found["learning_rate"][2] == pytest.approx(
+    assert list(scalars["loss/total"]) == [2, 4, 6]
+    assert scalars["loss/total"][6] == np.float32(result.loss)
+    assert list(scalars["test/ema_top1"]) == [3, 6]
+    assert scalars["learning_rate"][2] == pytest.approx(
         0.03 * np.cos(7 * np.pi / 16 * 1 / 6)
     )
 

@@ -125,8 +125,8 @@ def test_half_precision_stays_in_the_network(precision):
     for a, b in zip(full.student.weights, half.student.weights, strict=True):
         np.testing.assert_array_equal(a, b)  # the same first weights
     batch = next(iter(pipeline.dataset(0, 1)))
-    found = half.student(batch["labeled_weak"])
-    assert found["logits"].dtype == found["embeddings"].dtype == tf.float32
+    outputs = half.student(batch["labeled_weak"])
+    assert outputs["logits"].dtype == outputs["embeddings"].dtype == tf.float32
     convolutions = [
         layer.compute_dtype
         for layer in half.student._flatten_layers()

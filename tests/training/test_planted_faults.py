@@ -95,20 +95,20 @@ def train(strategy, split, *, synchronized=True, **changes):
     rng = np.random.default_rng(5)
     slots = tf.range(small.K, dtype=tf.int64)
     on_replicas(fill, {"slots": slots, "z": rng.normal(size=[small.K, 8])})
-    found, step = {}, algorithm.guarded_step
+    results, step = {}, algorithm.guarded_step
     for number, slots in enumerate(STEPS):
         metrics = on_replicas(step, small.batch(number, slots))
         loss = strategy.reduce("MEAN", metrics["loss/total"], None)
-        found[f"loss of step {number}"] = [loss.numpy()]
+        results[f"loss of step {number}"] = [loss.numpy()]
     features = on_replicas(lambda _: tf.identity(algorithm.memory.features), {})
-    found["memory"] = strategy.experimental_local_results(features)
+    results["memory"] = strategy.experimental_local_results(features)
     for number, variable in enumerate(algorithm_lib.state(algorithm)):
         if "features" not in variable.name:  # see above
             name = f"{number}: {variable.name}"
-            found[name] = strategy.experimental_local_results(variable)
+            results[name] = strategy.experimental_local_results(variable)
     return {
         name: [np.array(value) for value in values]
-        for name, values in found.items()
+        for name, values in results.items()
     }
 
 
@@ -128,11 +128,11 @@ def halves(value, number):
 
 def assert_as_alone(strategy, split=halves, synchronized=True, **changes):
     wanted = alone(**changes)
-    found = train(strategy, split, synchronized=synchronized, **changes)
+    results = train(strategy, split, synchronized=synchronized, **changes)
     # Names of variables may differ in their endings.
-    assert len(found) == len(wanted)
+    assert len(results) == len(wanted)
     for (name, copies), (one,) in zip(
-        found.items(), wanted.values(), strict=True
+        results.items(), wanted.values(), strict=True
     ):
         for copy in copies:
             if one.dtype.kind == "f":
@@ -177,8 +177,8 @@ def test_two_replicas_are_one(changes, two_replicas):
 def faulty(**functions):
     """`replica`, but for some of its functions."""
     names = [name for name in dir(replica) if not name.startswith("__")]
-    found = {name: getattr(replica, name) for name in names}
-    return types.SimpleNamespace(**{**found, **functions})
+    attributes = {name: getattr(replica, name) for name in names}
+    return types.SimpleNamespace(**{**attributes, **functions})
 
 
 _all_gather = replica.all_gather

@@ -30,9 +30,9 @@ def batches(config, tmp_path):
 def test_every_replica_gets_its_share(devices, config, batches, two_replicas):
     strategy = two_replicas if devices == 2 else strategies.one()
     wanted = list(batches.dataset(1, 3).as_numpy_iterator())
-    found = list(inputs.make_batches(strategy, batches, 1, config))
-    assert len(found) == 2
-    for one, other in zip(wanted, found, strict=True):
+    divided = list(inputs.make_batches(strategy, batches, 1, config))
+    assert len(divided) == 2
+    for one, other in zip(wanted, divided, strict=True):
         assert one.keys() == other.keys()
         for name in one:
             shares = strategy.experimental_local_results(other[name])

@@ -85,10 +85,10 @@ def config_of(root, **changes):
 
 
 def of_folder(root):
-    found = folder_lib.Listing(str(root))
-    paths = [f"{found.root}/{path}" for path in found.paths]
+    listing = folder_lib.Listing(str(root))
+    paths = [f"{listing.root}/{path}" for path in listing.paths]
     digests = fingerprint.digests(paths)
-    return found.fingerprint(dict(zip(found.names, digests, strict=True)))
+    return listing.fingerprint(dict(zip(listing.names, digests, strict=True)))
 
 
 def finish(config, data):
