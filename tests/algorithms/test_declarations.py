@@ -181,6 +181,7 @@ class Crops(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
+@pytest.mark.slow
 def test_five_views_of_different_sizes(tmp_path):
     result = fit(tmp_path, "crops_test")
     assert result.loss > 0 and Crops.calls == (1, 2)

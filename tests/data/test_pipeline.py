@@ -88,6 +88,7 @@ def test_any_start_gives_the_same_batches(make):
     assert_equal(read(make.dataset(0, 7))[3:], read(make.dataset(3, 7)))
 
 
+@pytest.mark.slow
 def test_number_of_parallel_calls_changes_nothing(make):
     one = dataclasses.replace(make, parallel_calls=1)
     many = dataclasses.replace(make, parallel_calls=8)

@@ -261,6 +261,7 @@ def test_a_list_that_is_not_the_memorys(file, tmp_path, small_tfds):
     assert not (tmp_path / "run" / "flags.cfg").exists()
 
 
+@pytest.mark.slow
 def test_published_runs_need_no_recipe(tmp_path):
     """1,000 classes and few labels: ImageNet's 1 %, without its images."""
     content, _ = published(classes=1000, window=256)

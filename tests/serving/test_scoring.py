@@ -265,6 +265,7 @@ def test_report_of_two_runs(finished_run, tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in other.rglob("*")}
 
 
+@pytest.mark.slow
 def test_images_are_shown_of_a_group_s_worst_run(
     finished_run, tmp_path, monkeypatch
 ):
