@@ -77,7 +77,7 @@ def test_a_plan(tmp_path, capfd):
     assert 0 < record["top1"] <= 1 and record["seconds"] > 0
     capfd.readouterr()
     assert experiment.main(flags(*words, "--dry_run")) is None
-    assert "0 runs left, 0.0 hours" in capfd.readouterr().out
+    assert "\n0 runs left.\n" in capfd.readouterr().out
 
 
 @pytest.fixture
