@@ -550,9 +550,7 @@ def _read_exif(encoded: tf.Tensor) -> tf.Tensor:
         values = tf.where(kinds == kind, value, values)
     is_tag = number(rows[:, :2]) == _ORIENTATION
     # Without the tag it is 0, which is no orientation.
-    value = tf.reduce_max(
-        tf.concat([tf.where(is_tag, values, 0), [0]], axis=0)
-    )
+    value = tf.reduce_max(tf.concat([tf.where(is_tag, values, 0), [0]], axis=0))
     return tf.where((value >= 1) & (value <= 8), value, 1)
 
 

@@ -195,18 +195,9 @@ def scan(
             another number of records.
     """
     path = cache.path(_cache_name(files, cache_name, (label, name)))
-    kept = {}
-    if path is not None:
-        columns = ("shard", "offset", "labels")
-        kept = cache.read(
-            path,
-            lambda arrays: {
-                **{column: arrays[column] for column in columns},
-                "names": arrays["names"] if "names" in arrays else None,
-            },
-        )
+    kept = cache.read(path) if path is not None else {}
     if kept:
-        index = Index(files=list(files), **kept)
+        index = Index(files=list(files), **{"names": None, **kept})
         _check_index(index, promised)
         return index
     terminal.say(

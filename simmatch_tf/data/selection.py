@@ -10,9 +10,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from absl import logging
-
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.flags.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -146,22 +144,17 @@ class Walker:
             kinds: Which files were left out; default: their `endings`.
         """
         if self.left_out:
-            logging.warning(
-                "%s: %d files are left out, as their names do not end in %s: "
-                "%s",
-                given,
-                len(self.left_out),
-                " ".join(self._endings),
-                kinds or endings(self.left_out),
+            terminal.warn(
+                f"{given}: {len(self.left_out)} files are left out, as their "
+                f"names do not end in {' '.join(self._endings)}: "
+                + (kinds or endings(self.left_out))
             )
         if self.systems:
-            logging.warning(
-                "%s: folders in which a system keeps thumbnails or deleted "
-                "files are left out: %s",
-                given,
-                ", ".join(
-                    f"{n} {name}" for name, n in sorted(self.systems.items())
-                ),
+            counts = sorted(self.systems.items())
+            terminal.warn(
+                f"{given}: folders in which a system keeps thumbnails or "
+                "deleted files are left out: "
+                + ", ".join(f"{count} {name}" for name, count in counts)
             )
 
     def _absolute(self, path: str) -> str:

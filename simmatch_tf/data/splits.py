@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 
@@ -161,12 +160,10 @@ def _copies(
             f"{names[i]} is {names[aside[digests[i].tobytes()]]}"
             for i in copies[:_SHOWN]
         ]
-        logging.warning(
+        terminal.warn(
             "unlabeled images that are copies of those set aside to choose "
-            "and score by: %d (%s%s): they are left out",
-            len(copies),
-            ", ".join(first),
-            ", …" * (len(copies) > _SHOWN),
+            f"and score by: {len(copies)} ({', '.join(first)}"
+            f"{', …' * (len(copies) > _SHOWN)}): they are left out"
         )
     return np.asarray(copies, np.int64)
 

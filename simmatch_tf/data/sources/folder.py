@@ -22,9 +22,7 @@ import sys
 import typing
 from collections.abc import Iterable, Sequence
 
-from absl import logging
-
-from simmatch_tf import io, registry
+from simmatch_tf import io, registry, terminal
 from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data import selection
 from simmatch_tf.data.sources import source
@@ -156,16 +154,13 @@ class Listing:
             ),
         )
         if self._empty_unlabeled:
-            logging.warning(
-                "%s: there is an unlabeled/, but there are no images in it",
-                root,
+            terminal.warn(
+                f"{root}: there is an unlabeled/, but there are no images in it"
             )
         if self._unused:
-            logging.warning(
-                "%s: not used, as they are none of labeled/, unlabeled/ and "
-                "test/: %s",
-                root,
-                _first(map(_hinted, self._unused)),
+            terminal.warn(
+                f"{root}: not used, as they are none of labeled/, unlabeled/ "
+                f"and test/: {_first(map(_hinted, self._unused))}"
             )
 
     def check(
@@ -420,12 +415,13 @@ def load(
     listing.warn()
     paths = [f"{listing.root}/{path}" for path in listing.paths]
     inspection = files.inspect(paths, cache=files.cache_path(listing.root))
+    contents = inspection.contents
     kept = files.usable(paths, inspection, on_bad_image)
     # Leaving out bad images may have emptied a class.
     listing.check(kept.tolist(), need_unlabeled=need_unlabeled)
-    digests = [digest.tobytes().hex() for digest in inspection.digests]
-    _warn_of_copies(listing, _repeated(inspection.digests, kept), digests)
-    files.warn([listing.names[i] for i in kept], inspection.remarks[kept])
+    digests = [digest.tobytes().hex() for digest in contents.digests]
+    _warn_of_copies(listing, _repeated(contents.digests, kept), digests)
+    files.warn([listing.names[i] for i in kept], contents.remarks[kept])
 
     is_test = np.array([part == "test" for part in listing.parts])[kept]
     train = kept[~is_test]
@@ -436,11 +432,11 @@ def load(
             paths=[paths[i] for i in indices],
             labels=np.array(listing.labels, np.int32)[indices],
             names=[listing.names[i] for i in indices],
-            orientations=inspection.orientations[indices],
-            digests=inspection.digests[indices],
+            orientations=contents.orientations[indices],
+            digests=contents.digests[indices],
         )
 
-    contents = {listing.names[i]: digests[i] for i in kept}
+    known = {listing.names[i]: digests[i] for i in kept}
     return source.Source(
         name="folder",
         class_names=listing.class_names,
@@ -449,7 +445,7 @@ def load(
         flip=True,
         image_size=image_size or IMAGE_SIZE,
         measure=lambda: statistics,
-        origin=lambda: listing.fingerprint(contents),
+        origin=lambda: listing.fingerprint(known),
     )
 
 
@@ -484,11 +480,7 @@ def _warn_of_copies(
     for kind, (images, consequence) in _COPIES.items():
         pairs = list(copies[kind].values())
         if pairs:
-            logging.warning(
-                "%s: %d (%s%s)%s",
-                images,
-                len(pairs),
-                ", ".join(pairs[:_SHOWN_COPIES]),
-                ", …" * (len(pairs) > _SHOWN_COPIES),
-                consequence,
+            terminal.warn(
+                f"{images}: {len(pairs)} ({', '.join(pairs[:_SHOWN_COPIES])}"
+                f"{', …' * (len(pairs) > _SHOWN_COPIES)}){consequence}"
             )

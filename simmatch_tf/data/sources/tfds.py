@@ -14,8 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, registry, terminal
 from simmatch_tf.data import fingerprint as fingerprint_lib
@@ -413,11 +411,9 @@ def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None) -> Any:
     builder = _make(name, tfds_dir)
     if builder.data_path.exists():
         return builder
-    logging.warning(
-        "%s is not prepared in %s: TFDS downloads and prepares it, which may "
-        "take long",
-        name,
-        builder.data_path,
+    terminal.warn(
+        f"{name} is not prepared in {builder.data_path}: TFDS downloads and "
+        "prepares it, which may take long"
     )
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir and str(io.expand(manual_dir))
@@ -501,10 +497,9 @@ def _known(
     images = read([split])
     if images.labels.min() >= 0:
         return images
-    logging.warning(
-        "%s: its %s images are not used, as the class of some is unknown",
-        builder.info.full_name,
-        split,
+    terminal.warn(
+        f"{builder.info.full_name}: its {split} images are not used, as the "
+        "class of some is unknown"
     )
     return None
 
