@@ -264,7 +264,7 @@ class TransferConfig(config_lib.Plugins):
                 )
             known.update(fact for fact in facts if facts[fact])
             if "is_prepared" in facts:
-                tfds.check_name(name, self.tfds_dir, flag="datasets")
+                tfds.check_name(name, flag="datasets")
         if ("needs_data_dir" in known) != (self.data_dir is not None):
             raise InputError(
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "

@@ -101,21 +101,6 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
         runs.fit(tmp_path / "run")
 
 
-def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
-    for name in ("labeled/a/0.png", "labeled/b/0.png", "unlabeled/0.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    config = runs.config(
-        tmp_path, dataset="folder", data_dir=str(tmp_path), labels=None
-    )
-    preflight.check_images(config)
-    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
-    with pytest.raises(
-        InputError, match="as ascii; start it as python -X utf8"
-    ):
-        preflight.check_images(config)
-
-
 def test_a_home_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HOME", "/nowhere")
     words = ["evaluate", "--workdir=~/runs/a"]

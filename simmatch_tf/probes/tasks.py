@@ -8,7 +8,6 @@ import numpy as np
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import registry
-from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 
@@ -206,9 +205,6 @@ def _without_empty_classes(task: Task) -> Task:
 
     def numbered(images: Set) -> Set:
         labels = np.searchsorted(known, images.labels).astype(np.int32)
-        if isinstance(images, records.RecordImages):
-            index = dataclasses.replace(images.index, labels=labels)
-            return dataclasses.replace(images, index=index)
         return dataclasses.replace(images, labels=labels)
 
     return dataclasses.replace(
