@@ -7,13 +7,10 @@ boxes are those of the image as seen, after its EXIF orientation was applied.
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import tensorflow as tf
 
 from simmatch_tf.data.sources import source
-
-_Function = TypeVar("_Function", bound=Callable)
 
 # Numbers in [0, 1) for one random crop: area and ratio of ten tries, and the
 # place.
@@ -42,7 +39,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 _SIZES = {1: 1, 3: 2, 4: 4}
 
 
-def seldom(function: _Function) -> _Function:
+def seldom(function: Callable) -> Callable:
     """Makes a function one call in the graph, for a rare branch of `tf.cond`.
 
     A graph also visits the operations of the branch that is not taken, one by
@@ -251,15 +248,7 @@ def fit(
 
     Returns:
         uint8 [side, side, C].
-
-    Raises:
-        ValueError: `side` is above `resize`.
     """
-    if side > resize:
-        raise ValueError(
-            f"side={side} is above resize={resize}, but the crop must lie "
-            "within the resized image"
-        )
     shape = tf.shape(image)[:2]
     whole = resize * shape // tf.reduce_min(shape)
     scale = tf.cast(whole, tf.float32) / tf.cast(shape, tf.float32)

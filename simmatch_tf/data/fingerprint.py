@@ -257,14 +257,8 @@ def of_config(
 ) -> Fingerprint | None:
     """Returns the fingerprint of the images that the flags name now.
 
-    Args:
-        config: The flags.
-        then: What the run began with.
-
-    Returns:
-        The fingerprint, without that of `of_flags`. None where it is not known
-        before the images are loaded: those given from Python, and a dataset
-        that TFDS has not prepared here.
+    That of `of_flags` is left out. None where it is not known before the images
+    are loaded: see the fact `fingerprint` in `sources.source`.
 
     Raises:
         InputError: There is no such folder.

@@ -230,7 +230,11 @@ def find(images: str) -> Selection:
     """
     path = str(io.expand(images)) if images.startswith("~") else images
     if os.path.isdir(path):
-        chosen = _in_folder(path)
+        walker = Walker(path)
+        names = sorted(walker.images())
+        walker.warn(f"--images={io.printable(path)}")
+        paths = [os.path.join(os.path.abspath(path), name) for name in names]
+        chosen = Selection(paths, names)
     elif os.path.isfile(path):
         if path.lower().endswith(ENDINGS):
             name = os.path.basename(path)
@@ -250,14 +254,6 @@ def find(images: str) -> Selection:
             + ", ".join(ENDINGS)
         )
     return chosen
-
-
-def _in_folder(root: str) -> Selection:
-    walker = Walker(root)
-    names = sorted(walker.images())
-    walker.warn(f"--images={io.printable(root)}")
-    root = os.path.abspath(root)
-    return Selection([os.path.join(root, name) for name in names], names)
 
 
 def _matching(pattern: str) -> Iterator[str]:
