@@ -431,10 +431,9 @@ class Algorithm(lazy.Module):
             gradients = [gradient / scale for gradient in gradients]
         # Those of the last layers come first.
         pairs = list(zip(weights, gradients, strict=True))[::-1]
-        self.guard.note(
-            {v.path: v.value for v in batch_norm.statistics(self.student)}
-            | {f"gradient of {w.path}": g for w, g in pairs}
-        )
+        self._traced.tensors = {
+            v.path: v.value for v in batch_norm.statistics(self.student)
+        } | {f"gradient of {w.path}": g for w, g in pairs}
         self.optimizer.apply(gradients, weights)
         if self.config.batch_norm == "local" and replica.count() > 1:
             self._share_statistics()
@@ -500,9 +499,13 @@ class Algorithm(lazy.Module):
         losses = [name for name in metrics if name != diagnostics.DIAGNOSTICS]
         losses.sort(key=lambda name: name == "loss/total")
         undo = self.guard.examine(
-            self.step, {n: metrics[n] for n in losses}, self.loss_scale
+            self.step,
+            {name: metrics[name] for name in losses},
+            self._traced.tensors,
+            self.loss_scale,
         )
-        guard.put_back(variables, before, undo)
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(tf.where(undo, value, variable))
         if self.loss_scale:
             metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
         return metrics
@@ -510,6 +513,7 @@ class Algorithm(lazy.Module):
     def _checked_step(self, batch: Batch) -> Metrics:
         """Takes a `train_step`, and checks what it does."""
         self._traced.calls, self._traced.guarded = 0, True
+        self._traced.tensors = {}
         method = type(self).train_step
         code = inspect.unwrap(method).__code__
         file = code.co_filename

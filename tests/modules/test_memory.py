@@ -93,22 +93,6 @@ def test_two_replicas_write_the_whole_batch(two_replicas):
     assert bool(buffer.full())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([], 2), r"labels has shape \(0,\)"),
-        (([[0]], 2), r"labels has shape \(1, 1\)"),
-        (([-1], 2), "least value -1"),
-        (([0.5], 2), "of type float64"),
-        (([0], 0), "dim=0: must be at least 1"),
-        (([0], 2, 1.0), r"momentum=1.0: must be in \[0, 1\)"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        memory.MemoryBuffer(*arguments)
-
-
 def test_shapes_that_do_not_fit():
     buffer = memory.MemoryBuffer([0, 1], 2)
     for indices, z in (([0], [[1.0]]), ([0, 1], [[1.0, 0.0]]), (0, [1.0])):
