@@ -235,7 +235,7 @@ def check_available(
         check_reachable("data_service", config.data_service, scheme="grpc://")
     check_images(config)
     if not resumed:
-        _check_folder("tfds_manual_dir", config.tfds_manual_dir)
+        check_folder("tfds_manual_dir", config.tfds_manual_dir)
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in config_lib.SUBSETS:
@@ -255,28 +255,22 @@ def check_images(config: config_lib.Config) -> None:
         InputError: There is no such dataset or folder, or the folder has
             another layout.
     """
-    check_data_dir(config)
+    check_folder("data_dir", config.data_dir)
     entry, _ = registry.sources.find(config.dataset)
     if "check_images" in entry.facts:
         entry.facts["check_images"](config)
 
 
-def check_data_dir(config: config_lib.Config) -> None:
-    """Checks that --data_dir exists.
+def check_folder(flag: str, value: str | None) -> None:
+    """Checks that the folder that a flag names, if any, exists.
 
     Raises:
         InputError: It does not.
     """
-    _check_folder("data_dir", config.data_dir)
-
-
-def _check_folder(flag: str, value: str | None) -> None:
-    if value is None:
+    if value is None or (path := io.expand(value)).is_dir():
         return
-    path = io.expand(value)
-    if not path.is_dir():
-        why = "is a file, not a folder" if path.exists() else "no such folder"
-        raise InputError(f"--{flag}={value}: {why}")
+    reason = "is a file, not a folder" if path.exists() else "no such folder"
+    raise InputError(f"--{flag}={value}: {reason}")
 
 
 def check_checkpoint(folder: pathlib.Path) -> None:

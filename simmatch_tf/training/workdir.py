@@ -115,10 +115,14 @@ class Workdir:
         Returns:
             `class_names` and `train_sha256`, or less.
         """
+        content = self._read_split()
+        names = ("class_names", "train_sha256")
+        return {name: content[name] for name in names if name in content}
+
+    def _read_split(self) -> dict[str, Any]:
+        """Returns what split.json holds; {} if it is missing or damaged."""
         try:
-            content = json.loads(self.split.read_text(encoding="utf-8"))
-            names = ("class_names", "train_sha256")
-            return {name: content[name] for name in names if name in content}
+            return dict(json.loads(self.split.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -142,17 +146,10 @@ class Workdir:
         """
         if self.finished():
             return
-        try:
-            content = json.loads(self.split.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = None
-        steps = length(self.read_config(), content)
-        if steps is None:
-            terminal.warn(
-                f"{self.path}: the run is at step {step} and not finished"
-            )
-        elif step < steps:
-            terminal.warn(f"{self.path}: the run is at step {step} of {steps}")
+        steps = length(self.read_config(), self._read_split())
+        if steps is None or step < steps:
+            rest = " and not finished" if steps is None else f" of {steps}"
+            terminal.warn(f"{self.path}: the run is at step {step}{rest}")
 
     def check_available(self, config: config_lib.Config) -> None:
         """Checks that the files that the flags name exist, as far as needed.
@@ -164,7 +161,7 @@ class Workdir:
             resumed = self.started() and not config.overwrite
             preflight.check_available(config, resumed=resumed)
         else:
-            preflight.check_data_dir(config)
+            preflight.check_folder("data_dir", config.data_dir)
 
     def check_data(
         self,
