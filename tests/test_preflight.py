@@ -8,7 +8,6 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf import (
-    evaluate,
     preflight,
     terminal,
 )
@@ -60,29 +59,6 @@ def test_what_changes_nothing_is_not(name, value, monkeypatch):
     preflight.check_environment()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", r"it holds \[\]: must be settings"),
-        ('{"nnx_enabled": true}', "nnx_enabled makes"),
-        ('{"floatx": "bfloat16"}', "floatx is 'bfloat16': must be one of"),
-        ('{"epsilon": 1}', "epsilon is 1: must be"),
-        ('{"image_data_format": "NCHW"}', "image_data_format is 'NCHW'"),
-    ],
-)
-def test_settings_that_keras_cannot_take(
-    content, message, tmp_path, monkeypatch
-):
-    path = tmp_path / "keras.json"
-    path.write_text(content)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=f"^{path}: {message}"):
-        preflight.check_environment()
-    for content in ("no JSON", '{"floatx": "float16"}'):  # read, or not
-        path.write_text(content)
-        preflight.check_environment()
-
-
 def test_threads(monkeypatch):
     monkeypatch.setattr(preflight, "processors", lambda: 4)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "4")
@@ -101,15 +77,6 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
         runs.fit(tmp_path / "run")
 
 
-def test_a_home_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HOME", "/nowhere")
-    words = ["evaluate", "--workdir=~/runs/a"]
-    evaluate.EvaluateConfig.from_argv(words)  # it has a name at least
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(
-        InputError, match="--workdir=~/runs/a: there is no home"
-    ):
-        evaluate.EvaluateConfig.from_argv(words)
 
 
 def script(code, *words, **variables):
@@ -215,7 +182,7 @@ simmatch_tf.fit
 from tensorflow.python.util import _pywrap_util_port as port
 from simmatch_tf import preflight
 warnings = []
-preflight.logging.warning = lambda *_: warnings.append(1)
+preflight.terminal.warn = lambda *_: warnings.append(1)
 preflight.warn_of_kernels()
 print(port.IsMklEnabled(), os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
       bool(warnings))

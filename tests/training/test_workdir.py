@@ -11,7 +11,7 @@ from absl import logging
 
 import simmatch_tf
 from simmatch_tf import config as config_lib
-from simmatch_tf import evaluate, registry, train
+from simmatch_tf import evaluate, registry, terminal, train
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
@@ -54,6 +54,7 @@ NAMES = ("labeled/a/1.png", "labeled/b/1.png", "unlabeled/1.png")
 def logged(monkeypatch):
     """Warnings, as they are read."""
     lines = []
+    monkeypatch.setattr(terminal, "warn", lines.append)
     monkeypatch.setattr(
         logging, "warning", lambda text, *values: lines.append(text % values)
     )
