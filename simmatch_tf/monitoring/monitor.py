@@ -198,10 +198,10 @@ class Scalars:
 
     def findings(self, step: int) -> list[diagnosis.Finding]:
         """Returns known problems that show by now, each once a session."""
-        config = self._config
-        findings = diagnosis.find(
-            config, self.values, step=step, steps=config.steps
+        judged = diagnosis.judge(
+            self._config, self.values, step=step, steps=self._config.steps
         )
+        findings = filter(None, judged.values())
         new = [each for each in findings if each.name not in self._told]
         self._told |= {each.name for each in new}
         return new
