@@ -60,13 +60,6 @@ class ReportConfig(config_lib.ImageFolders):
         """The page and the folder must be such as can be written."""
         commandline.check_output_file("output", self.output, (".html", ".htm"))
         commandline.check_output_folder("figures", self.figures)
-        if self.figures is None:
-            return
-        path = io.expand(self.figures)
-        if not path.is_dir() and not path.absolute().parent.is_dir():
-            raise InputError(
-                f"--figures={self.figures}: must be in a folder that exists"
-            )
 
 
 def main(flags: ReportConfig) -> None:

@@ -78,8 +78,8 @@ class Store:
         Raises:
             InputError: It cannot be written.
         """
+        io.make_folder(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder) as file:
                 file.write(bytes(_ROOM))
         except OSError as error:

@@ -84,12 +84,7 @@ def write(
     """
     compared = compare(plan, cells, store)
     text = comparison.markdown(compared)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror})"
-        ) from None
+    io.make_folder(folder)
     files = {
         "table.md": text + "\n",
         "table.csv": comparison.table_csv(compared),

@@ -10,8 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simmatch_tf import tables
-from simmatch_tf.flags.errors import InputError
+from simmatch_tf import io, tables
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import charts, comparison, figures, pages
 from simmatch_tf.reporting import runs as runs_lib
@@ -111,12 +110,7 @@ def save_figures(
     """
     known = reports(groups, inspections)
     names = []
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--figures={folder}: cannot be written ({error.strerror})"
-        ) from None
+    io.make_folder(folder, f"--figures={folder}")
     for chart in charts.of_groups(groups):
         name = f"{chart.name}.png"
         if figures.save_chart(chart, groups, folder / name):

@@ -269,7 +269,7 @@ def test_figures(tmp_path):
         with PIL.Image.open(folder / name) as image:
             image.verify()
     with pytest.raises(InputError, match="--figures=.*cannot be written"):
-        report_page.save_figures(groups, NOTHING, tmp_path / "n" / "o")
+        report_page.save_figures(groups, NOTHING, tmp_path / "x/flags.cfg")
 
 
 def command(*words):
@@ -301,7 +301,6 @@ def test_wrong_flags_fail_early(tmp_path):
         ([one, f"--output={tmp_path}/r.txt"], "must end in .html or .htm"),
         ([one, f"--output={tmp_path}/n/r.html"], "in a folder that exists"),
         ([one, page, f"--figures={tmp_path}/file"], "must be a folder"),
-        ([one, page, f"--figures={tmp_path}/n/f"], "in a folder that exists"),
         ([one, page, "--images=-1"], "--images=-1: must be in"),
         ([tmp_path, page], "no run here"),
         ([one, f"a={one}", page], "is given twice"),
