@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import terminal
@@ -283,11 +282,9 @@ class Profile:
             start, count = config_lib.profiled_steps(flag)
             self._start, self._stop = start, start + count
             if start < done:
-                logging.warning(
-                    "--profile=%s: %d steps are done already; nothing is "
-                    "profiled",
-                    flag,
-                    done,
+                terminal.warn(
+                    f"--profile={flag}: {done} steps are done already; nothing "
+                    "is profiled"
                 )
                 self._start = self._stop = -1
 
