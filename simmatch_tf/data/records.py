@@ -263,29 +263,6 @@ def count(path: str) -> int:
         raise _unreadable(path, error) from None
 
 
-def digest(path: str) -> str:
-    """Returns a digest of a file's records, in their order.
-
-    TFDS writes the features of a record in an order that differs from process
-    to process. So each record enters as its bytes in ascending order.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    result, place = hashlib.sha256(), 0
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    while place + _FRAME <= len(content):
-        (length,) = _LENGTH.unpack_from(content, place)
-        record = content[place + _HEADER : place + _HEADER + length]
-        # "stable": of bytes that is a radix sort, 15 times as fast.
-        result.update(np.sort(np.frombuffer(record, np.uint8), kind="stable"))
-        place += _FRAME + length
-    return result.hexdigest()
-
-
 def check(files: Sequence[str], promised: Sequence[int]) -> None:
     """Checks that local files hold as many records as they should.
 
