@@ -121,7 +121,13 @@ def _check(flags: PredictConfig) -> selection.Selection:
             f"--output={flags.output}: pyarrow is not installed: pip install "
             "pyarrow, or name a .csv or .jsonl file"
         )
-    prediction_file.check_free(output, overwrite=flags.overwrite)
+    # With a partial file beside it, the output was about to be replaced.
+    replaced = flags.overwrite or prediction_file.partial_path(output).exists()
+    if output.exists() and not replaced:
+        raise InputError(
+            f"--output={output}: exists already; name another file, or give "
+            "--overwrite"
+        )
     chosen = selection.find(flags.images)
     if output.exists() and images.exists() and output.samefile(images):
         raise InputError(

@@ -1,7 +1,5 @@
 """Opens what `train` and `export` wrote: a run's folder, or an export."""
 
-import abc
-import contextlib
 import dataclasses
 import json
 import os
@@ -9,29 +7,18 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, runtime
+from simmatch_tf import preflight, terminal
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.distributed import strategies
-from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.modules import memory as memory_lib
+from simmatch_tf.modules import memory
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import preprocessing, thumbnails, versions
-from simmatch_tf.training import (
-    checkpoints,
-    initial,
-    inputs,
-    results,
-    state,
-    workdir,
-)
+from simmatch_tf.training import checkpoints, initial, inputs, state, workdir
 
 # Files in the assets of an export.
 CLASS_NAMES = initial.CLASS_NAMES
@@ -39,120 +26,13 @@ LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
 # Calibration errors below this are not worth a note.
 _CALIBRATED = 0.05
-# Network → the attributes of an algorithm that lead to it.
-_PLACES = {"student": ("student",), "ema": ("teacher", "model")}
-# Variables of a memory bank.
-_TENSORS = ("features", "labels", "written")
 _EMPTY_MEMORY = (
     "the run's memory was not written yet: nothing can be explained by it"
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """Networks of a run, and its memory bank.
-
-    Attributes:
-        networks: "student" or "ema" → network.
-        weights_of_record: "student" or "ema": those of the run's result.
-        step: Training steps done.
-        memory: `features` [K, D], `labels` [K] and `written` [K] of the memory
-            bank, see `memory.MemoryBuffer`; None without one.
-    """
-
-    networks: dict[str, keras.Model]
-    weights_of_record: str
-    step: int
-    memory: dict[str, np.ndarray] | None
-
-
-@runtime.pinned()
-def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
-    """Reads trained networks of a run.
-
-    Those of a finished run come from its model.keras and, for other weights,
-    from its last checkpoint. Otherwise all state is restored from the last
-    checkpoint that can be read.
-
-    Args:
-        folder: The run's folder.
-        *names: "student" or "ema"; None: the weights of record.
-
-    Raises:
-        InputError: There is no run or no checkpoint, or they do not belong
-            together.
-    """
-    try:
-        if trained := _read_finished(folder, names):
-            return trained
-    except Exception as error:  # damaged files raise errors of many types
-        logging.warning(
-            "%s is not used (%s); the last checkpoint is restored",
-            *(folder.model, errors.reason(error)),
-        )
-    return _read_checkpoint(folder)
-
-
-def _read_finished(
-    folder: workdir.Workdir, names: Sequence[str | None]
-) -> Trained | None:
-    """Reads networks without their optimizer; None without a model.keras."""
-    if not folder.finished():
-        return None
-    result = results.read(folder.results)
-    index = folder.checkpoints / f"step_{result.steps:08d}.index"
-    if index != max(folder.checkpoints.glob("step_*.index"), default=None):
-        return None  # the run was continued
-    prefix = str(index.with_suffix(""))
-    networks = {}
-    with runtime.seeded(0), strategies.one().scope():
-        for name in names:
-            name = name or result.weights_of_record
-            networks[name] = state.saved_model(folder)
-            if networks[name] is None:
-                return None
-            if name != result.weights_of_record:
-                _read_weights(networks[name], _PLACES[name], prefix)
-    reader = tf.train.load_checkpoint(prefix)
-    keys = {
-        name: f"algorithm/memory/{name}/.ATTRIBUTES/VARIABLE_VALUE"
-        for name in _TENSORS
-    }
-    memory = None
-    if all(map(reader.has_tensor, keys.values())):
-        memory = {name: reader.get_tensor(key) for name, key in keys.items()}
-    return Trained(networks, result.weights_of_record, result.steps, memory)
-
-
-def _read_checkpoint(folder: workdir.Workdir) -> Trained:
-    """Restores all state of a run from its last checkpoint."""
-    algorithm, _, step = state.restore(folder.path)
-    bank, memory = getattr(algorithm, "memory", None), None
-    if isinstance(bank, memory_lib.MemoryBuffer):
-        memory = {name: getattr(bank, name).numpy() for name in _TENSORS}
-    return Trained(
-        algorithm.networks(), algorithm.evaluated_weights, step, memory
-    )
-
-
-def _read_weights(
-    model: keras.Model, place: Sequence[str], prefix: str
-) -> None:
-    """Reads the weights of a network from a checkpoint.
-
-    Args:
-        model: A network of the same architecture; overwritten.
-        place: Attributes that lead from the saved algorithm to the network.
-        prefix: The checkpoint.
-    """
-    node = model
-    for attribute in ("algorithm", *place)[::-1]:
-        node = tf.train.Checkpoint(**{attribute: node})
-    node.read(prefix).expect_partial().assert_existing_objects_matched()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model(abc.ABC):
+class Model:
     """A run or an export, ready to predict.
 
     Attributes:
@@ -189,13 +69,13 @@ class Model(abc.ABC):
             f"{self.accuracy['scored_on']} images."
         )
 
-    @abc.abstractmethod
     def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:
         """Returns JPEGs of labeled images, as far as they are known, by slot.
 
         Args:
             slots: Memory slots.
         """
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,16 +105,11 @@ class Run(Model):
     def thumbnails(
         self, slots: Sequence[int], source: source_lib.Source | None = None
     ) -> dict[int, bytes]:
-        """Returns JPEGs of labeled images, as far as they are known, by slot.
-
-        Args:
-            slots: Memory slots.
-            source: The run's dataset; by default it is read.
-        """
+        """See `Model.thumbnails`; by default `source` is read anew."""
         try:
             source = source or inputs.make_source(self.moved)
         except InputError as error:
-            logging.warning("no pictures of the labeled images: %s", error)
+            terminal.warn(f"no pictures of the labeled images: {error}")
             return {}
         return thumbnails.of_slots(
             source,
@@ -271,25 +146,27 @@ def run(
     folder = workdir.Workdir(path)
     config = folder.read_config()
     content = splits.read_content(folder.split)
-    trained = read_networks(folder, weights)
-    folder.warn_unfinished(trained.step)
-    weights = weights or trained.weights_of_record
+    algorithm, _, step = state.restore(folder.path)
+    folder.warn_unfinished(step)
+    weights = weights or algorithm.evaluated_weights
+    bank = getattr(algorithm, "memory", None)
     labeled, why_not = None, preflight.NO_MEMORY
-    values = config.values()
-    if trained.memory is not None and preflight.may_have_memory(config):
+    if isinstance(bank, memory.MemoryBuffer) and preflight.may_have_memory(
+        config
+    ):
         names = thumbnails.slot_names(content)
-        slots = np.flatnonzero(trained.memory["written"] >= 0)
+        slots = np.flatnonzero(bank.written.numpy() >= 0)
         why_not = "" if len(slots) else _EMPTY_MEMORY
         labeled = classifier_lib.Labeled(
-            features=trained.memory["features"][slots],
+            features=bank.features.numpy()[slots],
             slots=slots,
-            labels=trained.memory["labels"][slots],
+            labels=bank.labels.numpy()[slots],
             ids=[names[slot] for slot in slots],
-            temperature=values["temperature"],
-            alpha=values["alpha"],
+            temperature=config.hyper.temperature,
+            alpha=config.hyper.alpha,
         )
     classifier = classifier_lib.Classifier(
-        trained.networks[weights],
+        algorithm.networks()[weights],
         content["class_names"],
         preprocessing.Preprocessing(
             tuple(content["image_shape"]), config.eval_resize
@@ -298,10 +175,6 @@ def run(
         neighbors=neighbors,
         input_dtype=input_dtype,
     )
-    accuracy = None
-    # Damaged results do not keep a run from predicting.
-    with contextlib.suppress(InputError):
-        accuracy = versions.accuracy(folder, weights, trained.step)
     return Run(
         classify=classifier.classify,
         explain=None if why_not else classifier.explain,
@@ -312,19 +185,19 @@ def run(
         input_dtype=input_dtype,
         identity={
             "run": os.path.realpath(path),
-            "checkpoint": checkpoints.digest(folder.checkpoints, trained.step),
-            "step": trained.step,
+            "checkpoint": checkpoints.digest(folder.checkpoints, step),
+            "step": step,
             "weights": weights,
         },
-        accuracy=accuracy,
+        accuracy=versions.accuracy(folder, weights, step),
         classifier=classifier,
         config=config,
         moved=config.moved(data_dir, tfds_dir),
         content=content,
         data=folder.data,
-        step=trained.step,
+        step=step,
         weights=weights,
-        weights_of_record=trained.weights_of_record,
+        weights_of_record=algorithm.evaluated_weights,
     )
 
 
@@ -390,12 +263,12 @@ def export(path: pathlib.Path) -> Export:
             preprocessing=preprocessing.Preprocessing.from_dict(preprocess),
             input_dtype=specs["images"].dtype.name,
             identity={"export": os.path.realpath(path), "date": card["date"]},
-            accuracy=versions.with_calibration(
-                card["accuracy"],
+            accuracy=versions.evaluated(
                 path / workdir.EVALUATION,
                 card["model"]["weights"],
                 card["model"]["step"],
-            ),
+            )
+            or card["accuracy"],
             path=path,
             signatures=signatures,
             card=card,

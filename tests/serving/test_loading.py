@@ -20,49 +20,6 @@ def copied(finished_run, tmp_path):
     return workdir.Workdir(path)
 
 
-def variables(trained, name):
-    return [v.numpy() for v in trained.networks[name].variables]
-
-
-def test_networks_of_a_finished_run_are_read_without_its_other_state(
-    copied, monkeypatch
-):
-    assert copied.model.is_file()
-    restored = loading._read_checkpoint(copied)
-    monkeypatch.setattr(
-        loading.state, "restore", lambda *_: pytest.fail("state is restored")
-    )
-    for names in (("student", "ema"), (None,)):
-        trained = loading.read_networks(copied, *names)
-        assert trained.step == restored.step
-        assert trained.weights_of_record == restored.weights_of_record == "ema"
-        for name in (name or "ema" for name in names):
-            for value, expected in zip(
-                variables(trained, name), variables(restored, name), strict=True
-            ):
-                np.testing.assert_array_equal(value, expected)
-        for name, value in trained.memory.items():
-            np.testing.assert_array_equal(value, restored.memory[name])
-
-
-def test_networks_of_other_runs_are_restored_from_the_checkpoint(
-    copied, caplog
-):
-    expected = variables(loading.read_networks(copied, "ema"), "ema")
-    content = (copied.path / "model.keras").read_bytes()
-    (copied.path / "model.keras").write_bytes(content[:100])
-    trained = loading.read_networks(copied, "ema")
-    assert "model.keras: cannot be read" in caplog.text
-    for value, wanted in zip(variables(trained, "ema"), expected, strict=True):
-        np.testing.assert_array_equal(value, wanted)
-    # The file of an earlier end of a run that was continued is not read.
-    caplog.clear()
-    text = copied.results.read_text()
-    copied.results.write_text(text.replace('"steps": 6', '"steps": 4'))
-    assert loading.read_networks(copied, "ema").step == 6
-    assert not caplog.messages
-
-
 def test_an_unfinished_run_is_warned_about(copied, capsys):
     def warnings():
         lines = capsys.readouterr().err.splitlines()
