@@ -31,18 +31,11 @@ class _Images:
         names: N names, for people.
         paths: N absolute paths of files, or None.
         encoded: N encoded images, or None.
-        remarks: uint8 [N], see `files.warn`; those of files are filled
-            in when they are read.
     """
 
     names: Sequence[str]
-    paths: Sequence[str] | None
-    encoded: Sequence[bytes] | None
-    remarks: np.ndarray
-
-    @classmethod
-    def of_files(cls, names: Sequence[str], paths: Sequence[str]) -> "_Images":
-        return cls(names, paths, None, np.zeros(len(names), np.uint8))
+    paths: Sequence[str] | None = None
+    encoded: Sequence[bytes] | None = None
 
 
 def _outputs(
@@ -79,9 +72,7 @@ def _outputs(
 
     def decode(index: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
-        pixels = model.preprocessing.decode(encoded)
-        marked = files.is_marked(encoded)
-        return index, _is_exact(encoded), marked, pixels
+        return index, _is_exact(encoded), model.preprocessing.decode(encoded)
 
     dataset = tf.data.Dataset.from_tensor_slices(
         (indices, np.array(items, object))
@@ -95,14 +86,13 @@ def _outputs(
     options = tf.data.Options()
     options.autotune.enabled = False
     dataset = dataset.with_options(options)
-    for batch, good, marked, pixels in dataset.as_numpy_iterator():
-        if images.paths is not None:
-            good = good.copy()
-            for place in np.flatnonzero(~good):
-                good[place] = not _why_unreadable(images.paths[batch[place]])
-            for index in batch[good & marked]:
-                path = images.paths[index]
-                images.remarks[index] = files.remarks(path)
+    for batch, exact, pixels in dataset.as_numpy_iterator():
+        good = np.array(
+            [
+                certain or not _why_unreadable(images.paths[index])
+                for index, certain in zip(batch, exact, strict=True)
+            ]
+        )
         values = {}
         if good.any():
             inputs = tf.cast(pixels[good], model.input_dtype)
@@ -117,14 +107,10 @@ def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
     This holds for PNGs, and for JPEGs that are not CMYK. Other images must be
     examined first.
     """
-    png, jpeg = (
-        tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
-        for magic in (b"\x89PNG", b"\xff\xd8\xff")
-    )
     return tf.cond(
-        jpeg,
+        tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff"),
         lambda: tf.io.extract_jpeg_shape(encoded)[2] <= 3,
-        lambda: png,
+        lambda: tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG"),
     )
 
 
@@ -147,7 +133,7 @@ def predict_to_file(
     batch_size: int = 64,
     parallel_calls: int | None = None,
     most_shown: int = 0,
-    show: Callable[[prediction_file.Summary], None] = lambda summary: None,
+    show: Callable[[prediction_file.Summary], None] | None = None,
 ) -> prediction_file.Summary:
     """Writes the class of each image to a file.
 
@@ -172,7 +158,7 @@ def predict_to_file(
     if explain and model.explain is None:
         raise InputError(f"--explain: {model.why_not}")
     names = [io.printable(name) for name in chosen.names]
-    images = _Images.of_files(names, chosen.paths)
+    images = _Images(names, chosen.paths)
     neighbors = model.neighbors if explain else None
     terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]
@@ -218,11 +204,11 @@ def predict_to_file(
             add(dict(zip(indices.tolist(), rows, strict=True)), last + 1)
             next_index = last + 1
         add({}, len(names))
-        files.warn(names, images.remarks)
         summary = prediction_file.summarize(
             file.rows(), model.class_names, most_shown
         )
-        show(summary)
+        if show is not None:
+            show(summary)
         file.finish()
     return summary
 
@@ -369,7 +355,6 @@ def predict(
             "simmatch_tf.predict` labels the others and lists these with their "
             "reasons"
         )
-    files.warn(given.names, given.remarks)
     return Predictions(
         list(given.names), list(opened.class_names), probabilities, opened.note
     )
@@ -391,7 +376,7 @@ def _given(images: Any) -> _Images:
     """
     if isinstance(images, str | os.PathLike):
         chosen = selection.find(os.fspath(images))
-        return _Images.of_files(chosen.names, chosen.paths)
+        return _Images(chosen.names, chosen.paths)
     if isinstance(images, PIL.Image.Image):
         images = [images]
     elif hasattr(images, "__array__") and not isinstance(images, list | tuple):
@@ -416,21 +401,16 @@ def _given(images: Any) -> _Images:
     if all(are_paths):
         names = [os.fspath(image) for image in images]
         paths = [os.path.abspath(io.expand(name)) for name in names]
-        return _Images.of_files(names, paths)
+        return _Images(names, paths)
     if any(are_paths):
         raise InputError("images: some are paths and some are not")
     names = [f"image {number}" for number in range(len(images))]
-    remarks = np.zeros(len(names), np.uint8)
-    encoded = []
-    for i, (name, image) in enumerate(zip(names, images, strict=True)):
-        if isinstance(image, PIL.Image.Image):
-            image, remarks[i] = _of_pillow(name, image)
-        encoded.append(_png(name, image))
-    return _Images(names, None, encoded, remarks)
+    encoded = [*map(_png, names, images)]
+    return _Images(names, encoded=encoded)
 
 
-def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
-    """Returns the pixels of an upright image, uint8, and its remarks.
+def _of_pillow(name: str, image: PIL.Image.Image) -> np.ndarray:
+    """Returns the pixels of an upright image, uint8.
 
     Raises:
         InputError: It cannot be read, or has more than 8 bits a channel.
@@ -441,15 +421,14 @@ def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
             'channel, such as mode "L" or "RGB"'
         )
     try:
-        upright, differs = files.turned(image)
+        upright, _ = files.turned(image)
         mode = "L" if upright.mode == "L" else "RGB"
-        pixels = np.asarray(upright.convert(mode))
+        return np.asarray(upright.convert(mode))
     except Exception as error:  # Pillow's decoders may raise anything
         raise InputError(
             f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
             "closed already"
         ) from None
-    return pixels, files.TURNED * differs
 
 
 def _png(name: str, image: Any) -> bytes:
@@ -458,6 +437,8 @@ def _png(name: str, image: Any) -> bytes:
     Raises:
         InputError: They are no image of 8 bits a channel, grey or RGB.
     """
+    if isinstance(image, PIL.Image.Image):
+        image = _of_pillow(name, image)
     try:
         pixels = np.asarray(image)
     except Exception as error:  # lists of several lengths, another device

@@ -258,7 +258,7 @@ def _markdown(card: dict[str, Any]) -> str:
         ("algorithm", model["algorithm"]),
         ("backbone", f"{model['backbone']}, {model['parameters']} parameters"),
         ("weights", f"{model['weights']}, step {model['step']}"),
-        ("input", f"{_size(model['input'])}, {model['input_dtype']}, 0 to 255"),
+        ("input", f"{_text(model['input'])}, {model['input_dtype']}, 0 to 255"),
         ("dataset", data["dataset"]),
         ("labeled images", split["labeled_images"]),
         ("unlabeled images", data["unlabeled_images"]),
@@ -269,7 +269,7 @@ def _markdown(card: dict[str, Any]) -> str:
     parts = ["# Model card", _table([("", ""), *rows])]
     for name, interface in card.get("interface", {}).items():
         fields = [
-            (kind, key, spec["dtype"], _size(spec["shape"]))
+            (kind, key, spec["dtype"], spec["shape"])
             for kind in ("inputs", "outputs")
             for key, spec in interface[kind].items()
         ]
@@ -287,9 +287,5 @@ def _table(rows: list[tuple]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " × ".join(map(str, value))
+        return " × ".join("N" if side is None else str(side) for side in value)
     return str(value)
-
-
-def _size(shape: list[int | None]) -> str:
-    return " × ".join("N" if side is None else str(side) for side in shape)

@@ -464,48 +464,6 @@ def test_invalid_images_are_refused(images, message):
         simmatch_tf.predict("no model", images)
 
 
-def test_orientation_outside_exif_is_ignored_with_a_warning(
-    finished_run, tmp_path, once, caplog
-):
-    """Paths, Pillow images and the command agree, and warn."""
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    block = exif.tobytes()
-    info = PIL.PngImagePlugin.PngInfo()
-    info.add_text(
-        "Raw profile type exif", f"\nexif\n{len(block):8}\n{block.hex()}\n"
-    )
-    (tmp_path / "photos").mkdir()
-    paths = {}
-    for name, data in {
-        "exif": colorful(exif=exif),
-        "raw": colorful(pnginfo=info),
-        "stored": colorful(),
-    }.items():
-        paths[name] = str(tmp_path / "photos" / f"{name}.png")
-        with open(paths[name], "wb") as file:
-            file.write(data)
-    run = finished_run[0]
-    images = [PIL.Image.open(path) for path in paths.values()]
-    for given, named in ((list(paths.values()), paths["raw"]), (images, "1")):
-        caplog.clear()
-        turned, raw, stored = simmatch_tf.predict(run, given).probabilities
-        np.testing.assert_allclose(raw, stored, atol=1e-6)
-        assert np.abs(turned - stored).max() > 1e-4
-        (text,) = caplog.messages
-        assert text.startswith("1 of 3 images are turned by viewers in")
-        assert f"{named}): only" in text
-    caplog.clear()
-    config = predict.PredictConfig(
-        model=str(run),
-        images=str(tmp_path / "photos"),
-        output=str(tmp_path / "labels.csv"),
-    )
-    predict.main(config)
-    (text,) = (line for line in caplog.messages if "viewers" in line)
-    assert text.startswith("1 of 3 images") and "(such as raw.png)" in text
-
-
 def test_invalid_models_are_refused(tmp_path, model):
     with pytest.raises(InputError, match="no such file or folder"):
         simmatch_tf.predict(tmp_path / "none", PIXELS)
