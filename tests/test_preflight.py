@@ -77,8 +77,6 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
         runs.fit(tmp_path / "run")
 
 
-
-
 def script(code, *words, **variables):
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],

@@ -20,7 +20,6 @@ from simmatch_tf.serving import classifier, loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.
 _LISTED = 5
-_NOT_DECODED = "could not be decoded"
 # Beginnings of Pillow's modes with more than eight bits, which it would clip.
 _DEEP_MODES = ("I", "F")
 
@@ -36,7 +35,7 @@ class _Images:
     """
 
     names: Sequence[str]
-    paths: Sequence[str] | None
+    paths: Sequence[str] | None = None
     encoded: Sequence[bytes] | None = None
 
 
@@ -74,8 +73,7 @@ def _outputs(
 
     def decode(index: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
-        pixels = model.preprocessing.decode(encoded)
-        return index, _is_exact(encoded), pixels
+        return index, _is_exact(encoded), model.preprocessing.decode(encoded)
 
     dataset = tf.data.Dataset.from_tensor_slices(
         (indices, np.array(items, object))
@@ -108,14 +106,10 @@ def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
     This holds for PNGs, and for JPEGs that are not CMYK. Other images must be
     examined first.
     """
-    png, jpeg = (
-        tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
-        for magic in (b"\x89PNG", b"\xff\xd8\xff")
-    )
     return tf.cond(
-        jpeg,
+        tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff"),
         lambda: tf.io.extract_jpeg_shape(encoded)[2] <= 3,
-        lambda: png,
+        lambda: tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG"),
     )
 
 
@@ -138,7 +132,7 @@ def predict_to_file(
     batch_size: int = 64,
     parallel_calls: int | None = None,
     most_shown: int = 0,
-    show: Callable[[prediction_file.Summary], None] = lambda summary: None,
+    show: Callable[[prediction_file.Summary], None] | None = None,
 ) -> prediction_file.Summary:
     """Writes the class of each image to a file.
 
@@ -188,7 +182,7 @@ def predict_to_file(
                 if i in rows
                 else prediction_file.unreadable(
                     names[i],
-                    _why_unreadable(chosen.paths[i]) or _NOT_DECODED,
+                    _why_missing(images, i),
                     neighbors,
                 )
                 for i in range(next_index, stop)
@@ -212,7 +206,8 @@ def predict_to_file(
         summary = prediction_file.summarize(
             file.rows(), model.class_names, most_shown
         )
-        show(summary)
+        if show is not None:
+            show(summary)
         file.finish()
     return summary
 
@@ -335,8 +330,7 @@ def predict(
     opened = loading.open_model(os.fspath(model), weights=weights)
     indices = np.arange(len(given.names))
     if given.paths is not None:
-        regular = [os.path.isfile(path) for path in given.paths]
-        indices = np.flatnonzero(regular)
+        indices = np.flatnonzero([os.path.isfile(path) for path in given.paths])
     probabilities = np.full(
         [len(given.names), len(opened.class_names)], np.nan, np.float32
     )
@@ -347,28 +341,29 @@ def predict(
             if values:
                 probabilities[readable] = values["probabilities"]
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
-        if len(missing):
-            raise InputError(_unreadable(given, missing))
+        reasons = [
+            f"{given.names[i]}: {_why_missing(given, i)}"
+            for i in missing[:_LISTED]
+        ]
+    if more := len(missing) - len(reasons):
+        reasons.append(f"and {more} more")
+    if reasons:
+        raise InputError(
+            f"{len(missing)} of {len(given.names)} images cannot be read: "
+            f"{'; '.join(reasons)}. Leave them out; `python -m "
+            "simmatch_tf.predict` labels the others and lists these with their "
+            "reasons"
+        )
     return Predictions(
         list(given.names), list(opened.class_names), probabilities, opened.note
     )
 
 
-def _unreadable(images: _Images, missing: np.ndarray) -> str:
-    """Names images without a prediction, and the reasons."""
-    lines = []
-    for i in missing[:_LISTED]:
-        reason = "its probabilities are NaN"
-        if images.paths is not None:
-            reason = _why_unreadable(images.paths[i]) or _NOT_DECODED
-        lines.append(f"{images.names[i]}: {reason}")
-    more = len(missing) - len(lines)
-    return (
-        f"{len(missing)} of {len(images.names)} images cannot be read: "
-        f"{'; '.join(lines)}{f' and {more} more' if more else ''}. Leave them "
-        "out; `python -m simmatch_tf.predict` labels the others and lists "
-        "these with their reasons"
-    )
+def _why_missing(images: _Images, index: int) -> str:
+    """Why an image has no prediction."""
+    if images.paths is None:
+        return "its probabilities are NaN"
+    return _why_unreadable(images.paths[index]) or "could not be decoded"
 
 
 def _given(images: Any) -> _Images:
@@ -384,7 +379,15 @@ def _given(images: Any) -> _Images:
     if isinstance(images, PIL.Image.Image):
         images = [images]
     elif hasattr(images, "__array__") and not isinstance(images, list | tuple):
-        images = _batch(np.asarray(images))
+        images = np.asarray(images)
+        if images.ndim == 3 and images.shape[-1] in (1, 3):
+            images = images[None]
+        elif images.ndim not in (1, 4):  # of paths, or a batch
+            raise InputError(
+                f"images are an array of shape {images.shape}: must be [N, "
+                "height, width, channels] with 1 channel (grey) or 3 (RGB); "
+                "give grey images [N, height, width] as images[..., None]"
+            )
     if isinstance(images, bytes | dict) or not isinstance(images, Iterable):
         raise InputError(
             f"images are of type {type(images).__name__}: must be paths, "
@@ -401,32 +404,8 @@ def _given(images: Any) -> _Images:
     if any(are_paths):
         raise InputError("images: some are paths and some are not")
     names = [f"image {number}" for number in range(len(images))]
-    encoded = []
-    for name, image in zip(names, images, strict=True):
-        if isinstance(image, PIL.Image.Image):
-            image = _of_pillow(name, image)
-        encoded.append(_png(name, image))
-    return _Images(names, None, encoded)
-
-
-def _batch(array: np.ndarray) -> Sequence[Any]:
-    """The images of one array: a batch, or a single one in color or grey.
-
-    Raises:
-        InputError: It has another shape.
-    """
-    if array.dtype.kind in "OUS" and array.ndim == 1:  # of paths
-        return array.tolist()
-    if array.ndim == 4:
-        return array
-    if array.ndim == 3 and array.shape[-1] in (1, 3):
-        return [array]
-    raise InputError(
-        f"images are an array of shape {array.shape}: must be [N, height, "
-        "width, channels], or [height, width, channels] for one image, with 1 "
-        "channel (grey) or 3 (RGB); a batch of grey images [N, height, width] "
-        "can be given as images[..., None]"
-    )
+    encoded = [*map(_png, names, images)]
+    return _Images(names, encoded=encoded)
 
 
 def _of_pillow(name: str, image: PIL.Image.Image) -> np.ndarray:
@@ -457,40 +436,26 @@ def _png(name: str, image: Any) -> bytes:
     Raises:
         InputError: They are no image of 8 bits a channel, grey or RGB.
     """
+    if isinstance(image, PIL.Image.Image):
+        image = _of_pillow(name, image)
     try:
         pixels = np.asarray(image)
     except Exception as error:  # lists of several lengths, another device
         raise InputError(
             f"{name}, of type {type(image).__name__}, is no array ({error})"
         ) from None
-    if pixels.dtype != np.uint8:
-        raise InputError(_not_uint8(name, pixels))
+    shape = pixels.shape
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
-        alpha = pixels.ndim == 3 and pixels.shape[-1] == 4
+    if pixels.dtype != np.uint8:
         raise InputError(
-            f"{name} has shape {np.shape(image)}: must be [height, width, "
-            "channels], with 1 channel (grey) or 3 (RGB)"
-            + ("; leave out alpha: image[..., :3]" if alpha else "")
+            f"{name} is {pixels.dtype}: must be uint8 from 0 (black) to 255 "
+            "(white), such as (255 * image).round().astype('uint8') of values "
+            "from 0 to 1"
+        )
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        raise InputError(
+            f"{name} has shape {shape}: must be [height, width, channels], "
+            "with 1 channel (grey) or 3 (RGB); leave out alpha: image[..., :3]"
         )
     return tf.io.encode_png(pixels, compression=1).numpy()
-
-
-def _not_uint8(name: str, pixels: np.ndarray) -> str:
-    """Explains what is wrong with an array whose type is not uint8."""
-    if pixels.dtype.kind not in "biuf" or not pixels.size:
-        return (
-            f"{name} is of type {pixels.dtype}: must be an array of uint8 from "
-            "0 to 255, a path or a Pillow image"
-        )
-    low, high = float(pixels.min()), float(pixels.max())
-    advice = ""
-    if 0 <= low and high <= 1:
-        advice = "; such as (255 * images).round().astype('uint8')"
-    elif 0 <= low and high <= 255:
-        advice = "; such as images.round().astype('uint8')"
-    return (
-        f"{name} is {pixels.dtype} from {low:.3g} to {high:.3g}: must be uint8 "
-        f"from 0 (black) to 255 (white){advice}"
-    )

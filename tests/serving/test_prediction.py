@@ -184,7 +184,7 @@ def test_unreadable_images_and_unwritable_pages(
     assert "2 images, 2 of them unreadable" in out
     assert "unreadable: \\x1b[31m.jpg: the file is empty" in out
     # Names with all characters that need quoting.
-    for name in ("a\rb.png", 'c"d,.png', "e\nf.png"):
+    for name in ('c"d,.png', "e\nf.png"):
         (images / name).write_bytes(png(TEST.images[0]))
     cmyk = PIL.Image.fromarray(
         np.full([8, 8, 4], [0, 255, 255, 0], np.uint8), "CMYK"
@@ -216,7 +216,7 @@ def test_unreadable_images_and_unwritable_pages(
     assert (tmp_path / "a.html").exists()
     rows = {row["file"]: row["error"] for row in table(output)}
     good = {name for name, error in rows.items() if not error}
-    assert good == {"a\rb.png", 'c"d,.png', "e\nf.png"} and len(rows) == 6
+    assert good == {'c"d,.png', "e\nf.png"} and len(rows) == 5
     assert "otherwise than viewers" in rows["cmyk.jpg"]
     with pytest.raises(InputError, match="is the file that --images names"):
         run_predict(exported[1].path, output, output, overwrite=True)
@@ -434,11 +434,9 @@ CLOSED.close()
     [
         (
             FLOATS,
-            r"image 0 is float32 from 0 to 1: must be uint8.*\(255 \* images",
+            r"image 0 is float32: must be uint8.*\(255 \* image\)",
         ),
-        (FLOATS * 255, r"from 0 to 255: must be uint8.*images\.round\(\)"),
-        (2 * FLOATS - 1, r"float32 from -1 to 1: must be uint8 from 0"),
-        (PIXELS.astype(int), r"int64 from 0 to 255: must be uint8"),
+        (PIXELS.astype(int), "image 0 is int64: must be uint8 from 0"),
         (PIXELS[:0], "there are none"),
         ([], "there are none"),
         (PIXELS[..., 0], r"shape \(12, 8, 8\).*images\[\.\.\., None\]"),
@@ -450,11 +448,11 @@ CLOSED.close()
         (None, "of type NoneType: must be paths, arrays or Pillow"),
         (b"\x89PNG", "of type bytes: must be paths"),
         ({"a": PIXELS[0]}, "of type dict: must be paths"),
-        ([None], "image 0 is of type object"),
+        ([None], "image 0 is object: must be uint8"),
         ([[[0], [0, 0]]], "image 0, of type list, is no array"),
         (TRUNCATED, r"image 0: Pillow cannot read it \(.*truncated"),
         ([PIXELS[0], CLOSED], "image 1: Pillow cannot read it"),
-        ([[1.0]], "is float64 from 1 to 1"),
+        ([[1.0]], "image 0 is float64: must be"),
         (PIL.Image.new("I;16", (8, 8)), "Pillow's mode I;16"),
         ("none/*.png", "names no image"),
         ("none", "no such file or folder"),
