@@ -220,6 +220,12 @@ class TransferConfig(config_lib.Plugins):
                 "--random_backbone and --weights=random: all weights are new "
                 "already"
             )
+        random = self.random_backbone or self.weights == "random"
+        if self.seed and not random and self.protocol != "finetune":
+            raise InputError(
+                f"--seed={self.seed}: nothing is drawn, without new weights, "
+                f"by --protocol={self.protocol}"
+            )
 
     def _numbers(self, name: str) -> list[float]:
         """Returns the sorted numbers of --rates or --decays."""
@@ -298,9 +304,21 @@ class TransferConfig(config_lib.Plugins):
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
                 "folder, and only that, needs --data_dir=DIR"
             )
+        for name, read in (
+            ("on_bad_image", "skips_bad_images" in known),
+            ("tfds_dir", "is_prepared" in known),
+            ("tfds_manual_dir", "is_prepared" in known),
+        ):
+            value = getattr(self, name)
+            if value not in (None, "error") and not read:
+                raise InputError(
+                    f"--{name}={value}: is not read by --datasets="
+                    f"{self.datasets}"
+                )
         if "folder" in names:
             images = folder.Listing(self.data_dir, unlabeled=False)
             images.check(need_unlabeled=False)
+        preflight.check_folder("tfds_manual_dir", self.tfds_manual_dir)
 
     def named_models(self) -> list[Named]:
         """Returns the models of --model and their names.

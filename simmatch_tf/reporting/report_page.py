@@ -120,7 +120,10 @@ def save_figures(
         if counts and len(counts) <= figures.MOST_CLASSES:
             # A name that any system accepts.
             plain = re.sub(r"[^\w.-]+", "_", group.name).strip("._") or "run"
-            names.append(f"confusion_{plain}.png")
+            name = f"confusion_{plain}.png"
+            if name in names:
+                name = f"confusion_{plain}_{len(names)}.png"
+            names.append(name)
             class_names = group.finished[0].result.class_names
             figures.save_confusion(counts, class_names, folder / names[-1])
     return names

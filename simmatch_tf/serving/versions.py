@@ -156,6 +156,7 @@ def _is_same(
     images: Mapping[str, Any],
 ) -> bool:
     """Whether a model card's flags and data are of a run; see `check_model`."""
+    train_sha256 = images.get("train_sha256")
     if os.path.realpath(config.workdir) == os.path.realpath(flags["workdir"]):
         names = images.get("class_names", data["class_names"])
         # Another folder of images may have come to this workdir, whose default
@@ -165,10 +166,10 @@ def _is_same(
             data["dataset"] == config.dataset
             and list(map(io.nfc, names))
             == list(map(io.nfc, data["class_names"]))
-            and not (moved and data["train_sha256"] != images["train_sha256"])
+            and not (moved and data["train_sha256"] != train_sha256)
         )
     then = config_lib.Config.from_recorded(flags).values()
-    return data["train_sha256"] == images.get("train_sha256") and all(
+    return data["train_sha256"] == train_sha256 and all(
         then.get(name) == value
         for name, value in config.values().items()
         if not config.fields()[name].operational

@@ -97,9 +97,10 @@ def test_another_folder_in_the_same_workdir(tmp_path):
     assert not refused(output, first, "more labels")
     assert not refused(output, other)
     assert not refused(output, first, names=["cafe\u0301", "dog"])
-    # Other classes, or in another order.
+    # Other classes; the same ones, but other images.
     text = refused(output, other, "other", names=["cat", "dog"])
     assert "simmatch on /a/photos, exported " in text
+    assert refused(output, other, "other")
     assert refused(output, first, names=["dog", "café"])
     # A run whose split is not readable is refused later, and for that.
     versions.check_model(output, first, {})
