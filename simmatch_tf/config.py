@@ -37,9 +37,12 @@ PATHS = (
     "tfds_manual_dir",
     "labeled_list",
     "split_file",
+    "class_prior",
     "init_from",
     "plugin",
 )
+# Values of --class_prior that are no files.
+CLASS_PRIORS = ("uniform", "labeled")
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 # Field of a Config → the registry whose chosen entry declares its flags, and
 # the flag that chooses.
@@ -830,6 +833,11 @@ class Config(commandline.Flags):
 
     # ----------------------------------------------------- derived from them --
 
+    def class_prior_file(self) -> str | None:
+        """Returns the file that --class_prior names, if it names one."""
+        value = getattr(self, "class_prior", CLASS_PRIORS[0])
+        return None if value in CLASS_PRIORS else value
+
     def needs_unlabeled_folder(self) -> bool:
         """Returns whether --data_dir must have images in unlabeled/.
 
@@ -855,8 +863,11 @@ class Config(commandline.Flags):
         paths = {
             name: absolute(value)
             for name in PATHS
-            if name != "plugin" and (value := getattr(self, name)) is not None
+            if name not in ("plugin", "class_prior")
+            and (value := getattr(self, name)) is not None
         }
+        if (prior := self.class_prior_file()) is not None:
+            paths["class_prior"] = absolute(prior)
         plugins = [*map(absolute, self.plugin)]
         for known, chooser in _CHOSEN.values():
             entry, _ = known.find(getattr(self, chooser))

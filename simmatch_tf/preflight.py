@@ -6,8 +6,10 @@ by name, or overruled. Settings that Keras and TensorFlow take after their
 import are in `runtime`.
 """
 
+import csv
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -87,6 +89,10 @@ NO_MEMORY = (
     "the run has no memory of labeled images, as --algorithm=simmatch has: "
     "nothing can be explained by them"
 )
+# The head that a file of --class_prior may have, and how far from 1 its shares
+# may sum to, as they are rounded.
+_SHARES_HEAD = ["class", "share"]
+_SHARES_MISS = 0.005
 # Whether this module imported TensorFlow, and so chose its kernels.
 _imported = False
 _onednn_has_spoken = False
@@ -255,10 +261,78 @@ def check_available(
             continue
         if not io.expand(value).is_file():
             raise InputError(f"--{name}={value}: no such file")
+    if not resumed and (prior := config.class_prior_file()) is not None:
+        class_shares(prior)
     if config.init_from is not None and not resumed:
         kind, path = kind_of_weights(config.init_from)
         if kind == "workdir":
             check_checkpoint(path / "checkpoints")
+
+
+def class_shares(path: str) -> dict[str, float]:
+    """Reads the class shares in a file that --class_prior names.
+
+    It has a class and its share on each line, separated by a comma, a
+    semicolon or a tab, and may begin with the head "class,share". Shares are
+    fractions, or per cent with a % behind each; with another separator than a
+    comma, they may have a decimal comma.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Class → share, above 0. They sum to 1.
+
+    Raises:
+        InputError: The file cannot be read, a line is something else, a class
+            is given twice, or the shares do not sum to 1.
+    """
+    given = f"--class_prior={path}"
+    if not io.expand(path).is_file():
+        raise InputError(f"{given}: must be uniform, labeled, or a CSV file")
+    lines = io.read_text(io.expand(path), given).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    separator = next((sign for sign in "\t;" if sign in first), ",")
+    shares: dict[str, float] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        (cells,) = csv.reader([line], delimiter=separator)
+        cells = [cell.strip() for cell in cells]
+        if not shares and [cell.lower() for cell in cells] == _SHARES_HEAD:
+            continue
+        text = cells[1] if len(cells) == 2 else ""
+        if separator != ",":
+            text = text.replace(",", ".")
+        try:
+            share = float(text.removesuffix("%"))
+            share /= 100 if text.endswith("%") else 1
+        except ValueError:
+            share = math.nan
+        if not (cells[0] and math.isfinite(share)):
+            raise InputError(
+                f"{given}, line {number}: {line!r}: must be a class and its "
+                "share, such as cat,0.25"
+            )
+        if not 0 < share <= 1:
+            raise InputError(
+                f"{given}, line {number}: the share of {cells[0]} is {text}: "
+                "must be above 0, so that the class can be a pseudo-label, and "
+                "at most 1 (write 25% for per cent)"
+            )
+        name = io.nfc(cells[0])
+        if name in shares:
+            raise InputError(
+                f"{given}, line {number}: class {cells[0]} is given twice"
+            )
+        shares[name] = share
+    total = math.fsum(shares.values())
+    if abs(total - 1) > _SHARES_MISS:
+        raise InputError(
+            f"{given}: the shares of {len(shares)} classes sum to {total:.4g}: "
+            "must sum to 1"
+        )
+    return {name: share / total for name, share in shares.items()}
 
 
 def check_images(config: config_lib.Config) -> None:

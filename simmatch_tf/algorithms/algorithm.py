@@ -7,7 +7,7 @@ import functools
 import inspect
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from simmatch_tf import config as config_lib
@@ -168,6 +168,8 @@ class Algorithm(lazy.Module):
         slot_labels: Class of each labeled image [K], in the order of
             `batch["slots"]`.
         unlabeled_images: Size N of the unlabeled set.
+        class_prior: Class shares [L] that pseudo-labels are aligned with, by
+            --class_prior; None: equal shares.
         student: The network that is trained.
         teacher: Its EMA.
         optimizer: SGD with one velocity for each weight.
@@ -228,6 +230,7 @@ class Algorithm(lazy.Module):
         num_classes: int,
         slot_labels: np.ndarray,
         unlabeled_images: int = 0,
+        class_prior: Sequence[float] | None = None,
     ) -> None:
         """Makes the networks, the optimizer, the counters and own state.
 
@@ -239,6 +242,7 @@ class Algorithm(lazy.Module):
             num_classes: Number of classes L.
             slot_labels: Class of each labeled image [K], in slot order.
             unlabeled_images: Size of the unlabeled set.
+            class_prior: Class shares [L], above 0; None: equal shares.
 
         Raises:
             ValueError: A class is not in [0, num_classes).
@@ -255,6 +259,7 @@ class Algorithm(lazy.Module):
         self.config, self.num_classes = config, num_classes
         self.hyper = config.hyper
         self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
+        self.class_prior = class_prior
         double = config.precision == "float64"
         self.dtype = "float64" if double else "float32"
         views = map(View.parse, (*self.labeled_views, *self.unlabeled_views))

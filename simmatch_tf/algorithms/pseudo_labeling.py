@@ -73,9 +73,26 @@ class HyperParameters(commandline.HyperParameters):
         "Number of batches that distribution alignment averages over.",
         low=1,
     )
+    class_prior: str = flag(
+        "uniform",
+        "Class shares that distribution alignment aims at: uniform (equal "
+        "shares, as published), labeled (those of the labeled images), or a "
+        "CSV file with one class and its share a line.",
+    )
 
     def check(self) -> None:
-        """Checks what depends on the network that sees the weak views."""
+        """Checks flags that depend on others."""
+        if not self.class_prior.strip():
+            raise errors.InputError(
+                f"--class_prior={self.class_prior!r}: must be uniform, labeled "
+                "or a CSV file"
+            )
+        if self.class_prior != "uniform" and not self.align:
+            raise errors.InputError(
+                f"--class_prior={self.class_prior}: is what distribution "
+                "alignment aims at, which is off; give --align, or leave out "
+                "--class_prior"
+            )
         if self.teacher_norm == "shuffle" and self.targets_from != "teacher":
             raise errors.InputError(
                 "--teacher_norm=shuffle: is for --targets_from=teacher; "
@@ -122,8 +139,12 @@ class PseudoLabeling(algorithm.Algorithm):
 
     def build_state(self) -> None:
         """Makes the window of the alignment."""
+        # Differs: by --class_prior. SimMatch aims at equal shares alone.
         self.align = alignment.DistributionAlignment(
-            self.num_classes, self.config.da_window, self.dtype
+            self.num_classes,
+            self.config.da_window,
+            self.dtype,
+            self.class_prior,
         )
 
     def label(self, x_l: tf.Tensor, x_w: tf.Tensor) -> Targets | None:

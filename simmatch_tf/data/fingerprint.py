@@ -211,6 +211,8 @@ def of_flags(
         value = getattr(config, flag)
         if value is not None and value not in config_lib.SUBSETS:
             paths[f"--{flag}"] = str(io.expand(value))
+    if (prior := config.class_prior_file()) is not None:
+        paths["--class_prior"] = str(io.expand(prior))
     weights = config.init_from and _weights(config.init_from)
     if weights:
         paths["--init_from"] = weights

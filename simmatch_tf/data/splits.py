@@ -203,13 +203,27 @@ def of_slots(
     return Split(labeled, none, unlabeled)
 
 
-def write(path: pathlib.Path, split: Split, source: source_lib.Source) -> None:
+def write(
+    path: pathlib.Path,
+    split: Split,
+    source: source_lib.Source,
+    class_prior: Sequence[float] | None = None,
+) -> None:
     """Writes split.json, with what is needed to rebuild the network.
+
+    Args:
+        path: The file.
+        split: The split.
+        source: The dataset.
+        class_prior: Class shares that the run aligns with, if not equal ones.
 
     Raises:
         InputError: The file cannot be written.
     """
-    write_content(path, describe(split, source))
+    content = describe(split, source)
+    if class_prior is not None:
+        content["class_prior"] = list(class_prior)
+    write_content(path, content)
 
 
 def describe(split: Split, source: source_lib.Source) -> dict[str, Any]:
@@ -297,7 +311,8 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
         advice: End of the message if it cannot be read.
 
     Returns:
-        What `write` wrote. `labeled` is None for an imported memory whose
+        What `write` wrote; `class_prior` only of a run that does not align
+        with equal shares. `labeled` is None for an imported memory whose
         images are not known.
 
     Raises:
@@ -310,6 +325,9 @@ def read_content(path: pathlib.Path, advice: str = _RESTORE) -> dict[str, Any]:
         for name in ("labeled", "validation", "unlabeled_excludes")[unknown:]:
             if not all(0 <= index < images for index in content[name]):
                 raise ValueError(f"{name}: not all are in [0, {images})")
+        prior = content.get("class_prior")
+        if prior is not None and len(prior) != len(content["class_names"]):
+            raise ValueError("class_prior and class_names differ in length")
         if not unknown and len(content["labels"]) != len(content["labeled"]):
             raise ValueError("labels and labeled are not of one length")
         content["class_names"] = [

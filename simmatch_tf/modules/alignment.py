@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simmatch_tf import lazy
-from simmatch_tf.lazy import tf
+from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica
 from simmatch_tf.ops import targets, tensors
 
@@ -14,6 +16,8 @@ class DistributionAlignment(lazy.Module):
     Attributes:
         window: Mean prediction of each batch in the window, [window, L].
         written: Number of batches recorded so far, int64.
+        prior: Class shares that predictions are aligned with [L]; None: equal
+            shares.
 
     References:
         Berthelot et al., "ReMixMatch: Semi-Supervised Learning with
@@ -22,7 +26,11 @@ class DistributionAlignment(lazy.Module):
     """
 
     def __init__(
-        self, num_classes: int, window: int, dtype: str = "float32"
+        self,
+        num_classes: int,
+        window: int,
+        dtype: str = "float32",
+        prior: Sequence[float] | None = None,
     ) -> None:
         """Makes an empty window.
 
@@ -30,12 +38,27 @@ class DistributionAlignment(lazy.Module):
             num_classes: Number of classes L, at least 1.
             window: Number of batches to average over, at least 1.
             dtype: "float32" or "float64".
+            prior: Class shares [L], above 0; None: equal shares.
+
+        Raises:
+            ValueError: A share is not above 0, or their number is not L.
         """
         super().__init__(name="distribution_alignment")
         self.window = replica.variable(
             tf.zeros([window, num_classes], dtype), "window", dtype
         )
         self.written = replica.variable(0, "written", tf.int64)
+        self.prior = None
+        if prior is None:
+            return
+        prior = np.asarray(prior, np.float64)
+        if prior.shape != (num_classes,) or not np.all(prior > 0):
+            raise ValueError(
+                f"prior={prior.tolist()}: must be {num_classes} shares above 0"
+            )
+        # Equal shares cancel, but for the last bits.
+        if np.ptp(prior):
+            self.prior = tf.constant(prior, dtype)
 
     def record(self, p: tf.Tensor) -> None:
         """Replaces the oldest row of the window by the mean of `p` [N, L]."""
@@ -67,4 +90,4 @@ class DistributionAlignment(lazy.Module):
         p = tf.cast(tf.convert_to_tensor(p), self.window.dtype)
         tensors.check(p=(p, ("N", self.window.shape[1])))
         self.record(p)
-        return targets.align(p, self.mean())
+        return targets.align(p, self.mean(), self.prior)

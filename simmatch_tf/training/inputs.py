@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, registry
+from simmatch_tf import io, preflight, registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
@@ -175,6 +175,59 @@ def _drawn(
         validation_fraction=config.validation_fraction,
         unlabeled_includes_labeled=config.unlabeled_includes_labeled,
     )
+
+
+def class_prior(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    split: splits.Split,
+    folder: workdir_lib.Workdir,
+) -> list[float] | None:
+    """Returns the class shares that the run aligns pseudo-labels with.
+
+    They are a constant of the run: those of a run that has begun are in its
+    split.json.
+
+    Args:
+        config: The run's flags.
+        source: The dataset.
+        split: Its labeled images.
+        folder: The run's folder.
+
+    Returns:
+        L shares, above 0; None with --class_prior=uniform, or without such a
+        flag.
+
+    Raises:
+        InputError: The file cannot be read, or has other classes.
+    """
+    value = getattr(config, "class_prior", "uniform")
+    if value == "uniform":
+        return None
+    if folder.resumed():
+        content = splits.read_content(folder.split)
+        if "class_prior" in content:
+            return content["class_prior"]
+    if value == "labeled":
+        counts = np.bincount(
+            source.train.labels[split.labeled], minlength=source.num_classes
+        )
+        return (counts / counts.sum()).tolist()
+    shares = preflight.class_shares(value)
+    names = [io.nfc(str(name)) for name in source.class_names]
+    for name in shares:
+        if name not in names:
+            raise InputError(
+                f"--class_prior={value}: {source.name} has no class {name!r}"
+                + errors.nearest(name, names)
+            )
+    if missing := [name for name in names if name not in shares]:
+        raise InputError(
+            f"--class_prior={value}: gives no share of the class "
+            f"{missing[0]!r}; {len(shares)} of the {len(names)} classes of "
+            f"{source.name} are in it, and all must be"
+        )
+    return [shares[name] for name in names]
 
 
 def _listed(

@@ -111,7 +111,7 @@ class _Run:
             folder.anew = not resumed
         # ------------------------------------------------------------- data --
         self._say(f"reading the images of {config.dataset}")
-        self.source, self.split = self._read(source, resumed)
+        self.source, self.split, self.class_prior = self._read(source, resumed)
         self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # -------------------------------------------------------- algorithm --
@@ -123,6 +123,7 @@ class _Run:
             slot_labels=self.source.train.labels[self.split.labeled],
             num_classes=self.source.num_classes,
             unlabeled_images=len(self.split.unlabeled),
+            class_prior=self.class_prior,
             # A checkpoint has them.
             statistics=None if resumed else self.source.statistics(),
         )
@@ -262,35 +263,40 @@ class _Run:
 
     def _read(
         self, given: source_lib.Source | None, resumed: bool
-    ) -> tuple[source_lib.Source, splits.Split]:
-        """Reads the images and their split, which all workers must share."""
+    ) -> tuple[source_lib.Source, splits.Split, list[float] | None]:
+        """Reads images, split and prior, which all workers must share."""
         config = self.given
 
-        def read() -> tuple[source_lib.Source, splits.Split]:
+        def read() -> tuple[source_lib.Source, splits.Split, list | None]:
             with signals.at_once(f"the images of {config.dataset}"):
                 source = inputs.make_source(config, given)
-            return source, inputs.make_split(config, source, self.folder)
+            split = inputs.make_split(config, source, self.folder)
+            prior = inputs.class_prior(config, source, split, self.folder)
+            return source, split, prior
 
         def known() -> dict[str, str]:
             parts = splits.parts(split, source)
             parts["the images"] = source.identity()
+            parts["the class shares of --class_prior"] = repr(prior)
             if not resumed:
                 named = fingerprint.of_flags(config).files
                 _, _, digest = named.get("--init_from", (0, 0, None))
                 parts["the weights of --init_from"] = str(digest)
             return parts
 
-        source, split = self.workers.by_each(read)
+        source, split, prior = self.workers.by_each(read)
         if self.workers.count > 1:
             self.workers.same(self.workers.by_each(known))
-        return source, split
+        return source, split, prior
 
     def _begin(self) -> None:
         """Writes the files that a new run begins with."""
         resumed = self.folder.resumed()
         self.folder.begin(self.given, self.source.fingerprint)
         if not resumed:
-            splits.write(self.folder.split, self.split, self.source)
+            splits.write(
+                self.folder.split, self.split, self.source, self.class_prior
+            )
 
     def _restore(self) -> int:
         """Reads the last checkpoint, the chief's; returns its step or 0."""

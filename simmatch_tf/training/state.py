@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -31,6 +31,7 @@ def make_algorithm(
     slot_labels: np.ndarray,
     num_classes: int,
     unlabeled_images: int = 0,
+    class_prior: Sequence[float] | None = None,
     statistics: tuple[list[float], list[float]] | None = None,
 ) -> algorithm_lib.Algorithm:
     """Builds networks and state, initialized from the run's seed.
@@ -42,6 +43,8 @@ def make_algorithm(
         slot_labels: Class of each labeled image [K], in slot order.
         num_classes: Number of classes L.
         unlabeled_images: Size of the unlabeled set.
+        class_prior: Class shares that the run aligns with; see
+            `inputs.class_prior`.
         statistics: Mean and standard deviation of each channel, in units of 1
             (white); None where a checkpoint is restored, which holds them.
 
@@ -78,6 +81,7 @@ def make_algorithm(
             num_classes=num_classes,
             slot_labels=slot_labels,
             unlabeled_images=unlabeled_images,
+            class_prior=class_prior,
         )
 
 
@@ -124,6 +128,7 @@ def restore(
         slot_labels=slot_labels,
         num_classes=len(content["class_names"]),
         unlabeled_images=content["unlabeled_images"],
+        class_prior=content.get("class_prior"),
     )
     with strategy.scope():
         saved = checkpoints.Checkpoints(
