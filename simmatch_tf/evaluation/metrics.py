@@ -1,12 +1,25 @@
 """Figures of predictions: accuracy, confusion matrix, calibration error.
 
-NumPy alone; nothing here imports TensorFlow.
+Nothing here imports TensorFlow.
+
+References:
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+    https://arxiv.org/abs/1706.04599: the calibration error, and the
+    temperature that reduces it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+BINS = 15  # of the calibration error
+# A temperature is fitted on at least this number of images.
+LEAST_TO_CALIBRATE = 10
+# Parts that the images are divided into by `cross_fitted`.
+_FOLDS = 5
+# Smallest and largest temperature.
+_TEMPERATURES = (0.05, 20.0)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -30,44 +43,175 @@ def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     return float(np.mean(np.any(best == labels[:, None], axis=1)))
 
 
+def macro_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean of the classes' accuracies, each class counting once.
+
+    Args:
+        logits: [N, L].
+        labels: Class of each image, [N], N ≥ 1.
+
+    Returns:
+        A fraction in [0, 1]: the mean recall of the classes that have images.
+    """
+    totals = np.bincount(labels)
+    right = np.bincount(labels, logits.argmax(axis=1) == labels)
+    return float(np.mean(right[totals > 0] / totals[totals > 0]))
+
+
 def accuracy(
     logits: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Returns top-1 and top-5 accuracy of several networks.
+    """Returns top-1, top-5 and macro-averaged accuracy of several networks.
 
     Args:
         logits: Name of a network → its logits [N, L].
         labels: Class of each image, [N].
 
     Returns:
-        Name → {"top1", "top5"}, fractions in [0, 1].
+        Name → {"top1", "top5", "macro_accuracy"}, fractions in [0, 1].
     """
     return {
-        name: {f"top{k}": top_k(values, labels, k) for k in (1, 5)}
+        name: {
+            "top1": top_k(values, labels, 1),
+            "top5": top_k(values, labels, 5),
+            "macro_accuracy": macro_accuracy(values, labels),
+        }
         for name, values in logits.items()
     }
 
 
+def calibration_error(
+    logits: np.ndarray, labels: np.ndarray, *, bins: int = BINS
+) -> float:
+    """Returns the expected calibration error of the confidences.
+
+    Σ over bins of |accuracy - mean confidence|, weighted by the bin's share of
+    the images.
+
+    Args:
+        logits: [N, L], divided by their temperature if there is one.
+        labels: Class of each image, [N].
+        bins: Number of equally wide bins of the confidence.
+
+    Returns:
+        A fraction in [0, 1].
+    """
+    confidence = softmax(logits).max(axis=1)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    right = logits.argmax(axis=1) == labels
+    gap = np.bincount(bin_of, right - confidence, bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Fits the temperature that makes confidences calibrated.
+
+    T minimizes Σ_n -log softmax(z_n / T)[y_n] + (log T)² / 2. The last term, a
+    standard normal prior on log T, keeps T finite and above 0 where all images
+    are right, or all are wrong; next to a few dozen images it has hardly any
+    weight.
+
+    Args:
+        logits: z [N, L] of images that the network was not trained on.
+        labels: Their classes y, [N].
+
+    Returns:
+        T, from 0.05 to 20: above 1 for a network that is too confident.
+    """
+    from scipy import optimize, special  # slow to import
+
+    logits = np.asarray(logits, np.float64)
+    rows = np.arange(len(labels))
+
+    def loss(log_t: float) -> float:
+        scaled = logits / np.exp(log_t)
+        nll = special.logsumexp(scaled, axis=1) - scaled[rows, labels]
+        return float(nll.sum() + log_t**2 / 2)
+
+    fitted = optimize.minimize_scalar(
+        loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded"
+    )
+    return float(np.exp(fitted.x))
+
+
+def cross_fitted(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Divides logits by temperatures that were fitted on other images.
+
+    So the images that a temperature is fitted on can measure it, too: they are
+    divided into five parts, and each is scaled by the temperature of the other
+    four.
+
+    Args:
+        logits: [N, L], N ≥ 2.
+        labels: Class of each image, [N].
+
+    Returns:
+        float64 [N, L].
+    """
+    part_of = np.arange(len(labels)) % _FOLDS
+    scaled = np.array(logits, np.float64)
+    for part in range(min(_FOLDS, len(labels))):
+        others = part_of != part
+        scaled[~others] /= fit_temperature(logits[others], labels[others])
+    return scaled
+
+
+def calibration(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    temperature: float | None,
+    fitted_on_these: bool = False,
+    bins: int = BINS,
+) -> dict[str, float]:
+    """Returns how far the confidences of a network are off.
+
+    Args:
+        logits: [N, L].
+        labels: Class of each image, [N].
+        temperature: The logits are divided by it; None: they are not.
+        fitted_on_these: Whether it was fitted on these very images. Then the
+            error is that of `cross_fitted` logits.
+        bins: See `calibration_error`.
+
+    Returns:
+        `calibration_error`; with a temperature also `uncalibrated_error`, the
+        same without it, and `temperature`.
+    """
+    plain = calibration_error(logits, labels, bins=bins)
+    if temperature is None:
+        return {"calibration_error": plain}
+    scaled = np.asarray(logits, np.float64) / temperature
+    if fitted_on_these:
+        scaled = cross_fitted(logits, labels)
+    return {
+        "calibration_error": calibration_error(scaled, labels, bins=bins),
+        "uncalibrated_error": plain,
+        "temperature": temperature,
+    }
+
+
 def describe(
-    logits: np.ndarray, labels: np.ndarray, *, bins: int = 15
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    temperature: float | None = None,
+    fitted_on_these: bool = False,
+    bins: int = BINS,
 ) -> dict[str, Any]:
     """Returns all figures that `simmatch evaluate` reports of a network.
 
     Args:
         logits: [N, L].
         labels: Class of each image, [N], each in [0, L).
-        bins: Number of equally wide bins in the calibration error.
+        temperature: See `calibration`.
+        fitted_on_these: See `calibration`.
+        bins: See `calibration_error`.
 
     Returns:
-        `top1` and `top5`; `per_class`, the accuracy of each class, None for a
-        class without images; `confusion`, counts [true class][predicted
-        class]; `calibration_error`, the expected calibration error: Σ over
-        bins of |accuracy - mean confidence|, weighted by the bin's share of
-        the images.
-
-    References:
-        Guo et al., On Calibration of Modern Neural Networks, ICML 2017,
-        https://arxiv.org/abs/1706.04599
+        `top1`, `top5` and `macro_accuracy`; `per_class`, the accuracy of each
+        class, None for a class without images; `confusion`, counts [true
+        class][predicted class]; and the figures of `calibration`.
     """
     from sklearn import metrics  # slow to import, needed here only
 
@@ -77,16 +221,20 @@ def describe(
         labels, predicted, labels=np.arange(classes)
     )
     totals = confusion.sum(axis=1)
-    confidence = softmax(logits).max(axis=1)
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(bin_of, (predicted == labels) - confidence, bins)
     return {
         "top1": top_k(logits, labels, 1),
         "top5": top_k(logits, labels, 5),
+        "macro_accuracy": macro_accuracy(logits, labels),
         "per_class": [
             float(right / total) if total else None
             for right, total in zip(np.diag(confusion), totals, strict=True)
         ],
         "confusion": confusion.tolist(),
-        "calibration_error": float(np.abs(gap).sum() / len(labels)),
+        **calibration(
+            logits,
+            labels,
+            temperature=temperature,
+            fitted_on_these=fitted_on_these,
+            bins=bins,
+        ),
     }

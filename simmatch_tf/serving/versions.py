@@ -188,8 +188,8 @@ def accuracy(
 
     Returns:
         `top1` and `top5` in [0, 1], `scored_on`, `images`; also
-        `calibration_error` in [0, 1], if `evaluate` measured it. None: nothing
-        was measured.
+        `macro_accuracy` and `calibration_error` in [0, 1], unless the run is of
+        an older version. None: nothing was measured.
     """
     if measured := evaluated(folder.evaluation, weights, step):
         return measured
@@ -199,12 +199,46 @@ def accuracy(
     last = getattr(result, weights)["last"]
     if last["step"] != step:
         return None
-    return {
+    measured = {
         "top1": last["top1"],
         "top5": last["top5"],
         "scored_on": result.scored_on,
         "images": result.test_images,
     }
+    calibrated = getattr(result, weights).get("calibration", {})
+    for key, values in (
+        ("macro_accuracy", last),
+        ("calibration_error", calibrated),
+    ):
+        if key in values:
+            measured[key] = values[key]
+    return measured
+
+
+def calibration(
+    folder: workdir.Workdir, weights: str, step: int
+) -> dict[str, Any] | None:
+    """Returns how the confidences of a run's weights are calibrated.
+
+    Args:
+        folder: The run's folder.
+        weights: "student" or "ema".
+        step: Training steps done.
+
+    Returns:
+        `temperature`, which logits are divided by, and `images`, the number of
+        images set aside that it was fitted on. None: they are not calibrated.
+
+    Raises:
+        InputError: The run's result cannot be read.
+    """
+    if not folder.results.is_file():
+        return None
+    network = getattr(results.read(folder.results), weights)
+    calibrated = network.get("calibration", {})
+    if network["last"]["step"] != step or not calibrated.get("temperature"):
+        return None
+    return {name: calibrated[name] for name in ("temperature", "images")}
 
 
 def evaluated(
@@ -224,13 +258,16 @@ def evaluated(
         report = json.loads(evaluation.read_text(encoding="utf-8"))
         if report["step"] != step or "images_changed" in report:
             return None
-        return {
+        measured = {
             "top1": report[weights]["top1"],
             "top5": report[weights]["top5"],
             "scored_on": report["scored_on"],
             "images": report["test_images"],
             "calibration_error": report[weights]["calibration_error"],
         }
+        if "macro_accuracy" in report[weights]:
+            measured["macro_accuracy"] = report[weights]["macro_accuracy"]
+        return measured
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -259,7 +296,11 @@ def _markdown(card: dict[str, Any]) -> str:
         # Of five classes or fewer, top-5 is always 100 %.
         if len(data["class_names"]) > 5:
             score += f", top-5 {measured['top5']:.2%}"
+        if "macro_accuracy" in measured:
+            score += f", macro {measured['macro_accuracy']:.2%}"
         score += f" on {measured['images']} {measured['scored_on']} images"
+        low, high = metrics.wilson(measured["top1"], measured["images"])
+        score += f" (95 % interval of top-1: {low:.1%} to {high:.1%})"
     rows = [
         ("accuracy", score),
         ("algorithm", model["algorithm"]),

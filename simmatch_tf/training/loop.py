@@ -5,7 +5,9 @@ import functools
 import importlib.metadata
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
@@ -162,6 +164,7 @@ class _Run:
             writes=self.config.summaries and self.workers.chief,
         )
         self.accuracy: dict[str, dict[str, float]] = {}
+        self.calibration: dict[str, dict[str, float | None]] = {}
 
     def train(self, request: signals.Request) -> results.Result:
         """Trains to the end, or until a signal asks to stop.
@@ -400,11 +403,15 @@ class _Run:
         logits = self.evaluator.logits(images, indices)
         labels = images.labels[indices]
         self.accuracy = chosen = metrics.accuracy(logits, labels)
-        if len(self.split.validation) and self.source.test is not None:
+        set_aside, classes = logits, labels  # if there are no test images
+        if self.source.test is not None:
             train, aside = self.source.train, self.split.validation
-            chosen = metrics.accuracy(
-                self.evaluator.logits(train, aside), train.labels[aside]
-            )
+            set_aside, classes = {}, train.labels[aside]
+        if len(self.split.validation) and self.source.test is not None:
+            set_aside = self.evaluator.logits(train, aside)
+            chosen = metrics.accuracy(set_aside, classes)
+        if step == self.config.steps:
+            self._calibrate(logits, labels, set_aside, classes)
         values = {}
         for name, accuracy in self.accuracy.items():
             score, top1 = chosen[name]["top1"], accuracy["top1"]
@@ -417,6 +424,39 @@ class _Run:
         title = f"{len(indices)} {name_of_set} images, {weights}"
         self.monitor.writer.confusion(step, logits[weights], labels, title)
         self.bar.evaluated(step, name_of_set, self.accuracy, weights)
+
+    def _calibrate(
+        self,
+        logits: Mapping[str, np.ndarray],
+        labels: np.ndarray,
+        set_aside: Mapping[str, np.ndarray],
+        classes: np.ndarray,
+    ) -> None:
+        """Fits temperatures on the images set aside, and measures them.
+
+        Test images measure alone. Images that were trained on cannot fit one:
+        of those a network is always too sure.
+
+        Args:
+            logits: Network → logits of the images that results are measured on.
+            labels: Their classes.
+            set_aside: Network → logits of the images set aside; may be empty.
+            classes: Their classes.
+        """
+        for name, values in logits.items():
+            temperature = None
+            if name in set_aside and len(classes) >= metrics.LEAST_TO_CALIBRATE:
+                temperature = metrics.fit_temperature(set_aside[name], classes)
+            self.calibration[name] = {
+                "temperature": temperature,
+                "images": len(classes) if temperature else 0,
+                **metrics.calibration(
+                    values,
+                    labels,
+                    temperature=temperature,
+                    fitted_on_these=set_aside is logits,
+                ),
+            }
 
     def _save(self, step: int) -> None:
         """Writes a checkpoint, unless the state is broken."""
@@ -476,12 +516,14 @@ class _Run:
                         "validation" if len(self.split.validation) else "test"
                     ),
                 },
+                "calibration": self.calibration[name],
             }
         last = networks[algorithm.evaluated_weights]["last"]
         loss = float(algorithm.record.loss.numpy())
         return results.Result(
             top1=last["top1"],
             top5=last["top5"],
+            macro_accuracy=last["macro_accuracy"],
             loss=None if math.isnan(loss) else loss,
             steps=config.steps,
             weights_of_record=algorithm.evaluated_weights,
@@ -496,6 +538,7 @@ class _Run:
             test_images=len(indices),
             seed=config.seed,
             split_seed=config.split_seed,
+            class_prior=self.class_prior,
             versions={
                 name: importlib.metadata.version(name)
                 for name in ("tensorflow", "keras", "numpy")

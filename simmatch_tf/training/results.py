@@ -26,8 +26,12 @@ class Result:
             was imported at its end.
         steps: Length of the run.
         weights_of_record: "student" or "ema".
-        student: {"last": {"top1", "top5", "step"}, "best": {"top1", "step",
-            "chosen_on": "validation" | "test"}}.
+        student: {"last": {"top1", "top5", "macro_accuracy", "step"}, "best":
+            {"top1", "step", "chosen_on": "validation" | "test"},
+            "calibration": {"temperature", "images", "calibration_error",
+            "uncalibrated_error"}}: the temperature that confidences are
+            calibrated by, None without one, fitted on this number of images
+            set aside; the calibration error with it, and without.
         ema: The same for the EMA teacher.
         algorithm: As in --algorithm.
         dataset: As in --dataset.
@@ -41,6 +45,10 @@ class Result:
         seed: As in --seed.
         split_seed: As in --split_seed.
         versions: Package → version.
+        macro_accuracy: The mean of the classes' accuracies, of the same weights
+            and images as `top1`; None of a run of an older version.
+        class_prior: Class shares [L] that pseudo-labels were aligned with;
+            None with equal ones, or without alignment.
     """
 
     top1: float
@@ -61,6 +69,8 @@ class Result:
     seed: int
     split_seed: int
     versions: dict[str, str]
+    macro_accuracy: float | None = None
+    class_prior: list[float] | None = None
 
     def write(self, path: pathlib.Path) -> None:
         """Writes results.json, whole or not at all."""
