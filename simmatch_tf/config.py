@@ -475,6 +475,13 @@ class Config(commandline.Flags):
         operational=True,
         rare=True,
     )
+    baselines: bool = flag(
+        True,
+        "Measure what scikit-learn's classifiers reach on the same labels, "
+        "beside training and at low priority, and show it with the result.",
+        operational=True,
+        rare=True,
+    )
     profile: str | None = flag(
         None,
         "START:COUNT profiles COUNT steps after step START with TensorFlow's "

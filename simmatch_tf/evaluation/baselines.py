@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import itertools
@@ -40,7 +39,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from simmatch_tf import io
+from simmatch_tf import io, signals
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 
@@ -66,7 +65,6 @@ _WIDTHS, _STRENGTHS = (0.5, 1.0, 0.25), (3.0, 10.0, 1.0)
 _ITERATIONS, _TOLERANCE = 1_000, 1e-3
 _ROWS = 1_000  # of a kernel that are computed at once
 _NICE = 5
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,8 +487,7 @@ def main(argv: Sequence[str], file: BinaryIO) -> None:
 
 def _end_with(parent: int) -> None:
     """Makes this process end when the run does, where the system allows it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    signals.follower(signal.SIGKILL)()
     if os.getppid() != parent:  # it has ended already
         sys.exit("the run has ended")
 
