@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.reporting import comparison
 
 
@@ -51,7 +52,7 @@ def test_lead_pairs_runs_of_equal_seeds():
     ],
 )
 def test_interval_of_an_accuracy(right, images, low, high):
-    interval = comparison.wilson(right / images, images)
+    interval = metrics.wilson(right / images, images)
     assert interval == pytest.approx((low, high), abs=1e-4)
     # Its ends are where the share is 1.96 deviations away.
     for end in interval:
