@@ -311,16 +311,18 @@ def test_too_many_classes_leave_them_out(tmp_path, monkeypatch):
 # -------------------------------------------------------------- whole runs ---
 
 
+def assert_same_tensors(*folders):
+    one, other = (test_loop.tensors(folder, 6) for folder in folders)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
 @pytest.mark.slow
 def test_steps_are_the_same_with_and_without(tmp_path):
     result = runs.fit(tmp_path / "with", baselines=True)
     runs.fit(tmp_path / "without")
-    one, other = (
-        test_loop.tensors(tmp_path / name, 6) for name in ("with", "without")
-    )
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert_same_tensors(tmp_path / "with", tmp_path / "without")
     one, other = (
         json.loads((tmp_path / name / "results.json").read_text())
         for name in ("with", "without")
@@ -362,9 +364,11 @@ def test_run_keeps_its_result_if_they_fail(tmp_path, monkeypatch, capsys):
 def test_first_weights_have_baselines_that_a_resumed_run_measures_again(
     tmp_path,
 ):
-    runs.fit(tmp_path / "first", dataset="digits", steps=4)
+    runs.fit(tmp_path / "first", steps=4)
     flags = {"baselines": True, "init_from": str(tmp_path / "first")}
     whole = runs.fit(tmp_path / "whole", **flags)
+    runs.fit(tmp_path / "none", **{**flags, "baselines": False})
+    assert_same_tensors(tmp_path / "whole", tmp_path / "none")
     names = [each["name"] for each in whole.baselines]
     assert names == [
         *NAMES,
