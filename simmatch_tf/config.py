@@ -12,12 +12,17 @@ import os
 import pathlib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-from simmatch_tf import registry
+from simmatch_tf import io, registry
 from simmatch_tf.flags import commandline, flagfiles
-from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.commandline import (
+    flag,
+    operational,
+    rare,
+    rare_operational,
+)
 from simmatch_tf.flags.errors import InputError
 
 # Lists of labeled images in TFDS → their lengths.
@@ -51,11 +56,10 @@ _CHOSEN = types.MappingProxyType(
 class Plugins(commandline.Flags):
     """Flags of a command that reads finished runs, and their plugins."""
 
-    plugin: tuple[str, ...] = flag(
+    plugin: tuple[str, ...] = rare(
         (),
         "Current location of a --plugin file of the run, if it was moved; "
         "repeatable. Default: as recorded in the run.",
-        rare=True,
     )
 
     @classmethod
@@ -75,11 +79,10 @@ class ImageFolders(Plugins):
         "Current location of the run's --data_dir, if it was moved. Default: "
         "as recorded in the run.",
     )
-    tfds_dir: str | None = flag(
+    tfds_dir: str | None = rare(
         None,
         "Current location of the run's --tfds_dir, if it was moved. Default: "
         "as recorded in the run.",
-        rare=True,
     )
 
 
@@ -129,31 +132,24 @@ class Config(commandline.Flags):
         "in --data_dir), or any image classification dataset of TFDS, as "
         "NAME, NAME/CONFIG or NAME:VERSION.",
     )
-    data_dir: str | None = flag(
+    data_dir: str | None = operational(
         None,
         "Folder of your own images, for --dataset=folder: labeled/CLASS/*, "
         "unlabeled/** and, optionally, test/CLASS/*.",
-        operational=True,
     )
-    tfds_dir: str | None = flag(
+    tfds_dir: str | None = rare_operational(
         None,
         "Folder of prepared TFDS datasets. Default: $TFDS_DATA_DIR or "
         "~/tensorflow_datasets.",
-        rare=True,
-        operational=True,
     )
-    tfds_manual_dir: str | None = flag(
-        None,
-        "Folder of archives that TFDS cannot download itself.",
-        rare=True,
-        operational=True,
+    tfds_manual_dir: str | None = rare_operational(
+        None, "Folder of archives that TFDS cannot download itself."
     )
-    on_bad_image: str = flag(
+    on_bad_image: str = rare(
         "error",
         "What to do with an unreadable image of a folder: stop before "
         "training, or leave it out (at most 1 % of the images).",
         choices=("error", "skip"),
-        rare=True,
     )
     labels: int | None = flag(
         None,
@@ -163,7 +159,7 @@ class Config(commandline.Flags):
     label_fraction: float | None = flag(
         None,
         "Labeled share of the images of each class, instead of --labels.",
-        low=0,
+        low=1e-6,
         high=1,
     )
     labeled_list: str | None = flag(
@@ -173,11 +169,10 @@ class Config(commandline.Flags):
         "imagenet2012_subset/1pct or imagenet2012_subset/10pct, the published "
         "lists.",
     )
-    split_file: str | None = flag(
+    split_file: str | None = rare(
         None,
         "split.json of another run, whose labeled and validation images are "
         "used; instead of --labels.",
-        rare=True,
     )
     split_seed: int = flag(
         0, "Random seed for the choice of the labeled images.", low=0
@@ -190,30 +185,24 @@ class Config(commandline.Flags):
         low=0,
         high=0.9,
     )
-    unlabeled_includes_labeled: bool = flag(
-        True,
-        "Whether the unlabeled set has the labeled images, too.",
-        rare=True,
+    unlabeled_includes_labeled: bool = rare(
+        True, "Whether the unlabeled set has the labeled images, too."
     )
-    image_size: int | None = flag(
+    image_size: int | None = rare(
         None,
         "Side of the images in pixels. Default: that of the dataset, or 224.",
         low=8,
         high=1024,
-        rare=True,
     )
-    flip: bool | None = flag(
-        None,
-        "Whether images may be mirrored. Default: depends on the dataset.",
-        rare=True,
+    flip: bool | None = rare(
+        None, "Whether images may be mirrored. Default: depends on the dataset."
     )
-    eval_resize: int | None = flag(
+    eval_resize: int | None = rare(
         None,
         "Length in pixels to which the shorter side is resized for "
         "evaluation, before the center is cropped.",
         low=8,
         high=2048,
-        rare=True,
     )
 
     # Augmentation.
@@ -228,54 +217,36 @@ class Config(commandline.Flags):
         "of KerasCV, which is not reproducible from a seed.",
         choices=("randaugment", "moco", "keras_cv", "none"),
     )
-    crop_area: float = flag(
+    crop_area: float = rare(
         0.2,
         "Smallest share of the image in a resized random crop.",
         low=0.01,
         high=1,
-        rare=True,
     )
-    randaugment_operations: int = flag(
+    randaugment_operations: int = rare(
         2,
         "Number of operations that RandAugment samples for each image.",
         low=0,
         high=14,
-        rare=True,
     )
-    randaugment_probability: float = flag(
-        0.5,
-        "Probability of applying each sampled operation.",
-        low=0,
-        high=1,
-        rare=True,
+    randaugment_probability: float = rare(
+        0.5, "Probability of applying each sampled operation.", low=0, high=1
     )
-    randaugment_low: float = flag(
-        0.1,
-        "Smallest strength of an operation, 0 to 1.",
-        low=0,
-        high=1,
-        rare=True,
+    randaugment_low: float = rare(
+        0.1, "Smallest strength of an operation, 0 to 1.", low=0, high=1
     )
-    randaugment_high: float = flag(
-        0.9,
-        "Largest strength of an operation, 0 to 1.",
-        low=0,
-        high=1,
-        rare=True,
+    randaugment_high: float = rare(
+        0.9, "Largest strength of an operation, 0 to 1.", low=0, high=1
     )
-    randaugment_levels: int = flag(
-        9,
-        "Number of evenly spaced strengths; 0 samples any strength.",
-        low=0,
-        rare=True,
+    randaugment_levels: int = rare(
+        9, "Number of evenly spaced strengths; 0 samples any strength.", low=0
     )
-    cutout: float = flag(
+    cutout: float = rare(
         0.5,
         "Side of the square that strong augmentation cuts out, as a share of "
         "the image's side.",
         low=0,
         high=1,
-        rare=True,
     )
 
     # Network.
@@ -289,23 +260,19 @@ class Config(commandline.Flags):
         "Initial weights: the folder of a run, a SavedModel, or a .keras or "
         ".weights.h5 file. Heads are taken if their shapes agree.",
     )
-    projection_dim: int = flag(
-        128, "Width D of the embeddings.", low=1, rare=True
-    )
-    batch_norm_momentum: float | None = flag(
+    projection_dim: int = rare(128, "Width D of the embeddings.", low=1)
+    batch_norm_momentum: float | None = rare(
         None,
         "Momentum of BatchNorm's running averages. Default: as published for "
         "the backbone.",
         low=0,
         high=0.99999,
-        rare=True,
     )
-    batch_norm: str = flag(
+    batch_norm: str = rare(
         "synchronized",
         "Batch statistics of BatchNorm in training: over the whole batch, or "
         "over the share of each device.",
         choices=("synchronized", "local"),
-        rare=True,
     )
     precision: str = flag(
         "float32",
@@ -319,10 +286,9 @@ class Config(commandline.Flags):
     ema_momentum: float = flag(
         0.999, "Momentum of the EMA teacher's weights.", low=0, high=1
     )
-    ema_warmup: bool = flag(
+    ema_warmup: bool = rare(
         False,
         "Limit the EMA momentum to (1 + step) / (10 + step) at the start.",
-        rare=True,
     )
 
     # Batches, length and optimizer.
@@ -337,46 +303,41 @@ class Config(commandline.Flags):
         None,
         "Length of training in passes over the unlabeled images, instead of "
         "--steps.",
-        low=0,
+        low=1e-6,
     )
-    warmup_steps: int | None = flag(
+    warmup_steps: int | None = rare(
         None,
         "Number of steps of linear learning rate warm-up. Default: none.",
         low=0,
-        rare=True,
     )
-    warmup_epochs: float | None = flag(
+    warmup_epochs: float | None = rare(
         None,
         "Length of the warm-up in passes over the unlabeled images, instead "
         "of --warmup_steps.",
         low=0,
-        rare=True,
     )
     learning_rate: float = flag(
         0.03, "Peak learning rate of SGD.", low=0, high=100
     )
-    schedule: str = flag(
+    schedule: str = rare(
         "cosine_7_16",
         "Learning rate schedule after the warm-up: cos(7 pi s / 16 S) at step "
         "s of S, half a cosine, or constant.",
         choices=("cosine_7_16", "half_cosine", "constant"),
-        rare=True,
     )
-    momentum: float = flag(
-        0.9, "Nesterov momentum of SGD.", low=0, high=0.99999, rare=True
+    momentum: float = rare(
+        0.9, "Nesterov momentum of SGD.", low=0, high=0.99999
     )
-    weight_decay: float = flag(
+    weight_decay: float = rare(
         5e-4,
         "L2 regularization strength, added to the gradient.",
         low=0,
         high=1,
-        rare=True,
     )
-    weight_decay_on: str = flag(
+    weight_decay_on: str = rare(
         "kernels",
         "Regularized weights: kernels only, or biases and BatchNorm as well.",
         choices=("kernels", "all"),
-        rare=True,
     )
     seed: int = flag(
         0,
@@ -386,163 +347,110 @@ class Config(commandline.Flags):
     )
 
     # The run's folder.
-    workdir: str | None = flag(
+    workdir: str | None = operational(
         None,
         "Folder of the run. Default: runs/RECIPE, or runs/RECIPE-DATA_DIR for "
         "your own images.",
-        operational=True,
     )
-    overwrite: bool = flag(
-        False, "Start over if the folder holds a run.", operational=True
+    overwrite: bool = operational(
+        False, "Start over if the folder holds a run."
     )
-    describe: bool = flag(
+    describe: bool = operational(
         False,
         "Print the layers, parameters, FLOPs and memory of the run, then exit.",
-        operational=True,
     )
-    plugin: tuple[str, ...] = flag(
+    plugin: tuple[str, ...] = operational(
         (),
         "Python file that registers algorithms, datasets or backbones of your "
         "own; repeatable. See docs/extending.md.",
-        operational=True,
     )
 
     # Devices.
-    strategy: str = flag(
+    strategy: str = operational(
         "auto",
         "Where to train. auto: the TPU of --tpu, the workers of TF_CONFIG, or "
         "all GPUs of this machine, whichever there is.",
         choices=("auto", "one", "mirrored", "multi_worker", "tpu"),
-        operational=True,
     )
-    tpu: str | None = flag(
-        None,
-        "Name or address of the TPU; local for that of this machine.",
-        operational=True,
+    tpu: str | None = operational(
+        None, "Name or address of the TPU; local for that of this machine."
     )
-    devices: int | None = flag(
+    devices: int | None = operational(
         None,
         "Number of GPUs to use on each machine. Without GPUs, the number of "
         "parts that the CPU is divided into, to try several devices out.",
         low=1,
         high=1024,
-        operational=True,
     )
-    worker_timeout: int = flag(
-        600,
-        "Seconds that workers wait for each other at the start.",
-        low=1,
-        operational=True,
-        rare=True,
+    worker_timeout: int = rare_operational(
+        600, "Seconds that workers wait for each other at the start.", low=1
     )
 
     # Evaluation, checkpoints and logs.
-    eval_every: int = flag(
-        500, "Steps between evaluations.", low=1, operational=True
+    eval_every: int = operational(500, "Steps between evaluations.", low=1)
+    checkpoint_every: int = operational(
+        500, "Steps between checkpoints.", low=1
     )
-    checkpoint_every: int = flag(
-        500, "Steps between checkpoints.", low=1, operational=True
+    keep: int = rare_operational(3, "Number of checkpoints to keep.", low=1)
+    eval_batch_size: int = rare_operational(
+        256, "Batch size for evaluation, in images.", low=1
     )
-    keep: int = flag(
-        3, "Number of checkpoints to keep.", low=1, operational=True, rare=True
-    )
-    eval_batch_size: int = flag(
-        256,
-        "Batch size for evaluation, in images.",
-        low=1,
-        operational=True,
-        rare=True,
-    )
-    log_every: int = flag(
-        20,
-        "Steps between logged values.",
-        low=1,
-        operational=True,
-        rare=True,
-    )
-    summaries: bool = flag(
+    log_every: int = rare_operational(20, "Steps between logged values.", low=1)
+    summaries: bool = rare_operational(
         True,
         "Write TensorBoard files. Without them only the losses and the mask "
         "rate are measured.",
-        operational=True,
-        rare=True,
     )
-    picture_every: int | None = flag(
+    picture_every: int | None = rare_operational(
         None,
         "Steps between pictures and histograms in TensorBoard. Default: a "
         "twentieth of the run, at least 500.",
         low=1,
-        operational=True,
-        rare=True,
     )
-    baselines: bool = flag(
+    baselines: bool = rare_operational(
         True,
         "Measure what scikit-learn's classifiers reach on the same labels, "
         "beside training and at low priority, and show it with the result.",
-        operational=True,
-        rare=True,
     )
-    profile: str | None = flag(
+    profile: str | None = rare_operational(
         None,
         "START:COUNT profiles COUNT steps after step START with TensorFlow's "
         "profiler.",
-        operational=True,
-        rare=True,
     )
-    progress: bool = flag(
-        True,
-        "Show a progress bar on a terminal.",
-        operational=True,
-        rare=True,
+    progress: bool = rare_operational(
+        True, "Show a progress bar on a terminal."
     )
 
     # Speed.
-    parallel_calls: int = flag(
-        2,
-        "Number of batches prepared at once.",
-        low=1,
-        operational=True,
-        rare=True,
+    parallel_calls: int = rare_operational(
+        2, "Number of batches prepared at once.", low=1
     )
-    views_on: str = flag(
+    views_on: str = rare_operational(
         "host",
         "Where views are augmented, after the CPU has decoded and cropped the "
         "images: host = on the CPU, while the device computes the step before; "
         "device = on the training device, at the start of each step.",
         choices=("host", "device"),
-        operational=True,
-        rare=True,
     )
-    data_service: str | None = flag(
+    data_service: str | None = rare_operational(
         None,
         "Address of the processes that prepare the batches, "
         "grpc://HOST:PORT; see simmatch_tf.serve_data. Default: this process "
         "prepares them.",
-        operational=True,
-        rare=True,
     )
-    steps_per_loop: int = flag(
-        1,
-        "Number of steps that the device runs in one call.",
-        low=1,
-        operational=True,
-        rare=True,
+    steps_per_loop: int = rare_operational(
+        1, "Number of steps that the device runs in one call.", low=1
     )
-    jit_compile: bool = flag(
-        False,
-        "Compile the step with XLA. On a TPU it always is.",
-        operational=True,
-        rare=True,
+    jit_compile: bool = rare_operational(
+        False, "Compile the step with XLA. On a TPU it always is."
     )
 
     # Other.
-    on_nonfinite: str = flag(
+    on_nonfinite: str = rare_operational(
         "stop",
         "What to do after a step with NaN or infinite numbers: stop the run, "
         "or undo and count the step (at most ten in a row).",
         choices=("stop", "skip"),
-        operational=True,
-        rare=True,
     )
 
     def __init__(self, **values: Any) -> None:
@@ -562,15 +470,11 @@ class Config(commandline.Flags):
             registry.load_plugin(path)
         known = {field.name: field for field in dataclasses.fields(self)}
         own = {name: values.pop(name) for name in known if name in values}
-        chosen = {
-            part: _choose(part, own.get(chooser, known[chooser].default))
-            for part, (_, chooser) in _CHOSEN.items()
-        }
-        defaults = {
-            name: default
-            for kind in chosen.values()
-            for name, default in kind.defaults.items()
-        }
+        chosen, defaults = {}, {}
+        for part, (_, chooser) in _CHOSEN.items():
+            name = own.get(chooser, known[chooser].default)
+            chosen[part] = _choose(part, name)
+            defaults |= chosen[part].defaults
         for name, field in known.items():
             value = own.get(name, defaults.get(name, field.default))
             if name in chosen:
@@ -599,44 +503,30 @@ class Config(commandline.Flags):
         Raises:
             InputError: The message names the algorithms that have it.
         """
-        owners, usual = [], True
-        for known, chooser in _CHOSEN.values():
-            for entry in known:
-                each = _kind(entry).declared().get(name)
-                if each is not None:
-                    usual &= value == each.default
-                    owners.append((chooser, entry.names))
-                    word = each.word(value)
-                    chosen = getattr(self, chooser)
+        chooser, owners = _owners_of(name)
         if not owners:
-            raise self.unknown(name, value)
-        if not usual:
-            chooser = owners[0][0]
-            names = " or ".join(n for _, each in owners for n in each)
+            raise self.unknown(name)
+        declared = [entry.flags.declared()[name] for entry in owners]
+        if any(value != each.default for each in declared):
             raise InputError(
-                f"{word}: is for --{chooser}={names}, not {chosen}"
+                f"{declared[0].word(value)}: is for --{chooser}="
+                f"{_names(owners)}, not {getattr(self, chooser)}"
             )
 
     @classmethod
-    def unknown(cls, name: str, value: Any) -> InputError:
+    def unknown(cls, name: str) -> InputError:
         """Returns the error of a flag that does not exist."""
         if name == "memory":
-            word = cls.renamed(f"--memory={value}")
-            return InputError(f"--memory={value}: is now {word}")
-        if "." in name:
             return InputError(
-                f"{super().unknown(name, value)} (a method of your own needs "
-                "--plugin=FILE.py)"
+                "--memory: is now --targets_from, with teacher for teacher and "
+                "student for ensemble"
             )
-        return super().unknown(name, value)
-
-    @classmethod
-    def renamed(cls, word: str) -> str:
-        """Returns a word of a finished run's flagfile in today's flags."""
-        form = word.removeprefix("--memory=")
-        if form == word:
-            return word
-        return "--targets_from=" + form.replace("ensemble", "student")
+        error = super().unknown(name)
+        if "." not in name:
+            return error
+        return InputError(
+            f"{error} (a method of your own needs --plugin=FILE.py)"
+        )
 
     @classmethod
     def declared(cls) -> Mapping[str, commandline.Flag]:
@@ -649,7 +539,7 @@ class Config(commandline.Flags):
         for known, chooser in _CHOSEN.values():
             defaults: dict[str, dict[Any, list[str]]] = {}
             for entry in known:
-                for name, each in _kind(entry).declared().items():
+                for name, each in entry.flags.declared().items():
                     of_value = defaults.setdefault(name, {})
                     of_value.setdefault(each.default, []).extend(entry.names)
                     other = own.get(name, others.setdefault(name, each))
@@ -689,16 +579,8 @@ class Config(commandline.Flags):
     @classmethod
     def topic(cls, each: commandline.Flag, title: str) -> str:
         """Returns the title of the group that lists a flag in --help."""
-        for known, chooser in _CHOSEN.values():
-            names = [
-                name
-                for entry in known
-                if each.name in _kind(entry).declared()
-                for name in entry.names
-            ]
-            if names:
-                return f"For --{chooser}={' or '.join(names)}"
-        return title
+        chooser, owners = _owners_of(each.name)
+        return f"For --{chooser}={_names(owners)}" if owners else title
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:
@@ -710,14 +592,12 @@ class Config(commandline.Flags):
         words = _without_moved(words)
         for path in flagfiles.value_of("plugin", words):
             registry.load_plugin(path)
-        for value in flagfiles.value_of("memory", words):
-            raise cls.unknown("memory", value)
         for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, words)
             default = cls.__dataclass_fields__[chooser].default
             chosen = _choose(part, names[-1] if names else default)
             others = {
-                name for entry in known for name in _kind(entry).declared()
+                name for entry in known for name in entry.flags.declared()
             }
             others -= set(chosen.declared())
             others |= {f"no{name}" for name in others}
@@ -731,7 +611,7 @@ class Config(commandline.Flags):
 
     @classmethod
     def from_recorded(cls, values: Mapping[str, Any]) -> Self:
-        """Returns the flags that an export recorded, of this version or older.
+        """Returns the flags that an export recorded.
 
         Args:
             values: Flag → value, as `values` gives them.
@@ -740,16 +620,12 @@ class Config(commandline.Flags):
             InputError: One of them is wrong.
         """
         values = {n: v for n, v in values.items() if v is not None}
-        words = [f"--memory={values.pop(n)}" for n in ["memory"] if n in values]
-        for word in words:
-            name, _, value = cls.renamed(word).removeprefix("--").partition("=")
-            values[name] = value
         for path in values.get("plugin", ()):
             registry.load_plugin(path)
         for part, (known, chooser) in _CHOSEN.items():
             chosen = _choose(part, values.get(chooser)).declared()
             for entry in known:
-                for name in _kind(entry).declared():
+                for name in entry.flags.declared():
                     if name not in chosen:
                         values.pop(name, None)
         return cls(
@@ -761,17 +637,14 @@ class Config(commandline.Flags):
 
         A recipe for other algorithms may do so without intent.
         """
-        words = flagfiles.expand(
-            self.argv, self.alternatives, rename=self.renamed
-        )
+        words = flagfiles.expand(self.argv, self.alternatives)
         lines = []
         for name, default in self.hyper.defaults.items():
             names = (name, f"no{name}")
             given = [w for w in words if flagfiles.name_of(w) in names]
             value = getattr(self, name)
-            if value != default and isinstance(
-                given[-1] if given else None, flagfiles.FileWord
-            ):
+            from_file = given and isinstance(given[-1], flagfiles.FileWord)
+            if from_file and value != default:
                 word = self.fields()[name].word(value)
                 lines.append(
                     f"{word} comes from the recipe; the default of "
@@ -811,12 +684,13 @@ class Config(commandline.Flags):
         if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
             raise InputError(
                 f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
-                f"{_owners('needs_data_dir')}, and only that, needs --data_dir"
+                f"{_with_fact('needs_data_dir')}, and only that, needs "
+                "--data_dir"
             )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(
                 "--on_bad_image=skip: is for "
-                f"{_owners('skips_bad_images')}, not {self.dataset}"
+                f"{_with_fact('skips_bad_images')}, not {self.dataset}"
             )
         if facts.get("from_python") and self.image_size is not None:
             raise InputError(
@@ -841,8 +715,6 @@ class Config(commandline.Flags):
             raise InputError(
                 f"{values}: give exactly one of --" + ", --".join(_SPLITS)
             )
-        if self.label_fraction == 0:
-            raise InputError("--label_fraction=0.0: must be above 0")
         if self.split_file is not None and self.validation_fraction:
             raise InputError(
                 f"--validation_fraction={self.validation_fraction}: "
@@ -877,8 +749,6 @@ class Config(commandline.Flags):
                 f"--steps={self.steps} and --epochs={self.epochs}: give "
                 "exactly one of the two"
             )
-        if self.epochs == 0:
-            raise InputError("--epochs=0.0: must be above 0")
         if None not in (self.warmup_steps, self.warmup_epochs):
             raise InputError(
                 f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
@@ -936,11 +806,9 @@ class Config(commandline.Flags):
             InputError: The batch size is no multiple of their number.
         """
         if self.batch_size % replicas:
-            below = self.batch_size // replicas * replicas
-            near = [str(n) for n in (below, below + replicas) if n]
             raise InputError(
                 f"--batch_size={self.batch_size}: is not divisible by "
-                f"{replicas} devices; try {' or '.join(near)}"
+                f"{replicas} devices"
             )
 
     def _check_augmentation(self) -> None:
@@ -953,15 +821,13 @@ class Config(commandline.Flags):
             commandline.check_address(
                 "data_service", self.data_service, scheme="grpc://"
             )
-        if self.strong != "keras_cv":
-            return
-        if self.data_service is not None:
+        if self.strong == "keras_cv" and self.data_service is not None:
             raise InputError(
                 f"--data_service={self.data_service} and --strong=keras_cv: "
-                "that library's layer keeps a random state, which no service "
-                "can hand on; leave out one of the two"
+                "no service can hand on the random state of that library's "
+                "layer; leave out one of the two"
             )
-        if self.views_on == "device":
+        if self.strong == "keras_cv" and self.views_on == "device":
             raise InputError(
                 "--views_on=device and --strong=keras_cv: that library's "
                 "layer runs on the host only"
@@ -989,24 +855,21 @@ class Config(commandline.Flags):
         def absolute(path: str) -> str:
             if path in SUBSETS or "://" in path:
                 return path
-            return os.path.abspath(os.path.expanduser(path))
+            return os.path.abspath(io.expand(path))
 
         paths = {
-            name: tuple(map(absolute, value))
-            if isinstance(value, tuple)
-            else absolute(value)
+            name: absolute(value)
             for name in PATHS
-            if (value := getattr(self, name)) is not None
+            if name != "plugin" and (value := getattr(self, name)) is not None
         }
-        plugins = list(paths["plugin"])
+        plugins = [*map(absolute, self.plugin)]
         for known, chooser in _CHOSEN.values():
             entry, _ = known.find(getattr(self, chooser))
             file = registry.file_of(entry.value)
             names = map(os.path.basename, plugins)
             if file and os.path.basename(file) not in names:
                 plugins.append(file)
-        paths["plugin"] = tuple(plugins)
-        return dataclasses.replace(self, **paths)
+        return dataclasses.replace(self, **paths, plugin=tuple(plugins))
 
     def moved(self, data_dir: str | None, tfds_dir: str | None) -> Self:
         """Returns the run's flags with the folders of its images replaced.
@@ -1017,8 +880,8 @@ class Config(commandline.Flags):
         """
         return dataclasses.replace(
             self,
-            data_dir=self.data_dir if data_dir is None else data_dir,
-            tfds_dir=self.tfds_dir if tfds_dir is None else tfds_dir,
+            data_dir=data_dir or self.data_dir,
+            tfds_dir=tfds_dir or self.tfds_dir,
         )
 
     def named_after(self, flagfile: pathlib.Path | None) -> Self:
@@ -1034,7 +897,7 @@ class Config(commandline.Flags):
         elif workdir is None:
             name = flagfile.stem if flagfile else "default"
             if self.data_dir is not None:
-                data_dir = os.path.abspath(os.path.expanduser(self.data_dir))
+                data_dir = os.path.abspath(io.expand(self.data_dir))
                 name = f"{name}-{os.path.basename(data_dir)}".rstrip("-")
             workdir = os.path.join("runs", name)
         return dataclasses.replace(self, workdir=workdir)
@@ -1114,29 +977,35 @@ def base_name(dataset: str) -> str:
 
 def _without_moved(words: list[str]) -> list[str]:
     """Drops plugins of flagfiles that the command line gives another place."""
-    given = [w for w in words if not isinstance(w, flagfiles.FileWord)]
-    names = set(map(os.path.basename, flagfiles.value_of("plugin", given)))
 
-    def is_moved(word: str) -> bool:
-        values = flagfiles.value_of("plugin", [word])
-        return bool(values) and os.path.basename(values[0]) in names
+    def names(words: list[str]) -> set[str]:
+        return {*map(os.path.basename, flagfiles.value_of("plugin", words))}
 
+    given = names([w for w in words if not isinstance(w, flagfiles.FileWord)])
     return [
         word
         for word in words
-        if not isinstance(word, flagfiles.FileWord) or not is_moved(word)
+        if not (isinstance(word, flagfiles.FileWord) and names([word]) & given)
     ]
 
 
-def _owners(fact: str) -> str:
+def _with_fact(fact: str) -> str:
     """Returns the datasets that have a fact, for a message."""
-    names = [
-        name
-        for entry in registry.sources
-        if entry.facts.get(fact)
-        for name in entry.names
-    ]
-    return "--dataset=" + " or ".join(names)
+    entries = [e for e in registry.sources if e.facts.get(fact)]
+    return f"--dataset={_names(entries)}"
+
+
+def _names(entries: Iterable[registry.Entry]) -> str:
+    return " or ".join(name for entry in entries for name in entry.names)
+
+
+def _owners_of(name: str) -> tuple[str, list[registry.Entry]]:
+    """Returns what declares a flag, and the flag that chooses among these."""
+    for known, chooser in _CHOSEN.values():
+        owners = [e for e in known if name in e.flags.declared()]
+        if owners:
+            return chooser, owners
+    return "", []
 
 
 def known_size(dataset: str) -> tuple[int, int] | None:
@@ -1148,15 +1017,11 @@ def known_size(dataset: str) -> tuple[int, int] | None:
     return facts.get("sizes", {}).get(base_name(dataset))
 
 
-def _kind(entry: registry.Entry | None) -> type[commandline.HyperParameters]:
-    """The class that declares the flags of a registered name."""
-    return (entry and entry.flags) or commandline.HyperParameters
-
-
 def _choose(part: str, name: str) -> type[commandline.HyperParameters]:
+    """Returns the class that declares the flags of a registered name."""
     if not isinstance(name, str):  # its own check says so
         return commandline.HyperParameters
-    return _kind(_CHOSEN[part][0].find(name)[0])
+    return _CHOSEN[part][0].find(name)[0].flags
 
 
 def _build(

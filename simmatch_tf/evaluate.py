@@ -7,10 +7,8 @@ python -m simmatch_tf.evaluate --export=exports/digits_40
 import dataclasses
 import pathlib
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight
+from simmatch_tf import io, preflight, terminal
 from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
@@ -62,10 +60,8 @@ def _changes(folder: workdir.Workdir, config: EvaluateConfig) -> dict[str, str]:
     )
     if not changes:
         return {}
-    logging.warning(
-        "%s: its images are not those that it began with: %s",
-        folder.path,
-        changes,
+    terminal.warn(
+        f"{folder.path}: its images are not those that it began with: {changes}"
     )
     return {"images_changed": changes}
 

@@ -4,7 +4,6 @@ python -m simmatch_tf.export --workdir=runs/digits_40 --output=exports/digits_40
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, signals
@@ -14,9 +13,6 @@ from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import versions
 from simmatch_tf.training import workdir
-
-if TYPE_CHECKING:
-    from simmatch_tf.serving import exporting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +83,6 @@ class ExportConfig(config_lib.ImageFolders):
             )
 
 
-def write(flags: ExportConfig) -> "exporting.Written":
-    """Exports as the flags say; see `serving.exporting.write`."""
-    # TensorFlow is imported after all cheap checks.
-    preflight.start(fast=False)
-    from simmatch_tf.serving import exporting
-
-    return exporting.write(
-        flags.workdir,
-        flags.output,
-        weights=flags.weights,
-        kind=flags.format,
-        input_dtype=flags.input_dtype,
-        neighbors=flags.neighbors,
-        keep_thumbnails=flags.thumbnails,
-        images=flags.images,
-        data_dir=flags.data_dir,
-        tfds_dir=flags.tfds_dir,
-    )
-
-
 def main(flags: ExportConfig) -> None:
     """Exports the last checkpoint of a run."""
     signals.sigterm_as_ctrl_c()
@@ -125,7 +101,22 @@ def main(flags: ExportConfig) -> None:
         except InputError as error:
             raise InputError(f"{error}{preflight.GIVE_IMAGES}") from None
 
-    written = write(flags)
+    # TensorFlow is imported after all cheap checks.
+    preflight.start(fast=False)
+    from simmatch_tf.serving import exporting
+
+    written = exporting.write(
+        flags.workdir,
+        flags.output,
+        weights=flags.weights,
+        kind=flags.format,
+        input_dtype=flags.input_dtype,
+        neighbors=flags.neighbors,
+        keep_thumbnails=flags.thumbnails,
+        images=flags.images,
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+    )
     for note in written.notes:
         print(f"Note: {note}.")
     verified = written.card["verified"]

@@ -4,9 +4,8 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 """
 
 import dataclasses
-import pathlib
 
-from simmatch_tf import preflight
+from simmatch_tf import io, preflight
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.training import workdir
@@ -36,8 +35,8 @@ def main(flags: ExportPytorchConfig) -> None:
     preflight.start(fast=False)
     from simmatch_tf.pytorch import checkpoint, conversion
 
-    content = conversion.export_run(pathlib.Path(flags.workdir).expanduser())
-    checkpoint.write(pathlib.Path(flags.output).expanduser(), content)
+    content = conversion.export_run(io.expand(flags.workdir))
+    checkpoint.write(io.expand(flags.output), content)
     print(
         f"Written to {flags.output}: {len(content['state_dict'])} tensors, "
         f"step {content['step']}."

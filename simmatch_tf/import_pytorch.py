@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, registry, terminal
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
@@ -80,7 +80,7 @@ class ImportPytorchConfig(config_lib.Config):
 
     def check(self) -> None:
         """The file must exist, and what it becomes needs a place."""
-        if not pathlib.Path(self.file).expanduser().is_file():
+        if not io.expand(self.file).is_file():
             raise InputError(f"{self.file}: no such file")
         if (self.workdir is None) == (self.output is None):
             raise InputError(
@@ -93,11 +93,9 @@ class ImportPytorchConfig(config_lib.Config):
                 raise InputError(f"--{name}={value}: is for train")
         if self.output is None:
             return
-        fields = self.fields()
         for name, value in self.values().items():
-            if name in ("file", "output"):
-                continue
-            if value != fields[name].default:
+            given = value != self.fields()[name].default
+            if given and name not in ("file", "output"):
                 raise InputError(
                     f"--{name}={value}: says nothing of an encoder; give "
                     "FILE and --output alone"
@@ -125,7 +123,7 @@ class ImportPytorchConfig(config_lib.Config):
         flags = self.below(recipe()) if self.dataset is None else self
         if flags.labeled_list is None:
             # The memory says by itself what is labeled.
-            own = pathlib.Path(flags.workdir).expanduser() / "split.json"
+            own = io.expand(flags.workdir) / "split.json"
             values |= {
                 "labels": None,
                 "label_fraction": None,
@@ -146,7 +144,7 @@ def main(flags: ImportPytorchConfig) -> None:
     from simmatch_tf.pytorch import checkpoint
 
     terminal.say(f"reading {flags.file}")
-    content = checkpoint.read(pathlib.Path(flags.file).expanduser())
+    content = checkpoint.read(io.expand(flags.file))
     try:
         is_run = checkpoint.is_simmatch(content)
     except InputError as error:
@@ -169,15 +167,14 @@ def main(flags: ImportPytorchConfig) -> None:
             lines = conversion.import_run(
                 content,
                 flags.run,
-                file=pathlib.Path(flags.file).expanduser(),
+                file=io.expand(flags.file),
                 finished_steps=flags.finished_steps,
             )
         else:
-            output = pathlib.Path(flags.output).expanduser()
-            lines = conversion.import_encoder(content, output)
+            lines = conversion.import_encoder(content, io.expand(flags.output))
     except InputError as error:
         raise InputError(f"{flags.file}: {error}") from None
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         # Tensors may be misshapen in any way, and say so in any way.
         raise InputError(
             f"{flags.file}: its tensors are not of the form that is known "

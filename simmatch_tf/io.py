@@ -103,6 +103,24 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def make_folder(path: pathlib.Path, given: str = "") -> None:
+    """Creates a folder, and those above it, where they are missing.
+
+    Args:
+        path: The folder.
+        given: The name it has in messages, such as "--output=x".
+
+    Raises:
+        InputError: It cannot be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{given or path}: cannot be written ({error.strerror})"
+        ) from None
+
+
 def lock(file: IO | int, *, wait: bool = False) -> bool:
     """Locks an open file or folder for this process and its children.
 

@@ -106,13 +106,12 @@ def _check(flags: PredictConfig) -> selection.Selection:
             raise InputError(f"--explain: {preflight.NO_MEMORY}")
     else:
         preflight.exported_flags(path)
-    for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
-        value = getattr(flags, name)
-        if kind != "workdir" and value is not None:
-            raise InputError(
-                f"--{name}={value}: applies to a run; an export has what it "
-                "was made with"
-            )
+        for name in ("weights", "neighbors", "data_dir", "tfds_dir"):
+            if (value := getattr(flags, name)) is not None:
+                raise InputError(
+                    f"--{name}={value}: applies to a run; an export has what "
+                    "it was made with"
+                )
     output, images = io.expand(flags.output), io.expand(flags.images)
     if output.suffix.lower() == ".parquet" and not importlib.util.find_spec(
         "pyarrow"
@@ -121,7 +120,13 @@ def _check(flags: PredictConfig) -> selection.Selection:
             f"--output={flags.output}: pyarrow is not installed: pip install "
             "pyarrow, or name a .csv or .jsonl file"
         )
-    prediction_file.check_free(output, overwrite=flags.overwrite)
+    # With a partial file beside it, the output was about to be replaced.
+    replaced = flags.overwrite or prediction_file.partial_path(output).exists()
+    if output.exists() and not replaced:
+        raise InputError(
+            f"--output={output}: exists already; name another file, or give "
+            "--overwrite"
+        )
     chosen = selection.find(flags.images)
     if output.exists() and images.exists() and output.samefile(images):
         raise InputError(
@@ -167,9 +172,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
         tfds_dir=flags.tfds_dir,
     )
 
-    def show(summary: prediction_file.Summary) -> None:
-        if flags.html is None:
-            return
+    def write_page(summary: prediction_file.Summary) -> None:
         slots = {
             neighbor["slot"]
             for _, row in summary.least
@@ -195,7 +198,7 @@ def _predict(flags: PredictConfig, chosen: selection.Selection) -> int:
         batch_size=flags.batch_size,
         parallel_calls=flags.parallel_calls,
         most_shown=(flags.html_images or 200) if flags.html else 0,
-        show=show,
+        show=write_page if flags.html else None,
     )
     output = pathlib.Path(flags.output)
     print(printed_tables.predictions(summary, output, model.note))

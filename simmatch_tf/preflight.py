@@ -15,10 +15,8 @@ import socket
 import sys
 from typing import Any
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import registry, terminal
+from simmatch_tf import io, registry, terminal
 from simmatch_tf.flags import commandline, flagfiles
 from simmatch_tf.flags.errors import InputError
 
@@ -27,67 +25,53 @@ from simmatch_tf.flags.errors import InputError
 # shell is not read.
 ONEDNN = "SIMMATCH_TF_ONEDNN"
 _TENSORFLOWS_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
-# Variable, pattern of the refused values, and the reason.
-_REFUSED = (
-    (
-        "TF_USE_LEGACY_KERAS",
+# Pattern of the environment variables that are refused → pattern of the values,
+# and the reason.
+_REFUSED = {
+    "KERAS_BACKEND": (r"(?!tensorflow$).+", "must be tensorflow"),
+    "TF_USE_LEGACY_KERAS": (
         r"(?i)\s*(1|true)\s*",
         "makes tf.keras another library than Keras 3, which is needed",
     ),
-    (
-        "TF_XLA_FLAGS",
+    "TF_XLA_FLAGS": (
         r".*(auto_jit=[12]|global_jit(?!=(false|0))).*",
         "makes XLA compile everything, which changes the numbers; train "
         "--jit_compile compiles the step",
     ),
-    (
-        "XLA_FLAGS",
+    "XLA_FLAGS": (
         r".*(fast_math(?!=(false|0))|excess_precision).*",
         "makes XLA compute in another precision",
     ),
-    *(
-        (
-            f"{library}_FPMATH_MODE",
-            r"(?i)(?!strict$).+",
-            "makes matrix products use another precision; choose it by "
-            "--precision",
-        )
-        for library in ("ONEDNN_DEFAULT", "DNNL_DEFAULT", "TF_SET_ONEDNN")
+    "(ONEDNN_DEFAULT|DNNL_DEFAULT|TF_SET_ONEDNN)_FPMATH_MODE": (
+        r"(?i)(?!strict$).+",
+        "makes matrix products use another precision; choose it by --precision",
     ),
-    (
-        "NVIDIA_TF32_OVERRIDE",
+    "NVIDIA_TF32_OVERRIDE": (
         r"\s*0\s*",
         "makes a GPU multiply in another precision than in other runs",
     ),
-    (
-        "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS",
+    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": (
         r"(?i)\s*(1|true)\s*",
         "makes layers keep the weights of their first call, and training fail",
     ),
-    *(
-        (
-            name,
-            r"\s*[^-\s].*",
-            "names a file of flags, which cannot be checked here; write the "
-            "flags out instead",
-        )
-        for name in ("TF_XLA_FLAGS", "XLA_FLAGS")
-    ),
-    (
-        "KERAS_NNX_ENABLED",
+    "KERAS_NNX_ENABLED": (
         r"(?i)\s*(1|true)\s*",
         "makes Keras use variables of another library",
     ),
-)
-# Variables that change only the last bits; refused if results must be exact.
-_REFUSED_OF_RUNS = tuple(
-    (name, r".+", "selects other CPU kernels, which changes the last bits")
-    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
-)
+    "(TF_)?XLA_FLAGS": (
+        r"\s*[^-\s].*",
+        "names a file of flags, which cannot be checked here; write the flags "
+        "out instead",
+    ),
+}
+# Those that change only the last bits; refused if results must be exact.
+_REFUSED_OF_RUNS = {
+    "(ONEDNN|DNNL)_MAX_CPU_ISA|OPENBLAS_CORETYPE": (
+        r".+",
+        "selects other CPU kernels, which changes the last bits",
+    ),
+}
 _THREADS = "TF_NUM_INTRAOP_THREADS"
-# Values that Keras accepts in keras.json.
-_FLOATX = ("float16", "float32", "float64")
-_FORMATS = ("channels_last", "channels_first")
 # Format of an export → the modules that its extra installs.
 _NEEDED = {
     "litert": ("ai_edge_litert",),
@@ -117,46 +101,13 @@ def check_environment(*, exact: bool = True) -> None:
     Raises:
         InputError: A variable would change the result, or prevent it.
     """
-    backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
-    if backend != "tensorflow":
-        raise InputError(f"KERAS_BACKEND={backend}: must be tensorflow")
-    for name, pattern, why in _REFUSED + _REFUSED_OF_RUNS * exact:
-        value = os.environ.get(name, "")
-        if re.fullmatch(pattern, value):
-            raise InputError(f"{name}={value}: {why}; unset it")
-    _check_keras_json()
+    refused = _REFUSED | (_REFUSED_OF_RUNS if exact else {})
+    for name, value in os.environ.items():
+        for names, (values, reason) in refused.items():
+            if re.fullmatch(names, name) and re.fullmatch(values, value):
+                raise InputError(f"{name}={value}: {reason}; unset it")
     if exact:
         _check_threads(os.environ.get(_THREADS, "0").strip())
-
-
-def _check_keras_json() -> None:
-    """Refuses a keras.json with which Keras cannot be imported.
-
-    Its other settings have no effect; see `runtime`.
-    """
-    home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
-    path = os.path.expanduser(os.path.join(home, "keras.json"))
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return  # Keras ignores such a file, too
-    wrong = None
-    if not isinstance(content, dict):
-        wrong = f"it holds {content!r}: must be settings by name"
-    elif content.get("nnx_enabled"):
-        wrong = "nnx_enabled makes Keras use variables of another library"
-    elif content.get("floatx", "float32") not in _FLOATX:
-        wrong = f"floatx is {content['floatx']!r}: must be one of {_FLOATX}"
-    elif not isinstance(content.get("epsilon", 1e-7), float):
-        wrong = f"epsilon is {content['epsilon']!r}: must be a fraction"
-    elif content.get("image_data_format", _FORMATS[0]) not in _FORMATS:
-        wrong = (
-            f"image_data_format is {content['image_data_format']!r}: must be "
-            f"one of {_FORMATS}"
-        )
-    if wrong:
-        raise InputError(f"{path}: {wrong}; correct or remove the file")
 
 
 def _check_threads(value: str) -> None:
@@ -268,11 +219,11 @@ def warn_of_kernels() -> None:
     except (ImportError, AttributeError):
         return  # this TensorFlow does not tell
     if not enabled:
-        logging.warning(
+        terminal.warn(
             "TensorFlow was imported before simmatch_tf.fit, without oneDNN's "
             "kernels: results differ from those of the command in their last "
-            "bits. Name simmatch_tf.fit first, or set %s=1",
-            _TENSORFLOWS_ONEDNN,
+            "bits. Name simmatch_tf.fit first, or set "
+            f"{_TENSORFLOWS_ONEDNN}=1"
         )
 
 
@@ -297,12 +248,12 @@ def check_available(
         check_reachable("data_service", config.data_service, scheme="grpc://")
     check_images(config)
     if not resumed:
-        _check_folder("tfds_manual_dir", config.tfds_manual_dir)
+        check_folder("tfds_manual_dir", config.tfds_manual_dir)
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in config_lib.SUBSETS:
             continue
-        if not pathlib.Path(value).expanduser().is_file():
+        if not io.expand(value).is_file():
             raise InputError(f"--{name}={value}: no such file")
     if config.init_from is not None and not resumed:
         kind, path = kind_of_weights(config.init_from)
@@ -317,28 +268,22 @@ def check_images(config: config_lib.Config) -> None:
         InputError: There is no such dataset or folder, or the folder has
             another layout.
     """
-    check_data_dir(config)
+    check_folder("data_dir", config.data_dir)
     entry, _ = registry.sources.find(config.dataset)
     if "check_images" in entry.facts:
         entry.facts["check_images"](config)
 
 
-def check_data_dir(config: config_lib.Config) -> None:
-    """Checks that --data_dir exists.
+def check_folder(flag: str, value: str | None) -> None:
+    """Checks that the folder that a flag names, if any, exists.
 
     Raises:
         InputError: It does not.
     """
-    _check_folder("data_dir", config.data_dir)
-
-
-def _check_folder(flag: str, value: str | None) -> None:
-    if value is None:
+    if value is None or (path := io.expand(value)).is_dir():
         return
-    path = pathlib.Path(value).expanduser()
-    if not path.is_dir():
-        why = "is a file, not a folder" if path.exists() else "no such folder"
-        raise InputError(f"--{flag}={value}: {why}")
+    reason = "is a file, not a folder" if path.exists() else "no such folder"
+    raise InputError(f"--{flag}={value}: {reason}")
 
 
 def check_checkpoint(folder: pathlib.Path) -> None:
@@ -361,8 +306,8 @@ def exported_flags(path: pathlib.Path) -> dict[str, Any]:
         InputError: The folder is not an export of `simmatch_tf.export`.
     """
     try:
-        text = (path / "model_card.json").read_text("utf-8")
-        return dict(json.loads(text)["flags"])
+        card = json.loads((path / "model_card.json").read_text("utf-8"))
+        return dict(card["flags"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path}: is no export of simmatch_tf.export ({error})"
@@ -451,7 +396,7 @@ def kind_of_weights(
     Raises:
         InputError: The path does not exist, or is of no such kind.
     """
-    place = pathlib.Path(path).expanduser()
+    place = io.expand(path)
     if place.is_file() and place.suffix in (".keras", ".h5"):
         return place.suffix[1:], place
     return _kind_of_folder(
@@ -483,7 +428,7 @@ def kind_of_model(flag: str, path: str) -> tuple[str, pathlib.Path]:
     """
     return _kind_of_folder(
         f"--{flag}={path}",
-        pathlib.Path(path).expanduser(),
+        io.expand(path),
         "a run's folder (with flags.cfg) or an export's (with saved_model.pb)",
     )
 

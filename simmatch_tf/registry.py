@@ -26,7 +26,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from simmatch_tf.flags import errors
+from simmatch_tf import io
+from simmatch_tf.flags import commandline, errors
 
 _Registered = TypeVar("_Registered")
 
@@ -51,13 +52,10 @@ class Entry:
         return tuple(self.facts.get("examples", (self.pattern,)))
 
     @property
-    def flags(self) -> type | None:
-        """The class that declares flags of its own, if it has any.
-
-        It is the fact `flags` or the class `HyperParameters` in the value; see
-        `flags.commandline.HyperParameters`.
-        """
-        own = getattr(self.value, "HyperParameters", None)
+    def flags(self) -> type[commandline.HyperParameters]:
+        """The class of its flags: the fact `flags`, or one in the value."""
+        usual = commandline.HyperParameters
+        own = getattr(self.value, "HyperParameters", usual)
         return self.facts.get("flags", own)
 
 
@@ -119,13 +117,12 @@ class Registry:
                 raise TypeError(
                     f"{value.__qualname__} is not a subclass of {self._base}"
                 )
-            entry = Entry(pattern, value, facts)
             own = facts.get("flags") or vars(value).get("HyperParameters")
-            if own is not None and "prefix" not in vars(own):
-                own.prefix = f"{_prefix(pattern, self.flag)}."
             if own is not None:
+                if "prefix" not in vars(own):
+                    own.prefix = f"{_prefix(pattern, self.flag)}."
                 own.declared()  # checks the declarations
-            self._entries[pattern] = entry
+            self._entries[pattern] = Entry(pattern, value, facts)
             return value
 
         return add
@@ -157,21 +154,14 @@ class Registry:
                 if problem:
                     raise errors.InputError(given + problem)
                 return entry, match
+        kind = "method" if self.flag == "algorithm" else self.flag
         raise errors.InputError(
-            f"{given} is unknown"
-            + errors.nearest(name, self.names())
-            + f" {self._of_your_own()}"
+            f"{given} is unknown{errors.nearest(name, self.names())} (a "
+            f"{kind} of your own needs --plugin=FILE.py)"
         )
 
-    def _of_your_own(self) -> str:
-        kind = "method" if self.flag == "algorithm" else self.flag
-        return f"(a {kind} of your own needs --plugin=FILE.py)"
-
     def names(self) -> list[str]:
-        """Returns names to list in help and to suggest.
-
-        Of a pattern, these are its `examples` fact.
-        """
+        """Returns names to list in help and to suggest; see `Entry.names`."""
         return [name for entry in self for name in entry.names]
 
     def __iter__(self) -> Iterator[Entry]:
@@ -247,7 +237,7 @@ def load_plugin(path: str) -> None:
     Raises:
         InputError: There is no such file, or it fails.
     """
-    file = os.path.realpath(os.path.expanduser(path))
+    file = os.path.realpath(io.expand(path))
     name = f"simmatch_tf_plugin_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
     base = os.path.basename(file)
     if name in sys.modules or (base in _plugins and not os.path.exists(file)):
@@ -281,7 +271,7 @@ def load_plugin(path: str) -> None:
 
 def plugin_file(path: str) -> str:
     """Returns where the file that --plugin names is now; see `load_plugin`."""
-    file = os.path.realpath(os.path.expanduser(path))
+    file = os.path.realpath(io.expand(path))
     if os.path.exists(file):
         return file
     return _plugins.get(os.path.basename(file), file)
@@ -293,13 +283,10 @@ def file_of(value: Any) -> str | None:
     None for a value of the package, of a notebook, or of the program itself,
     which cannot be imported without running it.
     """
-    module = sys.modules.get(value.__module__)
-    file = getattr(module, "__file__", None)
-    if not file or value.__module__ == "__main__" or not file.endswith(".py"):
-        return None
-    if value.__module__.startswith("simmatch_tf."):
-        return None
-    return os.path.realpath(file)
+    name = value.__module__
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    own = name == "__main__" or name.startswith("simmatch_tf.")
+    return os.path.realpath(file) if file.endswith(".py") and not own else None
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -320,7 +307,7 @@ def _prefix(pattern: str, flag: str) -> str:
     """
     if re.fullmatch("[\\w:/-]+", pattern):
         return pattern
-    match = re.match(r"[A-Za-z](?:\w*[A-Za-z0-9])?(?![*?{])", pattern)
+    match = re.match(r"[A-Za-z](\w*[A-Za-z0-9])?(?![*?{])", pattern)
     if match is None:
         raise ValueError(
             f"--{flag}={pattern}: its flags need a name to stand before them; "

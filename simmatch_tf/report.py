@@ -17,7 +17,6 @@ from simmatch_tf.flags.errors import InputError
 
 if TYPE_CHECKING:
     from simmatch_tf.reporting import runs as runs_lib
-    from simmatch_tf.serving import scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,51 +60,33 @@ class ReportConfig(config_lib.ImageFolders):
         """The page and the folder must be such as can be written."""
         commandline.check_output_file("output", self.output, (".html", ".htm"))
         commandline.check_output_folder("figures", self.figures)
-        if self.figures is None:
-            return
-        path = io.expand(self.figures)
-        if not path.is_dir() and not path.absolute().parent.is_dir():
-            raise InputError(
-                f"--figures={self.figures}: must be in a folder that exists"
-            )
 
 
 def main(flags: ReportConfig) -> None:
     """Reads the runs, predicts their test images, and writes the page."""
     from simmatch_tf.reporting import runs as runs_lib
 
-    places = runs_lib.find(flags.runs)
+    runs = runs_lib.read(flags.runs)
     # matplotlib takes a second to import: only after the cheap checks.
     from simmatch_tf.reporting import report_page
 
-    groups = runs_lib.group([runs_lib.read(place) for place in places])
+    groups = runs_lib.group(runs)
     inspections = report_page.Inspections(*_inspect(groups, flags))
     output = io.expand(flags.output)
     io.write_text(output, report_page.page(groups, inspections))
-    folder = io.expand(flags.figures) if flags.figures else None
-    if folder is not None:
+    if flags.figures is not None:
+        folder = io.expand(flags.figures)
         names = report_page.save_figures(groups, inspections, folder)
     known = report_page.reports(groups, inspections)
     print(tables.plain(report_page.result(groups, known)))
-    notes = report_page.not_compared(groups) + report_page.unfinished(groups)
-    for name, reason in inspections.skipped.items():
-        notes.append(f"{name}: no test images are shown: {reason}")
-    print("\n".join(["", *notes, f"Written to {output}."]))
-    if folder is not None:
-        print(f"In {folder}: {', '.join(names) or 'no figure'}.")
-
-
-def make_inspector(flags: ReportConfig) -> "scoring.Inspector":
-    """Returns the inspector of test images that the flags describe."""
-    from simmatch_tf.serving import scoring
-
-    return scoring.Inspector(
-        data_dir=flags.data_dir,
-        tfds_dir=flags.tfds_dir,
-        neighbors=flags.neighbors,
-        batch_size=flags.batch_size,
-        images=flags.images,
+    notes = (
+        report_page.not_compared(groups)
+        + report_page.unfinished(groups)
+        + report_page.left_out(inspections)
     )
+    print("\n".join(["", *notes, f"Written to {output}."]))
+    if flags.figures is not None:
+        print(f"In {folder}: {', '.join(names) or 'no figure'}.")
 
 
 def _inspect(
@@ -117,25 +98,32 @@ def _inspect(
         The attributes of `report_page.Inspections`. Each group shows the
         images of its worst run, which has the most errors to look at.
     """
+    runs = [run for group in groups for run in group.finished]
+    if flags.images == 0:
+        return {}, [], {run.name: "--images=0" for run in runs}
+    if not runs:
+        return {}, [], {}
+    preflight.start()  # with the kernels of training
+    from simmatch_tf.serving import scoring
+
+    inspector = scoring.Inspector(
+        data_dir=flags.data_dir,
+        tfds_dir=flags.tfds_dir,
+        neighbors=flags.neighbors,
+        batch_size=flags.batch_size,
+        images=flags.images,
+    )
     by_run, shown, skipped = {}, [], {}
-    inspector = None
     for group in groups:
         worst = min(group.finished, key=lambda r: r.result.top1, default=None)
         for run in group.finished:
-            if flags.images == 0:
-                skipped[run.name] = "--images=0"
-                continue
-            if inspector is None:
-                preflight.start()  # with the kernels of training
-                inspector = make_inspector(flags)
             try:
                 by_run[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst
                 )
+                shown += [run.name] * (run is worst)
             except InputError as error:
                 skipped[run.name] = str(error)
-        if worst is not None and worst.name in by_run:
-            shown.append(worst.name)
     return by_run, shown, skipped
 
 

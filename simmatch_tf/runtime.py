@@ -70,8 +70,6 @@ _SETTINGS = (
         bool(tf.config.list_physical_devices("GPU")),
     ),
 )
-# Graph options that strategies of several workers set themselves.
-_AS_IT_COMES = ("scoped_allocator_optimization",)
 # glibc's mallopt parameters (malloc.h).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _MANY_CORES = 8
@@ -87,96 +85,38 @@ def pinned() -> Iterator[None]:
 
     Blocks may be nested, and run in several threads at once; the last one to
     end restores the settings.
-
-    Raises:
-        InputError: It is entered in a graph, or in a strategy's scope.
     """
-    if not _at_work:
-        _check()
+    global _at_work
     # Keras keeps it for each thread. None stands for floatx, until it is read.
     policy = global_state.get_global_attribute("dtype_policy")
-    _enter()
-    try:
-        keras.config.set_dtype_policy("float32")
-        yield
-    finally:
-        global_state.set_global_attribute("dtype_policy", policy)
-        _leave()
-
-
-def pin() -> None:
-    """Sets what a run needs for the rest of the process, as for a command.
-
-    Raises:
-        InputError: See `pinned`.
-    """
-    _check()
-    _write()
-    keras.config.set_dtype_policy("float32")
-
-
-def _write() -> None:
-    for setting in _SETTINGS:
-        setting.write(setting.wanted)
-
-
-def _enter() -> None:
-    global _at_work
     with _lock:
         if not _at_work:
             _before[:] = [setting.read() for setting in _SETTINGS]
-            _write()
         _at_work += 1
-
-
-def _leave() -> None:
-    global _at_work
-    with _lock:
-        _at_work -= 1
-        if not _at_work:
+        pin()
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute("dtype_policy", policy)
+        with _lock:
+            _at_work -= 1
             for setting, value in zip(_SETTINGS, _before, strict=True):
-                setting.write(value)
+                setting.write(setting.wanted if _at_work else value)
 
 
-def _check() -> None:
-    """Refuses contexts in which a run cannot work."""
-    if not tf.executing_eagerly():
-        raise InputError(
-            "TensorFlow does not run eagerly here, as in a tf.function or "
-            "after tf.compat.v1.disable_eager_execution(): a run must"
-        )
-    if tf.distribute.has_strategy():
-        raise InputError(
-            "a strategy's scope is entered here: a run makes its own strategy; "
-            "leave the scope first"
-        )
-    if tf_context.context().op_callbacks:
-        raise InputError(
-            "each of TensorFlow's operations has a callback, as after "
-            "tf.debugging.enable_check_numerics(): call "
-            "tf.debugging.disable_check_numerics() first; a run detects NaN "
-            "itself (--on_nonfinite)"
-        )
+def pin() -> None:
+    """Sets what a run needs for the rest of the process, as for a command."""
+    for setting in _SETTINGS:
+        setting.write(setting.wanted)
+    keras.config.set_dtype_policy("float32")
 
 
 def check_exact() -> None:
-    """Checks settings that change a run's last bits and cannot be restored.
+    """Checks a setting that changes a run's last bits and cannot be restored.
 
     Raises:
-        InputError: The process has such a setting.
+        InputError: The program has set the number of threads.
     """
-    options = {
-        name: value
-        for name, value in (
-            tf.config.optimizer.get_experimental_options().items()
-        )
-        if name not in _AS_IT_COMES and (value or "disable_" not in name)
-    }
-    if options:
-        raise InputError(
-            f"tf.config.optimizer.set_experimental_options was given {options}:"
-            " a run's numbers depend on it; start another process"
-        )
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     if threads:
         raise InputError(

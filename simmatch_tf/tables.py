@@ -3,6 +3,8 @@
 The only module that writes tables. It imports nothing above `io`.
 """
 
+import csv
+import io as io_lib
 import re
 from collections.abc import Sequence
 
@@ -37,6 +39,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(map(escape, row))} |" for row in rows]
     lines.insert(1, f"| {' | '.join(['---'] * len(rows[0]))} |")
     return "\n".join(lines)
+
+
+def comma_separated(rows: Sequence[Sequence]) -> str:
+    """Writes a table as CSV, one line a row; None is an empty cell."""
+    text = io_lib.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def escape(text: str) -> str:

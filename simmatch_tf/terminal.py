@@ -17,26 +17,15 @@ from absl import flags, logging
 if TYPE_CHECKING:
     import tqdm
 
-# Tells the process of `without_noise` to drop what it holds back.
-_DONE = b"\0simmatch_tf: done\n"
-# Runs in a process of its own, so that the output of an import that crashes is
-# not lost.
-_HOLD = r"""
+# Runs in a process of its own, so that the last words of an import that crashes
+# are not lost.
+_FILTER = """
 import re, sys
 noise = re.compile(sys.argv[1].encode())
-done = b"\0simmatch_tf: done\n"
-held = []
 for line in sys.stdin.buffer:
-    if line.endswith(done):
-        held = [line[:-len(done)]]
-        break
-    if noise.match(line):
-        held.append(line)
-    else:
+    if not noise.match(line):
         sys.stderr.buffer.write(line)
         sys.stderr.buffer.flush()
-sys.stderr.buffer.write(b"".join(held))
-sys.stderr.buffer.flush()
 """
 # Lines of TensorFlow's C++ code below level FATAL, before and after it has set
 # up its log.
@@ -144,65 +133,32 @@ def without_noise() -> Iterator[None]:
     """Suppresses messages of TensorFlow's C++ code on file descriptor 2.
 
     Everything else that is written there meanwhile, by Python, other threads or
-    a crash, is passed on. If the block raises or the process crashes in it, the
-    suppressed messages are shown. With --verbosity=1 none is suppressed.
+    a crash, is passed on. With --verbosity=1 nothing is suppressed.
     """
-    wanted = _verbosity() >= logging.DEBUG
-    if wanted or not _silencing.acquire(blocking=False):
+    shown = sys.stderr is None or _verbosity() >= logging.DEBUG
+    if shown or not _silencing.acquire(blocking=False):
         yield
         return
-    diverted = _divert()
-    try:
-        yield
-        if diverted:
-            os.write(2, _DONE)
-    finally:
-        if diverted:
-            _give_back(*diverted)
-        _silencing.release()
-
-
-def _divert() -> tuple[subprocess.Popen, int] | None:
-    """Sends descriptor 2 through a process that filters it.
-
-    Returns:
-        The process, and a copy of the descriptor; None if no process can be
-        started, and nothing is filtered.
-    """
     noise = _NOISE
     if os.path.exists(_DRIVER):
         noise = f"(?!.*cuInit)(?:{noise})"
-    command = [sys.executable, "-I", "-S", "-c", _HOLD, noise]
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _FILTER, noise],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # so that Ctrl-C does not reach it
+    )
+    before = os.dup(2)
     try:
-        real = os.dup(2)
-    except OSError:  # closed
-        return None
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,  # so that Ctrl-C does not reach it
-        )
-    except (OSError, TypeError):
-        os.close(real)
-        return None
-    _flush()
-    os.dup2(process.stdin.fileno(), 2)
-    process.stdin.close()
-    return process, real
-
-
-def _give_back(process: subprocess.Popen, real: int) -> None:
-    """Restores descriptor 2 and ends the process of `_divert`."""
-    _flush()
-    os.dup2(real, 2)
-    os.close(real)
-    # A process that inherited the descriptor may keep the pipe open.
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5)
-
-
-def _flush() -> None:
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        sys.stderr.flush()
+        print(end="", file=sys.stderr, flush=True)
+        os.dup2(process.stdin.fileno(), 2)
+        process.stdin.close()
+        yield
+    finally:
+        print(end="", file=sys.stderr, flush=True)
+        os.dup2(before, 2)
+        os.close(before)
+        # A process that inherited the descriptor may keep the pipe open.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        _silencing.release()

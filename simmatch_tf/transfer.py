@@ -6,9 +6,10 @@ python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
 """
 
 import dataclasses
+import itertools
 import pathlib
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, NamedTuple
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, signals, terminal
@@ -16,12 +17,8 @@ from simmatch_tf.data.sources import folder, tfds
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.probes import settings
 from simmatch_tf.reporting import transfer_table
 from simmatch_tf.training import workdir
-
-if TYPE_CHECKING:
-    from simmatch_tf.probes import encoders, tasks
 
 _OF_RUNS = ("student", "ema")
 _LIBRARIES = ("keras_applications", "keras_cv")
@@ -37,6 +34,20 @@ _OF_PROTOCOLS = {
     "decays": ("finetune",),
     "crop_area": ("finetune",),
 }
+
+
+class Named(NamedTuple):
+    """A model of --model.
+
+    Attributes:
+        name: Name of its row in the table.
+        model: A folder, or LIBRARY:NAME.
+        library: "keras_applications", "keras_cv" or None.
+    """
+
+    name: str
+    model: str
+    library: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,20 +189,20 @@ class TransferConfig(config_lib.Plugins):
         for name in ("output", "cache_dir"):
             commandline.check_output_folder(name, getattr(self, name))
         self._check_protocol()
-        rate = min(settings.numbers("rates", self.rates))
-        decay = max(settings.numbers("decays", self.decays))
-        if decay > rate:
+        rates, decays = self._numbers("rates"), self._numbers("decays")
+        if max(decays) > min(rates):
             raise InputError(
                 f"--decays={self.decays} and --rates={self.rates}: a decay is "
-                f"divided by the rate, so {decay:g} must not be above {rate:g}"
+                f"divided by the rate, so {max(decays):g} must not be above "
+                f"{min(rates):g}"
             )
         names = [named.name for named in self.named_models()]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(
-                    f"--model: two are called {name}; call one by NAME=MODEL"
-                )
         for named in self.named_models():
+            if names.count(named.name) > 1:
+                raise InputError(
+                    f"--model: two are called {named.name}; call one by "
+                    "NAME=MODEL"
+                )
             self._check_model(named)
         self._check_datasets()
 
@@ -204,27 +215,50 @@ class TransferConfig(config_lib.Plugins):
                     f"--{name}={value}: is for --protocol="
                     f"{' or '.join(protocols)}, not {self.protocol}"
                 )
-        if self.random_backbone and self.weights == settings.NEW:
+        if self.random_backbone and self.weights == "random":
             raise InputError(
                 "--random_backbone and --weights=random: all weights are new "
                 "already"
             )
-        random = self.random_backbone or self.weights == settings.NEW
+        random = self.random_backbone or self.weights == "random"
         if self.seed and not random and self.protocol != "finetune":
             raise InputError(
                 f"--seed={self.seed}: nothing is drawn, without new weights, "
                 f"by --protocol={self.protocol}"
             )
 
-    def _check_model(self, named: settings.Named) -> None:
+    def _numbers(self, name: str) -> list[float]:
+        """Returns the sorted numbers of --rates or --decays."""
+        value = getattr(self, name)
+        try:
+            numbers = sorted(float(word) for word in value.split(","))
+        except ValueError:
+            numbers = []
+        # They name the runs' folders, which must differ.
+        distinct = len({f"{number:g}" for number in numbers}) == len(numbers)
+        if not (
+            numbers
+            and distinct
+            and 0 <= numbers[0]
+            and numbers[-1] <= 100
+            and (numbers[0] > 0 or name == "decays")
+        ):
+            least = "above 0" if name == "rates" else "at least 0"
+            raise InputError(
+                f"--{name}={value}: must be numbers {least} and at most 100, "
+                "each once, with commas between"
+            )
+        return numbers
+
+    def _check_model(self, named: Named) -> None:
         if named.library is not None:
             registry.networks.find(named.model, flag="model")
             if self.weights in _OF_RUNS:
                 raise InputError(
                     f"--weights={self.weights}: is for runs; for {named.model} "
-                    f"give {settings.PUBLISHED}, {settings.NEW} or a file"
+                    "give imagenet, random or a file"
                 )
-            if self.weights not in (None, settings.PUBLISHED, settings.NEW):
+            if self.weights not in (None, "imagenet", "random"):
                 preflight.kind_of_weights(self.weights, "weights")
             if self.image_size is not None:
                 registry.networks.check_side(
@@ -264,7 +298,7 @@ class TransferConfig(config_lib.Plugins):
                 )
             known.update(fact for fact in facts if facts[fact])
             if "is_prepared" in facts:
-                tfds.check_name(name, self.tfds_dir, flag="datasets")
+                tfds.check_name(name, flag="datasets")
         if ("needs_data_dir" in known) != (self.data_dir is not None):
             raise InputError(
                 f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
@@ -284,11 +318,9 @@ class TransferConfig(config_lib.Plugins):
         if "folder" in names:
             images = folder.Listing(self.data_dir, unlabeled=False)
             images.check(need_unlabeled=False)
-        manual = self.tfds_manual_dir
-        if manual and not io.expand(manual).is_dir():
-            raise InputError(f"--tfds_manual_dir={manual}: no such folder")
+        preflight.check_folder("tfds_manual_dir", self.tfds_manual_dir)
 
-    def named_models(self) -> list[settings.Named]:
+    def named_models(self) -> list[Named]:
         """Returns the models of --model and their names.
 
         Raises:
@@ -307,7 +339,7 @@ class TransferConfig(config_lib.Plugins):
                 name = model if library else pathlib.Path(model).resolve().name
             # Names of files need not be valid UTF-8.
             name = name.encode("utf-8", "backslashreplace").decode()
-            models.append(settings.Named(name, model, library))
+            models.append(Named(name, model, library))
         return models
 
     def dataset_names(self) -> list[str]:
@@ -315,13 +347,10 @@ class TransferConfig(config_lib.Plugins):
         words = (self.datasets or "").split(",")
         return [word.strip() for word in words if word.strip()]
 
-    def chosen(self) -> settings.Settings:
-        """Returns how the models are to be measured."""
-        return settings.Settings(
-            **{
-                field.name: getattr(self, field.name)
-                for field in dataclasses.fields(settings.Settings)
-            }
+    def grid(self) -> itertools.product:
+        """Returns each of --rates with each of --decays."""
+        return itertools.product(
+            self._numbers("rates"), self._numbers("decays")
         )
 
 
@@ -347,47 +376,20 @@ def main(flags: TransferConfig) -> int | None:
     return None
 
 
-def load_models(flags: TransferConfig) -> "list[encoders.Encoder]":
-    """Loads the models; see `probes.encoders.find`."""
-    from simmatch_tf.probes import encoders
-
-    return encoders.find(
-        flags.named_models(),
-        weights=flags.weights,
-        image_size=flags.image_size,
-        seed=flags.seed,
-        random_backbone=flags.random_backbone,
-    )
-
-
-def load_task(name: str, flags: TransferConfig) -> "tasks.Task":
-    """Loads one of --datasets; see `probes.tasks.load`."""
-    from simmatch_tf.probes import tasks
-
-    return tasks.load(
-        name,
-        data_dir=flags.data_dir,
-        tfds_dir=flags.tfds_dir,
-        tfds_manual_dir=flags.tfds_manual_dir,
-        on_bad_image=flags.on_bad_image,
-    )
-
-
 def _measure(flags: TransferConfig) -> tuple:
-    """Every model on every dataset."""
+    """Measures every model on every dataset."""
     # TensorFlow is imported only now that all that is cheap is checked.
     preflight.start()  # by the kernels of training
-    from simmatch_tf.probes import measuring
+    from simmatch_tf.probes import encoders, measuring, tasks
 
-    measurer = measuring.Measurer(flags.chosen())
     terminal.say(f"loading {', '.join(flags.model)}")
-    models = load_models(flags)
+    models = encoders.load(flags)
     outcomes = []
     for name in flags.dataset_names():
         terminal.say(f"reading the images of {name}")
-        task = load_task(name, flags)
+        task = tasks.load(name, flags)
         for model in models:
-            outcomes.append(measurer.measure(model, task))
+            outcomes.append(measuring.measure(flags, model, task))
             print(transfer_table.line(outcomes[-1]), flush=True)
     return tuple(outcomes)
 

@@ -115,10 +115,10 @@ def test_defaults_are_the_published_cifar_settings():
         ({"on_bad_image": "x"}, "--on_bad_image=x is unknown"),
         ({"on_bad_image": "skip"}, "--on_bad_image=skip: is for --dataset=fol"),
         ({"dataset": "cifar10:3.0.2", "labels": 45}, "not divisible by the 10"),
-        ({"labels": None, "label_fraction": 0.0}, "must be above 0"),
+        ({"labels": None, "label_fraction": 0.0}, "must be in"),
         ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
         ({"steps": None}, "--steps is missing: give --steps or --epochs"),
-        ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be above 0"),
+        ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be at least"),
         ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
         (

@@ -7,7 +7,6 @@ import pytest
 
 _IMPORT_ALL = """
 import importlib, pkgutil, sys
-from absl import flags
 from simmatch_tf import config, registry
 for name in ("algorithms", "modules", "ops"):
     package = importlib.import_module("simmatch_tf." + name)
@@ -17,7 +16,7 @@ for name in ("algorithms", "modules", "ops"):
             importlib.import_module(package.__name__ + "." + module.name)
 names = set(registry.algorithms.names())
 assert names >= {"simmatch", "fixmatch", "supervised"}
-config.Config.define_flags(flags.FlagValues())
+config.Config.declared()
 assert not {"tensorflow", "keras", "numpy"} & set(sys.modules)
 """
 

@@ -8,7 +8,6 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf import (
-    evaluate,
     preflight,
     terminal,
 )
@@ -60,29 +59,6 @@ def test_what_changes_nothing_is_not(name, value, monkeypatch):
     preflight.check_environment()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[]", r"it holds \[\]: must be settings"),
-        ('{"nnx_enabled": true}', "nnx_enabled makes"),
-        ('{"floatx": "bfloat16"}', "floatx is 'bfloat16': must be one of"),
-        ('{"epsilon": 1}', "epsilon is 1: must be"),
-        ('{"image_data_format": "NCHW"}', "image_data_format is 'NCHW'"),
-    ],
-)
-def test_settings_that_keras_cannot_take(
-    content, message, tmp_path, monkeypatch
-):
-    path = tmp_path / "keras.json"
-    path.write_text(content)
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=f"^{path}: {message}"):
-        preflight.check_environment()
-    for content in ("no JSON", '{"floatx": "float16"}'):  # read, or not
-        path.write_text(content)
-        preflight.check_environment()
-
-
 def test_threads(monkeypatch):
     monkeypatch.setattr(preflight, "processors", lambda: 4)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "4")
@@ -99,32 +75,6 @@ def test_fit_refuses_them_too(tmp_path, monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     with pytest.raises(InputError, match="ONEDNN_MAX_CPU_ISA=SSE41"):
         runs.fit(tmp_path / "run")
-
-
-def test_names_of_files_in_another_encoding(tmp_path, monkeypatch):
-    for name in ("labeled/a/0.png", "labeled/b/0.png", "unlabeled/0.png"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    config = runs.config(
-        tmp_path, dataset="folder", data_dir=str(tmp_path), labels=None
-    )
-    preflight.check_images(config)
-    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
-    with pytest.raises(
-        InputError, match="as ascii; start it as python -X utf8"
-    ):
-        preflight.check_images(config)
-
-
-def test_a_home_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("HOME", "/nowhere")
-    words = ["evaluate", "--workdir=~/runs/a"]
-    evaluate.EvaluateConfig.from_argv(words)  # it has a name at least
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(
-        InputError, match="--workdir=~/runs/a: there is no home"
-    ):
-        evaluate.EvaluateConfig.from_argv(words)
 
 
 def script(code, *words, **variables):
@@ -230,7 +180,7 @@ simmatch_tf.fit
 from tensorflow.python.util import _pywrap_util_port as port
 from simmatch_tf import preflight
 warnings = []
-preflight.logging.warning = lambda *_: warnings.append(1)
+preflight.terminal.warn = lambda *_: warnings.append(1)
 preflight.warn_of_kernels()
 print(port.IsMklEnabled(), os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
       bool(warnings))

@@ -298,7 +298,6 @@ def test_two_algorithms_cannot_have_one_flag(plugin):
             "width: int = commandline.flag(1, 'Width.')",
             "HyperParameters declares",
         ),
-        ("width: int = 1", "HyperParameters declares flags: decorate it with"),
         ("*width: int = 1", "width: make each field by commandline.flag"),
         (
             "*width: list[int] = commandline.flag((), 'Width.')",

@@ -59,3 +59,8 @@ def test_numbers():
 )
 def test_durations(seconds, text):
     assert tables.duration(seconds) == text
+
+
+def test_comma_separated():
+    rows = [["a", "b"], ["x, y", None], [0.5, 'say "z"']]
+    assert tables.comma_separated(rows) == 'a,b\n"x, y",\n0.5,"say ""z"""\n'

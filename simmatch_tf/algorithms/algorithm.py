@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -27,17 +28,6 @@ from simmatch_tf.ops import schedules
 Batch = dict[str, "tf.Tensor"]
 Metrics = dict[str, Any]
 
-# Operations that call functions.
-_CALLS = {
-    "Case",
-    "If",
-    "PartitionedCall",
-    "StatefulPartitionedCall",
-    "StatelessCase",
-    "StatelessIf",
-    "StatelessWhile",
-    "While",
-}
 # Operations with a hidden state, which no checkpoint holds.
 _STATEFUL = {
     "Multinomial": "tf.random.categorical",
@@ -52,14 +42,7 @@ _STATEFUL = {
     "TruncatedNormal": "tf.random.truncated_normal",
 }
 
-_AUGMENTATIONS = (
-    "weak",
-    "strong",
-    "randaugment",
-    "moco",
-    "keras_cv",
-    "none",
-)
+_AUGMENTATIONS = ("weak", "strong", "randaugment", "moco", "keras_cv", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +195,7 @@ class Algorithm(lazy.Module):
 
         Raises:
             ValueError: A view is unknown, or `defaults` of HyperParameters
-                names a flag that does not exist.
+                names no flag of every run.
         """
         super().__init_subclass__(**kwargs)
         for name in ("labeled_views", "unlabeled_views"):
@@ -222,7 +205,7 @@ class Algorithm(lazy.Module):
                     f"{name}={declared!r}: must be a tuple, such as "
                     f"({declared!r},)"
                 )
-            if isinstance(declared, tuple | list):
+            if isinstance(declared, tuple | list):  # not a property
                 for view in declared:
                     View.parse(view)
         known = [
@@ -230,14 +213,7 @@ class Algorithm(lazy.Module):
             for field in dataclasses.fields(config_lib.Config)
             if "help" in field.metadata
         ]
-        own = getattr(cls.HyperParameters, "__dataclass_fields__", {})
-        for name in getattr(cls.HyperParameters, "defaults", {}):
-            if name in own:
-                raise ValueError(
-                    f"defaults of {cls.__name__} has {name!r}, a field of its "
-                    "HyperParameters: declare the field again with the other "
-                    "default"
-                )
+        for name in cls.HyperParameters.defaults:
             if name not in known:
                 raise ValueError(
                     f"defaults of {cls.__name__} has {name!r}, which is no "
@@ -455,10 +431,9 @@ class Algorithm(lazy.Module):
             gradients = [gradient / scale for gradient in gradients]
         # Those of the last layers come first.
         pairs = list(zip(weights, gradients, strict=True))[::-1]
-        self.guard.note(
-            {v.path: v.value for v in batch_norm.statistics(self.student)}
-            | {f"gradient of {w.path}": g for w, g in pairs}
-        )
+        self._traced.tensors = {
+            v.path: v.value for v in batch_norm.statistics(self.student)
+        } | {f"gradient of {w.path}": g for w, g in pairs}
         self.optimizer.apply(gradients, weights)
         if self.config.batch_norm == "local" and replica.count() > 1:
             self._share_statistics()
@@ -524,21 +499,24 @@ class Algorithm(lazy.Module):
         losses = [name for name in metrics if name != diagnostics.DIAGNOSTICS]
         losses.sort(key=lambda name: name == "loss/total")
         undo = self.guard.examine(
-            self.step, {n: metrics[n] for n in losses}, self.loss_scale
+            self.step,
+            {name: metrics[name] for name in losses},
+            self._traced.tensors,
+            self.loss_scale,
         )
-        guard.put_back(variables, before, undo)
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(tf.where(undo, value, variable))
         if self.loss_scale:
             metrics["loss_scale"] = tf.identity(self.loss_scale.scale)
         return metrics
 
     def _checked_step(self, batch: Batch) -> Metrics:
         """Takes a `train_step`, and checks what it does."""
-        graph = tf.compat.v1.get_default_graph()
-        begin = 0 if tf.executing_eagerly() else len(graph.get_operations())
         self._traced.calls, self._traced.guarded = 0, True
+        self._traced.tensors = {}
         method = type(self).train_step
         code = inspect.unwrap(method).__code__
-        file, line = code.co_filename, code.co_firstlineno
+        file = code.co_filename
         try:
             metrics = self.train_step(_Batch(batch))
             # A tf.function calls it when it is first traced only.
@@ -553,22 +531,9 @@ class Algorithm(lazy.Module):
                     '"loss/total"'
                 )
             if not tf.executing_eagerly():
-                random = _irreproducible(graph, begin)
-                if random:
-                    kind, operation = random
-                    lines = [
-                        frame.lineno
-                        for frame in operation.traceback
-                        if frame.filename == file
-                    ]
-                    line = lines[-1] if lines else line
-                    raise errors.InputError(
-                        f"train_step uses {_STATEFUL[kind]}, which is not "
-                        "reproducible: use self.seed(stream) with "
-                        "simmatch_tf.ops.sampling"
-                    )
+                _check_random(tf.compat.v1.get_default_graph())
         except errors.InputError as error:
-            line = errors.line_in(file, error) or line
+            line = errors.line_in(file, error) or code.co_firstlineno
             raise errors.InputError(f"{file}, line {line}: {error}") from error
         finally:
             self._traced.guarded = False
@@ -610,45 +575,18 @@ def state(
     return list({id(variable): variable for variable in variables}.values())
 
 
-def _irreproducible(
-    graph: tf.Graph, begin: int
-) -> tuple[str, tf.Operation] | None:
-    """Finds a random operation with a state of its own.
+def _check_random(graph: tf.Graph) -> None:
+    """Refuses random operations with a state of their own.
 
-    Args:
-        graph: The graph of the step.
-        begin: Number of its operations that are not the step's.
-
-    Returns:
-        The type of the operation, and the operation of the graph that is it or
-        calls it; None if there is none.
+    Raises:
+        InputError: The graph of a step, or a function that it calls, has one.
     """
-    library = None
-    for operation in graph.get_operations()[begin:]:
-        if operation.type in _STATEFUL:
-            return operation.type, operation
-        if operation.type not in _CALLS:
-            continue
-        if library is None:
-            library = {
-                function.signature.name: function.node_def
-                for function in graph.as_graph_def().library.function
-            }
-        names, seen = _functions(operation.node_def), set()
-        while names - seen:
-            name = (names - seen).pop()
-            seen.add(name)
-            for node in library.get(name, ()):
-                if node.op in _STATEFUL:
-                    return node.op, operation
-                names |= _functions(node)
-    return None
-
-
-def _functions(node: Any) -> set[str]:
-    """Returns the names of the functions that a NodeDef calls."""
-    values = node.attr.values()
-    parts = [part for value in values for part in (value, *value.list.func)]
-    return {
-        each.func.name if hasattr(each, "func") else each.name for each in parts
-    } - {""}
+    definition = graph.as_graph_def()
+    functions = [each.node_def for each in definition.library.function]
+    for node in itertools.chain(definition.node, *functions):
+        if node.op in _STATEFUL:
+            raise errors.InputError(
+                f"train_step uses {_STATEFUL[node.op]}, which is not "
+                "reproducible: use self.seed(stream) with "
+                "simmatch_tf.ops.sampling"
+            )

@@ -20,7 +20,7 @@ import dataclasses
 
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, pseudo_labeling
-from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.commandline import rare
 from simmatch_tf.lazy import tf
 from simmatch_tf.ops import losses
 
@@ -39,14 +39,11 @@ class FixMatch(pseudo_labeling.PseudoLabeling):
 
         prefix = ""
 
-        align: bool = flag(
-            False, "Whether to apply distribution alignment.", rare=True
-        )
-        pseudo_labels: str = flag(
+        align: bool = rare(False, "Whether to apply distribution alignment.")
+        pseudo_labels: str = rare(
             "hard",
             "Pseudo-labels: the most likely class, or all probabilities.",
             choices=("hard", "soft"),
-            rare=True,
         )
 
     def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simmatch_tf.algorithms import algorithm, diagnostics
 from simmatch_tf.flags import commandline, errors
-from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.commandline import flag, rare
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment
 
@@ -53,30 +53,25 @@ class HyperParameters(commandline.HyperParameters):
         "the teacher for ImageNet.",
         choices=("teacher", "student"),
     )
-    teacher_norm: str = flag(
+    teacher_norm: str = rare(
         "eman",
         "BatchNorm of the teacher with --targets_from=teacher: running "
         "averages (eman), or statistics of each batch, shuffled over the "
         "devices.",
         choices=("eman", "shuffle"),
-        rare=True,
     )
-    weak_forward: str = flag(
+    weak_forward: str = rare(
         "joint",
         "Forward pass of the weak views with --targets_from=student: jointly "
         "with the student's other images, or separately, which needs less "
         "memory.",
         choices=("joint", "separate"),
-        rare=True,
     )
-    align: bool = flag(
-        True, "Whether to apply distribution alignment.", rare=True
-    )
-    da_window: int = flag(
+    align: bool = rare(True, "Whether to apply distribution alignment.")
+    da_window: int = rare(
         32,
         "Number of batches that distribution alignment averages over.",
         low=1,
-        rare=True,
     )
 
     def check(self) -> None:

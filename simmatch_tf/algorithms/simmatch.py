@@ -26,7 +26,7 @@ import dataclasses
 
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
-from simmatch_tf.flags.commandline import flag
+from simmatch_tf.flags.commandline import flag, rare, rare_operational
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import memory
 from simmatch_tf.ops import losses
@@ -62,40 +62,34 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
         lambda_in: float = flag(
             1.0, "Weight of the instance matching loss.", low=0, high=1e6
         )
-        scale_instances: bool = flag(
+        scale_instances: bool = rare(
             True,
             "Whether instance pseudo-labels are scaled by the class "
             "probabilities p^w (off: Table 5, w/o q^).",
-            rare=True,
         )
-        smooth_classes: bool = flag(
+        smooth_classes: bool = rare(
             True,
             "Whether class pseudo-labels are smoothed by the instance "
             "pseudo-labels (off: Table 5, w/o p^).",
-            rare=True,
         )
-        memory_momentum: float = flag(
+        memory_momentum: float = rare(
             0.7,
             "Momentum of the embeddings in the memory bank with "
             "--targets_from=student.",
             low=0,
             high=0.99999,
-            rare=True,
         )
-        matching_start_steps: int = flag(
+        matching_start_steps: int = rare(
             0,
             "Step at which instance loss and smoothing start, if the memory "
             "bank is full by then.",
             low=0,
-            rare=True,
         )
-        memory_placement: str = flag(
+        memory_placement: str = rare_operational(
             "replicated",
             "Memory bank on several devices: whole on each, or divided among "
             "them.",
             choices=("replicated", "sharded"),
-            operational=True,
-            rare=True,
         )
 
     needs_embeddings = True

@@ -7,11 +7,8 @@ module does not import TensorFlow.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
 
-from absl import logging
-
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.lazy import np
 
 
@@ -20,27 +17,19 @@ def path(name: str) -> pathlib.Path | None:
     try:
         return io.cache_folder() / name
     except RuntimeError as error:  # a user without a home
-        logging.warning("%s cannot be kept (%s)", name, error)
+        terminal.warn(f"{name} cannot be kept ({error})")
         return None
 
 
-def read(
-    path: pathlib.Path, select: Callable[[dict], dict]
-) -> dict[str, np.ndarray]:
-    """Reads arrays from a file in the cache; {} where it cannot be read.
-
-    Args:
-        path: The file.
-        select: Function from the file's arrays by name, which are read on
-            access, to the ones to return. It may raise anything.
-    """
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the arrays in a file of the cache; {} where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            return select(np.load(file, allow_pickle=False))
+            return dict(np.load(file, allow_pickle=False))
     except FileNotFoundError:
         return {}
     except Exception as error:  # a damaged file may raise anything
-        logging.warning("%s: is made again (%r)", path, error)
+        terminal.warn(f"{path}: is made again ({error!r})")
         return {}
 
 
@@ -52,4 +41,4 @@ def write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
             with open(temporary, "wb") as file:
                 np.savez(file, **arrays)
     except OSError as error:
-        logging.warning("%s: cannot be written (%s)", path, error)
+        terminal.warn(f"{path}: cannot be written ({error})")

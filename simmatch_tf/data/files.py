@@ -49,7 +49,6 @@ import numpy as np
 import PIL
 import PIL.Image
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import io as io_lib
 from simmatch_tf import terminal
@@ -74,21 +73,16 @@ _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _PNG_DEPTH = 24  # place of a PNG's bits a channel
 # 16-bit values that only use 12 bits have an upper byte below this.
 _DARK = 16
-_TURNS = dict(
-    zip(
-        range(2, 9),
-        (
-            PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-            PIL.Image.Transpose.ROTATE_180,
-            PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-            PIL.Image.Transpose.TRANSPOSE,
-            PIL.Image.Transpose.ROTATE_270,
-            PIL.Image.Transpose.TRANSVERSE,
-            PIL.Image.Transpose.ROTATE_90,
-        ),
-        strict=True,
-    )
-)
+_TURN = PIL.Image.Transpose
+_TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
+}
 # Remarks on images that can be used: bits, and the warning on each.
 TURNED, DARK = 1, 2
 _REMARKS = {
@@ -184,40 +178,35 @@ class FileImages:
 # --------------------------------------------------------- inspecting files --
 
 
+# What is kept of each file; of a bad one, zeros.
+_CONTENTS = np.dtype(
+    [
+        ("orientations", np.uint8),  # EXIF, 1 … 8
+        ("pixels", np.int64),  # number of them
+        ("sums", np.uint64, 3),  # of each channel's values 0 … 255
+        ("squares", np.uint64, 3),  # sums of their squares
+        ("digests", np.uint8, 16),  # of the file; see `fingerprint.digest`
+        ("remarks", np.uint8),  # see `warn`
+    ]
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """The contents of N files; those of a bad file are 0.
+    """The contents of N files.
 
     Attributes:
+        contents: Array [N] with the fields of `_CONTENTS`.
         reasons: Index of a bad file → why it cannot be used.
-        orientations: uint8 [N], EXIF 1 … 8; 0 where it is not known.
-        pixels: int64 [N], numbers of pixels.
-        sums: uint64 [N, 3], sums of each channel's values 0 … 255.
-        squares: uint64 [N, 3], sums of their squares.
-        digests: uint8 [N, 16], digests of the files.
-        remarks: uint8 [N], see `warn`.
     """
 
-    reasons: dict[int, str]
-    orientations: np.ndarray
-    pixels: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
-    digests: np.ndarray
-    remarks: np.ndarray
+    contents: np.recarray
+    reasons: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def empty(cls, files: int) -> "Inspection":
         """Returns the inspection of files before any has been read."""
-        return cls(
-            reasons={},
-            orientations=np.zeros(files, np.uint8),
-            pixels=np.zeros(files, np.int64),
-            sums=np.zeros([files, 3], np.uint64),
-            squares=np.zeros([files, 3], np.uint64),
-            digests=np.zeros([files, 16], np.uint8),
-            remarks=np.zeros(files, np.uint8),
-        )
+        return cls(np.zeros(files, _CONTENTS).view(np.recarray))
 
     def statistics(self, indices: np.ndarray) -> source_lib.Statistics:
         """Returns mean and standard deviation of the channels of some files.
@@ -228,17 +217,12 @@ class Inspection:
         Returns:
             Two lists of 3 numbers; white is 1.
         """
-        pixels = self.pixels[indices].sum()
-        mean = self.sums[indices].sum(axis=0) / pixels
-        spread = self.squares[indices].sum(axis=0) / pixels - mean**2
+        chosen = self.contents[indices]
+        pixels = chosen.pixels.sum()
+        mean = chosen.sums.sum(axis=0) / pixels
+        spread = chosen.squares.sum(axis=0) / pixels - mean**2
         std = np.sqrt(np.maximum(spread, 0)) / 255
         return (mean / 255).tolist(), np.maximum(std, 1e-3).tolist()
-
-
-# The fields that are kept of each file, beside its key.
-_COLUMNS = (
-    *("orientations", "pixels", "sums", "squares", "digests", "remarks"),
-)
 
 
 def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
@@ -251,25 +235,29 @@ def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
     """
     inspection = Inspection.empty(len(paths))
     keys = np.zeros([len(paths), 2], np.uint64)
+
+    def note_key(index: int) -> None:
+        keys[index] = _key(paths[index])
+
+    def inspect_file(index: int) -> None:
+        try:
+            inspection.contents[index] = _contents(paths[index])
+        except ValueError as error:
+            inspection.reasons[index] = str(error)
+
     with silent_pillow():
         if cache is not None:
-            _in_threads(
-                lambda i: _note_key(keys, i, paths[i]), np.arange(len(paths))
-            )
-            _read_cache(cache, keys, inspection)
-        unseen = np.flatnonzero(inspection.orientations == 0)
+            _in_threads(note_key, np.arange(len(paths)))
+            _read_cache(cache, keys, inspection.contents)
+        unseen = np.flatnonzero(inspection.contents.orientations == 0)
         if not len(unseen):
             return inspection
         terminal.say(f"checking {len(unseen)} new images; this is done once")
         try:
-            _in_threads(
-                lambda i: _inspect_file(inspection, i, paths[i]),
-                unseen,
-                bar=True,
-            )
+            _in_threads(inspect_file, unseen, bar=True)
         finally:  # After an interruption the next start goes on from here.
             if cache is not None:
-                _write_cache(cache, keys, inspection)
+                _write_cache(cache, keys, inspection.contents)
     return inspection
 
 
@@ -310,8 +298,8 @@ def usable(
             "with --on_bad_image=skip"
         )
     for line in lines:
-        logging.warning("%s", line)
-    logging.warning("%s, and are left out (--on_bad_image=skip)", count)
+        terminal.warn(line)
+    terminal.warn(f"{count}, and are left out (--on_bad_image=skip)")
     return np.setdiff1d(np.arange(len(paths)), bad)
 
 
@@ -356,12 +344,12 @@ def _in_threads(
             pool.shutdown(cancel_futures=True)
 
 
-def _note_key(keys: np.ndarray, index: int, path: str) -> None:
-    """Enters a key that differs between states of a file, uint64 [2]."""
+def _key(path: str) -> np.ndarray:
+    """Returns numbers that differ between states of a file, uint64 [2]."""
     try:
         status = os.stat(path)
     except OSError:
-        return
+        return np.zeros(2, np.uint64)
     # A program may set the modification time back, but not the time at which
     # it did so.
     state = b"%b\0%d %d %d %d" % (
@@ -372,80 +360,66 @@ def _note_key(keys: np.ndarray, index: int, path: str) -> None:
         status.st_ino,
     )
     digest = hashlib.blake2b(state, digest_size=16).digest()
-    keys[index] = np.frombuffer(digest, np.uint64)
+    return np.frombuffer(digest, np.uint64)
 
 
-def _version() -> np.ndarray:
+def _version() -> str:
     """Returns the versions that an inspection depends on."""
-    return np.array(f"3 {tf.__version__} {PIL.__version__}")
+    return f"4 {tf.__version__} {PIL.__version__}"
 
 
 def _read_cache(
-    cache: pathlib.Path, keys: np.ndarray, inspection: Inspection
+    cache: pathlib.Path, keys: np.ndarray, contents: np.recarray
 ) -> None:
     """Enters the files that were inspected before."""
-    same = None
-
-    def select(kept: dict) -> dict:
-        nonlocal same
-        if kept["version"] != _version():
-            return {}
-        known = kept["keys"]
-        rows = np.searchsorted(known[:, 0], keys[:, 0])
-        rows = np.minimum(rows, len(known) - 1)
-        same = np.flatnonzero((known[rows] == keys).all(axis=1))
-        return {name: kept[name][rows[same]] for name in _COLUMNS}
-
-    for name, column in cache_lib.read(cache, select).items():
-        getattr(inspection, name)[same] = column
+    kept = cache_lib.read(cache)
+    if kept.get("version") != _version():
+        return
+    known = kept["keys"]
+    rows = np.searchsorted(known[:, 0], keys[:, 0])
+    rows = np.minimum(rows, len(known) - 1)
+    same = np.flatnonzero((known[rows] == keys).all(axis=1))
+    contents[same] = kept["contents"][rows[same]]
 
 
 def _write_cache(
-    cache: pathlib.Path, keys: np.ndarray, inspection: Inspection
+    cache: pathlib.Path, keys: np.ndarray, contents: np.recarray
 ) -> None:
     """Keeps the inspection of good files.
 
     A bad one is inspected again: it may be repaired without a trace in its
     size and times, as on another machine's disk.
     """
-    good = np.flatnonzero((inspection.orientations > 0) & keys.any(axis=1))
+    good = np.flatnonzero((contents.orientations > 0) & keys.any(axis=1))
     if not len(good):
         return
     good = good[np.argsort(keys[good, 0], kind="stable")]
-    columns = {name: getattr(inspection, name)[good] for name in _COLUMNS}
-    arrays = {"version": _version(), "keys": keys[good], **columns}
+    arrays = {
+        "version": np.array(_version()),
+        "keys": keys[good],
+        "contents": np.asarray(contents[good]),
+    }
     cache_lib.write(cache, arrays)
 
 
-def _inspect_file(inspection: Inspection, index: int, path: str) -> None:
-    """Enters the contents of a file."""
-    try:
-        image = examine(path)
-    except ValueError as error:
-        inspection.reasons[index] = str(error)
-        return
-    inspection.sums[index], inspection.squares[index] = _sums(image.pixels)
-    inspection.pixels[index] = image.pixels.size // 3
-    inspection.digests[index] = np.frombuffer(image.digest, np.uint8)
-    inspection.remarks[index] = image.remarks
-    # Last: this marks the file as seen.
-    inspection.orientations[index] = image.orientation
+def _contents(path: str) -> tuple:
+    """Returns the fields of `_CONTENTS` for a file.
 
-
-def _sums(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sums of values and of squares [3]: exact, in little memory."""
-    flat = pixels.reshape(-1)
-    width, height = 3 * 4096, 256  # a block's squares fill 6 MB
-    whole = len(flat) // width * width
-    rows = flat[:whole].reshape(-1, width)
-    blocks = [rows[i : i + height] for i in range(0, len(rows), height)]
-    sums, squares = np.zeros([2, 3], np.uint64)
-    for block in (*blocks, flat[None, whole:]):
-        square = np.multiply(block, block, dtype=np.uint16)
-        for total, values in ((sums, block), (squares, square)):
-            columns = values.sum(axis=0, dtype=np.uint32)
-            total += columns.reshape(-1, 3).sum(axis=0, dtype=np.uint64)
-    return sums, squares
+    Raises:
+        ValueError: It cannot be used; the message says why.
+    """
+    image = examine(path)
+    counts = PIL.Image.fromarray(image.pixels).histogram()
+    counts = np.reshape(counts, [3, 256])
+    values = np.arange(256)
+    return (
+        image.orientation,
+        image.pixels.size // 3,
+        counts @ values,
+        counts @ values**2,
+        np.frombuffer(image.digest, np.uint8),
+        image.remarks,
+    )
 
 
 # ----------------------------------------------------------------- one file --
@@ -506,8 +480,10 @@ def _examine(file: BinaryIO) -> Examined:
     pixels = _decode(data)
     if image.format not in ("JPEG", "MPO", "PNG") or image.mode == "CMYK":
         _compare(image, pixels)
-    remarked = _remarks(image, data, orientation, pixels)
-    return Examined(orientation, pixels, fingerprint.digest(data), remarked)
+    remarks = TURNED * (_viewers_orientation(image, data) != orientation)
+    if image.format == "PNG" and data[_PNG_DEPTH] == 16:
+        remarks += DARK * bool(pixels.max() < _DARK)
+    return Examined(orientation, pixels, fingerprint.digest(data), remarks)
 
 
 def _decode(data: bytes) -> np.ndarray:
@@ -562,37 +538,10 @@ def _viewers_orientation(image: PIL.Image.Image, data: bytes) -> int:
     if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
         return 1
     try:
-        return _valid(image.getexif())
+        value = image.getexif().get(_ORIENTATION, 1)
+        return int(value) if value in range(1, 9) else 1
     except Exception:  # viewers show an image with damaged EXIF data, too
         return 1
-
-
-def _valid(exif: PIL.Image.Exif) -> int:
-    value = exif.get(_ORIENTATION, 1)
-    return int(value) if value in range(1, 9) else 1
-
-
-def turned(image: PIL.Image.Image) -> tuple[PIL.Image.Image, bool]:
-    """Turns an opened image as this package turns files.
-
-    Args:
-        image: Of any origin. An image of a format that is not read from files,
-            such as TIFF, is turned as Pillow does.
-
-    Returns:
-        The image as seen, and whether viewers turn it in another way.
-    """
-    image.load()  # a PNG may have EXIF behind its pixels
-    exif, own, viewers = PIL.Image.Exif(), 1, 1
-    with contextlib.suppress(Exception):  # damaged
-        viewers = _valid(image.getexif())
-    with contextlib.suppress(Exception):
-        exif.load(image.info.get("exif"))
-        own = _valid(exif)
-    if image.format not in (None, "MPO", *_FORMATS):
-        own = viewers
-    seen = image.transpose(_TURNS[own]) if own > 1 else image
-    return seen, own != viewers
 
 
 def small(path: str, side: int) -> PIL.Image.Image:
@@ -616,50 +565,6 @@ def small(path: str, side: int) -> PIL.Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation > 1 else image
 
 
-# ------------------------------------------------------------------ remarks --
-
-
-def _remarks(
-    image: PIL.Image.Image,
-    data: bytes,
-    orientation: int,
-    pixels: np.ndarray | None = None,
-) -> int:
-    bits = TURNED * (_viewers_orientation(image, data) != orientation)
-    if image.format == "PNG" and data[_PNG_DEPTH] == 16:
-        pixels = _decode(data) if pixels is None else pixels
-        bits += DARK * bool(pixels.max() < _DARK)
-    return bits
-
-
-def remarks(path: str) -> int:
-    """Returns the remarks on a file that is decoded elsewhere; see `warn`."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-        image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
-        return _remarks(image, data, _own_orientation(data))
-    except Exception:  # damaged since, or whatever Pillow's parsers raise
-        return 0
-
-
-def is_marked(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns whether a file may have `remarks`: bool, in a graph."""
-    png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
-    at = tf.minimum(_PNG_DEPTH, tf.strings.length(encoded))
-    deep = tf.equal(tf.strings.substr(encoded, at, 1), b"\x10")
-    # Not one pattern for all: plain texts are found several times faster.
-    return tf.cond(
-        png,
-        lambda: (
-            deep
-            | decoding.holds(encoded, "Raw profile type")
-            | decoding.holds(encoded, "XML:com.adobe.xmp")
-        ),
-        lambda: decoding.holds(encoded, "tiff:Orientation"),
-    )
-
-
 def warn(names: Sequence[str], remarked: np.ndarray) -> None:
     """Warns about images that can be used, one line for each kind of remark.
 
@@ -670,13 +575,9 @@ def warn(names: Sequence[str], remarked: np.ndarray) -> None:
     for bit, (remark, consequence) in _REMARKS.items():
         indices = np.flatnonzero(np.asarray(remarked) & bit)
         if len(indices):
-            logging.warning(
-                "%d of %d images %s (such as %s): %s",
-                len(indices),
-                len(names),
-                remark,
-                names[indices[0]],
-                consequence,
+            terminal.warn(
+                f"{len(indices)} of {len(names)} images {remark} (such as "
+                f"{names[indices[0]]}): {consequence}"
             )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import Any, Self
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, terminal
@@ -24,8 +25,7 @@ from simmatch_tf.flags.errors import InputError
 # What the name of a plugin begins with.
 PLUGIN = "--plugin="
 _SHOWN = 3  # names in a message
-_DIGEST_BYTES = 16
-_Digest = TypeVar("_Digest")
+_short = functools.partial(hashlib.blake2b, digest_size=16)
 # Name → see `Fingerprint.files`.
 Files = Mapping[str, tuple[int, int, str | None]]
 
@@ -257,14 +257,8 @@ def of_config(
 ) -> Fingerprint | None:
     """Returns the fingerprint of the images that the flags name now.
 
-    Args:
-        config: The flags.
-        then: What the run began with.
-
-    Returns:
-        The fingerprint, without that of `of_flags`. None where it is not known
-        before the images are loaded: those given from Python, and a dataset
-        that TFDS has not prepared here.
+    That of `of_flags` is left out. None where it is not known before the images
+    are loaded: see the fact `fingerprint` in `sources.source`.
 
     Raises:
         InputError: There is no such folder.
@@ -274,47 +268,26 @@ def of_config(
     return look and look(config, then)
 
 
-def digests(paths: Sequence[str]) -> list[str]:
-    """Returns digests of files' contents.
+def digests(
+    paths: Sequence[str], algorithm: str | Callable[[], Any] = _short
+) -> list[str]:
+    """Returns digests of files' contents, which need not fit into memory.
+
+    Args:
+        paths: The files.
+        algorithm: As for `hashlib.file_digest`; default: that of `digest`.
+
+    Returns:
+        Hexadecimal digits for each file.
 
     Raises:
         InputError: One cannot be read.
     """
 
     def digest_file(path: str) -> str:
-        with open(path, "rb") as file:
-            return digest(file.read()).hex()
-
-    return _of_each(digest_file, paths)
-
-
-def digest(content: bytes) -> bytes:
-    """Returns the digest of a file's content, 16 bytes."""
-    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
-
-
-def long_digests(paths: Sequence[str]) -> list[bytes]:
-    """Returns 32 bytes for each file, which need not fit into memory.
-
-    Raises:
-        InputError: One cannot be read.
-    """
-
-    def digest_file(path: str) -> bytes:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-
-    return _of_each(digest_file, paths)
-
-
-def _of_each(
-    function: Callable[[str], _Digest], paths: Sequence[str]
-) -> list[_Digest]:
-    """Calls a function that reads a file on each path, in threads."""
-
-    def call(path: str) -> _Digest:
         try:
-            return function(path)
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, algorithm).hexdigest()
         except OSError as error:
             raise InputError(
                 f"{io.printable(path)}: cannot be read "
@@ -322,4 +295,9 @@ def _of_each(
             ) from None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(call, paths))
+        return list(pool.map(digest_file, paths))
+
+
+def digest(content: bytes) -> bytes:
+    """Returns the digest of a file's content, 16 bytes."""
+    return _short(content).digest()

@@ -85,24 +85,11 @@ class Pipeline:
 
         Returns:
             One element for each replica of this worker and step, in order.
-
-        Raises:
-            ValueError: A batch does not divide by the replicas.
         """
         context = context or tf.distribute.InputContext()
         replicas = context.num_replicas_in_sync
         here = replicas // context.num_input_pipelines
         first = context.input_pipeline_id * here
-        sizes = {
-            "batch_size": self.labeled_views,
-            "unlabeled_batch_size": self.unlabeled_views,
-        }
-        for name, needed in sizes.items():
-            if needed and getattr(self, name) % replicas:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} does not divide by "
-                    f"{replicas} replicas"
-                )
 
         def make(element: tf.Tensor) -> Batch | tuple[tf.Tensor, Batch]:
             batch = self.batch(

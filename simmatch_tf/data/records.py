@@ -33,81 +33,50 @@ _SCAN_BUFFER = 8 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
-    """The places of records in files.
-
-    Attributes:
-        files: Paths of the record files.
-        shard: int32 [N], number of each record's file.
-        offset: int64 [N], where each record begins in its file.
-        labels: int32 [N], -1 where the class is not known.
-        names: bytes [N], or None.
-    """
-
-    files: Sequence[str]
-    shard: np.ndarray
-    offset: np.ndarray
-    labels: np.ndarray
-    names: np.ndarray | None
-
-    def __len__(self) -> int:
-        """Returns the number of records."""
-        return len(self.labels)
-
-
-@dataclasses.dataclass(frozen=True)
 class RecordImages:
     """Encoded images in TFRecord files; see `source.Encoded`.
 
     Attributes:
-        index: Their places.
+        paths: Paths of the record files.
+        shard: int32 [N], number of each image's file.
+        offset: int64 [N], where its record begins in the file.
+        labels: int32 [N], -1 where the class is not known.
+        names: N names, or None.
         feature: Key of the encoded image in a record.
     """
 
     encoded: ClassVar[bool] = True
-    index: Index
+    paths: Sequence[str]
+    shard: np.ndarray
+    offset: np.ndarray
+    labels: np.ndarray
+    names: Sequence[str] | None
     feature: str = "image"
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Classes, int32 [N]; -1 where one is not known."""
-        return self.index.labels
-
-    @functools.cached_property
-    def names(self) -> Sequence[str] | None:
-        """N names, or None."""
-        if self.index.names is None:
-            return None
-        return [name.decode(errors="replace") for name in self.index.names]
 
     def __len__(self) -> int:
         """Returns the number of images."""
-        return len(self.index)
+        return len(self.labels)
 
     def join(self, other: Self) -> Self:
         """Returns these images, then those of other record files."""
-        ours, theirs = self.index, other.index
-        named = ours.names is not None and theirs.names is not None
-        index = Index(
-            files=[*ours.files, *theirs.files],
-            shard=np.concatenate([ours.shard, theirs.shard + len(ours.files)]),
-            offset=np.concatenate([ours.offset, theirs.offset]),
-            labels=np.concatenate([ours.labels, theirs.labels]),
-            names=np.concatenate([ours.names, theirs.names]) if named else None,
+        return dataclasses.replace(
+            self,
+            paths=[*self.paths, *other.paths],
+            shard=np.concatenate([self.shard, other.shard + len(self.paths)]),
+            offset=np.concatenate([self.offset, other.offset]),
+            labels=np.concatenate([self.labels, other.labels]),
+            names=self.names and other.names and [*self.names, *other.names],
         )
-        return RecordImages(index, self.feature)
 
     def take(self, indices: np.ndarray) -> Self:
         """Returns the images at `indices` [n], n at least 1."""
-        names = self.index.names
-        index = Index(
-            files=self.index.files,
-            shard=self.index.shard[indices],
-            offset=self.index.offset[indices],
-            labels=self.index.labels[indices],
-            names=None if names is None else names[indices],
+        return dataclasses.replace(
+            self,
+            shard=self.shard[indices],
+            offset=self.offset[indices],
+            labels=self.labels[indices],
+            names=self.names and [self.names[index] for index in indices],
         )
-        return RecordImages(index, self.feature)
 
     def read(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns an image's bytes and the orientation 1: EXIF is ignored.
@@ -115,11 +84,16 @@ class RecordImages:
         TFDS ignores EXIF as well when it decodes a dataset's images, and so do
         published results on these datasets.
         """
-        files, shard, offset = self._tensors
-        records = _records(
-            tf.gather(files, tf.gather(shard, index))[None],
-            buffer=_BUFFER,
-            offsets=tf.gather(offset, index)[None],
+        paths, shard, offset = self._tensors
+        # The public class takes no offsets; the operation behind it does.
+        variant = tf.raw_ops.TFRecordDatasetV2(
+            filenames=tf.gather(paths, tf.gather(shard, index))[None],
+            compression_type="",
+            buffer_size=tf.constant(_BUFFER, tf.int64),
+            byte_offsets=tf.gather(offset, index)[None],
+        )
+        records = tf.data.experimental.from_variant(
+            variant, tf.TensorSpec([], tf.string)
         )
         record = records.take(1).get_single_element()
         parsed = tf.io.parse_single_example(
@@ -129,15 +103,13 @@ class RecordImages:
 
     def files(self) -> Sequence[str]:
         """Returns the paths of the files that hold any of the images."""
-        used = np.unique(self.index.shard)
-        return [self.index.files[number] for number in used]
+        return [self.paths[number] for number in np.unique(self.shard)]
 
     def layout(self) -> bytes:
         """Returns the images' places in `files`, and their key."""
-        index = self.index
         # Files are numbered by those in use: another one changes nothing.
-        shards = np.searchsorted(np.unique(index.shard), index.shard)
-        offsets = np.asarray(index.offset, np.int64)
+        shards = np.searchsorted(np.unique(self.shard), self.shard)
+        offsets = np.asarray(self.offset, np.int64)
         return shards.tobytes() + offsets.tobytes() + self.feature.encode()
 
     @functools.cached_property
@@ -145,28 +117,10 @@ class RecordImages:
         """Tensors for all graphs; constants in each would be copies."""
         with tf.init_scope(), tf.device("CPU"):
             return (
-                tf.constant(list(self.index.files)),
-                tf.convert_to_tensor(self.index.shard),
-                tf.convert_to_tensor(self.index.offset),
+                tf.constant(list(self.paths)),
+                tf.convert_to_tensor(self.shard),
+                tf.convert_to_tensor(self.offset),
             )
-
-
-def _records(
-    files: tf.Tensor, *, buffer: int, offsets: tf.Tensor | None = None
-) -> tf.data.Dataset:
-    """Returns raw records of each file, from an offset on."""
-    if offsets is None:
-        return tf.data.TFRecordDataset(files, buffer_size=buffer)
-    # The public class takes no offsets; the operation behind it does.
-    variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=files,
-        compression_type="",
-        buffer_size=tf.constant(buffer, tf.int64),
-        byte_offsets=offsets,
-    )
-    return tf.data.experimental.from_variant(
-        variant, tf.TensorSpec([], tf.string)
-    )
 
 
 # ---------------------------------------------------------------- the index --
@@ -178,9 +132,10 @@ def scan(
     label: str | None,
     name: str | None,
     cache_name: str,
+    feature: str = "image",
     promised: Sequence[int] | None = None,
-) -> Index:
-    """Makes the index of record files, or reads it from the cache.
+) -> RecordImages:
+    """Finds the images in record files, or reads from the cache where they are.
 
     Args:
         files: Paths, in order.
@@ -188,6 +143,7 @@ def scan(
         name: Key of the image's name; None: it has none.
         cache_name: Readable part of the cached file's name. A digest that
             differs for each state of the data is added.
+        feature: Key of the encoded image.
         promised: Number of records that each file must have; None: not known.
 
     Raises:
@@ -195,53 +151,36 @@ def scan(
             another number of records.
     """
     path = cache.path(_cache_name(files, cache_name, (label, name)))
-    kept = {}
-    if path is not None:
-        columns = ("shard", "offset", "labels")
-        kept = cache.read(
-            path,
-            lambda arrays: {
-                **{column: arrays[column] for column in columns},
-                "names": arrays["names"] if "names" in arrays else None,
-            },
+    arrays = cache.read(path) if path is not None else {}
+    if not arrays:
+        terminal.say(
+            f"{cache_name}: finding each image's place in its file; this is "
+            "done once"
         )
-    if kept:
-        index = Index(files=list(files), **kept)
-        _check_index(index, promised)
-        return index
-    terminal.say(
-        f"{cache_name}: finding each image's place in its file; this is done "
-        "once"
-    )
-    parts = [
-        _scan_file(file, label, name, wanted)
-        for file, wanted in zip(
-            files, promised or [None] * len(files), strict=True
-        )
-    ]
-    offsets, labels, names = zip(*parts, strict=True)
-    index = Index(
-        files=list(files),
-        shard=np.repeat(
-            np.arange(len(files), dtype=np.int32), [len(o) for o in offsets]
-        ),
-        offset=np.concatenate(offsets),
-        labels=np.concatenate(labels),
-        names=None if name is None else np.concatenate(names),
-    )
-    _check_index(index, promised)
-    if path is not None:
-        arrays = {n: getattr(index, n) for n in ("shard", "offset", "labels")}
-        if index.names is not None:
-            arrays["names"] = index.names
-        cache.write(path, arrays)
-    return index
-
-
-def _check_index(index: Index, promised: Sequence[int] | None) -> None:
+        counts = promised or [None] * len(files)
+        parts = [
+            _scan_file(file, label, name, count)
+            for file, count in zip(files, counts, strict=True)
+        ]
+        offsets, labels, names = zip(*parts, strict=True)
+        arrays = {
+            "shard": np.repeat(
+                np.arange(len(files), dtype=np.int32), [len(o) for o in offsets]
+            ),
+            "offset": np.concatenate(offsets),
+            "labels": np.concatenate(labels),
+        }
+        if name is not None:
+            arrays["names"] = np.concatenate(names)
+        if path is not None:
+            cache.write(path, arrays)
     if promised is not None:
-        counts = np.bincount(index.shard, minlength=len(index.files))
-        _check_counts(index.files, counts.tolist(), promised)
+        counts = np.bincount(arrays["shard"], minlength=len(files))
+        _check_counts(files, counts.tolist(), promised)
+    names = arrays.pop("names", None)
+    if names is not None:
+        names = [name.decode(errors="replace") for name in names]
+    return RecordImages(list(files), **arrays, names=names, feature=feature)
 
 
 def _scan_file(
@@ -261,7 +200,8 @@ def _scan_file(
             columns |= {f"feature {key}": parsed[key] for key in features}
         return columns
 
-    dataset = _records([path], buffer=_SCAN_BUFFER).batch(256)
+    dataset = tf.data.TFRecordDataset([path], buffer_size=_SCAN_BUFFER)
+    dataset = dataset.batch(256)
     dataset = dataset.map(tf.autograph.experimental.do_not_convert(parse))
     try:
         batches = list(dataset.as_numpy_iterator())
@@ -321,29 +261,6 @@ def count(path: str) -> int:
         return records
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def digest(path: str) -> str:
-    """Returns a digest of a file's records, in their order.
-
-    TFDS writes the features of a record in an order that differs from process
-    to process. So each record enters as its bytes in ascending order.
-
-    Raises:
-        InputError: It cannot be read.
-    """
-    result, place = hashlib.sha256(), 0
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    while place + _FRAME <= len(content):
-        (length,) = _LENGTH.unpack_from(content, place)
-        record = content[place + _HEADER : place + _HEADER + length]
-        # "stable": of bytes that is a radix sort, 15 times as fast.
-        result.update(np.sort(np.frombuffer(record, np.uint8), kind="stable"))
-        place += _FRAME + length
-    return result.hexdigest()
 
 
 def check(files: Sequence[str], promised: Sequence[int]) -> None:

@@ -10,9 +10,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
-from absl import logging
-
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.flags.errors import InputError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -146,22 +144,17 @@ class Walker:
             kinds: Which files were left out; default: their `endings`.
         """
         if self.left_out:
-            logging.warning(
-                "%s: %d files are left out, as their names do not end in %s: "
-                "%s",
-                given,
-                len(self.left_out),
-                " ".join(self._endings),
-                kinds or endings(self.left_out),
+            terminal.warn(
+                f"{given}: {len(self.left_out)} files are left out, as their "
+                f"names do not end in {' '.join(self._endings)}: "
+                + (kinds or endings(self.left_out))
             )
         if self.systems:
-            logging.warning(
-                "%s: folders in which a system keeps thumbnails or deleted "
-                "files are left out: %s",
-                given,
-                ", ".join(
-                    f"{n} {name}" for name, n in sorted(self.systems.items())
-                ),
+            counts = sorted(self.systems.items())
+            terminal.warn(
+                f"{given}: folders in which a system keeps thumbnails or "
+                "deleted files are left out: "
+                + ", ".join(f"{count} {name}" for name, count in counts)
             )
 
     def _absolute(self, path: str) -> str:
@@ -237,7 +230,11 @@ def find(images: str) -> Selection:
     """
     path = str(io.expand(images)) if images.startswith("~") else images
     if os.path.isdir(path):
-        chosen = _in_folder(path)
+        walker = Walker(path)
+        names = sorted(walker.images())
+        walker.warn(f"--images={io.printable(path)}")
+        paths = [os.path.join(os.path.abspath(path), name) for name in names]
+        chosen = Selection(paths, names)
     elif os.path.isfile(path):
         if path.lower().endswith(ENDINGS):
             name = os.path.basename(path)
@@ -257,14 +254,6 @@ def find(images: str) -> Selection:
             + ", ".join(ENDINGS)
         )
     return chosen
-
-
-def _in_folder(root: str) -> Selection:
-    walker = Walker(root)
-    names = sorted(walker.images())
-    walker.warn(f"--images={io.printable(root)}")
-    root = os.path.abspath(root)
-    return Selection([os.path.join(root, name) for name in names], names)
 
 
 def _matching(pattern: str) -> Iterator[str]:

@@ -23,10 +23,8 @@ from simmatch_tf.flags.errors import InputError
 # for ever: for a data worker that died, for the service, or for a first data
 # worker.
 PATIENCE = 120.0
-# Seconds within which the service must accept a dataset.
-_REGISTER_SECONDS = 120.0
-# Largest number of bytes of images in a dataset's graph. gRPC ends the process
-# at a message of 2 GiB; the rest is for the graph itself.
+# Largest number of bytes of images in memory. gRPC ends the process at a
+# message of 2 GiB; the rest is for the graph itself.
 _LARGEST = 2**31 - 2**26
 # Batches requested at once, and so data workers that are busy for one run.
 _UNDER_WAY = 16
@@ -41,6 +39,7 @@ def ordered(
     dataset: tf.data.Dataset,
     address: str,
     *,
+    held_bytes: int = 0,
     patience: float = PATIENCE,
 ) -> tf.data.Dataset:
     """Hands a dataset to the service, and returns its batches in order.
@@ -49,6 +48,8 @@ def ordered(
         dataset: A finite dataset of (position, batch), positions from 0;
             stateless, so that it does not matter where it runs.
         address: Address of the service, grpc://HOST:PORT.
+        held_bytes: Bytes of images in memory, which go to the service with the
+            dataset.
         patience: Seconds after which a missing batch is an error.
 
     Returns:
@@ -58,6 +59,13 @@ def ordered(
     Raises:
         InputError: The service cannot be reached, or refuses the dataset.
     """
+    if held_bytes > _LARGEST:
+        raise InputError(
+            f"--data_service={address}: the run's images take "
+            f"{held_bytes / 2**30:.1f} GiB of memory and would go to the "
+            "service in one message, which must stay below 2 GiB; leave it "
+            "out, or keep them in files (--dataset=folder)"
+        )
     count = int(dataset.cardinality())
     spec = dataset.element_spec[1]
     size = sum(
@@ -106,14 +114,6 @@ def ordered(
 
 def _register(dataset: tf.data.Dataset, address: str) -> Any:
     """Registers a dataset with the service, and returns its id there."""
-    size = _held_bytes(dataset)
-    if size > _LARGEST:
-        raise InputError(
-            f"--data_service={address}: the run's images take "
-            f"{size / 2**30:.1f} GiB of memory and would go to the service in "
-            "one message, which must stay below 2 GiB; leave it out, or keep "
-            "them in files (--dataset=folder)"
-        )
     preflight.check_reachable("data_service", address, scheme="grpc://")
     answers: queue.Queue[Any] = queue.Queue()
 
@@ -133,9 +133,9 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
     # In a thread: TensorFlow tries for ever where another program listens.
     threading.Thread(target=register, daemon=True).start()
     try:
-        result = answers.get(timeout=_REGISTER_SECONDS)
+        result = answers.get(timeout=PATIENCE)
     except queue.Empty:
-        result = f"no answer within {_REGISTER_SECONDS:g} s"
+        result = f"no answer within {PATIENCE:g} s"
     if isinstance(result, tf.errors.OpError):
         result = result.message
     elif isinstance(result, Exception):
@@ -146,20 +146,6 @@ def _register(dataset: tf.data.Dataset, address: str) -> Any:
             f"({result}); is it the address of a dispatcher?"
         )
     return result
-
-
-def _held_bytes(dataset: tf.data.Dataset) -> int:
-    """Returns the size of the tensors that the dataset's functions use."""
-    sizes, pending = {}, [dataset]
-    while pending:
-        each = pending.pop()
-        # There is no public way; serializing the graph would take as much.
-        pending += each._inputs()
-        for function in each._functions():
-            for tensor in function.function.captured_inputs:
-                count = tensor.shape.num_elements() or 0
-                sizes[id(tensor)] = count * tensor.dtype.size
-    return sum(sizes.values())
 
 
 def _checked(failure: tf.Tensor, batch: Any) -> Any:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 
@@ -95,8 +94,9 @@ def draw(
             raise InputError(
                 f"--validation_fraction={validation_fraction}: class {name!r} "
                 f"has {count} labeled image{'s' * (count > 1)}, and with "
-                f"{held} set aside none would be left to train on; "
-                + _more_labels(source)
+                f"{held} set aside none would be left to train on; use more "
+                "labels, or give --validation_fraction=0 where there are test "
+                "images"
             )
         labeled.append(np.sort(pool[: count - held]))
         validation.append(np.sort(pool[count - held : count]))
@@ -105,19 +105,6 @@ def draw(
         source, labeled, validation, unlabeled_includes_labeled
     )
     return Split(labeled, validation, unlabeled)
-
-
-def _more_labels(source: source_lib.Source) -> str:
-    """Returns advice where a class has too few labels to set one aside."""
-    none_aside = "give --validation_fraction=0"
-    if source.test is not None:
-        return f"{none_aside}, as there are test images, or use more labels"
-    if source.name != "folder":
-        return "use more labels"
-    return (
-        "label another image of it, or place images to score by in test/CLASS/ "
-        f"and {none_aside}"
-    )
 
 
 def _unlabeled(
@@ -161,12 +148,10 @@ def _copies(
             f"{names[i]} is {names[aside[digests[i].tobytes()]]}"
             for i in copies[:_SHOWN]
         ]
-        logging.warning(
+        terminal.warn(
             "unlabeled images that are copies of those set aside to choose "
-            "and score by: %d (%s%s): they are left out",
-            len(copies),
-            ", ".join(first),
-            ", …" * (len(copies) > _SHOWN),
+            f"and score by: {len(copies)} ({', '.join(first)}"
+            f"{', …' * (len(copies) > _SHOWN)}): they are left out"
         )
     return np.asarray(copies, np.int64)
 
@@ -373,8 +358,6 @@ def read(
                 f"{path}: the split does not fit the dataset {source.name}: "
                 f"{name} is {content[name]} there and {here} here"
             )
-    if content["labeled"] is not None:
-        _check_labeled(path, content, labeled, source)
     for part in ("train", "test") if resumed else ("train",):
         if content.get(f"{part}_sha256") not in (
             None,
@@ -428,29 +411,6 @@ def identity(class_names: Sequence[str], labeled: np.ndarray) -> dict[str, Any]:
         "labeled_images": len(labeled),
         "labeled_sha256": hashlib.sha256(labeled.tobytes()).hexdigest(),
     }
-
-
-def _check_labeled(
-    path: pathlib.Path,
-    content: dict[str, Any],
-    labeled: np.ndarray,
-    source: source_lib.Source,
-) -> None:
-    """Checks that the labeled images still have the same classes and names."""
-    if not np.array_equal(source.train.labels[labeled], content["labels"]):
-        raise InputError(
-            f"{path}: the split does not fit the dataset {source.name}: the "
-            "labeled images have other labels here"
-        )
-    former, names = content.get("names"), source.train.names
-    if former is None or names is None:
-        return
-    for old, new in zip(former, (names[i] for i in labeled), strict=True):
-        if io.nfc(old) != io.nfc(new):
-            raise InputError(
-                f"{path}: the split does not fit the dataset {source.name}: a "
-                f"labeled image is {old!r} there and {new!r} here"
-            )
 
 
 def hand_over(
@@ -564,14 +524,24 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
         if matches:
             return matches[0]
         if name.isdecimal() and len(name) < 19:
-            if names:
-                _check_index(place, name, [names[i] for i in stems[name]])
-            if int(name) >= len(source.train):
+            index = int(name)
+            named = [names[i] for i in stems[name]]
+            if named:
+                raise InputError(
+                    f"{place} may be the image {named[0]!r} or the index "
+                    f"{index}; write the image's name, with its ending"
+                )
+            if names and name != str(index):
+                raise InputError(
+                    f"{place} is the name of no image, and an index has no "
+                    "zeros in front; write the image's name, with its ending"
+                )
+            if index >= len(source.train):
                 raise InputError(
                     f"{place}: {source.name} has {len(source.train)} training "
                     "images (indices from 0)"
                 )
-            return int(name)
+            return index
         kind = "no training image of" if names else "not an index into"
         raise InputError(
             f"{place} is {kind} {source.name}"
@@ -579,27 +549,3 @@ def _look_up(source: source_lib.Source) -> Callable[[str, str], int]:
         )
 
     return look_up
-
-
-def _check_index(place: str, number: str, named: list[str]) -> None:
-    """Refuses a number that may be an image's name without its suffix.
-
-    Args:
-        place: Line of the list, for the message.
-        number: The number, as it is written there.
-        named: Names of the images that equal it but for their suffix.
-
-    Raises:
-        InputError: There are such images, or the number has leading zeros,
-            which names have and indices do not.
-    """
-    if named:
-        raise InputError(
-            f"{place} may be the image {named[0]!r} or the index "
-            f"{int(number)}; write the image's name, with its ending"
-        )
-    if number != str(int(number)):
-        raise InputError(
-            f"{place} is the name of no image, and an index has no zeros in "
-            "front; write the image's name, with its ending"
-        )

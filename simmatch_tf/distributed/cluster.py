@@ -19,10 +19,11 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import socket
 import time
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from simmatch_tf import signals, terminal
@@ -77,26 +78,23 @@ def read() -> Cluster | None:
         content = json.loads(text)
         jobs = content.get("cluster") or {}
         task = content.get("task") or {}
-        jobs = {name: list(_hosts(name, jobs[name])) for name in jobs}
+        chiefs = _hosts(jobs, "chief")
+        workers = [*chiefs, *_hosts(jobs, "worker")]
         kind, index = task.get("type"), task.get("index")
-    except (ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (json.JSONDecodeError, AttributeError) as error:
         raise _wrong(f"is not JSON of the form wanted ({error})") from None
-    others = set(jobs) - {"chief", "worker"}
+    others = sorted(jobs.keys() - {"chief", "worker"})
     if others:
-        raise _wrong(f"has a job {sorted(others)[0]!r}: only workers train")
-    chiefs = jobs.get("chief", [])
-    workers = [*chiefs, *jobs.get("worker", [])]
+        raise _wrong(f"has a job {others[0]!r}: only workers train")
     if len(chiefs) > 1:
         raise _wrong(f"has {len(chiefs)} chiefs: must be at most one")
     if len(set(workers)) < len(workers):
         raise _wrong(f"names an address twice: {', '.join(workers)}")
     if len(workers) < 2:
         return None
-    if not isinstance(kind, str) or kind not in jobs:
+    if kind not in [*jobs]:
         raise _wrong(f"has the task type {kind!r}, which is not in its cluster")
-    if type(index) is not int or not 0 <= index < len(jobs[kind]):
+    if index not in range(len(jobs[kind])):
         raise _wrong(
             f"has the task index {index!r}: must be in "
             f"[0, {len(jobs[kind]) - 1}]"
@@ -105,14 +103,15 @@ def read() -> Cluster | None:
     return Cluster(tuple(workers), offset + index)
 
 
-def _hosts(job: str, hosts: Any) -> Iterator[str]:
-    """Checks the addresses of a job."""
+def _hosts(jobs: dict[str, Any], job: str) -> list[str]:
+    """Returns the addresses of a job."""
+    hosts = jobs.get(job, [])
     if not isinstance(hosts, list):
         raise _wrong(f"has a {job} that is no list: {hosts!r}")
     for host in hosts:
         if commandline.address(str(host)) is None:
             raise _wrong(f"has the address {host!r}: must be host:port")
-        yield host
+    return hosts
 
 
 def of(config: config_lib.Config) -> Cluster | None:
@@ -209,7 +208,9 @@ def _gather(cluster: Cluster, port: int, until: float, flags: str) -> None:
 def _read_call(call: socket.socket) -> tuple[int | None, str]:
     """Reads a worker's index and flags; the index is None of anyone else."""
     try:
-        message = json.loads(_read_line(call))
+        call.settimeout(2.0)
+        with call.makefile("rb") as file:
+            message = json.loads(file.readline(_MAX_MESSAGE_BYTES))
         return int(message["index"]), str(message["flags"])
     except (OSError, ValueError, KeyError, TypeError):
         return None, ""
@@ -234,18 +235,6 @@ def _answer(calls: Iterable[socket.socket], message: bytes) -> None:
             call.sendall(message)
 
 
-def _read_line(connection: socket.socket) -> bytes:
-    """Reads a line; b"" if the other end closes the connection before."""
-    connection.settimeout(2.0)
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _MAX_MESSAGE_BYTES:
-        received = connection.recv(4096)
-        if not received:
-            return b""
-        line += received
-    return line
-
-
 def _listen(name: str, port: int) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     try:
@@ -264,13 +253,7 @@ def _listen(name: str, port: int) -> socket.socket:
 
 def _is_open(call: socket.socket) -> bool:
     """Whether the worker still waits: it has nothing more to send."""
-    call.setblocking(False)
-    try:
-        return call.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    return not select.select([call], [], [], 0)[0]
 
 
 def _call(message: bytes, chief: tuple[str, int], until: float) -> None:
@@ -294,15 +277,7 @@ def _call(message: bytes, chief: tuple[str, int], until: float) -> None:
 
 def _wait_for_answer(connection: socket.socket, until: float) -> bytes:
     """Returns the chief's answer; b"" if the chief goes."""
-    connection.settimeout(0.2)
-    answer = b""
-    while not answer.endswith(b"\n"):
+    while not select.select([connection], [], [], 0.2)[0]:
         _check_wait(until, "the other workers")
-        try:
-            received = connection.recv(4096)
-        except TimeoutError:
-            continue
-        if not received:
-            return b""
-        answer += received
-    return answer
+    with connection.makefile("rb") as file:
+        return file.readline()

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, signals, terminal
@@ -33,7 +32,7 @@ def one() -> tf.distribute.Strategy:
     _check_backend()
     gpus = tf.config.list_logical_devices("GPU")
     if gpus:
-        _make_deterministic()
+        tf.config.experimental.enable_op_determinism()
     preflight.silence_onednn()
     return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
 
@@ -74,7 +73,7 @@ def _choose(config: config_lib.Config) -> tf.distribute.Strategy:
     names = _devices(kind, count)
     config.check_divides(count)
     if kind == "GPU":
-        _make_deterministic()
+        tf.config.experimental.enable_op_determinism()
     terminal.say(f"training on {', '.join(names)}")
     return mirrored(tuple(names))
 
@@ -92,7 +91,7 @@ def _multi_worker(
         )
     if gpus:
         tf.config.set_visible_devices(gpus[:wanted], "GPU")
-        _make_deterministic()
+        tf.config.experimental.enable_op_determinism()
     config.check_divides(wanted * len(cluster.workers))
     terminal.say(
         f"this is worker {cluster.index} of 0 to {len(cluster.workers) - 1}; "
@@ -214,10 +213,9 @@ def _warn_of_precision(
         return  # not Linux
     wanted = _COMPUTE.get(precision)
     if wanted and not words.intersection(wanted):
-        logging.warning(
-            "--precision=%s: this processor has no instructions for it; a step "
-            "takes many times as long as in float32",
-            precision,
+        terminal.warn(
+            f"--precision={precision}: this processor has no instructions for "
+            "it; a step takes many times as long as in float32"
         )
 
 
@@ -226,11 +224,6 @@ def _check_backend() -> None:
         raise InputError(
             f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow"
         )
-
-
-def _make_deterministic() -> None:
-    """Makes GPU operations deterministic; those of the CPU are."""
-    tf.config.experimental.enable_op_determinism()
 
 
 def _devices(kind: str, count: int) -> list[str]:
@@ -248,8 +241,7 @@ def _devices(kind: str, count: int) -> list[str]:
                     [tf.config.LogicalDeviceConfiguration()] * count,
                 )
         except RuntimeError:
-            # TensorFlow has started with one; the check below reports it.
-            pass
+            pass  # TensorFlow has started with one: reported below
         devices = tf.config.list_logical_devices(kind)
     if count > len(devices):
         hint = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
@@ -67,10 +68,6 @@ class Workers:
 
         self._gather = gather
 
-    def text(self) -> str:
-        """Returns " of N workers" for a message, "" of a single process."""
-        return f" of {self.count} workers" if self.count > 1 else ""
-
     def gather(self, values: Sequence[int]) -> np.ndarray:
         """Collects integers from all workers.
 
@@ -89,10 +86,6 @@ class Workers:
     def agree(self, value: int) -> int:
         """Returns the chief's value."""
         return int(self.gather([value])[0, 0])
-
-    def wait(self) -> None:
-        """Waits until all workers have called this."""
-        self.agree(0)
 
     def by_each(self, act: Callable[[], Value]) -> Value:
         """Calls a function on every worker; if one fails, all fail.
@@ -145,11 +138,9 @@ class Workers:
         Raises:
             InputError: A part differs on some worker; raised on all of them.
         """
-        rows = self.gather([_number(text.encode()) for text in known.values()])
+        rows = self.gather([_number(text) for text in known.values()])
         for index, differs in enumerate((rows != rows[0]).tolist()):
-            names = [
-                n for n, other in zip(known, differs, strict=True) if other
-            ]
+            names = list(itertools.compress(known, differs))
             if names:
                 raise InputError(
                     f"{_name(index)} and the chief would train on different "
@@ -167,23 +158,11 @@ class Workers:
             files: Files in it that the chief has written.
 
         Raises:
-            InputError: A worker does not see them.
+            InputError: A worker does not see them; raised on all of them.
         """
-        try:
-            content = b"".join(path.read_bytes() for path in files)
-        except OSError:
-            content = b""
-        digest = _number(content)
-        chiefs = self.agree(digest)
-
-        def check() -> None:
-            if digest != chiefs:
-                raise InputError(
-                    f"--workdir={folder}: this worker does not see there what "
-                    "the chief sees; it must be a folder that all workers share"
-                )
-
-        self.by_each(check)
+        known = [path.read_text() if path.is_file() else "" for path in files]
+        description = f"--workdir={folder}, which must be a folder they share"
+        self.same({description: "\n".join(known)})
 
     def stop(self, request: signals.Request, asked: tf.Tensor) -> str:
         """Returns why all workers stop now, or "" if they do not.
@@ -216,9 +195,9 @@ def _name(index: int) -> str:
     return f"worker {index}" if index else "the chief"
 
 
-def _number(content: bytes) -> int:
+def _number(text: str) -> int:
     """Returns a digest that fits an int64."""
-    return int(hashlib.sha256(content).hexdigest()[:15], 16)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
 
 
 @contextlib.contextmanager

@@ -31,14 +31,8 @@ def claim(folder: pathlib.Path) -> Iterator[TextIO]:
     Raises:
         InputError: It cannot be written, or another experiment uses it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(
-            f"--workdir={folder}: cannot be written ({error.strerror})"
-        ) from None
-    with lock:
+    io.make_folder(folder, f"--workdir={folder}")
+    with open(folder / "lock", "a+", encoding="utf-8") as lock:
         io.claim(lock, folder, "a live experiment, or runs that it left")
         yield lock
 
@@ -76,23 +70,18 @@ class Running:
         command = [sys.executable, "-m", "simmatch_tf.train"]
         command += own.splitlines()
         command += [f"--workdir={self.workdir}", "--noprogress"]
-        try:
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    # Ctrl-C is for the experiment, which passes it on.
-                    start_new_session=True,
-                    pass_fds=(lock.fileno(),),
-                    preexec_fn=signals.follower(signal.SIGTERM),
-                )
-        except OSError as error:
-            raise InputError(
-                f"{self.log}: cannot be written ({error.strerror})"
-            ) from None
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                # Ctrl-C is for the experiment, which passes it on.
+                start_new_session=True,
+                pass_fds=(lock.fileno(),),
+                preexec_fn=signals.follower(signal.SIGTERM),
+            )
 
     def failure(self) -> str:
         """Says why it failed: its signal, or the last line of its log."""
@@ -130,17 +119,10 @@ def run(
 
     Raises:
         Interrupted: A signal came; the runs have saved their state.
-        InputError: The folder or a log cannot be written.
+        InputError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror})"
-        ) from None
-    free = (
-        [tuple(gpus[i::jobs]) for i in range(jobs)] if gpus else [None] * jobs
-    )
+    io.make_folder(folder)
+    free = [tuple(gpus[i::jobs]) if gpus else None for i in range(jobs)]
     waiting, running, failed = list(cells), [], {}
     with signals.watch("its runs save, and it stops") as request:
         try:

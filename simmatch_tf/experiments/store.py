@@ -5,19 +5,14 @@ Nothing here imports TensorFlow.
 
 import dataclasses
 import datetime
-import functools
 import json
-import math
 import pathlib
 import platform
 import tempfile
 from collections.abc import Sequence
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
 from simmatch_tf import io
-from simmatch_tf.data.sources import tfds
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results
@@ -49,8 +44,6 @@ class Finished:
         date: Date of its end.
         versions: Package → version.
         data: A digest of the user's own files; see `identity.data`.
-        records: The files of a TFDS dataset; see `identity.records`. None in
-            results of older versions.
     """
 
     flags: list[str]
@@ -70,33 +63,6 @@ class Finished:
     date: str
     versions: dict[str, str]
     data: str | None = None
-    records: dict[str, list[str | None]] | None = None
-
-    def check(self) -> None:
-        """Checks the values that tables are computed from.
-
-        Raises:
-            ValueError: A value is out of its range.
-        """
-        for name in ("top1", "student_top1", "ema_top1"):
-            value = getattr(self, name)
-            if not isinstance(value, float | int) or not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value!r} is no accuracy in [0, 1]")
-        for name in ("steps", "seconds"):
-            value = getattr(self, name)
-            if not isinstance(value, float | int) or not 0 < value < math.inf:
-                raise ValueError(f"{name}: {value!r} is no positive number")
-        words = self.flags
-        if not isinstance(words, list) or not all(
-            isinstance(word, str) for word in words
-        ):
-            raise ValueError(f"flags: {words!r} is no list of words")
-        files = {} if self.records is None else self.records
-        if not isinstance(files, dict) or not all(
-            isinstance(state, list) and len(state) == 2
-            for state in files.values()
-        ):
-            raise ValueError(f"records: {files!r} is no list of files")
 
 
 class Store:
@@ -112,8 +78,8 @@ class Store:
         Raises:
             InputError: It cannot be written.
         """
+        io.make_folder(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.folder) as file:
                 file.write(bytes(_ROOM))
         except OSError as error:
@@ -132,8 +98,12 @@ class Store:
         if not path.is_file():
             return None
         try:
-            finished = Finished(**json.loads(path.read_text("utf-8")))
-            finished.check()
+            content = json.loads(path.read_text("utf-8"))
+            names = [field.name for field in dataclasses.fields(Finished)]
+            # Older versions kept more.
+            finished = Finished(
+                **{k: content[k] for k in names if k in content}
+            )
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be read as a finished run ({error}); delete "
@@ -149,14 +119,13 @@ class Store:
                 f"{path}: is of other flags ({' '.join(changed)}: a default "
                 "has changed); delete it to run it again"
             )
-        if not identity.is_same(finished.data, identity.data(config)):
+        data = identity.data(config)
+        if None not in (data, finished.data) and data != finished.data:
             raise InputError(
                 f"{path}: is of other data: files of --data_dir, "
                 "--labeled_list, --split_file, --init_from or --plugin were "
                 "added, removed or changed since; delete it to run it again"
             )
-        if finished.records is not None:
-            _check_records(path, config, finished.records)
         return finished
 
     def missing(self, cells: Sequence[plan.Cell]) -> list[plan.Cell]:
@@ -213,51 +182,11 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
             data=identity.data(config, workdir / "data.json"),
-            records=identity.records_of_run(config, workdir / "data.json"),
         )
         io.write_json(
             self.folder / identity.name(config), dataclasses.asdict(finished)
         )
         return finished
-
-
-def _check_records(
-    path: pathlib.Path,
-    config: config_lib.Config,
-    then: dict[str, list[str | None]],
-) -> None:
-    """Checks that a TFDS dataset is the one that a run was trained on.
-
-    Raises:
-        InputError: Its files are others.
-    """
-    now = identity.records(config, then)
-    root = tfds.data_dir(config.tfds_dir)
-    if now is None:
-        _warn_once(
-            f"--dataset={config.dataset} is not prepared in {root}, so the "
-            f"results in {path.parent} may be of another dataset of this name"
-        )
-        return
-    changed = [
-        name
-        for name, (sizes, content) in then.items()
-        if now[name][0] != sizes
-        or (None not in (content, now[name][1]) and now[name][1] != content)
-    ]
-    if changed:
-        raise InputError(
-            f"{path}: is of other data than --dataset={config.dataset} has in "
-            f"{root}: files have other sizes or records, or are missing "
-            f"({', '.join(changed)}). Delete it to run it again, or give "
-            "another --results"
-        )
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Logs a warning that is the same for all cells of a plan."""
-    logging.warning("%s", text)
 
 
 def _by_flag(words: list[str]) -> dict[str, str]:

@@ -5,13 +5,10 @@ Nothing here imports TensorFlow.
 
 import collections
 import pathlib
-import shutil
 import statistics
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, tables
+from simmatch_tf import io, tables, terminal
 from simmatch_tf.experiments import identity
 from simmatch_tf.experiments import plan as plan_lib
 from simmatch_tf.experiments import store as store_lib
@@ -49,11 +46,9 @@ def compare(
         )
     reference = plan.reference
     if reference is not None and any(len(each) > 1 for each in images.values()):
-        logging.warning(
-            "%s: no lead of %s is given: the results are not all of the same "
-            "images",
-            plan.path,
-            reference,
+        terminal.warn(
+            f"{plan.path}: no lead of {reference} is given: the results are "
+            "not all of the same images"
         )
         reference = None
     return comparison.Comparison(
@@ -89,12 +84,7 @@ def write(
     """
     compared = compare(plan, cells, store)
     text = comparison.markdown(compared)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror})"
-        ) from None
+    io.make_folder(folder)
     files = {
         "table.md": text + "\n",
         "table.csv": comparison.table_csv(compared),
@@ -109,7 +99,7 @@ def write(
         names.append("table.png")
         figures.save_comparison(compared, folder / names[-1])
     if page is not None:
-        insert(io.expand(page), plan.name, text)
+        insert(page, plan.name, text)
     return (
         f"{text}\n\nIn {folder}: {', '.join(names)} ({len(compared.scores)} of "
         f"{len(cells)} runs)."
@@ -126,64 +116,34 @@ def check_page(page: str | None, name: str) -> None:
     Raises:
         InputError: It does not exist, is not UTF-8, or has no such place.
     """
-    if page is None:
-        return
-    path = io.expand(page)
-    if not path.is_file():
-        raise InputError(f"--page={page}: no such file")
-    try:
-        # It is written back as UTF-8, so it must be UTF-8.
-        place(path.read_text(encoding="utf-8"), name)
-    except UnicodeDecodeError:
-        raise InputError(
-            f"--page={page}: is no text in UTF-8; save it as UTF-8"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"--page={page}: {error}") from None
+    if page is not None:
+        _place(page, name)
 
 
-def place(text: str, name: str) -> tuple[int, int]:
-    """Returns where a table goes: from <!-- NAME --> to <!-- /NAME -->.
-
-    Args:
-        text: Text of the page.
-        name: Name of the table.
-
-    Raises:
-        ValueError: The comments are not in it once each and in this order.
-    """
+def _place(page: str, name: str) -> tuple[str, int, int]:
+    """Returns a page's text, and where in it a table begins and ends."""
+    text = io.read_text(io.expand(page), f"--page={page}")
     marks = [f"<!-- {name} -->", f"<!-- /{name} -->"]
     start, end = map(text.find, marks)
     if any(text.count(mark) != 1 for mark in marks) or start > end:
-        raise ValueError(
-            f"must have the lines {marks[0]} and {marks[1]}, once each"
+        raise InputError(
+            f"--page={page}: must have the lines {marks[0]} and {marks[1]}, "
+            "once each"
         )
-    return start + len(marks[0]), end
+    return text, start + len(marks[0]), end
 
 
-def insert(path: pathlib.Path, name: str, table: str) -> None:
-    """Inserts a table into a page, whole or not at all; see `place`.
+def insert(page: str, name: str, table: str) -> None:
+    """Inserts a table into a page, whole or not at all; see `check_page`.
 
     Raises:
         InputError: The page cannot be read or written.
     """
-    path = path.resolve()  # a link stays a link
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            page = file.read()
-        line_end = "\r\n" if "\r\n" in page else "\n"
-        start, end = place(page, name)
-        table = f"\n{table}\n".replace("\n", line_end)
-        new = f"{page[:start]}{table}{page[end:]}"
-        if new == page:
-            return
-        with io.replacing(path) as temporary:
-            temporary.write_text(new, encoding="utf-8", newline="")
-            shutil.copymode(path, temporary)
-    except OSError as error:
-        raise InputError(
-            f"--page={path}: cannot be written ({error.strerror})"
-        ) from None
+    text, start, end = _place(page, name)
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    table = f"\n{table}\n".replace("\n", line_end)
+    path = io.expand(page).resolve()  # a link stays a link
+    io.write_text(path, f"{text[:start]}{table}{text[end:]}")
 
 
 def left(
@@ -192,48 +152,32 @@ def left(
     """Returns a table of the runs that are left and how long they take.
 
     A run is expected to take as long as the finished runs of its place in the
-    table did on average, or else those of its algorithm in this plan.
+    table did on average.
     """
-    places: dict[tuple[str, str], list[plan_lib.Cell]] = {}
-    times: dict[tuple, list[float]] = collections.defaultdict(list)
-    seen, missing = set(), set()
+    finished: dict[str, store_lib.Finished | None] = {}
+    places: dict[str, list[str]] = {}
     for cell in cells:
-        places.setdefault((cell.row, cell.column), []).append(cell)
-        finished, name = store.find(cell.config), identity.name(cell.config)
-        if finished is None:
-            missing.add(name)
+        name = identity.name(cell.config)
+        finished[name] = store.find(cell.config)
+        places.setdefault(cell.title(seed=False), []).append(name)
+    waiting = {name for name, result in finished.items() if result is None}
+    total, hours, unknown = len(waiting), 0.0, 0
+    rows = [["", "runs", "left", "s a run", "hours left"]]
+    for title, names in places.items():
+        own = waiting & {*names}
+        waiting -= own  # a run of two places is trained once
+        times = [finished[name].seconds for name in names if finished[name]]
+        line = ["not known", "not known"]
+        if times:
+            seconds = statistics.mean(times)
+            hours += len(own) * seconds / 3600
+            line = [f"{seconds:,.0f}", f"{len(own) * seconds / 3600:,.1f}"]
         else:
-            times[cell.row, cell.column].append(finished.seconds)
-            if name not in seen:  # a run of two places counts once
-                times[cell.config.algorithm,].append(finished.seconds)
-        seen.add(name)
-    rows = [["", "runs", "left", "s a run", "hours left", "mean of"]]
-    hours, known, unknown = 0.0, 0, 0
-    for key, members in places.items():
-        names = missing & {identity.name(cell.config) for cell in members}
-        missing -= names
-        algorithm = members[0].config.algorithm
-        source = "these runs" if key in times else algorithm
-        seconds = times.get(key) or times.get((algorithm,))
-        line = ["not known", "not known", ""]
-        if seconds:
-            mean = statistics.mean(seconds)
-            hours += len(names) * mean / 3600
-            known += len(names)
-            line = [f"{mean:,.0f}", f"{len(names) * mean / 3600:,.1f}", source]
-        else:
-            unknown += len(names)
-        title = members[0].title(seed=False)
-        rows.append([title, str(len(members)), str(len(names)), *line])
-    text = f"{plan.title}\n\n{tables.plain(rows)}\n\n"
-    text += f"{known + unknown} runs left"
-    if known:
-        some = f"; {known} of them take" if unknown else ","
-        text += (
-            f"{some} {hours:,.1f} hours one after the other, as measured on "
-            "finished runs"
-        )
+            unknown += len(own)
+        rows.append([title, f"{len(names)}", f"{len(own)}", *line])
+    text = f"{plan.title}\n\n{tables.plain(rows)}\n\n{total} runs left"
+    if total > unknown:
+        text += f"; {total - unknown} of them take {hours:,.1f} hours in all"
     if unknown:
-        rest = f"the other {unknown}" if known else "they"
-        text += f"; how long {rest} take is not known until one has finished"
+        text += f"; the time of {unknown} is not known until one has finished"
     return text + "."

@@ -31,6 +31,13 @@ _KINDS = {
     str: "a text",
     tuple: "a tuple of texts",
 }
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+    tuple: flags.DEFINE_multi_string,
+}
 # absl's own flags that every command has.
 _OF_ABSL = ("flagfile", "verbosity", "v")
 # Names of flags of some command that say which run or model is meant.
@@ -74,6 +81,11 @@ def flag(
         "required": required,
     }
     return dataclasses.field(default=default, metadata=rule)
+
+
+rare = functools.partial(flag, rare=True)
+operational = functools.partial(flag, operational=True)
+rare_operational = functools.partial(flag, rare=True, operational=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,32 +157,18 @@ class Flag:
                 f"--{self.name}={value} is unknown"
                 + nearest(value, self.choices)
             )
-        for path in value if self.type is tuple else (value,):
-            self._check_home(path)
         if self.type in (int, float):
             self._check_range(value)
         return value
 
     def _check_range(self, value: float) -> None:
-        low, high = self.low, self.high
-        if not (
-            math.isfinite(value)
-            and (low is None or value >= low)
-            and (high is None or value <= high)
-        ):
-            room = f"at least {low}" if high is None else f"in [{low}, {high}]"
-            if low is None and high is None:
-                room = "a finite number"
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        if not (low <= value <= high and math.isfinite(value)):
+            room = (
+                f"at least {low}" if high == math.inf else f"in [{low}, {high}]"
+            )
             raise InputError(f"--{self.name}={value}: must be {room}")
-
-    def _check_home(self, path: Any) -> None:
-        """Refuses ~ if the user has no home: no HOME, or no such user."""
-        if isinstance(path, str) and path.startswith("~"):
-            if os.path.expanduser(path) == path:
-                raise InputError(
-                    f"--{self.name}={path}: there is no home folder for ~ to "
-                    "stand for; write the folder out"
-                )
 
 
 def shown(default: Any) -> str:
@@ -227,26 +225,18 @@ def _declared(cls: type[Values]) -> Mapping[str, Flag]:
         TypeError: A class declares flags and is no dataclass, or a field is
             not made by `flag` or has another type than a flag may have.
     """
-    only_flags = issubclass(cls, HyperParameters)
     for base in cls.__mro__:
         values = vars(base).values()
-        bare = "__dataclass_fields__" not in vars(base) and any(
-            "ClassVar" not in str(hint)
-            for hint in vars(base).get("__annotations__", {}).values()
-        )
-        if any(isinstance(value, dataclasses.Field) for value in values) or (
-            bare and only_flags and issubclass(base, HyperParameters)
-        ):
+        if any(isinstance(value, dataclasses.Field) for value in values):
             raise TypeError(
                 f"{base.__qualname__} declares flags: decorate it with "
                 "@dataclasses.dataclass(frozen=True)"
             )
     hints = typing.get_type_hints(cls)
-    known = {field.name: field for field in dataclasses.fields(cls)}
     declared_flags = {}
-    for field in known.values():
+    for field in dataclasses.fields(cls):
         if "help" not in field.metadata:
-            if only_flags:
+            if issubclass(cls, HyperParameters):
                 raise TypeError(
                     f"{cls.__qualname__}.{field.name}: make each field by "
                     'commandline.flag(default, "help text"), or annotate it '
@@ -352,19 +342,6 @@ class Flags(Values):
         return words
 
     @classmethod
-    def define_flags(cls, values: flags.FlagValues) -> None:
-        """Declares every field as an absl flag in `values`."""
-        define = {
-            str: flags.DEFINE_string,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            bool: flags.DEFINE_boolean,
-            tuple: flags.DEFINE_multi_string,
-        }
-        for name, each in cls.declared().items():
-            define[each.type](name, None, each.help, flag_values=values)
-
-    @classmethod
     def from_argv(cls, argv: Sequence[str]) -> Self:
         """Reads a command line, `argv[0]` being the program's name.
 
@@ -385,12 +362,14 @@ class Flags(Values):
             InputError: See `from_argv`.
             flags.Error: A flag has no value.
         """
-        words = flagfiles.expand(argv[1:], cls.alternatives, rename=cls.renamed)
+        words = flagfiles.expand(argv[1:], cls.alternatives)
         words = cls.prepare([argv[0], *words])
-        cls.define_flags(values)
+        declared = cls.declared()
+        for name, each in declared.items():
+            _DEFINE[each.type](name, None, each.help, flag_values=values)
         words = cls._read(values, words)[1:]
         names = list(cls.positional)
-        if names and cls.declared()[names[-1]].type is tuple:
+        if names and declared[names[-1]].type is tuple:
             names += names[-1:] * (len(words) - len(names))
         if len(words) > len(names):
             word = words[len(names)]
@@ -398,7 +377,7 @@ class Flags(Values):
         for name, word in zip(names, words, strict=False):
             values[name].parse(word)
         given = {}
-        for name in cls.declared():
+        for name in declared:
             if values[name].present:
                 value = values[name].value
                 given[name] = tuple(value) if type(value) is list else value
@@ -407,23 +386,15 @@ class Flags(Values):
         return config
 
     @classmethod
-    def renamed(cls, word: str) -> str:
-        """Returns a word of a finished run's flagfile in today's flags."""
-        return word
-
-    @classmethod
-    def unknown(cls, name: str, value: Any) -> InputError:
+    def unknown(cls, name: str) -> InputError:
         """Returns the error of a flag that does not exist."""
-        del value
         declared = cls.declared()
-        others = [each for each in _OF_A_RUN if each in declared]
+        others = [f"--{each}" for each in _OF_A_RUN if each in declared]
+        positive = name.removeprefix("no")
         if name in (*_OF_A_RUN, "run") and others:
-            names = " or ".join(f"--{each}" for each in others)
-            hint = f"; here {names} names the run"
-            if others[0] in cls.positional:
-                hint += ", which may also be given as a word of its own"
-        elif names := close(name.removeprefix("no"), [*declared], cutoff=0.5):
-            hint = nearest(name.removeprefix("no"), declared)
+            hint = f"; here {' or '.join(others)} names the run"
+        elif close(positive, [*declared], cutoff=0.5):
+            hint = nearest(positive, declared)
         else:
             hint = "; --helpfull lists all flags"
         return InputError(f"--{name}: unknown{hint}")
@@ -435,7 +406,7 @@ class Flags(Values):
         try:
             rest = values(words)
         except flags.UnrecognizedFlagError as error:
-            raise cls.unknown(error.flagname, error.flagvalue) from None
+            raise cls.unknown(error.flagname) from None
         except flags.IllegalFlagValueError as error:
             match = re.match(r"flag --([\w.]+)=(.*?): ", str(error), re.DOTALL)
             if match is None or match[1] not in declared:
@@ -444,16 +415,9 @@ class Flags(Values):
             raise InputError(
                 f"--{match[1]}={match[2]}: must be {kind}"
             ) from None
-        others = [
-            name
-            for name in values
-            if values[name].present and name not in (*declared, *_OF_ABSL)
-        ]
-        if others:  # flags of absl's own, which may have several names
-            given = set(map(flagfiles.name_of, words))
-            raise cls.unknown(
-                next(filter(given.__contains__, others), others[0]), None
-            )
+        for name in map(flagfiles.name_of, words):
+            if name in values and name not in (*declared, *_OF_ABSL):
+                raise cls.unknown(name)  # a flag of absl's own
         return rest
 
     def below(self, flagfile: str) -> Self:
@@ -483,19 +447,15 @@ class Flags(Values):
         declared = cls.declared()
         for name, value in values.items():
             if name not in declared:
-                raise cls.unknown(name, value)
+                raise cls.unknown(name)
             if value is None:
                 raise InputError(
                     f"--{name}=None: leave it out, and the flagfile decides"
                 )
-            if declared[name].type is bool and not isinstance(value, bool):
-                words.append(f"--{name}={value}")
-            elif isinstance(value, list | tuple):
-                words += [declared[name].word(each) for each in value]
-            else:
-                if isinstance(value, os.PathLike):
-                    value = os.fspath(value)
-                words.append(declared[name].word(value))
+            for part in value if isinstance(value, list | tuple) else [value]:
+                is_bool = isinstance(part, bool)
+                word = declared[name].word(part) if is_bool else None
+                words.append(word or f"--{name}={part}")
         return cls.from_argv(["config", *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
@@ -507,10 +467,9 @@ class Flags(Values):
         lines = []
         fields = self.fields()
         for name, value in self.values().items():
-            if value is None or name in without:
-                continue
-            parts = value if isinstance(value, tuple) else (value,)
-            lines += [fields[name].word(part) for part in parts]
+            if value is not None and name not in without:
+                parts = value if isinstance(value, tuple) else (value,)
+                lines += [fields[name].word(part) for part in parts]
         return "\n".join(lines) + "\n"
 
     def differences(self, other: Self) -> dict[str, tuple[Any, Any, bool]]:

@@ -2,7 +2,7 @@
 
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from simmatch_tf import io
 from simmatch_tf.flags.errors import InputError, nearest
@@ -23,7 +23,7 @@ def find(name: str, given: str = "", folder: str = "configs") -> pathlib.Path:
     Raises:
         InputError: It is in neither place.
     """
-    path = pathlib.Path(name).expanduser()
+    path = io.expand(name)
     # A checkout has configs/ beside the package, a wheel inside it.
     for candidate in (path, PACKAGE.parent / path, PACKAGE / path):
         if candidate.is_file():
@@ -44,8 +44,6 @@ class FileWord(str):
 def expand(
     argv: Sequence[str],
     alternatives: Sequence[Sequence[str]] = (),
-    *,
-    rename: Callable[[str], str] = lambda word: word,
     inside: tuple[pathlib.Path, ...] = (),
 ) -> list[str]:
     """Replaces every --flagfile=FILE by the words in FILE.
@@ -58,8 +56,6 @@ def expand(
     Args:
         argv: The words of a command line.
         alternatives: Groups of flags that exclude each other.
-        rename: Applied to the words in the flagfile of a run (`OF_RUN`),
-            which may be of an older version.
         inside: Files that are being read.
 
     Returns:
@@ -83,11 +79,7 @@ def expand(
             continue
         name = match[1] if match[1] is not None else (rest or [""]).pop(0)
         words, path = _read(name, inside)
-        if path.name == OF_RUN:
-            words = [rename(word) for word in words]
-        words = expand(
-            words, alternatives, rename=rename, inside=(*inside, path)
-        )
+        words = expand(words, alternatives, (*inside, path))
         # Words before a file are treated as words of an earlier file.
         files, result = files + result, []
         for later in words:
@@ -126,8 +118,8 @@ def _read(
     if path.resolve() in inside:
         raise InputError(f"--flagfile={name}: the file includes itself")
     lines = io.read_text(path, f"--flagfile={name}").splitlines()
-    words = [line.strip() for line in lines]
-    words = [w for w in words if w and not w.startswith(("#", "//"))]
+    words = [line.strip() for line in lines if line.strip()]
+    words = [word for word in words if not word.startswith(("#", "//"))]
     for line in words:
         if not line.startswith("-"):
             raise InputError(

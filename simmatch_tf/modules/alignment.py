@@ -30,16 +30,8 @@ class DistributionAlignment(lazy.Module):
             num_classes: Number of classes L, at least 1.
             window: Number of batches to average over, at least 1.
             dtype: "float32" or "float64".
-
-        Raises:
-            ValueError: A number is below 1.
         """
         super().__init__(name="distribution_alignment")
-        if num_classes < 1 or window < 1:
-            raise ValueError(
-                f"num_classes={num_classes}, window={window}: both must be at "
-                "least 1"
-            )
         self.window = replica.variable(
             tf.zeros([window, num_classes], dtype), "window", dtype
         )

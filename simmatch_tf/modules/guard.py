@@ -1,9 +1,6 @@
-"""Detects steps with numbers that are not finite, and undoes them."""
+"""Detects steps with numbers that are not finite."""
 
 from __future__ import annotations
-
-import threading
-from collections.abc import Sequence
 
 from simmatch_tf import lazy
 from simmatch_tf.lazy import tf
@@ -11,15 +8,6 @@ from simmatch_tf.modules import loss_scale, replica
 
 # So many broken steps in a row will not end by themselves.
 GIVES_UP_AFTER = 10
-
-
-class _Notes(threading.local):
-    """Tensors of the step that is being traced; not part of the state.
-
-    Each replica is traced in a thread of its own.
-    """
-
-    tensors: dict[str, tf.Tensor] = {}
 
 
 class Guard(lazy.Module):
@@ -45,24 +33,16 @@ class Guard(lazy.Module):
         super().__init__(name="guard")
         self.skips = skips
         self.names: tuple[str, ...] = ()
-        self._notes = _Notes()
         self.step, self.place, self.in_a_row, self.total = (
             replica.variable(0, name, tf.int64)
             for name in ("step", "place", "in_a_row", "total")
         )
 
-    def note(self, tensors: dict[str, tf.Tensor]) -> None:
-        """Keeps a step's gradients and statistics for `examine`.
-
-        Args:
-            tensors: Name → tensor, in the order in which they are computed.
-        """
-        self._notes.tensors = tensors
-
     def examine(
         self,
         step: tf.Tensor,
         losses: dict[str, tf.Tensor],
+        others: dict[str, tf.Tensor],
         scale: loss_scale.LossScale | None,
     ) -> tf.Tensor:
         """Searches the step's tensors for numbers that are not finite.
@@ -72,6 +52,8 @@ class Guard(lazy.Module):
         Args:
             step: Number of this step, from 1.
             losses: Name → tensor of any shape.
+            others: Likewise the step's gradients and statistics, in the order
+                in which they are computed.
             scale: The loss scale, or None. While it is above 1, gradients and
                 statistics may overflow because of it; the step is then not
                 broken, the scale is lowered.
@@ -79,7 +61,6 @@ class Guard(lazy.Module):
         Returns:
             Whether the step must be undone, a bool scalar.
         """
-        others, self._notes.tensors = self._notes.tensors, {}
         self.names = (*losses, *others)
         # A sum is finite only if all its terms are: one operation a tensor.
         sums = [tf.reduce_sum(x) for x in (*losses.values(), *others.values())]
@@ -115,19 +96,3 @@ class Guard(lazy.Module):
     def gave_up(self) -> bool:
         """Returns whether too many steps in a row were broken."""
         return int(self.in_a_row.numpy()) >= GIVES_UP_AFTER
-
-
-def put_back(
-    variables: Sequence[tf.Variable],
-    values: Sequence[tf.Tensor],
-    undo: tf.Tensor,
-) -> None:
-    """Restores variables if a step is undone.
-
-    Args:
-        variables: Variables that the step may have changed.
-        values: Their values before the step.
-        undo: Whether to restore them, a bool scalar.
-    """
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(tf.where(undo, value, variable))

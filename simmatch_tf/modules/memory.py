@@ -43,26 +43,9 @@ class MemoryBuffer(lazy.Module):
                 student–teacher form, above 0 for the temporal ensemble.
             dtype: "float32" or "float64".
             sharded: Distribute Q_f over the replicas, if there are several.
-
-        Raises:
-            ValueError: `labels` is empty, not a vector, or has a negative
-                class; `dim` is below 1; `momentum` is not in [0, 1).
         """
         super().__init__(name="memory")
         labels = np.asarray(labels)
-        if labels.ndim != 1 or not len(labels):
-            raise ValueError(
-                f"labels has shape {labels.shape}: must be [K] with K ≥ 1"
-            )
-        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-            raise ValueError(
-                f"labels of type {labels.dtype} with least value "
-                f"{labels.min()}: must be classes, integers from 0"
-            )
-        if dim < 1:
-            raise ValueError(f"dim={dim}: must be at least 1")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: must be in [0, 1)")
         self.momentum = float(momentum)
         self.dim, self.dtype = dim, dtype
         self.shard: shard.Shard | None = None

@@ -33,18 +33,8 @@ class Sgd(keras.optimizers.Optimizer):
             decay: L2 coefficient, ≥ 0.
             decay_on: Weights to regularize: "kernels" of dense layers and
                 convolutions, or "all", with biases and BatchNorm's weights.
-
-        Raises:
-            ValueError: `decay_on` is unknown, or a number is out of range.
         """
         super().__init__(learning_rate=learning_rate, name="sgd")
-        if decay_on not in ("kernels", "all"):
-            raise ValueError(f"decay_on={decay_on!r}: must be kernels or all")
-        if not 0 <= momentum < 1 or not decay >= 0:
-            raise ValueError(
-                f"momentum={momentum}, decay={decay}: must be in [0, 1), and "
-                "at least 0"
-            )
         self.momentum, self.decay, self.decay_on = momentum, decay, decay_on
         self.velocities: list[keras.Variable] = []
 

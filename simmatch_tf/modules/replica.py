@@ -6,7 +6,6 @@ replica, they return their argument.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,24 +104,12 @@ def shuffle(
 
     def take(rows: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
         places = tf.slice(order, [start], [here])
-        return tf.ensure_shape(
-            tf.gather(_gather_bytes(rows), places), rows.shape
-        )
+        # Collectives support no bytes.
+        kind = tf.float16 if rows.dtype == tf.uint8 else rows.dtype
+        taken = tf.gather(all_gather(tf.cast(rows, kind)), places)
+        return tf.ensure_shape(tf.cast(taken, rows.dtype), rows.shape)
 
     return take(x, order), lambda y: take(y, home)
-
-
-def _gather_bytes(x: tf.Tensor) -> tf.Tensor:
-    """Gathers bytes, too: collectives support no type below 16 bits."""
-    if x.dtype != tf.uint8:
-        return all_gather(x)
-    flat = tf.reshape(x, [x.shape[0], -1])
-    flat = tf.pad(flat, [[0, 0], [0, -flat.shape[1] % 4]])
-    words = tf.bitcast(tf.reshape(flat, [x.shape[0], -1, 4]), tf.int32)
-    flat = tf.bitcast(all_gather(words), tf.uint8)  # [B, n, 4]
-    flat = tf.reshape(flat, [flat.shape[0], -1])
-    flat = flat[:, : math.prod(x.shape[1:])]
-    return tf.reshape(flat, [-1, *x.shape[1:]])
 
 
 def variable(

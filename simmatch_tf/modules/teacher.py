@@ -50,30 +50,16 @@ class Teacher(lazy.Module):
             warmup: See `schedules.ema_momentum`.
             eman: Average the student's statistics; see the module.
             shuffles: Shuffle images over the replicas; see the module.
-
-        Raises:
-            ValueError: The two networks do not have the same variables, or
-                `momentum` is out of range.
         """
         super().__init__(name="teacher")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum}: must be in [0, 1]")
-        own = [tuple(v.shape) for v in model.variables]
-        others = [tuple(v.shape) for v in student.variables]
-        if own != others:
-            raise ValueError(
-                f"the teacher's variables have shapes {own}, the student's "
-                f"{others}: they must be equal"
-            )
         self.model, self.eman, self.shuffles = model, eman, shuffles
         self._momentum, self._warmup = momentum, warmup
         self.copy(student)
 
     def copy(self, student: keras.Model) -> None:
         """Copies the student."""
-        pairs = _pairs(self.model.variables, student.variables)
-        for variable, value in pairs:
-            variable.assign(value)
+        for own, other in _pairs(self.model.variables, student.variables):
+            own.assign(other)
 
     def __call__(
         self, images: tf.Tensor, seed: tf.Tensor

@@ -37,37 +37,22 @@ class Finding:
     turn: str
 
 
-def find(
+def judge(
     config: config_lib.Config, scalars: Scalars, *, step: int, steps: int
-) -> list[Finding]:
-    """Returns the known problems that a run shows, each at most once.
+) -> dict[str, Finding | bool | None]:
+    """Judges for each known problem whether a run shows it.
 
     Args:
         config: The run's flags.
-        scalars: TensorBoard tag → step → value. A problem whose scalars are
-            missing is not reported.
+        scalars: TensorBoard tag → step → value.
         step: Steps done.
         steps: Length of the run.
+
+    Returns:
+        Name of the problem → the finding; False if the run does not show it;
+        None if that cannot be judged: its scalars are missing, as in short
+        runs or without --summaries, or the run has only begun.
     """
-    judged = _judge(config, scalars, step, steps).values()
-    return [finding for finding in judged if isinstance(finding, Finding)]
-
-
-def not_judged(
-    config: config_lib.Config, scalars: Scalars, *, step: int, steps: int
-) -> list[str]:
-    """Returns the names of problems that cannot be judged; see `find`.
-
-    Their scalars are missing, as in short runs or without --summaries.
-    """
-    judged = _judge(config, scalars, step, steps)
-    return [name for name, finding in judged.items() if finding is None]
-
-
-def _judge(
-    config: config_lib.Config, scalars: Scalars, step: int, steps: int
-) -> dict[str, Finding | bool | None]:
-    """Calls all `PATTERNS`; at the start of a run none can be judged."""
     if step < SETTLED * steps:
         return dict.fromkeys(PATTERNS)
     run = _Scalars(config, scalars, step, steps)
@@ -303,8 +288,7 @@ def _statistics_lag(run: _Scalars) -> Finding | bool | None:
     )
 
 
-# Each returns its finding; False if the run does not show the problem; None if
-# that cannot be judged.
+# See `judge` for what they return.
 PATTERNS: Mapping[str, Callable[[_Scalars], Finding | bool | None]] = {
     "no_pseudo_labels": _no_pseudo_labels,
     "collapse": _collapse,

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import terminal
@@ -198,10 +197,10 @@ class Scalars:
 
     def findings(self, step: int) -> list[diagnosis.Finding]:
         """Returns known problems that show by now, each once a session."""
-        config = self._config
-        findings = diagnosis.find(
-            config, self.values, step=step, steps=config.steps
+        judged = diagnosis.judge(
+            self._config, self.values, step=step, steps=self._config.steps
         )
+        findings = filter(None, judged.values())
         new = [each for each in findings if each.name not in self._told]
         self._told |= {each.name for each in new}
         return new
@@ -283,11 +282,9 @@ class Profile:
             start, count = config_lib.profiled_steps(flag)
             self._start, self._stop = start, start + count
             if start < done:
-                logging.warning(
-                    "--profile=%s: %d steps are done already; nothing is "
-                    "profiled",
-                    flag,
-                    done,
+                terminal.warn(
+                    f"--profile={flag}: {done} steps are done already; nothing "
+                    "is profiled"
                 )
                 self._start = self._stop = -1
 

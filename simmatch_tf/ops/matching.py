@@ -20,7 +20,6 @@ those of `algorithms.simmatch`.
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -154,7 +153,8 @@ def partials(
     Raises:
         ValueError: As in `match`.
     """
-    _check(temperature, block_size)
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
     z_w, z_s, p_w, memory = (
         tf.stop_gradient(x) for x in tensors.widen(z_w, z_s, p_w, memory)
     )
@@ -224,7 +224,6 @@ def combine(
     """
     dtype = sums.class_sums.dtype
     z_s, p_w = tf.cast(z_s, dtype), tf.stop_gradient(tf.cast(p_w, dtype))
-    _check(temperature, None)
     tensors.check(
         context=(sums.student_context, "ND"),
         class_sums=(sums.class_sums, "LN"),
@@ -261,17 +260,6 @@ def classes_present(
         )
         > 0
     )
-
-
-def _check(temperature: float, block_size: int | None) -> None:
-    if not isinstance(temperature, numbers.Real) or not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be above 0")
-    if block_size is not None and (
-        not isinstance(block_size, numbers.Integral) or block_size < 1
-    ):
-        raise ValueError(
-            f"block_size={block_size}: must be a whole number, at least 1"
-        )
 
 
 def relative(p_w: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -13,11 +13,11 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import threadpoolctl
-from sklearn import exceptions, linear_model, preprocessing
+from sklearn import exceptions, linear_model, metrics, preprocessing
 from sklearn import neighbors as neighbors_lib
 
 from simmatch_tf import preflight
@@ -40,18 +40,14 @@ def score(metric: str, labels: np.ndarray, predicted: np.ndarray) -> float:
             the mean of that share over the classes that have images.
         labels: Class of each image [N].
         predicted: Predicted class of each image [N].
-
-    Raises:
-        ValueError: The metric is unknown.
     """
-    right = labels == predicted
     if metric == "top1":
-        return float(right.mean())
-    if metric == "mean_per_class":
-        counts = np.bincount(labels)
-        hits = np.bincount(labels, right)
-        return float((hits[counts > 0] / counts[counts > 0]).mean())
-    raise ValueError(f"metric={metric!r}: must be top1 or mean_per_class")
+        return float(metrics.accuracy_score(labels, predicted))
+    return float(
+        metrics.recall_score(
+            labels, predicted, labels=np.unique(labels), average="macro"
+        )
+    )
 
 
 def nearest_neighbors(
@@ -154,16 +150,15 @@ def fit(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", exceptions.ConvergenceWarning)
         model.fit(features, labels)
-    others = [
-        each
-        for each in caught
-        if not issubclass(each.category, exceptions.ConvergenceWarning)
-    ]
-    for each in others:
-        warnings.warn_explicit(
-            each.message, each.category, each.filename, each.lineno
-        )
-    return len(others) == len(caught)
+    converged = True
+    for each in caught:
+        if issubclass(each.category, exceptions.ConvergenceWarning):
+            converged = False
+        else:
+            warnings.warn_explicit(
+                each.message, each.category, each.filename, each.lineno
+            )
+    return converged
 
 
 def sweep(
@@ -175,8 +170,7 @@ def sweep(
     tol: float,
     strengths: Sequence[float] = tuple(STRENGTHS),
     warm: bool = True,
-    done: Callable[[Fit], None] = lambda fit: None,
-) -> list[Fit]:
+) -> Iterator[Fit]:
     """Fits every regularization strength, the strongest first.
 
     Strengths are evenly spaced by their logarithm, so each fit starts from the
@@ -191,14 +185,13 @@ def sweep(
         tol: See `regression`.
         strengths: Regularization strengths λ.
         warm: Whether fits start from the solutions before them.
-        done: Called with the result of each fit.
 
-    Returns:
+    Yields:
         The fits in their order.
     """
     multiplications = train[0].size * len(np.unique(train[1]))
     threads = 1 if multiplications < _FEW else None
-    fits, model, before = [], None, None
+    model = before = None
     for strength in np.sort(np.asarray(strengths, float))[::-1]:
         start = time.perf_counter()
         if model is None or not warm:
@@ -217,19 +210,13 @@ def sweep(
             before = last
         with threadpoolctl.threadpool_limits(threads):
             converged = fit(model, *train)
-        fits.append(
-            Fit(
-                strength=float(strength),
-                score=score(
-                    metric, validation[1], model.predict(validation[0])
-                ),
-                iterations=int(np.max(model.n_iter_)),
-                converged=converged,
-                seconds=time.perf_counter() - start,
-            )
+        yield Fit(
+            strength=float(strength),
+            score=score(metric, validation[1], model.predict(validation[0])),
+            iterations=int(np.max(model.n_iter_)),
+            converged=converged,
+            seconds=time.perf_counter() - start,
         )
-        done(fits[-1])
-    return fits
 
 
 def choose(fits: Sequence[Fit]) -> Fit:

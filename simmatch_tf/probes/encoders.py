@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import hashlib
+import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +17,6 @@ from simmatch_tf.data.sources import source
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import library_backbone, network
-from simmatch_tf.probes import settings
 from simmatch_tf.serving import loading
 from simmatch_tf.training import initial, state, workdir
 
@@ -81,63 +82,46 @@ class Encoder:
         model = _build(self.backbone, self.image_shape, self.flags, seed)
         weights = {**self.weights, **_weights(model, ("backbone",))}
         return dataclasses.replace(
-            self,
-            name=_new(self.name),
-            weights=weights,
-            epochs="0",
+            self, name=_new(self.name), weights=weights, epochs="0"
         )
 
 
-def find(
-    models: Sequence[settings.Named],
-    *,
-    weights: str | None = None,
-    image_size: int | None = None,
-    seed: int = 0,
-    random_backbone: bool = False,
-) -> list[Encoder]:
+def load(flags: Any) -> list[Encoder]:
     """Loads the models of a command line.
 
     Args:
-        models: The models of --model.
-        weights: As in --weights.
-        image_size: Side of the images in pixels; by default, the models' own.
-        seed: Random seed of new weights.
-        random_backbone: Whether each model is followed by the same one with
-            new weights.
+        flags: The flags of `transfer`.
 
     Raises:
         InputError: A model cannot be loaded, or cannot take such images.
     """
     encoders = []
-    for named in models:
+    for named in flags.named_models():
         if named.library is not None:
-            encoder = _of_library(named, weights, image_size, seed)
+            encoder = _of_library(named, flags)
         else:
             kind, path = preflight.kind_of_model("model", named.model)
-            encoder = {"workdir": _of_run, "saved_model": _of_export}[kind](
-                named, path, weights, image_size
-            )
+            of = _of_run if kind == "workdir" else _of_export
+            encoder = of(named, path, flags)
         encoders.append(encoder)
-        if random_backbone:
-            encoders.append(encoder.with_new_weights(seed))
+        if flags.random_backbone:
+            encoders.append(encoder.with_new_weights(flags.seed))
     return encoders
 
 
-def _of_run(named, path, weights, image_size) -> Encoder:
+def _of_run(named: Any, path: pathlib.Path, flags: Any) -> Encoder:
     folder = workdir.Workdir(path)
-    model = state.load(path, weights=weights)
+    model = state.load(path, weights=flags.weights)
     return _encoder(
         named,
         folder.read_config(),
-        _side(named, tuple(model.input_shape[1:]), image_size),
+        _side(named, tuple(model.input_shape[1:]), flags.image_size),
         _weights(model),
         splits.read_content(folder.split)["unlabeled_images"],
     )
 
 
-def _of_export(named, path, weights, image_size) -> Encoder:
-    del weights  # an export has those of one network only
+def _of_export(named: Any, path: pathlib.Path, flags: Any) -> Encoder:
     export = loading.export(path)
     try:
         config = config_lib.Config.from_recorded(export.card["flags"])
@@ -154,17 +138,17 @@ def _of_export(named, path, weights, image_size) -> Encoder:
         raise InputError(
             f"--model={named.model}: some of its weights are missing"
         )
-    shape = _side(named, shape, image_size)
+    shape = _side(named, shape, flags.image_size)
     return _encoder(named, config, shape, _weights(model), None)
 
 
-def _of_library(named, weights, image_size, seed) -> Encoder:
-    side = image_size or _SIDE
+def _of_library(named: Any, flags: Any) -> Encoder:
+    side = flags.image_size or _SIDE
     registry.networks.check_side(named.model, side, flag="model")
     shape = (side, side, 3)
-    flags = commandline.HyperParameters()  # a library's networks have none
-    model = _build(named.model, shape, flags, seed)
-    if weights in (None, settings.PUBLISHED):
+    own = commandline.HyperParameters()  # a library's networks have none
+    model = _build(named.model, shape, own, flags.seed)
+    if flags.weights in (None, "imagenet"):
         try:
             values = library_backbone.published(*named.model.split(":"), shape)
             network.parts(model)["backbone"].set_weights(values)
@@ -173,16 +157,16 @@ def _of_library(named, weights, image_size, seed) -> Encoder:
                 f"--model={named.model}: {error}; give --weights=FILE, or "
                 "--weights=random for new ones"
             ) from None
-    elif weights != settings.NEW:
-        initial.fill(model, weights, backbone=named.model, flag="weights")
-    encoder = Encoder(named.name, named.model, shape, flags, _weights(model))
-    if weights != settings.NEW:
+    elif flags.weights != "random":
+        initial.fill(model, flags.weights, backbone=named.model, flag="weights")
+    encoder = Encoder(named.name, named.model, shape, own, _weights(model))
+    if flags.weights != "random":
         return encoder
     return dataclasses.replace(encoder, name=_new(named.name), epochs="0")
 
 
 def _side(
-    named, shape: tuple[int, int, int], image_size: int | None
+    named: Any, shape: tuple[int, int, int], image_size: int | None
 ) -> tuple[int, int, int]:
     """Returns the shape of a model's images.
 
@@ -201,7 +185,7 @@ def _side(
 
 
 def _encoder(
-    named,
+    named: Any,
     config: config_lib.Config,
     shape: tuple[int, int, int],
     weights: Weights,

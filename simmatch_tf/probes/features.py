@@ -2,14 +2,12 @@
 
 The features of a set are a NumPy file, float32 [N, width], named by a digest
 of what they depend on: the network, the images and how these are prepared. It
-is read through a memory map. An interrupted extraction resumes.
+is read through a memory map.
 """
 
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -25,149 +23,102 @@ _VERSION = 1
 KERNEL = "keyscubic"
 
 
-def default_folder() -> pathlib.Path:
-    """Returns where features are kept if no flag says otherwise.
+def extract(
+    encoder: encoders.Encoder,
+    task: tasks.Task,
+    subset: str,
+    *,
+    folder: pathlib.Path | None = None,
+    batch_size: int,
+    parallel_calls: int = 2,
+    progress: bool = False,
+) -> np.ndarray:
+    """Returns the features of a set of images.
+
+    The shorter side is resized to that of the network's images by bicubic
+    interpolation, and the center is cropped. Grey images are repeated to
+    three channels, or colors made grey, as the network needs it.
+
+    Args:
+        encoder: The network.
+        task: The dataset.
+        subset: "train", "validation" or "test".
+        folder: The cache, created if it does not exist; by default features/
+            in the user's cache folder.
+        batch_size: Images of a batch.
+        parallel_calls: Batches that are prepared at once.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        float32 [N, width], memory-mapped, read-only.
 
     Raises:
-        InputError: The user has no home folder.
+        InputError: An image cannot be read, the cache cannot be written, or a
+            feature is not finite.
     """
+    folder = folder or io.cache_folder() / "features"
+    path = folder / f"{_key(encoder, task.digests[subset])}.npy"
+    images, title = getattr(task, subset), f"{task.name} {subset}"
+    if not path.is_file():
+        batches = _batches(encoder, images, batch_size, parallel_calls)
+        shape = len(images), encoder.network.output["features"].shape[-1]
+        shown = terminal.progress(shape[0], "img", title=title, shown=progress)
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (
+                shown as bar,
+                io.replacing(path) as temporary,
+                open(temporary, "wb") as file,
+            ):
+                np.lib.format.write_array_header_1_0(file, header)
+                for rows in batches:
+                    if not np.isfinite(rows).all():
+                        raise InputError(
+                            f"{encoder.name}: its features of {title} are not "
+                            "finite"
+                        )
+                    file.write(rows.tobytes())
+                    bar.update(len(rows))
+        except OSError as error:
+            raise InputError(
+                f"--cache_dir={folder}: features cannot be kept there "
+                f"({error.strerror})"
+            ) from None
     try:
-        return io.cache_folder() / "features"
-    except RuntimeError as error:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"--cache_dir=None: there is no default folder ({error}); name one"
+            f"{path}: cannot be read ({error}); remove it, and it is computed "
+            "again"
         ) from None
 
 
-class Extractor:
-    """Computes features, or reads those in the cache."""
+def _batches(
+    encoder: encoders.Encoder,
+    images: tasks.Set,
+    batch_size: int,
+    parallel_calls: int,
+) -> Iterator[np.ndarray]:
+    """Yields the features of batches of images, float32 [B, width]."""
+    network, channels = encoder.network, encoder.image_shape[-1]
 
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        *,
-        batch_size: int,
-        parallel_calls: int = 2,
-        progress: bool = False,
-    ) -> None:
-        """Takes settings that change at most the last bit of the features.
+    @tf.function(autograph=False)
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        outputs = network(match_channels(batch, channels), training=False)
+        return tf.cast(outputs["features"], tf.float32)
 
-        Args:
-            folder: The cache; it is created if it does not exist.
-            batch_size: Images of a batch.
-            parallel_calls: Batches that are prepared at once.
-            progress: Whether to show a progress bar.
-        """
-        self._folder, self._batch_size = folder, batch_size
-        self._parallel_calls, self._progress = parallel_calls, progress
-
-    def features(
-        self, encoder: encoders.Encoder, task: tasks.Task, subset: str
-    ) -> np.ndarray:
-        """Returns the features of a set of images.
-
-        The shorter side is resized to that of the network's images by bicubic
-        interpolation, and the center is cropped. Grey images are repeated to
-        three channels, or colors made grey, as the network needs it.
-
-        Args:
-            encoder: The network.
-            task: The dataset.
-            subset: "train", "validation" or "test".
-
-        Returns:
-            float32 [N, width], memory-mapped, read-only.
-
-        Raises:
-            InputError: An image cannot be read, the cache cannot be written,
-                or a feature is not finite.
-        """
-        images, title = getattr(task, subset), f"{task.name} {subset}"
-        path = self._folder / f"{_key(encoder, task.digests[subset])}.npy"
-        shape = len(images), encoder.network.output["features"].shape[-1]
-        if not path.is_file():
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with open(path.with_suffix(".rows"), "ab") as file:
-                    self._extract(encoder, images, path, shape, title, file)
-            except OSError as error:
-                raise InputError(
-                    f"--cache_dir={self._folder}: features cannot be kept "
-                    f"there ({error.strerror})"
-                ) from None
-        try:
-            features = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be read ({error}); remove it, and it is "
-                "computed again"
-            ) from None
-        if features.shape != shape:
-            raise InputError(
-                f"{path}: has shape {features.shape}, but must have {shape}; "
-                "remove it, and it is computed again"
-            )
-        return features
-
-    def _extract(
-        self,
-        encoder: encoders.Encoder,
-        images: tasks.Set,
-        path: pathlib.Path,
-        shape: tuple[int, int],
-        title: str,
-        file: BinaryIO,
-    ) -> None:
-        """Computes features: first as bare rows in a file of their own."""
-        if not io.lock(file):
-            raise InputError(
-                f"{file.name}: another process computes these features now"
-            )
-        if path.is_file():
-            return  # another process has computed them since
-        row_bytes = 4 * shape[1]
-        # Whole batches are kept, so that the others give the same bits.
-        done = os.fstat(file.fileno()).st_size // row_bytes
-        done -= 0 if done == shape[0] else done % self._batch_size
-        file.truncate(done * row_bytes)
-        with terminal.progress(
-            shape[0], "img", done=done, title=title, shown=self._progress
-        ) as bar:
-            for rows in self._batches(encoder, images, done):
-                if not np.isfinite(rows).all():
-                    raise InputError(
-                        f"{encoder.name}: its features of {title} are not "
-                        "finite"
-                    )
-                file.write(rows.tobytes())
-                bar.update(len(rows))
-        file.flush()
-        with io.replacing(path) as temporary:
-            np.save(temporary, np.memmap(file.name, "<f4", "r", shape=shape))
-        os.unlink(file.name)
-
-    def _batches(
-        self, encoder: encoders.Encoder, images: tasks.Set, start: int
-    ) -> Iterator[np.ndarray]:
-        """Yields the features of batches from image `start` on."""
-        network, channels = encoder.network, encoder.image_shape[-1]
-
-        @tf.function(autograph=False)
-        def forward(batch: tf.Tensor) -> tf.Tensor:
-            outputs = network(match_channels(batch, channels), training=False)
-            return tf.cast(outputs["features"], tf.float32)
-
-        return evaluator.outputs(
-            forward,
-            images,
-            np.arange(start, len(images)),
-            batch_size=self._batch_size,
-            side=encoder.image_shape[0],
-            resize=encoder.image_shape[0],
-            kernel=KERNEL,
-            parallel_calls=self._parallel_calls,
-            when="for its features",
-        )
+    return evaluator.outputs(
+        forward,
+        images,
+        np.arange(len(images)),
+        batch_size=batch_size,
+        side=encoder.image_shape[0],
+        resize=encoder.image_shape[0],
+        kernel=KERNEL,
+        parallel_calls=parallel_calls,
+        when="for its features",
+    )
 
 
 def match_channels(images: tf.Tensor, channels: int) -> tf.Tensor:

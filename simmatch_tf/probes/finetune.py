@@ -11,13 +11,10 @@ continues from its last checkpoint.
 import dataclasses
 import hashlib
 import itertools
-import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io
@@ -25,13 +22,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.probes import (
-    classifiers,
-    encoders,
-    features,
-    settings,
-    tasks,
-)
+from simmatch_tf.probes import classifiers, encoders, features, tasks
 from simmatch_tf.training import loop, state, workdir
 
 _WEIGHTS = "first.weights.h5"
@@ -63,22 +54,20 @@ class Grid:
         self,
         encoder: encoders.Encoder,
         task: tasks.Task,
-        how: settings.Settings,
-        folder: pathlib.Path,
+        flags: Any,
     ) -> None:
         """Writes the first weights, without training.
 
         Args:
             encoder: The network.
             task: The dataset.
-            how: Settings of the training.
-            folder: Folder of the grids of all networks and datasets.
+            flags: The flags of `transfer`.
 
         Raises:
             InputError: The folder cannot be written, or the network cannot
                 take the images.
         """
-        self._encoder, self._task, self._how = encoder, task, how
+        self._encoder, self._task, self._flags = encoder, task, flags
         side, _, channels = encoder.image_shape
         self._channels, self._side = channels, side
         sets = [task.train, task.validation, task.test]
@@ -96,38 +85,19 @@ class Grid:
                         f"--datasets={task.name}: its images are {height}×"
                         f"{width}, but --protocol=finetune needs square ones"
                     )
-        values = how.steps, how.batch_size, how.crop_area, how.seed
+        values = flags.steps, flags.batch_size, flags.crop_area, flags.seed
         content = (encoder.digest, task.identity, task.flip, values)
         digest = hashlib.sha256(repr(content).encode())
+        folder = io.expand(flags.output) / "finetune"
         self.folder = folder / digest.hexdigest()[:16]
         self._weights = self.folder / _WEIGHTS
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not self._weights.is_file():
-                with io.replacing(self._weights) as temporary:
-                    encoder.network.save_weights(temporary)
-        except OSError as error:
-            raise InputError(
-                f"--output: {self.folder} cannot be written "
-                f"({error.strerror or error})"
-            ) from None
+        io.make_folder(self.folder, f"--output={flags.output}")
+        if not self._weights.is_file():
+            with io.replacing(self._weights) as temporary:
+                encoder.network.save_weights(temporary)
 
-    def points(self) -> list[Point]:
-        """Returns the points of the grid: every rate with every decay."""
-        pairs = itertools.product(
-            settings.numbers("rates", self._how.rates),
-            settings.numbers("decays", self._how.decays),
-        )
-        return [Point(rate, decay) for rate, decay in pairs]
-
-    def run(
-        self, done: Callable[[Point, float | None], None]
-    ) -> tuple[float, dict[str, Any]]:
+    def run(self) -> tuple[float, dict[str, Any]]:
         """Trains all points, then the best once more on all images.
-
-        Args:
-            done: Called with each point and its score on validation images,
-                None if its loss was not finite.
 
         Returns:
             The score on the test images, and the details to report.
@@ -142,18 +112,20 @@ class Grid:
         if validation is None:
             validation = train.take(np.flatnonzero(task.held_out))
             train = train.take(np.flatnonzero(~task.held_out))
-        for point in self.points():
-            results[point] = None
+        for point in itertools.starmap(Point, self._flags.grid()):
             try:
-                results[point] = self._train(
-                    point, train, validation, point.title
-                )
+                score = self._train(point, train, validation, point.title)
+                result = f"{100 * score:.2f} % of the validation images"
             except FloatingPointError as error:
-                logging.warning("%s: %s", point.title, error)
-            done(point, results[point])
+                score, result = None, f"not finite: {error}"
+            results[point] = score
+            print(
+                f"{self._encoder.name} on {task.name}: rate {point.rate:g}, "
+                f"decay {point.decay:g}: {result}"
+            )
         finite = [point for point in results if results[point] is not None]
         if not finite:
-            raise self._diverged(self._how.rates)
+            raise self._diverged(self._flags.rates)
         # The first of equals has the lowest rate.
         best = max(finite, key=results.__getitem__)
         everything = task.train
@@ -168,7 +140,7 @@ class Grid:
             "run": str(self.folder / name),
             "rate": best.rate,
             "decay": best.decay,
-            "steps": self._how.steps,
+            "steps": self._flags.steps,
             "validation": [
                 {"rate": p.rate, "decay": p.decay, "score": s}
                 for p, s in results.items()
@@ -185,7 +157,7 @@ class Grid:
         self, point: Point, train: tasks.Set, test: tasks.Set, name: str
     ) -> float:
         """Trains a run, if it is not finished, and returns its score."""
-        how, task = self._how, self._task
+        flags, task = self._flags, self._task
         source = source_lib.Source(
             name=task.name,
             class_names=task.class_names,
@@ -198,7 +170,7 @@ class Grid:
                 list(values[: self._channels]) for values in source_lib.IMAGENET
             ),
         )
-        epoch_steps = max(1, len(train) // how.batch_size)
+        epoch_steps = max(1, len(train) // flags.batch_size)
         config = config_lib.Config(
             workdir=str(self.folder / name),
             dataset="custom",
@@ -208,21 +180,21 @@ class Grid:
             **self._encoder.flags.values(),
             init_from=str(self._weights),
             weak="resized_crop",
-            crop_area=how.crop_area,
-            batch_size=how.batch_size,
+            crop_area=flags.crop_area,
+            batch_size=flags.batch_size,
             ema_momentum=0.0,  # no EMA: the last weights are the result
             batch_norm_momentum=max(1 - 10 / epoch_steps, _LEAST_MOMENTUM),
-            steps=how.steps,
+            steps=flags.steps,
             learning_rate=point.rate,
             weight_decay=point.decay / point.rate,
             schedule="half_cosine",
-            eval_every=how.steps,
-            seed=how.seed,
-            checkpoint_every=max(1, min(500, how.steps // 4)),
+            eval_every=flags.steps,
+            seed=flags.seed,
+            checkpoint_every=max(1, min(500, flags.steps // 4)),
             keep=1,
             summaries=False,
-            parallel_calls=how.parallel_calls,
-            progress=how.progress,
+            parallel_calls=flags.parallel_calls,
+            progress=flags.progress,
         )
         with workdir.claim(config) as run:
             if not run.finished():

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import registry
-from simmatch_tf.data import records
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 
@@ -45,33 +45,6 @@ class Task:
     validation: Set | None
     test: Set
     flip: bool
-
-    def __post_init__(self) -> None:
-        """Checks that every class can be learned.
-
-        Raises:
-            InputError: A class has no training image, or there is only one.
-        """
-        known = np.unique(self.train.labels)
-        for title, images in (
-            ("test", self.test),
-            ("validation", self.validation),
-        ):
-            if images is None:
-                continue
-            missing = np.setdiff1d(images.labels, known)
-            if missing.size:
-                names = ", ".join(self.class_names[i] for i in missing[:5])
-                raise InputError(
-                    f"--datasets={self.name}: no training image is of "
-                    f"{missing.size} classes that {title} images have: "
-                    f"{names}{', …' if missing.size > 5 else ''}"
-                )
-        if known.size < 2:
-            raise InputError(
-                f"--datasets={self.name}: all training images are of one "
-                f"class, {self.class_names[known[0]]}"
-            )
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -123,22 +96,12 @@ class Task:
         return held
 
 
-def load(
-    name: str,
-    *,
-    data_dir: str | None = None,
-    tfds_dir: str | None = None,
-    tfds_manual_dir: str | None = None,
-    on_bad_image: str = "error",
-) -> Task:
+def load(name: str, flags: Any) -> Task:
     """Loads a dataset, and prepares it first if it is not.
 
     Args:
         name: One of --datasets.
-        data_dir: Folder of the images of "folder".
-        tfds_dir: Folder of prepared TFDS datasets; by default, TFDS's own.
-        tfds_manual_dir: Folder of archives that TFDS cannot download itself.
-        on_bad_image: "error" or "skip", for "folder".
+        flags: The flags of `transfer`.
 
     Raises:
         InputError: It cannot be loaded, or has no classes, no test images, or
@@ -151,21 +114,14 @@ def load(
         dataset=name,
         label_fraction=1.0,
         steps=1,
-        data_dir=data_dir if facts.get("needs_data_dir") else None,
+        data_dir=flags.data_dir if facts.get("needs_data_dir") else None,
         on_bad_image=(
-            on_bad_image if facts.get("skips_bad_images") else "error"
+            flags.on_bad_image if facts.get("skips_bad_images") else "error"
         ),
-        tfds_dir=tfds_dir,
-        tfds_manual_dir=tfds_manual_dir,
+        tfds_dir=flags.tfds_dir,
+        tfds_manual_dir=flags.tfds_manual_dir,
     )
-    load_source = facts.get("load_for_transfer", entry.value)
-    try:
-        source = load_source(config)
-    except InputError as error:
-        # The message speaks of train's flag.
-        text = str(error).replace("--dataset=", "--datasets=")
-        raise InputError(text) from None
-    return of_source(source)
+    return of_source(facts.get("load_for_transfer", entry.value)(config))
 
 
 def of_source(source: source_lib.Source) -> Task:
@@ -187,34 +143,35 @@ def of_source(source: source_lib.Source) -> Task:
     train = source.train
     if labeled.size < len(train):
         train = train.take(labeled)
-    task = Task(
-        name=source.name,
-        class_names=tuple(map(str, source.class_names)),
-        train=train,
-        validation=source.validation,
-        test=source.test,
-        flip=source.flip,
-    )
-    return _without_empty_classes(task)
+    names = tuple(map(str, source.class_names))
+    known = np.unique(train.labels)
+    if known.size < 2:
+        raise InputError(
+            f"--datasets={source.name}: all training images are of one class, "
+            f"{names[known[0]]}"
+        )
 
-
-def _without_empty_classes(task: Task) -> Task:
-    """Leaves out classes without images, which EMNIST's letters have."""
-    known = np.unique(task.train.labels)
-    if known.size == len(task.class_names):
-        return task
-
-    def numbered(images: Set) -> Set:
+    def numbered(title: str, images: Set | None) -> Set | None:
+        """Numbers the classes that have images, as in EMNIST's letters."""
+        if images is None:
+            return None
+        missing = np.setdiff1d(images.labels, known)
+        if missing.size:
+            raise InputError(
+                f"--datasets={source.name}: no training image is of "
+                f"{missing.size} classes that {title} images have: "
+                f"{', '.join(names[label] for label in missing[:5])}"
+            )
+        if known.size == len(names):
+            return images
         labels = np.searchsorted(known, images.labels).astype(np.int32)
-        if isinstance(images, records.RecordImages):
-            index = dataclasses.replace(images.index, labels=labels)
-            return dataclasses.replace(images, index=index)
         return dataclasses.replace(images, labels=labels)
 
-    return dataclasses.replace(
-        task,
-        class_names=tuple(task.class_names[label] for label in known),
-        train=numbered(task.train),
-        validation=task.validation and numbered(task.validation),
-        test=numbered(task.test),
+    return Task(
+        name=source.name,
+        class_names=tuple(names[label] for label in known),
+        train=numbered("training", train),
+        validation=numbered("validation", source.validation),
+        test=numbered("test", source.test),
+        flip=source.flip,
     )

@@ -21,7 +21,7 @@ import pathlib
 import pickle
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,16 @@ def read(path: pathlib.Path) -> Any:
             anything but tensors and plain values.
     """
     torch = _torch()
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        floating = value.is_floating_point()
+        return (value.float() if floating else value).detach().numpy()
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        return _convert_each(content, convert)
     except pickle.UnpicklingError as error:
         lines = [x for x in str(error).splitlines() if "Unsupported" in x]
         raise InputError(
@@ -71,29 +79,9 @@ def read(path: pathlib.Path) -> Any:
             + "; save its state_dict alone in PyTorch"
         ) from None
     except Exception as error:  # a damaged file fails in many ways
-        text = (str(error).strip().splitlines() or [repr(error)])[0]
         raise InputError(
-            f"{path}: cannot be read as a PyTorch file ({text})"
+            f"{path}: cannot be read as a PyTorch file ({_first_line(error)})"
         ) from None
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.is_quantized:
-                raise InputError(
-                    f"{path}: holds a sparse or quantized tensor, but plain "
-                    "ones are wanted"
-                )
-            value = value.detach().cpu()
-            if value.is_floating_point():
-                value = value.to(torch.float32)
-            return value.numpy()
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [convert(item) for item in value]
-        return value
-
-    return convert(content)
 
 
 def write(path: pathlib.Path, content: Any) -> None:
@@ -112,18 +100,28 @@ def write(path: pathlib.Path, content: Any) -> None:
     def convert(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return torch.from_numpy(np.array(value, order="C"))
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [convert(item) for item in value]
         return value
 
     try:
         with io.replacing(path) as temporary:
-            torch.save(convert(content), temporary)
+            torch.save(_convert_each(content, convert), temporary)
     except (OSError, RuntimeError) as error:  # PyTorch's own of a full disk
-        text = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise InputError(f"{path}: cannot be written ({text})") from None
+        raise InputError(
+            f"{path}: cannot be written ({_first_line(error)})"
+        ) from None
+
+
+def _convert_each(content: Any, convert: Callable[[Any], Any]) -> Any:
+    """Converts all values in nested dicts and lists."""
+    if isinstance(content, dict):
+        return {k: _convert_each(v, convert) for k, v in content.items()}
+    if isinstance(content, list | tuple):
+        return [_convert_each(value, convert) for value in content]
+    return convert(content)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 @dataclasses.dataclass
@@ -155,7 +153,7 @@ class Checkpoint:
 
 
 def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
-    """Returns the names and arrays in a file, checked one by one."""
+    """Returns the names and arrays in a file."""
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -167,23 +165,9 @@ def _state_dict(content: Any) -> Mapping[str, np.ndarray]:
     if not content:
         raise InputError("its state_dict is empty")
     for name, array in content.items():
-        _check_values(name, array)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{name}: has values that are NaN or infinite")
     return content
-
-
-def _check_values(name: str, array: np.ndarray) -> None:
-    """Refuses values that no trained network has."""
-    leaf = name.rpartition(".")[2]
-    if leaf in ("labels", "DA_ptr") and array.dtype.kind not in "iu":
-        raise InputError(
-            f"{name}: has type {array.dtype}, but must be integers"
-        )
-    if leaf == "labels" and not array.size:
-        raise InputError(f"{name}: is empty, so the memory has no slot")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{name}: has values that are NaN or infinite")
-    if leaf == "running_var" and array.size and array.min() < 0:
-        raise InputError(f"{name}: has the negative variance {array.min():.3g}")
 
 
 def is_simmatch(content: Any) -> bool:
@@ -230,30 +214,12 @@ def parse(content: Any) -> Checkpoint:
             setattr(checkpoint, key, content[key])
     mean, std = content.get("mean"), content.get("std")
     if isinstance(mean, list) and isinstance(std, list):
-        checkpoint.statistics = _statistics(mean, std)
+        checkpoint.statistics = mean, std
     if isinstance(content.get("optimizer"), dict):
         checkpoint.velocities = _velocities(
             content["optimizer"], checkpoint.networks["main"]
         )
     return checkpoint
-
-
-def _statistics(
-    mean: list[Any], std: list[Any]
-) -> tuple[list[float], list[float]]:
-    numbers = all(isinstance(x, int | float) for x in (*mean, *std))
-    if (
-        not numbers
-        or len(mean) != len(std)
-        or len(mean) not in (1, 3)
-        or not np.isfinite([*mean, *std]).all()
-        or min(std) <= 0
-    ):
-        raise InputError(
-            f"mean {mean} and std {std}: must be 1 or 3 finite numbers each, "
-            "std above 0"
-        )
-    return mean, std
 
 
 def trained(names: Iterable[str]) -> list[str]:

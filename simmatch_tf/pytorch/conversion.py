@@ -65,7 +65,7 @@ def import_run(
     known = config_lib.known_size(config.dataset)
     if known is not None:
         _check_classes(config.dataset, known[0], sizes)
-    _check_statistics(checkpoint, sizes)
+    _check_statistics(checkpoint.statistics, sizes.channels)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
     # Its split is that of the memory.
@@ -159,16 +159,19 @@ def _check_classes(dataset: str, classes: int, sizes: _Sizes) -> None:
         )
 
 
-def _check_statistics(
-    checkpoint: checkpoint_lib.Checkpoint, sizes: _Sizes
-) -> None:
-    if checkpoint.statistics is None:
+def _check_statistics(statistics: Any, channels: int) -> None:
+    """Checks the images' mean and standard deviation, if there are any."""
+    if statistics is None:
         return
-    channels = len(checkpoint.statistics[0])
-    if channels != sizes.channels:
+    values = np.asarray(statistics)
+    if (
+        values.shape != (2, channels)
+        or values.dtype.kind not in "fi"
+        or not (np.isfinite(values).all() and values[1].min() > 0)
+    ):
         raise InputError(
-            f"mean and std are of {channels} channels, but the network takes "
-            f"{sizes.channels}"
+            f"mean {statistics[0]} and std {statistics[1]}: must be finite "
+            f"numbers, one for each of {channels} channels, std above 0"
         )
 
 
@@ -188,25 +191,17 @@ def _data(
     config: config_lib.Config, statistics: source_lib.Statistics | None
 ) -> tuple[source_lib.Outline, source_lib.Source | None]:
     """Returns the dataset, and its images if a list or statistics need them."""
-    source = None
-    if config.labeled_list is not None:
-        source = inputs.make_source(config)
-        outline = source_lib.Outline(
-            source.class_names,
-            source.image_shape,
-            len(source.train),
-            source.statistics(),
-        )
-    else:
+    if config.labeled_list is None:
         outline = inputs.outline(config)
-    if outline.train_images is None or not (statistics or outline.statistics):
-        source = inputs.make_source(config)  # prepares it
-        outline = dataclasses.replace(
-            outline,
-            train_images=len(source.train),
-            statistics=source.statistics(),
-        )
-    return outline, source
+        if outline.train_images and (statistics or outline.statistics):
+            return outline, None
+    source = inputs.make_source(config)  # prepares it
+    return source_lib.Outline(
+        source.class_names,
+        source.image_shape,
+        len(source.train),
+        source.statistics(),
+    ), source
 
 
 def _split(
@@ -237,7 +232,7 @@ def _split(
             "validation": [],
             "unlabeled_excludes": [],
         }
-    path = pathlib.Path(config.labeled_list).expanduser()
+    path = io.expand(config.labeled_list)
     listed = splits.read_list(path, source, in_order=True)
     if len(listed) != len(labels):
         raise InputError(
@@ -293,7 +288,7 @@ def _check(
     checkpoint: checkpoint_lib.Checkpoint,
     sizes: _Sizes,
 ) -> None:
-    """Checks every name and shape, and that embeddings have length 1."""
+    """Checks every name and shape."""
     tensors = tensors_lib.tensors(algorithm.student)
     wanted = {
         f"{name}.{key}": tensor.shape
@@ -311,30 +306,8 @@ def _check(
     }
     given |= {name: array.shape for name, array in checkpoint.buffers.items()}
     given |= dict.fromkeys(checkpoint.unknown, ())
-    tensors_lib.check(wanted, given, "its tensors are not SimMatch's on "
-                       f"{sizes.backbone}: ")  # fmt: skip
-    if checkpoint.velocities is not None:
-        shapes = {name: tensors[name].shape for name in checkpoint.velocities}
-        tensors_lib.check(
-            shapes,
-            {
-                name: array.shape
-                for name, array in checkpoint.velocities.items()
-            },
-            "the optimizer's momentum buffers: ",
-        )
-    lengths = np.linalg.norm(checkpoint.buffers["bank"], axis=0)
-    wrong = np.flatnonzero((np.abs(lengths - 1) > 0.01) & (lengths != 0))
-    if len(wrong):
-        raise InputError(
-            f"bank: column {wrong[0]} has length {lengths[wrong[0]]:.3g}, but "
-            f"embeddings have length 1 ({len(wrong)} columns)"
-        )
-    if not 0 <= int(checkpoint.buffers["DA_ptr"][0]) < sizes.window:
-        raise InputError(
-            f"DA_ptr is {int(checkpoint.buffers['DA_ptr'][0])}: must be in "
-            f"[0, {sizes.window})"
-        )
+    title = f"its tensors are not SimMatch's on {sizes.backbone}: "
+    tensors_lib.check(wanted, given, title)
 
 
 def _fill(
@@ -446,11 +419,9 @@ def import_encoder(content: Any, output: pathlib.Path) -> list[str]:
         raise InputError(
             f"{output}: cannot be written ({error.strerror or error})"
         ) from None
-    heads = [part for part in ("fc", "head") if f"{part}.weight" in arrays
-             or f"{part}.0.weight" in arrays]  # fmt: skip
+    parts = dict.fromkeys(name.partition(".")[0] for name in arrays)
     return [
-        f"{kind} encoder: {name}"
-        + (f", with {' and '.join(heads)}" if heads else ", no heads"),
+        f"{kind} encoder {name}: {', '.join(parts)}",
         "Images are normalized by ImageNet's mean and standard deviation",
     ]
 
@@ -482,13 +453,7 @@ def export_run(path: pathlib.Path) -> dict[str, Any]:
         )
     algorithm, _, step = state.restore(folder.path)
     origin = _imported_from(folder, algorithm.student, step)
-    networks = dict(
-        zip(
-            checkpoint_lib.NETWORKS,
-            (algorithm.student, algorithm.teacher.model),
-            strict=True,
-        )
-    )
+    networks = {"main": algorithm.student, "ema": algorithm.teacher.model}
     arrays = {name: tensors_lib.export(m) for name, m in networks.items()}
     passed = step - origin["step"]
     checkpoint = checkpoint_lib.Checkpoint(
@@ -540,9 +505,7 @@ def _imported_from(
 
 
 def _buffers(algorithm: algorithm_lib.Algorithm) -> dict[str, np.ndarray]:
-    """Returns memory and alignment window, if the algorithm has them."""
-    if not hasattr(algorithm, "memory"):
-        return {}
+    """Returns the memory and the alignment window."""
     window = algorithm.align.window.numpy()
     pointer = int(algorithm.align.written.numpy()) % len(window)
     return {

@@ -3,9 +3,7 @@
 Nothing here imports TensorFlow.
 """
 
-import csv
 import dataclasses
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -284,7 +282,7 @@ def table_csv(compared: Comparison) -> str:
         if known:
             line[11] = statistics.mean(known)
         lines.append(line)
-    return _csv(lines)
+    return tables.comma_separated(lines)
 
 
 def runs_csv(compared: Comparison) -> str:
@@ -295,10 +293,4 @@ def runs_csv(compared: Comparison) -> str:
         for place in compared.places
         for score in compared.at(*place)
     ]
-    return _csv([names, *lines])
-
-
-def _csv(lines: Sequence[Sequence]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+    return tables.comma_separated([names, *lines])

@@ -259,24 +259,6 @@ def _plot(axes: axes_lib.Axes, curve: charts.Curve, **look: Any) -> None:
     axes.plot(steps, values, marker="o" if alone else "", markersize=4, **look)
 
 
-def words(panel: charts.Panel, groups: Sequence[runs_lib.Group]) -> str:
-    """Describes a panel for readers who cannot see it: its last values."""
-    ends = []
-    for group in groups:
-        for tag, name in panel.lines.items():
-            curves = [charts.curve(r, tag, panel.scale) for r in group.runs]
-            last = [
-                [value for value in curve.values if not math.isnan(value)][-1]
-                for curve in curves
-                if curve is not None
-            ]
-            if last:
-                label = " ".join(filter(None, (group.name, name)))
-                ends.append(f"{label} {math.fsum(last) / len(last):.4g}")
-    unit = f", {panel.unit}" if panel.unit else ""
-    return f"{panel.title}{unit}, over steps. Last: {'; '.join(ends)}."
-
-
 # Comparisons -----------------------------------------------------------------
 
 

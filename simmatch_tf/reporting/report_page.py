@@ -4,15 +4,13 @@ Tables are rows of text, the head first. Nothing here imports TensorFlow.
 """
 
 import dataclasses
-import os
 import pathlib
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simmatch_tf import tables
-from simmatch_tf.flags.errors import InputError
+from simmatch_tf import io, tables
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import charts, comparison, figures, pages
 from simmatch_tf.reporting import runs as runs_lib
@@ -63,6 +61,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
     """
     known = reports(groups, inspections)
     runs = [run for group in groups for run in group.runs]
+    findings, not_judged = _problems(groups)
     return pages.render(
         "report.html",
         title=", ".join(group.name for group in groups),
@@ -74,8 +73,8 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         scored=_scored(groups),
         not_compared=not_compared(groups),
         unfinished=unfinished(groups),
-        findings=_findings(groups),
-        not_judged=_not_judged(runs),
+        findings=findings,
+        not_judged=not_judged,
         charts=_charts(groups),
         without_scalars=[run.name for run in runs if not run.scalars],
         confusions=_confusions(groups, known),
@@ -83,10 +82,8 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
             (name, number, inspections.by_run[name])
             for number, name in enumerate(inspections.shown)
         ],
-        left_out=_left_out(groups, inspections, known),
+        left_out=left_out(inspections),
         each_run=each_run(runs),
-        sessions=sessions(runs),
-        untimed=[r.name for r in runs if r.sessions and not r.timed],
         versions=_versions(groups),
         flags=[(g.name, g.config.to_flagfile()) for g in groups],
         data_uri=pages.data_uri,
@@ -113,12 +110,7 @@ def save_figures(
     """
     known = reports(groups, inspections)
     names = []
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--figures={folder}: cannot be written ({error.strerror})"
-        ) from None
+    io.make_folder(folder, f"--figures={folder}")
     for chart in charts.of_groups(groups):
         name = f"{chart.name}.png"
         if figures.save_chart(chart, groups, folder / name):
@@ -126,19 +118,15 @@ def save_figures(
     for group in groups:
         counts = confusion(group, known)
         if counts and len(counts) <= figures.MOST_CLASSES:
-            names.append(_file_name(group.name, names))
+            # A name that any system accepts.
+            plain = re.sub(r"[^\w.-]+", "_", group.name).strip("._") or "run"
+            name = f"confusion_{plain}.png"
+            if name in names:
+                name = f"confusion_{plain}_{len(names)}.png"
+            names.append(name)
             class_names = group.finished[0].result.class_names
             figures.save_confusion(counts, class_names, folder / names[-1])
     return names
-
-
-def _file_name(name: str, taken: Sequence[str]) -> str:
-    """Names the file of a confusion matrix so that any system accepts it."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
-    file, number = f"confusion_{plain}.png", 2
-    while file in taken:
-        file, number = f"confusion_{plain}_{number}.png", number + 1
-    return file
 
 
 # What was run ----------------------------------------------------------------
@@ -178,17 +166,14 @@ def _labels(run: runs_lib.Run) -> str:
 
 
 def _algorithm(config: Any) -> str:
-    if config.algorithm == "simmatch":
-        forms = {"student": "ensemble", "teacher": "teacher"}
-        return f"simmatch, {forms[config.targets_from]}"
-    return config.algorithm
+    if config.algorithm != "simmatch":
+        return config.algorithm
+    teacher = config.targets_from == "teacher"
+    return f"simmatch, {'teacher' if teacher else 'ensemble'}"
 
 
 def _seeds(run: runs_lib.Run) -> str:
     seed, split = run.config.seed, run.config.split_seed
-    for name in ("split_file", "labeled_list"):
-        if (path := getattr(run.config, name)) is not None:
-            return f"{seed} (labels of {os.path.basename(path)})"
     return f"{seed}" if seed == split else f"{seed} (split {split})"
 
 
@@ -197,15 +182,12 @@ def _count(value: float | None) -> str:
 
 
 def differences(groups: Sequence[runs_lib.Group]) -> Table | None:
-    """Returns the flags and data in which groups differ; None of one group."""
+    """Returns the flags in which groups differ; None of one group."""
     if len(groups) < 2:
         return None
     rows = [["flag", *(group.name for group in groups)]]
     for name, values in runs_lib.differences(groups).items():
         rows.append([f"--{name}", *map(_value, values)])
-    data = runs_lib.data_differences(groups)
-    if data is not None:
-        rows.append(["data", *data])
     return rows
 
 
@@ -367,25 +349,6 @@ def each_run(runs: Sequence[runs_lib.Run]) -> Table:
     return rows
 
 
-def sessions(runs: Sequence[runs_lib.Run]) -> Table:
-    """Returns a line for each start of a run that was not killed."""
-    rows = [["run", "steps", "time", "steps/s", "views/s"]]
-    for run in runs:
-        for each in run.sessions:
-            first, last = each["first_step"], each["last_step"]
-            rate = (last - first + 1) / max(each["seconds"], 1e-9)
-            rows.append(
-                [
-                    run.name,
-                    f"{first:,} to {last:,}",
-                    tables.duration(each["seconds"]),
-                    f"{rate:.2f}",
-                    f"{each['views_per_second']:,.0f}",
-                ]
-            )
-    return rows
-
-
 def _versions(groups: Sequence[runs_lib.Group]) -> str:
     """Lists the package versions of the finished runs."""
     versions: dict[str, dict[str, None]] = {}
@@ -399,35 +362,36 @@ def _versions(groups: Sequence[runs_lib.Group]) -> str:
 # Training --------------------------------------------------------------------
 
 
-def _length(run: runs_lib.Run) -> dict[str, int]:
-    # A live run of unknown length is judged as if it were at its end.
-    return {"step": run.reached, "steps": run.steps or run.reached}
+def _problems(
+    groups: Sequence[runs_lib.Group],
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Looks for known problems.
 
-
-def _findings(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
-    """Returns known problems, each once a group with all runs that have it."""
+    Returns:
+        Each finding, once a group, with all runs that have it; and a sentence
+        a run that has too few values to be judged.
+    """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
+    not_judged = []
     for group in groups:
         for run in group.runs:
-            for finding in diagnosis.find(
-                run.config, run.scalars, **_length(run)
-            ):
-                entry = entries.setdefault(
-                    (group.name, finding.name), {"finding": finding, "runs": []}
+            # A live run of unknown length is judged as if at its end.
+            steps = run.steps or run.reached
+            judged = diagnosis.judge(
+                run.config, run.scalars, step=run.reached, steps=steps
+            )
+            for name, finding in judged.items():
+                if finding:
+                    entry = {"finding": finding, "runs": []}
+                    entry = entries.setdefault((group.name, name), entry)
+                    entry["runs"].append(run.name)
+            names = [name for name in judged if judged[name] is None]
+            if names:
+                text = ", ".join(names).replace("_", " ")
+                not_judged.append(
+                    f"{run.name} has too few values to tell: {text}."
                 )
-                entry["runs"].append(run.name)
-    return list(entries.values())
-
-
-def _not_judged(runs: Sequence[runs_lib.Run]) -> list[str]:
-    """Returns a sentence a run that has too few values to be judged."""
-    sentences = []
-    for run in runs:
-        missing = diagnosis.not_judged(run.config, run.scalars, **_length(run))
-        names = ", ".join(name.replace("_", " ") for name in missing)
-        if names:
-            sentences.append(f"{run.name} has too few values to tell: {names}.")
-    return sentences
+    return [*entries.values()], not_judged
 
 
 def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
@@ -440,7 +404,7 @@ def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
                 pages.data_uri(
                     figures.panel_svg(panel, groups, width), "svg+xml"
                 ),
-                figures.words(panel, groups),
+                f"{panel.title}, over steps",
             )
             for panel in figures.present(chart, groups)
         ]
@@ -527,18 +491,9 @@ def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
     return rows
 
 
-def _left_out(
-    groups: Sequence[runs_lib.Group], inspections: Inspections, known: Reports
-) -> list[str]:
+def left_out(inspections: Inspections) -> list[str]:
     """Returns a sentence a run whose test images the page cannot show."""
-    sentences = []
-    for group in groups:
-        for run in group.finished:
-            reason = inspections.skipped.get(run.name)
-            if reason is None:
-                continue
-            text = f"{run.name}: no test images are shown"
-            if run.name not in known:
-                text += ", and calibration and confusion are not known"
-            sentences.append(f"{text}: {reason}.")
-    return sentences
+    return [
+        f"{name}: no test images are shown: {reason}"
+        for name, reason in inspections.skipped.items()
+    ]

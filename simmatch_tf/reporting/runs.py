@@ -11,14 +11,13 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import logging
 from google.protobuf import message
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
 from tensorboard.util import tensor_util
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, registry
+from simmatch_tf import io, registry, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint
 from simmatch_tf.flags.errors import InputError
@@ -39,25 +38,13 @@ _SCORED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """A folder of a run, and the run's name.
+class Run:
+    """What a run has written, finished or not.
 
     Attributes:
         name: Name for legends and tables.
         folder: Its workdir.
         config: Its flags.
-    """
-
-    name: str
-    folder: workdir.Workdir
-    config: config_lib.Config
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Place):
-    """What a run has written, finished or not.
-
-    Attributes:
         result: Its result; None until it is finished.
         split: Content of its split.json; empty if there is none.
         data: The files of its images, from its data.json. None if it has none:
@@ -70,6 +57,9 @@ class Run(Place):
         steps: Length of the run; None where it is not known.
     """
 
+    name: str
+    folder: workdir.Workdir
+    config: config_lib.Config
     result: results.Result | None
     split: dict[str, Any]
     data: fingerprint.Fingerprint | None
@@ -151,42 +141,38 @@ class Group:
 # Finding and reading runs ----------------------------------------------------
 
 
-def find(words: Sequence[str]) -> list[Place]:
-    """Finds the runs that a command line names.
+def read(words: Sequence[str]) -> list[Run]:
+    """Reads the runs that a command line names.
 
     Args:
         words: FOLDER or NAME=FOLDER each.
 
     Raises:
-        InputError: A folder holds no run or is given twice, or two runs have
-            the same name.
+        InputError: A folder holds no run or is given twice, two runs have the
+            same name, or a result cannot be read.
     """
     given: list[tuple[str | None, str]] = []
     for word in words:
         name, equals, path = word.partition("=")
-        if equals and not io.expand(word).is_dir():
-            if not name.strip():
-                raise InputError(f"{word}: must have a name before the =")
-            given.append((name.strip(), path))
-        else:
-            given.append((None, word))
+        if not equals or io.expand(word).is_dir():
+            name, path = None, word
+        elif not name.strip():
+            raise InputError(f"{word}: must have a name before the =")
+        given.append((name and name.strip(), path))
     ends = [_end(path) for name, path in given if name is None]
-    places: dict[str, Place] = {}
-    seen: set[str] = set()
+    folders: dict[str, workdir.Workdir] = {}
     for name, path in given:
         folder = workdir.Workdir(_checked(path))
-        real = os.path.realpath(folder.path)
-        if real in seen:
+        if any(os.path.samefile(folder.path, f.path) for f in folders.values()):
             raise InputError(f"{path}: is given twice")
-        seen.add(real)
         name = name or (_end(path) if ends.count(_end(path)) < 2 else path)
-        if name in places:
+        if name in folders:
             raise InputError(
-                f"{path} and {places[name].folder.path}: are both called "
-                f"{name}; give another name, NAME={path}"
+                f"{path} and {folders[name].path}: are both called {name}; "
+                f"give another name, NAME={path}"
             )
-        places[name] = Place(name, folder, folder.read_config())
-    return list(places.values())
+        folders[name] = folder
+    return [_read(name, folder) for name, folder in folders.items()]
 
 
 def _checked(path: str) -> str:
@@ -205,16 +191,11 @@ def _end(path: str) -> str:
     return pathlib.Path(os.path.abspath(io.expand(path))).name
 
 
-def read(place: Place) -> Run:
-    """Reads what a run has written.
-
-    Raises:
-        InputError: Its result cannot be read.
-    """
-    folder = place.folder
+def _read(name: str, folder: workdir.Workdir) -> Run:
+    """Reads what a run has written."""
+    config = folder.read_config()
     result = results.read(folder.results) if folder.finished() else None
-    split = _json(folder.split)
-    split = split if isinstance(split, dict) else {}
+    split = _json(folder.split) or {}
     scalars = read_scalars(folder.tensorboard)
     if result is not None:
         reached = steps = result.steps
@@ -222,20 +203,20 @@ def read(place: Place) -> Run:
         written = [max(points) for points in scalars.values()]
         written += map(_step, folder.checkpoints.glob("*.index"))
         reached = max(written, default=0)
-        steps = workdir.length(place.config, split)
+        steps = workdir.length(config, split)
     try:
         data = fingerprint.read(folder.data)
     except (OSError, ValueError):
         data = None
     return Run(
-        place.name,
+        name,
         folder,
-        place.config,
+        config,
         result=result,
         split=split,
         data=data,
         scalars=scalars,
-        sessions=_sessions(folder.timing),
+        sessions=_json(folder.timing) or [],
         evaluation=_evaluation(folder.evaluation, result),
         reached=reached,
         steps=steps,
@@ -256,38 +237,21 @@ def _step(path: pathlib.Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def _sessions(path: pathlib.Path) -> list[dict[str, float]]:
-    """Reads the times of a run; none from a torn file."""
-    keys = ("first_step", "last_step", "seconds", "views_per_second")
-    sessions = _json(path)
-    if not isinstance(sessions, list):
-        return []
-    return [
-        each
-        for each in sessions
-        if isinstance(each, dict)
-        and all(isinstance(each.get(key), int | float) for key in keys)
-    ]
-
-
 def _evaluation(
     path: pathlib.Path, result: results.Result | None
 ) -> dict[str, Any] | None:
     """Reads what `evaluate` wrote, if it is of the result's weights."""
     report = _json(path)
-    if result is None or not isinstance(report, dict):
+    if result is None or report is None or "images_changed" in report:
         return None
-    record = report.get(result.weights_of_record)
-    keys = ("top1", "per_class", "confusion", "calibration_error")
-    if not isinstance(record, dict) or not all(key in record for key in keys):
-        return None
-    same = (
-        report.get("step") == result.steps
-        and report.get("class_names") == result.class_names
-        and report.get("test_images") == result.test_images
-        and "images_changed" not in report
-    )
-    return record if same else None
+    for key, value in (
+        ("step", result.steps),
+        ("class_names", result.class_names),
+        ("test_images", result.test_images),
+    ):
+        if report.get(key) != value:
+            return None
+    return report.get(result.weights_of_record)
 
 
 # Scalars ---------------------------------------------------------------------
@@ -360,8 +324,8 @@ def _records(path: pathlib.Path) -> Iterator[bytes]:
             except errors.DataLossError as error:
                 # A live run may still be writing the last record.
                 if "truncated" not in str(error):
-                    logging.warning(
-                        "%s: is damaged; curves end there (%s)", path, error
+                    terminal.warn(
+                        f"{path}: is damaged; curves end there ({error})"
                     )
                 return
             yield reader.record()
@@ -369,8 +333,6 @@ def _records(path: pathlib.Path) -> Iterator[bytes]:
 
 def _number(value: summary_pb2.Summary.Value) -> float | None:
     """Returns the number in a value; None if it is no scalar."""
-    if value.HasField("simple_value"):
-        return float(value.simple_value)
     if not value.HasField("tensor"):
         return None
     try:
@@ -385,18 +347,39 @@ def _number(value: summary_pb2.Summary.Value) -> float | None:
 # The data of runs ------------------------------------------------------------
 
 
-def data_changes(then: Run, now: Run) -> str:
+def data_changes(then: Run, now: Run, *, scored: bool = False) -> str:
     """Says how the data of two runs differ: names, sizes, contents of files.
+
+    Args:
+        then: A run.
+        now: Another run; of the same dataset and scored set, if `scored`.
+        scored: Compare only the images that the results are measured on.
 
     Returns:
         A text for people, or "" where no difference is known. Of a run
         without data.json, only names and classes can be compared, if at all.
     """
+    scored_on = then.result.scored_on if scored else None
     if None not in (then.data, now.data):
-        return _changes(then.data.files, now.data.files)
+        prefix = _SCORED.get((then.config.dataset, scored_on), "")
+        # That a flag names a file in one run alone is a difference of flags.
+        common = then.data.files.keys() & now.data.files.keys()
+
+        def compared(files: fingerprint.Files) -> fingerprint.Fingerprint:
+            chosen = {
+                name: (size, 0, digest)  # whenever they were written
+                for name, (size, _, digest) in files.items()
+                if name.startswith(prefix)
+                and (name[:2] != "--" or (name in common and not scored))
+            }
+            return fingerprint.Fingerprint(chosen)
+
+        return fingerprint.compare(
+            compared(then.data.files), compared(now.data.files)
+        ).text()
     for part in ("train", "test"):
         digests = {run.split.get(f"{part}_sha256") for run in (then, now)}
-        if len(digests - {None}) > 1:
+        if scored_on in (None, part) and len(digests - {None}) > 1:
             return f"other names or classes of {part} images"
     return ""
 
@@ -408,46 +391,9 @@ def same_scored(finished: Sequence[Run]) -> bool:
         for run in finished
     }
     return len(kinds) == 1 and not any(
-        _scored_differ(*pair) for pair in itertools.combinations(finished, 2)
+        data_changes(*pair, scored=True)
+        for pair in itertools.combinations(finished, 2)
     )
-
-
-def _scored_differ(one: Run, other: Run) -> bool:
-    """Whether two results of one dataset are known to be of other images."""
-    scored_on = one.result.scored_on
-    if None not in (one.data, other.data):
-        prefix = _SCORED.get((one.config.dataset, scored_on), "")
-        scored = [
-            {
-                name: state
-                for name, state in run.data.files.items()
-                if name.startswith(prefix) and not name.startswith("--")
-            }
-            for run in (one, other)
-        ]
-        return bool(_changes(*scored))
-    digests = {run.split.get("test_sha256") for run in (one, other)}
-    return scored_on == "test" and len(digests - {None}) > 1
-
-
-def _changes(then: fingerprint.Files, now: fingerprint.Files) -> str:
-    """Says how files differ, whenever they were written."""
-
-    def missing(files: fingerprint.Files, others: fingerprint.Files):
-        # A file that a flag names is missing where the flag is.
-        names = files.keys() - others.keys()
-        return sorted(name for name in names if not name.startswith("--"))
-
-    def differ(name: str) -> bool:
-        (old_size, _, old), (size, _, digest) = then[name], now[name]
-        return old_size != size or (None not in (old, digest) and old != digest)
-
-    return fingerprint.Changes(
-        new=missing(now, then),
-        gone=missing(then, now),
-        changed=sorted(filter(differ, then.keys() & now.keys())),
-        touched=(),
-    ).text()
 
 
 # Groups ----------------------------------------------------------------------
@@ -524,31 +470,6 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for each in flags for name in each)
     values = {name: [each.get(name) for each in flags] for name in names}
     return {k: v for k, v in values.items() if any(x != v[0] for x in v)}
-
-
-def data_differences(groups: Sequence[Group]) -> list[str] | None:
-    """Says how the data of groups differ from the first of the same dataset.
-
-    Returns:
-        A text a group; None where no data are known to differ.
-    """
-    firsts: dict[str, Run] = {}
-    texts, differ = [], False
-    for each in groups:
-        run = each.runs[0]
-        first = firsts.setdefault(run.config.dataset, run)
-        changes = data_changes(first, run)
-        differ = differ or bool(changes)
-        if changes:
-            texts.append(changes)
-        elif run.data is None:
-            texts.append("not known")
-        elif run is first or first.data is None:
-            count = len(run.data.files)
-            texts.append(f"{count:,} file{'s' * (count != 1)}")
-        else:
-            texts.append("the same")
-    return texts if differ else None
 
 
 def separated_by_data(groups: Sequence[Group]) -> list[str]:

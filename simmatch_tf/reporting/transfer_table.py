@@ -7,9 +7,7 @@ References:
 Nothing here imports TensorFlow.
 """
 
-import csv
 import dataclasses
-import io as io_lib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -148,9 +146,7 @@ class Table:
             figures = ["" if v is None else f"{v:.4f}" for v in values]
             published = "yes" if row.published else "no"
             lines.append([row.name, row.epochs, published, *figures])
-        text = io_lib.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        return text.getvalue()
+        return tables.comma_separated(lines)
 
     def json(self) -> str:
         """Returns all that is known; scores are in [0, 1]."""

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails, verification, versions
-from simmatch_tf.training import inputs, workdir
+from simmatch_tf.training import inputs
 
 # Other format → its file.
 FILES = {"litert": "model.tflite", "onnx": "model.onnx"}
@@ -100,20 +101,22 @@ def write(
     else:
         source, examples = _of_dataset(run)
     terminal.say(f"writing a version in {output}, and comparing it")
-    notes: list[str] = []
-    with versions.new(output) as version:
-        card = _card(run, workdir.Workdir(folder))
-        card["format"] = kind
+    card, notes = _card(run) | {"format": kind}, []
+
+    def fill(version: pathlib.Path) -> None:
         if kind == "saved_model":
-            card |= _saved_model(
-                version.path, run, examples, neighbors=neighbors, notes=notes
+            card.update(
+                _saved_model(
+                    version, run, examples, neighbors=neighbors, notes=notes
+                )
             )
             if keep_thumbnails and run.explain is not None:
-                _thumbnails(version.path, run, source, notes)
+                _thumbnails(version, run, source, notes)
         else:
-            card |= _converted(version.path, kind, run.classifier, examples)
-        versions.write_card(version.path, card)
-    return Written(version.path, card, notes)
+            card.update(_converted(version, kind, run.classifier, examples))
+        versions.write_card(version, card)
+
+    return Written(versions.add(output, fill), card, notes)
 
 
 def _of_dataset(
@@ -132,7 +135,7 @@ def _of_dataset(
     )
 
 
-def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
+def _card(run: loading.Run) -> dict[str, Any]:
     """The model card, as far as it is known before the export is written."""
     content, config = run.content, run.config
     labels = collections.Counter(content["labels"])
@@ -150,8 +153,7 @@ def _card(run: loading.Run, folder: workdir.Workdir) -> dict[str, Any]:
             "preprocessing": run.preprocessing.as_dict(),
             "explains": run.explain is not None,
         },
-        # Unlike `run.accuracy`, this refuses damaged results.
-        "accuracy": versions.accuracy(folder, run.weights, run.step),
+        "accuracy": run.accuracy,
         "data": {
             "dataset": config.dataset,
             "class_names": content["class_names"],
@@ -196,37 +198,41 @@ def _saved_model(
     """
     classifier = run.classifier
     assets = _assets(classifier)
-    if classifier.labeled is None:
-        notes.append(run.why_not)
-    else:
-        assets[loading.LABELED] = _labeled_images(classifier)
+    if labeled := classifier.labeled:
+        assets[loading.LABELED] = [
+            {"slot": slot, "id": name, "class": classifier.class_names[label]}
+            for slot, name, label in zip(
+                labeled.slots.tolist(), labeled.ids, labeled.labels, strict=True
+            )
+        ]
         if neighbors > classifier.neighbors:
             notes.append(
                 f"--neighbors={neighbors}: explain gives all "
                 f"{classifier.neighbors} labeled images of the memory"
             )
+    else:
+        notes.append(run.why_not)
     # TensorFlow copies them into assets/.
     originals = folder / "originals"
     originals.mkdir()
+    _write_assets(originals, assets)
     classifier.assets = [
-        tf.saved_model.Asset(str(path))
-        for path in _write_assets(originals, assets)
+        tf.saved_model.Asset(str(originals / name)) for name in assets
     ]
-    signatures = classifier.signatures()
     try:
-        tf.saved_model.save(classifier, str(folder), signatures=signatures)
+        tf.saved_model.save(
+            classifier, str(folder), signatures=classifier.signatures()
+        )
+        shutil.rmtree(originals)
+        if not _write_warmup(folder, run.config.dataset, classifier, examples):
+            notes.append(
+                "no warm-up requests: pip install 'simmatch_tf[serving]' has "
+                "what is needed to write them"
+            )
     except tf.errors.OpError as error:  # such as a full disk
         raise InputError(
             f"{folder.parent}: cannot be written ({error.message})"
         ) from None
-    for path in originals.iterdir():
-        path.unlink()
-    originals.rmdir()
-    if not _write_warmup(folder, run.config.dataset, classifier, examples):
-        notes.append(
-            "no warm-up requests: pip install 'simmatch_tf[serving]' has what "
-            "is needed to write them"
-        )
     loaded = tf.saved_model.load(str(folder)).signatures
     differences = verification.compare(classifier, loaded, examples)
     return {
@@ -252,26 +258,10 @@ def _assets(classifier: classifier_lib.Classifier) -> dict[str, Any]:
     }
 
 
-def _labeled_images(
-    classifier: classifier_lib.Classifier,
-) -> list[dict[str, Any]]:
-    """The slots of the memory that were written."""
-    labeled = classifier.labeled
-    return [
-        {"slot": int(slot), "id": name, "class": classifier.class_names[label]}
-        for slot, name, label in zip(
-            labeled.slots, labeled.ids, labeled.labels, strict=True
-        )
-    ]
-
-
-def _write_assets(
-    folder: pathlib.Path, assets: Mapping[str, Any]
-) -> list[pathlib.Path]:
+def _write_assets(folder: pathlib.Path, assets: Mapping[str, Any]) -> None:
     for name, content in assets.items():
         text = json.dumps(content, ensure_ascii=False)
         (folder / name).write_text(text, "utf-8")
-    return [folder / name for name in assets]
 
 
 def _fields(specs: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
@@ -288,14 +278,7 @@ def _write_warmup(
     classifier: classifier_lib.Classifier,
     examples: verification.Examples,
 ) -> bool:
-    """Writes warm-up requests, if the package for them is installed.
-
-    Args:
-        folder: The version's folder.
-        name: The model's name in the requests.
-        classifier: Its signatures get the requests.
-        examples: Images for the requests.
-    """
+    """Writes warm-up requests, if the package for them is installed."""
     try:
         from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
     except ImportError:
@@ -303,29 +286,23 @@ def _write_warmup(
 
     path = folder / WARMUP
     path.parent.mkdir(exist_ok=True)
-    try:
-        with tf.io.TFRecordWriter(str(path)) as file:
-            for signature in classifier.signatures():
-                arguments = verification.inputs(
-                    signature, examples, classifier.input_dtype
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for signature in classifier.signatures():
+            arguments = verification.inputs(
+                signature, examples, classifier.input_dtype
+            )
+            for size in _WARMUP_BATCHES:
+                request = predict_pb2.PredictRequest()
+                request.model_spec.name = name
+                request.model_spec.signature_name = signature
+                chosen = tf.range(size) % len(examples.encoded)
+                for key, tensor in arguments.items():
+                    batch = tf.gather(tensor, chosen).numpy()
+                    request.inputs[key].CopyFrom(tf.make_tensor_proto(batch))
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=request)
                 )
-                for size in _WARMUP_BATCHES:
-                    request = predict_pb2.PredictRequest()
-                    request.model_spec.name = name
-                    request.model_spec.signature_name = signature
-                    chosen = tf.range(size) % len(examples.encoded)
-                    for key, tensor in arguments.items():
-                        batch = tf.gather(tensor, chosen).numpy()
-                        proto = tf.make_tensor_proto(batch)
-                        request.inputs[key].CopyFrom(proto)
-                    log = prediction_log_pb2.PredictionLog(
-                        predict_log=prediction_log_pb2.PredictLog(
-                            request=request
-                        )
-                    )
-                    file.write(log.SerializeToString())
-    except tf.errors.OpError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from None
+                file.write(log.SerializeToString())
     return True
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, runtime
+from simmatch_tf import preflight, runtime, terminal
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -86,9 +85,9 @@ def read_networks(folder: workdir.Workdir, *names: str | None) -> Trained:
         if trained := _read_finished(folder, names):
             return trained
     except Exception as error:  # damaged files raise errors of many types
-        logging.warning(
-            "%s is not used (%s); the last checkpoint is restored",
-            *(folder.model, errors.reason(error)),
+        terminal.warn(
+            f"{folder.model} is not used ({errors.reason(error)}); the last "
+            "checkpoint is restored"
         )
     return _read_checkpoint(folder)
 
@@ -234,7 +233,7 @@ class Run(Model):
         try:
             source = source or inputs.make_source(self.moved)
         except InputError as error:
-            logging.warning("no pictures of the labeled images: %s", error)
+            terminal.warn(f"no pictures of the labeled images: {error}")
             return {}
         return thumbnails.of_slots(
             source,
@@ -390,12 +389,12 @@ def export(path: pathlib.Path) -> Export:
             preprocessing=preprocessing.Preprocessing.from_dict(preprocess),
             input_dtype=specs["images"].dtype.name,
             identity={"export": os.path.realpath(path), "date": card["date"]},
-            accuracy=versions.with_calibration(
-                card["accuracy"],
+            accuracy=versions.evaluated(
                 path / workdir.EVALUATION,
                 card["model"]["weights"],
                 card["model"]["step"],
-            ),
+            )
+            or card["accuracy"],
             path=path,
             signatures=signatures,
             card=card,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import tensorflow as tf
 
 from simmatch_tf import io, terminal
@@ -19,7 +20,6 @@ from simmatch_tf.serving import classifier, loading, prediction_file
 
 # Classes of an image in the printed table, and images named in a message.
 _LISTED = 5
-_NOT_DECODED = "could not be decoded"
 # Beginnings of Pillow's modes with more than eight bits, which it would clip.
 _DEEP_MODES = ("I", "F")
 
@@ -32,18 +32,11 @@ class _Images:
         names: N names, for people.
         paths: N absolute paths of files, or None.
         encoded: N encoded images, or None.
-        remarks: uint8 [N], see `files.warn`; those of files are filled
-            in when they are read.
     """
 
     names: Sequence[str]
-    paths: Sequence[str] | None
-    encoded: Sequence[bytes] | None
-    remarks: np.ndarray
-
-    @classmethod
-    def of_files(cls, names: Sequence[str], paths: Sequence[str]) -> "_Images":
-        return cls(names, paths, None, np.zeros(len(names), np.uint8))
+    paths: Sequence[str] | None = None
+    encoded: Sequence[bytes] | None = None
 
 
 def _outputs(
@@ -80,9 +73,7 @@ def _outputs(
 
     def decode(index: tf.Tensor, item: tf.Tensor) -> tuple:
         encoded = read(item)
-        pixels = model.preprocessing.decode(encoded)
-        marked = files.is_marked(encoded)
-        return index, _is_exact(encoded), marked, pixels
+        return index, _is_exact(encoded), model.preprocessing.decode(encoded)
 
     dataset = tf.data.Dataset.from_tensor_slices(
         (indices, np.array(items, object))
@@ -96,14 +87,11 @@ def _outputs(
     options = tf.data.Options()
     options.autotune.enabled = False
     dataset = dataset.with_options(options)
-    for batch, good, marked, pixels in dataset.as_numpy_iterator():
+    for batch, good, pixels in dataset.as_numpy_iterator():
         if images.paths is not None:
             good = good.copy()
             for place in np.flatnonzero(~good):
                 good[place] = not _why_unreadable(images.paths[batch[place]])
-            for index in batch[good & marked]:
-                path = images.paths[index]
-                images.remarks[index] = files.remarks(path)
         values = {}
         if good.any():
             inputs = tf.cast(pixels[good], model.input_dtype)
@@ -118,14 +106,10 @@ def _is_exact(encoded: tf.Tensor) -> tf.Tensor:
     This holds for PNGs, and for JPEGs that are not CMYK. Other images must be
     examined first.
     """
-    png, jpeg = (
-        tf.equal(tf.strings.substr(encoded, 0, len(magic)), magic)
-        for magic in (b"\x89PNG", b"\xff\xd8\xff")
-    )
     return tf.cond(
-        jpeg,
+        tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff"),
         lambda: tf.io.extract_jpeg_shape(encoded)[2] <= 3,
-        lambda: png,
+        lambda: tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG"),
     )
 
 
@@ -148,7 +132,7 @@ def predict_to_file(
     batch_size: int = 64,
     parallel_calls: int | None = None,
     most_shown: int = 0,
-    show: Callable[[prediction_file.Summary], None] = lambda summary: None,
+    show: Callable[[prediction_file.Summary], None] | None = None,
 ) -> prediction_file.Summary:
     """Writes the class of each image to a file.
 
@@ -173,7 +157,7 @@ def predict_to_file(
     if explain and model.explain is None:
         raise InputError(f"--explain: {model.why_not}")
     names = [io.printable(name) for name in chosen.names]
-    images = _Images.of_files(names, chosen.paths)
+    images = _Images(names, chosen.paths)
     neighbors = model.neighbors if explain else None
     terminal.say(f"labeling {len(names)} images")
     stats = [_stat(path) for path in chosen.paths]
@@ -198,7 +182,7 @@ def predict_to_file(
                 if i in rows
                 else prediction_file.unreadable(
                     names[i],
-                    _why_unreadable(chosen.paths[i]) or _NOT_DECODED,
+                    _why_missing(images, i),
                     neighbors,
                 )
                 for i in range(next_index, stop)
@@ -219,11 +203,11 @@ def predict_to_file(
             add(dict(zip(indices.tolist(), rows, strict=True)), last + 1)
             next_index = last + 1
         add({}, len(names))
-        files.warn(names, images.remarks)
         summary = prediction_file.summarize(
             file.rows(), model.class_names, most_shown
         )
-        show(summary)
+        if show is not None:
+            show(summary)
         file.finish()
     return summary
 
@@ -346,8 +330,7 @@ def predict(
     opened = loading.open_model(os.fspath(model), weights=weights)
     indices = np.arange(len(given.names))
     if given.paths is not None:
-        regular = [os.path.isfile(path) for path in given.paths]
-        indices = np.flatnonzero(regular)
+        indices = np.flatnonzero([os.path.isfile(path) for path in given.paths])
     probabilities = np.full(
         [len(given.names), len(opened.class_names)], np.nan, np.float32
     )
@@ -358,29 +341,29 @@ def predict(
             if values:
                 probabilities[readable] = values["probabilities"]
         missing = np.flatnonzero(np.isnan(probabilities).any(axis=1))
-        if len(missing):
-            raise InputError(_unreadable(given, missing))
-    files.warn(given.names, given.remarks)
+        reasons = [
+            f"{given.names[i]}: {_why_missing(given, i)}"
+            for i in missing[:_LISTED]
+        ]
+    if more := len(missing) - len(reasons):
+        reasons.append(f"and {more} more")
+    if reasons:
+        raise InputError(
+            f"{len(missing)} of {len(given.names)} images cannot be read: "
+            f"{'; '.join(reasons)}. Leave them out; `python -m "
+            "simmatch_tf.predict` labels the others and lists these with their "
+            "reasons"
+        )
     return Predictions(
         list(given.names), list(opened.class_names), probabilities, opened.note
     )
 
 
-def _unreadable(images: _Images, missing: np.ndarray) -> str:
-    """Names images without a prediction, and the reasons."""
-    lines = []
-    for i in missing[:_LISTED]:
-        reason = "its probabilities are NaN"
-        if images.paths is not None:
-            reason = _why_unreadable(images.paths[i]) or _NOT_DECODED
-        lines.append(f"{images.names[i]}: {reason}")
-    more = len(missing) - len(lines)
-    return (
-        f"{len(missing)} of {len(images.names)} images cannot be read: "
-        f"{'; '.join(lines)}{f' and {more} more' if more else ''}. Leave them "
-        "out; `python -m simmatch_tf.predict` labels the others and lists "
-        "these with their reasons"
-    )
+def _why_missing(images: _Images, index: int) -> str:
+    """Why an image has no prediction."""
+    if images.paths is None:
+        return "its probabilities are NaN"
+    return _why_unreadable(images.paths[index]) or "could not be decoded"
 
 
 def _given(images: Any) -> _Images:
@@ -392,11 +375,19 @@ def _given(images: Any) -> _Images:
     """
     if isinstance(images, str | os.PathLike):
         chosen = selection.find(os.fspath(images))
-        return _Images.of_files(chosen.names, chosen.paths)
+        return _Images(chosen.names, chosen.paths)
     if isinstance(images, PIL.Image.Image):
         images = [images]
     elif hasattr(images, "__array__") and not isinstance(images, list | tuple):
-        images = _batch(np.asarray(images))
+        images = np.asarray(images)
+        if images.ndim == 3 and images.shape[-1] in (1, 3):
+            images = images[None]
+        elif images.ndim not in (1, 4):  # of paths, or a batch
+            raise InputError(
+                f"images are an array of shape {images.shape}: must be [N, "
+                "height, width, channels] with 1 channel (grey) or 3 (RGB); "
+                "give grey images [N, height, width] as images[..., None]"
+            )
     if isinstance(images, bytes | dict) or not isinstance(images, Iterable):
         raise InputError(
             f"images are of type {type(images).__name__}: must be paths, "
@@ -409,41 +400,16 @@ def _given(images: Any) -> _Images:
     if all(are_paths):
         names = [os.fspath(image) for image in images]
         paths = [os.path.abspath(io.expand(name)) for name in names]
-        return _Images.of_files(names, paths)
+        return _Images(names, paths)
     if any(are_paths):
         raise InputError("images: some are paths and some are not")
     names = [f"image {number}" for number in range(len(images))]
-    remarks = np.zeros(len(names), np.uint8)
-    encoded = []
-    for i, (name, image) in enumerate(zip(names, images, strict=True)):
-        if isinstance(image, PIL.Image.Image):
-            image, remarks[i] = _of_pillow(name, image)
-        encoded.append(_png(name, image))
-    return _Images(names, None, encoded, remarks)
+    encoded = [*map(_png, names, images)]
+    return _Images(names, encoded=encoded)
 
 
-def _batch(array: np.ndarray) -> Sequence[Any]:
-    """The images of one array: a batch, or a single one in color or grey.
-
-    Raises:
-        InputError: It has another shape.
-    """
-    if array.dtype.kind in "OUS" and array.ndim == 1:  # of paths
-        return array.tolist()
-    if array.ndim == 4:
-        return array
-    if array.ndim == 3 and array.shape[-1] in (1, 3):
-        return [array]
-    raise InputError(
-        f"images are an array of shape {array.shape}: must be [N, height, "
-        "width, channels], or [height, width, channels] for one image, with 1 "
-        "channel (grey) or 3 (RGB); a batch of grey images [N, height, width] "
-        "can be given as images[..., None]"
-    )
-
-
-def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
-    """Returns the pixels of an upright image, uint8, and its remarks.
+def _of_pillow(name: str, image: PIL.Image.Image) -> np.ndarray:
+    """Returns the pixels of an upright image, uint8.
 
     Raises:
         InputError: It cannot be read, or has more than 8 bits a channel.
@@ -454,15 +420,14 @@ def _of_pillow(name: str, image: PIL.Image.Image) -> tuple[np.ndarray, int]:
             'channel, such as mode "L" or "RGB"'
         )
     try:
-        upright, differs = files.turned(image)
+        upright = PIL.ImageOps.exif_transpose(image)
         mode = "L" if upright.mode == "L" else "RGB"
-        pixels = np.asarray(upright.convert(mode))
+        return np.asarray(upright.convert(mode))
     except Exception as error:  # Pillow's decoders may raise anything
         raise InputError(
             f"{name}: Pillow cannot read it ({error}); it may be truncated, or "
             "closed already"
         ) from None
-    return pixels, files.TURNED * differs
 
 
 def _png(name: str, image: Any) -> bytes:
@@ -471,40 +436,26 @@ def _png(name: str, image: Any) -> bytes:
     Raises:
         InputError: They are no image of 8 bits a channel, grey or RGB.
     """
+    if isinstance(image, PIL.Image.Image):
+        image = _of_pillow(name, image)
     try:
         pixels = np.asarray(image)
     except Exception as error:  # lists of several lengths, another device
         raise InputError(
             f"{name}, of type {type(image).__name__}, is no array ({error})"
         ) from None
-    if pixels.dtype != np.uint8:
-        raise InputError(_not_uint8(name, pixels))
+    shape = pixels.shape
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
-        alpha = pixels.ndim == 3 and pixels.shape[-1] == 4
+    if pixels.dtype != np.uint8:
         raise InputError(
-            f"{name} has shape {np.shape(image)}: must be [height, width, "
-            "channels], with 1 channel (grey) or 3 (RGB)"
-            + ("; leave out alpha: image[..., :3]" if alpha else "")
+            f"{name} is {pixels.dtype}: must be uint8 from 0 (black) to 255 "
+            "(white), such as (255 * image).round().astype('uint8') of values "
+            "from 0 to 1"
+        )
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
+        raise InputError(
+            f"{name} has shape {shape}: must be [height, width, channels], "
+            "with 1 channel (grey) or 3 (RGB); leave out alpha: image[..., :3]"
         )
     return tf.io.encode_png(pixels, compression=1).numpy()
-
-
-def _not_uint8(name: str, pixels: np.ndarray) -> str:
-    """Explains what is wrong with an array whose type is not uint8."""
-    if pixels.dtype.kind not in "biuf" or not pixels.size:
-        return (
-            f"{name} is of type {pixels.dtype}: must be an array of uint8 from "
-            "0 to 255, a path or a Pillow image"
-        )
-    low, high = float(pixels.min()), float(pixels.max())
-    advice = ""
-    if 0 <= low and high <= 1:
-        advice = "; such as (255 * images).round().astype('uint8')"
-    elif 0 <= low and high <= 255:
-        advice = "; such as images.round().astype('uint8')"
-    return (
-        f"{name} is {pixels.dtype} from {low:.3g} to {high:.3g}: must be uint8 "
-        f"from 0 (black) to 255 (white){advice}"
-    )

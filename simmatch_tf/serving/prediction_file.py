@@ -85,20 +85,6 @@ def partial_path(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(output.name + ".partial")
 
 
-def check_free(output: pathlib.Path, *, overwrite: bool) -> None:
-    """Checks that an output may be written.
-
-    Raises:
-        InputError: The file exists already.
-    """
-    # With a partial file beside it, the output was about to be replaced.
-    if output.exists() and not (overwrite or partial_path(output).exists()):
-        raise InputError(
-            f"--output={output}: exists already; name another file, or give "
-            "--overwrite"
-        )
-
-
 class PredictionFile:
     """Writes rows of predictions, and continues after an interruption.
 
@@ -125,10 +111,9 @@ class PredictionFile:
                 exists. After an interruption the call continues without it.
 
         Raises:
-            InputError: The output exists, has rows of another identity, cannot
-                be written, or is being written by another process.
+            InputError: The output has rows of another identity, cannot be
+                written, or is being written by another process.
         """
-        check_free(output, overwrite=overwrite)
         self.output, self.partial = output, partial_path(output)
         with self._explain_errors():
             self._file = open(self.partial, "a+b")  # noqa: SIM115
@@ -241,12 +226,7 @@ def _write_csv(path: pathlib.Path, rows: Iterator[Row]) -> None:
             if writer is None:
                 writer = csv.DictWriter(file, list(flat), lineterminator="\n")
                 writer.writeheader()
-                # The writer above does not quote a carriage return.
-                quoting = csv.DictWriter(
-                    file, list(flat), lineterminator="\n", quoting=csv.QUOTE_ALL
-                )
-            quote = any("\r" in v for v in flat.values() if isinstance(v, str))
-            (quoting if quote else writer).writerow(flat)
+            writer.writerow(flat)
 
 
 def _write_parquet(path: pathlib.Path, rows: Iterator[Row]) -> None:

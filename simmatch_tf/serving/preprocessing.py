@@ -83,7 +83,7 @@ class Preprocessing:
             _COLOR_TYPES[channels],
         )
         plain = tf.equal(tf.strings.substr(encoded, 0, len(head)), head)
-        return plain & ~decoding.holds_exif(encoded)
+        return plain & ~decoding.holds(encoded, "eXIf")
 
     def _decode_plain(self, encoded: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_png(encoded, self.image_shape[2])

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, registry, terminal
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.data import decoding, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies
@@ -157,12 +156,11 @@ def _changed_training_images(
     trained_on = export.card["data"]
     if splits.is_of(trained_on, source):
         return {}
-    logging.warning(
-        "%s: the training images of %s are not those that it was trained on "
-        "(%d then, %d now, or other names or classes): present test images may "
-        "have been among them, which would make the result too good",
-        *(export.path, source.name),
-        *(trained_on["train_images"], len(source.train)),
+    terminal.warn(
+        f"{export.path}: the training images of {source.name} are not those "
+        f"that it was trained on ({trained_on['train_images']} then, "
+        f"{len(source.train)} now, or other names or classes): present test "
+        "images may have been among them, which would make the result too good"
     )
     return {
         "images_changed": "the training images' names or classes are not those "
@@ -238,30 +236,26 @@ def rank(
     return wrong[order], np.argsort(confidence, kind="stable")
 
 
+@dataclasses.dataclass
 class Inspector:
-    """Inspects several runs; runs on the same dataset load it once."""
+    """Inspects several runs; runs on the same dataset load it once.
 
-    def __init__(
-        self,
-        *,
-        images: int = 24,
-        neighbors: int = 5,
-        batch_size: int = 256,
-        data_dir: str | None = None,
-        tfds_dir: str | None = None,
-    ) -> None:
-        """Takes the options for all runs.
+    Attributes:
+        images: Number of wrong and of uncertain images to show.
+        neighbors: Number of labeled images to show for each of them.
+        batch_size: Images in a batch.
+        data_dir: Present location of the runs' --data_dir.
+        tfds_dir: Present location of the runs' --tfds_dir.
+    """
 
-        Args:
-            images: Number of wrong and of uncertain images to show.
-            neighbors: Number of labeled images to show for each of them.
-            batch_size: Images in a batch.
-            data_dir: Present location of the runs' --data_dir.
-            tfds_dir: Present location of the runs' --tfds_dir.
-        """
-        self._images, self._neighbors = images, neighbors
-        self._batch_size, self._folders = batch_size, (data_dir, tfds_dir)
-        self._sources: dict[tuple, source_lib.Source] = {}
+    images: int = 24
+    neighbors: int = 5
+    batch_size: int = 256
+    data_dir: str | None = None
+    tfds_dir: str | None = None
+    _sources: dict[tuple, source_lib.Source] = dataclasses.field(
+        default_factory=dict, init=False
+    )
 
     def inspect(
         self,
@@ -288,15 +282,23 @@ class Inspector:
                 "file in the workdir is read instead"
             )
         terminal.say(f"scoring the test images of {folder.path}")
-        config = folder.read_config().moved(*self._folders)
+        config = folder.read_config().moved(self.data_dir, self.tfds_dir)
         _check_present(config)
-        _check_unchanged(folder, config)
+        # Unless the run was imported, or is of an older version.
+        changes = folder.data.is_file() and folder.data_changes(
+            config, images_only=True
+        )
+        if changes:
+            raise InputError(
+                f"{folder.path}: its images are not those that it began with: "
+                f"{changes}"
+            )
         source = self._source(config)
         split = splits.read(folder.split, source)
         scored_on, images, indices = inputs.scored_images(
             source, split.validation
         )
-        run = loading.run(folder.path, neighbors=self._neighbors)
+        run = loading.run(folder.path, neighbors=self.neighbors)
         if run.step != result.steps:
             raise InputError(
                 f"{folder.checkpoints}: the last checkpoint is of step "
@@ -305,7 +307,7 @@ class Inspector:
         evaluator = evaluator_lib.Evaluator(
             strategies.one(),
             {"record": run.classifier.network},
-            self._batch_size,
+            self.batch_size,
             side=run.preprocessing.image_shape[0],
             resize=run.preprocessing.resize,
             parallel_calls=config.parallel_calls,
@@ -313,7 +315,7 @@ class Inspector:
         logits = evaluator.logits(images, indices)["record"]
         labels = images.labels[indices]
         wrong, uncertain = rank(logits, labels)
-        errors, most = len(wrong), self._images if pictures else 0
+        errors, most = len(wrong), self.images if pictures else 0
         wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()
         chosen = list(dict.fromkeys([*wrong, *uncertain]))
         shown = _show(run, images, indices, logits, chosen)
@@ -352,35 +354,11 @@ def _check_present(config: config_lib.Config) -> None:
     facts = registry.sources.find(config.dataset)[0].facts
     if facts.get("from_python"):
         raise InputError("the run's images were given from Python")
-    root = config.data_dir
-    if root is not None and not io.expand(root).is_dir():
-        raise InputError(
-            f"{root}: no such folder; give the place of the images by "
-            "--data_dir"
-        )
+    preflight.check_folder("data_dir", config.data_dir)
     if "is_prepared" in facts and not facts["is_prepared"](config):
         raise InputError(
             f"{config.dataset} is not prepared here; give its place by "
             "--tfds_dir"
-        )
-
-
-def _check_unchanged(
-    folder: workdir.Workdir, config: config_lib.Config
-) -> None:
-    """Checks that a run's images are those that it was begun with.
-
-    Raises:
-        InputError: They have changed, so predictions on them would differ from
-            those of the run's result.
-    """
-    if not folder.data.is_file():
-        return  # the run was imported, or is of an older version
-    changes = folder.data_changes(config, images_only=True)
-    if changes:
-        raise InputError(
-            f"{folder.path}: its images are not those that it began with: "
-            f"{changes}"
         )
 
 

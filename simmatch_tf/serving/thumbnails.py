@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import io as io_lib
+from simmatch_tf import terminal
 from simmatch_tf.data import decoding, files, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, preprocessing
 
 # Archive of an export's thumbnails, in its folder.
@@ -105,10 +104,10 @@ def of_slots(
     indices = _current_indices(source, content, data)
     missing = [slot for slot in slots if indices[slot] < 0]
     if missing:
-        logging.warning(
-            "%d of %d labeled images are not shown: they are no longer in the "
-            "dataset as the run began with them (such as %s)",
-            *(len(missing), len(slots), slot_names(content)[missing[0]]),
+        terminal.warn(
+            f"{len(missing)} of {len(slots)} labeled images are not shown: "
+            "they are no longer in the dataset as the run began with them "
+            f"(such as {slot_names(content)[missing[0]]})"
         )
     slots = [slot for slot in slots if indices[slot] >= 0]
     pictures = {}
@@ -128,37 +127,26 @@ def _current_indices(
     source: source_lib.Source, content: dict[str, Any], data: pathlib.Path
 ) -> np.ndarray:
     """Returns each slot's index in the present dataset [K]; -1 if missing."""
-    current_names = source.train.names
     names = list(map(io_lib.nfc, content.get("names") or ()))
-    named = bool(names) and current_names is not None
-    files, changed = _compare_files(source, data)
-    if named:
-        # Unless names are those of files, a file holds many images.
-        same = not changed or files.issuperset(names)
-    else:
-        same = splits.is_of(content, source) and not changed
-    if not same:
-        return np.full(len(content["labels"]), -1)
-    if not named:
-        return splits.slots(content)
-    numbers = {
-        io_lib.nfc(name): number for number, name in enumerate(current_names)
-    }
-    for name in changed:
-        numbers.pop(name, None)
-    return np.array([numbers.get(name, -1) for name in names])
-
-
-def _compare_files(
-    source: source_lib.Source, data: pathlib.Path
-) -> tuple[set[str], set[str]]:
-    """Returns the files that a run began with, and those changed since."""
-    try:
-        recorded = fingerprint.read(data)
-    except (OSError, ValueError):
-        return set(), set()  # the run was imported, or is of an older version
-    changes = fingerprint.compare(recorded, source.fingerprint())
-    return set(recorded.files), set(changes.changed)
+    current_names = source.train.names
+    changed, recorded = set(), set()
+    # The run may have been imported, or be of an older version.
+    with contextlib.suppress(OSError, ValueError):
+        origin = fingerprint.read(data)
+        recorded = set(origin.files)
+        changed = set(fingerprint.compare(origin, source.fingerprint()).changed)
+    if not names or current_names is None:
+        if splits.is_of(content, source) and not changed:
+            return splits.slots(content)
+    # Unless names are those of files, a file holds many images.
+    elif not changed or recorded.issuperset(names):
+        numbers = {
+            io_lib.nfc(name): number
+            for number, name in enumerate(current_names)
+            if io_lib.nfc(name) not in changed
+        }
+        return np.array([numbers.get(name, -1) for name in names])
+    return np.full(len(content["labels"]), -1)
 
 
 def write_archive(folder: pathlib.Path, pictures: Mapping[int, bytes]) -> None:
@@ -167,20 +155,12 @@ def write_archive(folder: pathlib.Path, pictures: Mapping[int, bytes]) -> None:
     Args:
         folder: The version's folder.
         pictures: Slot → JPEG.
-
-    Raises:
-        InputError: They cannot be written.
     """
     path = folder / ARCHIVE
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path, "w") as file:
-            for slot, picture in pictures.items():
-                file.writestr(f"{slot}.jpg", picture)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror})"
-        ) from None
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for slot, picture in pictures.items():
+            file.writestr(f"{slot}.jpg", picture)
 
 
 def read_archive(
@@ -193,12 +173,11 @@ def read_archive(
     """
     try:
         with zipfile.ZipFile(folder / ARCHIVE) as file:
-            names = {slot: f"{slot}.jpg" for slot in slots}
             present = set(file.namelist())
             return {
-                slot: file.read(name)
-                for slot, name in names.items()
-                if name in present
+                slot: file.read(f"{slot}.jpg")
+                for slot in slots
+                if f"{slot}.jpg" in present
             }
     except (OSError, zipfile.BadZipFile):
         return {}

@@ -6,13 +6,12 @@ it. The model card says what a version is, for programs (JSON) and for people
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from simmatch_tf import config as config_lib
@@ -26,57 +25,45 @@ _PAGE = "model_card.md"
 _UNFINISHED = ".unfinished-"
 
 
-@dataclasses.dataclass
-class Version:
-    """The folder of a version that is being written.
-
-    Attributes:
-        path: The folder: a temporary one, and the version's in the end.
-    """
-
-    path: pathlib.Path
-
-
-@contextlib.contextmanager
-def new(output: str | os.PathLike) -> Iterator[Version]:
-    """Writes a version: whole, under the next number, or not at all.
+def add(
+    output: str | os.PathLike, write: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+    """Adds a version: whole, under the next number, or not at all.
 
     A server that polls `output` only looks at numbers, so it never sees the
     folder before its content is complete.
 
     Args:
         output: The folder of versions; created if it does not exist.
+        write: Fills the folder that it is given.
 
-    Yields:
-        The folder to fill. After the block its `path` is the version's.
+    Returns:
+        The version's folder.
 
     Raises:
         InputError: The folder cannot be written.
     """
     output = io.expand(output)
-    version, stack = None, contextlib.ExitStack()
     try:
         output.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(output)
-        version = Version(
-            pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=output))
-        )
-        # The lock tells other exports that this folder is not abandoned.
-        io.lock(stack.enter_context(_opened(version.path)), wait=True)
-        yield version
-        # The server may run as another user.
-        mask = os.umask(0)
-        os.umask(mask)
-        version.path.chmod(0o777 & ~mask)
-        version.path = _rename(version.path, output)
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=output))
+        try:
+            with _opened(folder) as descriptor:
+                # Tells other exports that this folder is not abandoned.
+                io.lock(descriptor, wait=True)
+                write(folder)
+                # The server may run as another user.
+                mask = os.umask(0)
+                os.umask(mask)
+                folder.chmod(0o777 & ~mask)
+                return _rename(folder, output)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"--output={output}: cannot be written ({error.strerror or error})"
         ) from error
-    finally:
-        if version is not None and version.path.name.startswith(_UNFINISHED):
-            shutil.rmtree(version.path, ignore_errors=True)
-        stack.close()
 
 
 @contextlib.contextmanager
@@ -204,57 +191,48 @@ def accuracy(
         `calibration_error` in [0, 1], if `evaluate` measured it. None: nothing
         was measured.
     """
-    measured = None
-    if folder.results.is_file():
-        result = results.read(folder.results)
-        last = getattr(result, weights)["last"]
-        if last["step"] == step:
-            measured = {
-                "top1": last["top1"],
-                "top5": last["top5"],
-                "scored_on": result.scored_on,
-                "images": result.test_images,
-            }
-    return with_calibration(measured, folder.evaluation, weights, step)
+    if measured := evaluated(folder.evaluation, weights, step):
+        return measured
+    if not folder.results.is_file():
+        return None
+    result = results.read(folder.results)
+    last = getattr(result, weights)["last"]
+    if last["step"] != step:
+        return None
+    return {
+        "top1": last["top1"],
+        "top5": last["top5"],
+        "scored_on": result.scored_on,
+        "images": result.test_images,
+    }
 
 
-def with_calibration(
-    measured: dict[str, Any] | None,
-    evaluation: pathlib.Path,
-    weights: str,
-    step: int,
+def evaluated(
+    evaluation: pathlib.Path, weights: str, step: int
 ) -> dict[str, Any] | None:
-    """Adds what `evaluate` measured for the same weights and images.
-
-    Measurements on images that have changed are ignored.
+    """Returns what `evaluate` measured of weights at a step; see `accuracy`.
 
     Args:
-        measured: See `accuracy`.
         evaluation: The file that `evaluate` writes; it need not exist.
         weights: "student" or "ema".
         step: Training steps done.
+
+    Returns:
+        None if the file is of other weights, or of images that have changed.
     """
     try:
         report = json.loads(evaluation.read_text(encoding="utf-8"))
-        evaluated = {
+        if report["step"] != step or "images_changed" in report:
+            return None
+        return {
             "top1": report[weights]["top1"],
             "top5": report[weights]["top5"],
             "scored_on": report["scored_on"],
             "images": report["test_images"],
             "calibration_error": report[weights]["calibration_error"],
         }
-        same = (
-            report["step"] == step
-            and "images_changed" not in report
-            and all(
-                evaluated[name] == measured[name]
-                for name in ("scored_on", "images")
-                if measured is not None
-            )
-        )
     except (OSError, ValueError, KeyError, TypeError):
-        return measured
-    return {**evaluated, **(measured or {})} if same else measured
+        return None
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any]) -> None:
@@ -287,7 +265,7 @@ def _markdown(card: dict[str, Any]) -> str:
         ("algorithm", model["algorithm"]),
         ("backbone", f"{model['backbone']}, {model['parameters']} parameters"),
         ("weights", f"{model['weights']}, step {model['step']}"),
-        ("input", f"{_size(model['input'])}, {model['input_dtype']}, 0 to 255"),
+        ("input", f"{_text(model['input'])}, {model['input_dtype']}, 0 to 255"),
         ("dataset", data["dataset"]),
         ("labeled images", split["labeled_images"]),
         ("unlabeled images", data["unlabeled_images"]),
@@ -298,7 +276,7 @@ def _markdown(card: dict[str, Any]) -> str:
     parts = ["# Model card", _table([("", ""), *rows])]
     for name, interface in card.get("interface", {}).items():
         fields = [
-            (kind, key, spec["dtype"], _size(spec["shape"]))
+            (kind, key, spec["dtype"], spec["shape"])
             for kind in ("inputs", "outputs")
             for key, spec in interface[kind].items()
         ]
@@ -316,9 +294,5 @@ def _table(rows: list[tuple]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return " × ".join(map(str, value))
+        return " × ".join("N" if side is None else str(side) for side in value)
     return str(value)
-
-
-def _size(shape: list[int | None]) -> str:
-    return " × ".join("N" if side is None else str(side) for side in shape)

@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from absl import logging
 
+from simmatch_tf import terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
@@ -85,9 +84,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints in the folder, oldest first."""
-        names = [path.name for path in self._folder.glob("step_*.index")]
-        matches = [re.fullmatch(r"step_(\d+)\.index", name) for name in names]
-        return sorted(int(match[1]) for match in matches if match)
+        stems = [path.stem[5:] for path in self._folder.glob("step_*.index")]
+        return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def save(self, step: int) -> None:
         """Writes a checkpoint, then deletes the oldest beyond `keep`.
@@ -151,9 +149,7 @@ class Checkpoints:
                 raise
             except Exception as error:
                 failures.append(f"step {step}: {errors.reason(error)}")
-                logging.warning(
-                    "cannot read the checkpoint of %s", failures[-1]
-                )
+                terminal.warn(f"cannot read the checkpoint of {failures[-1]}")
                 continue
             try:
                 status.assert_consumed()
@@ -165,7 +161,7 @@ class Checkpoints:
                 ) from None
             self._check_data(step)
             if failures:
-                logging.warning("falling back to the one of step %d", step)
+                terminal.warn(f"falling back to the one of step {step}")
             return step
         if failures:
             raise InputError(
@@ -252,17 +248,8 @@ def _gather(
 def spread(
     strategy: tf.distribute.Strategy, algorithm: algorithm_lib.Algorithm
 ) -> None:
-    """Divides restored state over the replicas: each takes its own rows.
-
-    Raises:
-        InputError: The checkpoint has another number of rows.
-    """
+    """Divides restored state over the replicas: each takes its own rows."""
     for each in algorithm.shards():
-        if each.whole.shape[:1] != [each.rows]:
-            raise InputError(
-                f"the checkpoint's {each.name} has shape {each.whole.shape}, "
-                f"but {each.rows} rows are wanted"
-            )
 
         @tf.function(autograph=False)
         def divide(whole, each=each):

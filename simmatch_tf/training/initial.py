@@ -1,11 +1,10 @@
 """Initial weights from elsewhere: what --init_from names."""
 
 import collections
-import contextlib
 import json
 import pathlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import h5py
@@ -19,12 +18,7 @@ from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import network
 from simmatch_tf.training import state
 
-_TITLES = {
-    "normalize": "normalization",
-    "backbone": "backbone",
-    "classifier": "classifier",
-    "projection_head": "projection head",
-}
+_TITLES = {"normalize": "normalization", "projection_head": "projection head"}
 # File in the assets of an export.
 CLASS_NAMES = "class_names.json"
 _LISTED = 5  # number of new classes that are named
@@ -45,18 +39,6 @@ class Weight(NamedTuple):
     def kind(self) -> tuple[str, tuple[int, ...]]:
         """Name and shape, which its counterpart has, too."""
         return self.path.rpartition("/")[2], self.value.shape
-
-
-class Stored(NamedTuple):
-    """The content of a file or folder.
-
-    Attributes:
-        weights: All weights, in order.
-        class_names: Names of the classifier's rows, if they are stored.
-    """
-
-    weights: list[Weight]
-    class_names: list[str] | None = None
 
 
 def initialize(
@@ -89,20 +71,17 @@ def initialize(
         class_names=class_names,
     )
     algorithm.teacher.copy(algorithm.student)
-    taken = [
-        _title(name) + (f" ({remark})" if remark else "")
-        for name, remark in remarks.items()
-        if remark is not None
-    ]
-    new = [_title(name) for name, remark in remarks.items() if remark is None]
+    taken, new = [], []
+    for name, remark in remarks.items():
+        title = _TITLES.get(name, name)
+        if remark is None:
+            new.append(title)
+        else:
+            taken.append(f"{title} ({remark})" if remark else title)
     text = f"starts from {init_from}: {', '.join(taken)}"
     if new:
         text += f"; not in it in this shape, so new: {', '.join(new)}"
     return text
-
-
-def _title(part: str) -> str:
-    return _TITLES.get(part, part)
 
 
 def fill(
@@ -135,7 +114,7 @@ def fill(
         if kind == "h5" and not _is_whole_model(location):
             values, names = _from_h5(model, location), None
         else:
-            weights, names = _READERS[kind](location)
+            weights, names = _read(kind, location)
             values = {
                 name: _find(weights, _weights(part.variables))
                 for name, part in parts.items()
@@ -189,27 +168,22 @@ def _rows_by_name(
         Its values, in which new classes keep their own rows, and a remark; or
         None and "" if there is no such classifier or none of the classes.
     """
-    stored_names, own_names = (
-        [io.nfc(str(name)) for name in names]
-        for names in (stored_names, own_names)
-    )
+    stored_names = [io.nfc(str(name)) for name in stored_names]
+    own_names = [io.nfc(str(name)) for name in own_names]
+    count = len(stored_names)
+    shapes = [np.empty([*w.value.shape[:-1], count]) for w in own]
     stored = _find(
         weights,
-        [
-            Weight(w.path, np.empty([*w.value.shape[:-1], len(stored_names)]))
-            for w in own
-        ],
+        [Weight(w.path, e) for w, e in zip(own, shapes, strict=True)],
     )
     # A name that two classes have does not tell which of them it is.
     counts = collections.Counter(stored_names), collections.Counter(own_names)
     known = [n for n in own_names if all(count[n] == 1 for count in counts)]
     if stored is None or not known:
         return None, ""
+    to = [own_names.index(name) for name in known]
+    from_ = [stored_names.index(name) for name in known]
     values = [w.value.copy() for w in own]
-    to, from_ = (
-        [names.index(name) for name in known]
-        for names in (own_names, stored_names)
-    )
     for array, other in zip(values, stored, strict=True):
         array[..., to] = other[..., from_]
     if len(known) == len(own_names):
@@ -268,26 +242,30 @@ def _find(
 
 
 # ---------------------------------------------------------------- reading --
-def _from_workdir(path: pathlib.Path) -> Stored:
-    model = state.load(path)
-    return Stored(_weights(model.variables), list(model.class_names))
-
-
-def _from_keras(path: pathlib.Path) -> Stored:
+def _read(
+    kind: str, path: pathlib.Path
+) -> tuple[list[Weight], list[str] | None]:
+    """Reads all weights, in order, and names of the classifier's rows."""
     try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # Keras lets through whatever goes wrong
+        if kind == "saved_model":
+            return _from_saved_model(path)
+        if kind == "workdir":
+            model = state.load(path)
+        else:
+            model = keras.models.load_model(path, compile=False)
+    except InputError:
+        raise
+    except Exception as error:  # both libraries let through what goes wrong
         raise InputError(_unreadable(error)) from error
     # A network that a run has saved knows its classes.
     names = getattr(model, "class_names", None)
-    return Stored(_weights(model.variables), list(names) if names else None)
+    return _weights(model.variables), list(names) if names else None
 
 
-def _from_saved_model(path: pathlib.Path) -> Stored:
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:
-        raise InputError(_unreadable(error)) from error
+def _from_saved_model(
+    path: pathlib.Path,
+) -> tuple[list[Weight], list[str] | None]:
+    loaded = tf.saved_model.load(str(path))
     # Keras lists the variables; in other SavedModels the signatures use them.
     variables = getattr(loaded, "variables", ()) or [
         variable
@@ -302,19 +280,8 @@ def _from_saved_model(path: pathlib.Path) -> Stored:
     # Only an export of `simmatch_tf.export` has the names of its classes.
     file = path / "assets" / CLASS_NAMES
     if not file.is_file():
-        return Stored(weights)
-    try:
-        return Stored(weights, list(json.loads(file.read_text("utf-8"))))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{file}: cannot be read ({error})") from None
-
-
-_READERS = {
-    "workdir": _from_workdir,
-    "keras": _from_keras,
-    "h5": _from_keras,
-    "saved_model": _from_saved_model,
-}
+        return weights, None
+    return weights, list(json.loads(file.read_text("utf-8")))
 
 
 def _unreadable(error: Exception) -> str:
@@ -338,45 +305,32 @@ def _from_h5(
     parts = network.parts(student)
     failures = []
     for model in (student, parts["backbone"]):
-        # What is still NaN afterwards was not read.
-        with _blank(model):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about what does not fit
-                    model.load_weights(str(path), skip_mismatch=True)
-            except Exception as error:
-                failures.append(_unreadable(error))
-                continue
-            read = parts if model is student else ("backbone",)
+        variables, before = _floats(model.variables), _weights(model.variables)
+        read = parts if model is student else {"backbone": model}
+        try:
+            for variable, weight in zip(variables, before, strict=True):
+                variable.assign(np.full_like(weight.value, np.nan))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about what does not fit
+                model.load_weights(str(path), skip_mismatch=True)
             values = {
-                name: _filled(part) if name in read else None
-                for name, part in parts.items()
+                name: [w.value for w in _weights(part.variables)]
+                for name, part in read.items()
             }
-        if values["backbone"] is not None:
-            return values
+        except Exception as error:
+            failures.append(_unreadable(error))
+            continue
+        finally:
+            for variable, weight in zip(variables, before, strict=True):
+                variable.assign(weight.value)
+        # What is still NaN was not read.
+        if not any(np.isnan(array).any() for array in values["backbone"]):
+            whole = {
+                name: arrays
+                for name, arrays in values.items()
+                if arrays and not any(np.isnan(x).any() for x in arrays)
+            }
+            return {name: whole.get(name) for name in parts}
     if len(failures) == 2:
         raise InputError(failures[0])
     return dict.fromkeys(parts)
-
-
-@contextlib.contextmanager
-def _blank(model: keras.Model) -> Iterator[None]:
-    """Sets all weights of a model to NaN in the body, then back."""
-    before = [
-        (v, keras.ops.convert_to_numpy(v)) for v in _floats(model.variables)
-    ]
-    try:
-        for variable, value in before:
-            variable.assign(np.full_like(value, np.nan))
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
-
-
-def _filled(part: keras.layers.Layer) -> list[np.ndarray] | None:
-    """Returns the values of a part if all of them have been read."""
-    values = [keras.ops.convert_to_numpy(v) for v in _floats(part.variables)]
-    if not values or any(np.isnan(value).any() for value in values):
-        return None
-    return values

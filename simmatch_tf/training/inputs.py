@@ -290,6 +290,7 @@ def make_batches(
     Raises:
         InputError: The service cannot be reached, or refuses the dataset.
     """
+    train = batches.source.train
 
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         if config.data_service is None:
@@ -297,6 +298,7 @@ def make_batches(
         return service.ordered(
             batches.dataset(start, config.steps, context, numbered=True),
             config.data_service,
+            held_bytes=0 if train.encoded else train.images.nbytes,
             patience=service.PATIENCE,
         )
 

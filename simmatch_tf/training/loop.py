@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
@@ -69,10 +68,9 @@ def fit(
         if folder.finished():
             if source is not None and folder.data.is_file():
                 folder.check_data(config, source.fingerprint())
-            logging.warning(
-                "%s holds a finished run: its result is read, nothing is "
-                "trained; overwrite=True trains anew",
-                folder.path,
+            terminal.warn(
+                f"{folder.path} holds a finished run: its result is read, "
+                "nothing is trained; overwrite=True trains anew"
             )
         return fit_in(folder, config, source)
 
@@ -351,7 +349,11 @@ class _Run:
             bar.say(line)
         devices = self.strategy.num_replicas_in_sync
         if devices > 1:
-            bar.say(f"{devices} devices{self.workers.text()}")
+            count = self.workers.count
+            bar.say(
+                f"{devices} devices"
+                + (f" of {count} workers" if count > 1 else "")
+            )
         if start:
             bar.say(f"resumed after step {start}")
 
@@ -428,12 +430,10 @@ class _Run:
             return
         first, name = trouble
         if guard.skips and not guard.gave_up():
-            logging.warning(
-                "step %d was skipped: %s is not finite (the first of those "
-                "since the last warning; %d so far)",
-                first,
-                name,
-                int(guard.total.numpy()),
+            terminal.warn(
+                f"step {first} was skipped: {name} is not finite (the first of "
+                f"those since the last warning; {int(guard.total.numpy())} so "
+                "far)"
             )
             return
         saved = self.checkpoints.steps()
@@ -578,12 +578,10 @@ class _Run:
             ) from None
         # Keras lets through whatever a layer's get_config raises.
         except Exception as error:
-            logging.warning(
-                "%s: cannot be written (%s); evaluate, predict and export use "
-                "the last checkpoint instead. Layers of an own backbone must "
-                "be registered with keras.saving",
-                path,
-                errors.reason(error),
+            terminal.warn(
+                f"{path}: cannot be written ({errors.reason(error)}); "
+                "evaluate, predict and export use the last checkpoint instead. "
+                "Layers of an own backbone must be registered with keras.saving"
             )
             path.unlink(missing_ok=True)
         result.write(self.folder.results)

@@ -1,5 +1,6 @@
 """The result of a run and its files. Nothing here imports TensorFlow."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,11 +109,9 @@ def add_session(
         images: Views of images that they were trained on.
     """
     sessions = []
-    if path.is_file():
-        try:
-            sessions = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            sessions = []  # a torn file is no reason to stop
+    # A missing file is the first session's; a torn one is no reason to stop.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        sessions = json.loads(path.read_text("utf-8"))
     sessions.append(
         {
             "first_step": first_step,

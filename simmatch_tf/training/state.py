@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import registry, runtime
+from simmatch_tf import registry, runtime, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import splits
 from simmatch_tf.distributed import strategies
@@ -196,5 +195,5 @@ def saved_model(
     try:
         return network.load(folder.model)
     except InputError as error:
-        logging.warning("%s; the last checkpoint is read instead", error)
+        terminal.warn(f"{error}; the last checkpoint is read instead")
         return None

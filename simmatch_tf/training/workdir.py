@@ -22,8 +22,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from absl import logging
-
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.data import fingerprint
@@ -35,6 +33,12 @@ FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"
 # Flags of a command that are not kept: where the run is, what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
+# Head of flags.cfg.
+_HEAD = """\
+# The flags of this run. To resume it, or (with --workdir=OTHER) to
+# start it again elsewhere:
+#   python -m simmatch_tf.train --flagfile={}
+"""
 _OWN = (
     FLAGFILE,
     "split.json",
@@ -114,10 +118,14 @@ class Workdir:
         Returns:
             `class_names` and `train_sha256`, or less.
         """
+        content = self._read_split()
+        names = ("class_names", "train_sha256")
+        return {name: content[name] for name in names if name in content}
+
+    def _read_split(self) -> dict[str, Any]:
+        """Returns what split.json holds; {} if it is missing or damaged."""
         try:
-            content = json.loads(self.split.read_text(encoding="utf-8"))
-            names = ("class_names", "train_sha256")
-            return {name: content[name] for name in names if name in content}
+            return dict(json.loads(self.split.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -141,17 +149,10 @@ class Workdir:
         """
         if self.finished():
             return
-        try:
-            content = json.loads(self.split.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = None
-        steps = length(self.read_config(), content)
-        if steps is None:
-            terminal.warn(
-                f"{self.path}: the run is at step {step} and not finished"
-            )
-        elif step < steps:
-            terminal.warn(f"{self.path}: the run is at step {step} of {steps}")
+        steps = length(self.read_config(), self._read_split())
+        if steps is None or step < steps:
+            rest = " and not finished" if steps is None else f" of {steps}"
+            terminal.warn(f"{self.path}: the run is at step {step}{rest}")
 
     def check_available(self, config: config_lib.Config) -> None:
         """Checks that the files that the flags name exist, as far as needed.
@@ -163,7 +164,7 @@ class Workdir:
             resumed = self.started() and not config.overwrite
             preflight.check_available(config, resumed=resumed)
         else:
-            preflight.check_data_dir(config)
+            preflight.check_folder("data_dir", config.data_dir)
 
     def check_data(
         self,
@@ -210,21 +211,18 @@ class Workdir:
             InputError: A plugin has changed.
         """
         if not self.data.is_file():
-            logging.warning(
-                "%s: has no list of its images (data.json), because it was "
-                "imported or begun by an older version; whether they are the "
-                "same is not checked",
-                self.path,
+            terminal.warn(
+                f"{self.path}: has no list of its images (data.json), because "
+                "it was imported or begun by an older version; whether they "
+                "are the same is not checked"
             )
             return ""
         try:
             then = fingerprint.read(self.data)
         except (OSError, ValueError) as error:
-            logging.warning(
-                "%s: cannot be read (%s); whether the run's images are the "
-                "same is not checked",
-                self.data,
-                error,
+            terminal.warn(
+                f"{self.data}: cannot be read ({error}); whether the run's "
+                "images are the same is not checked"
             )
             return ""
         now = now or fingerprint.of_config(config, then)
@@ -234,12 +232,10 @@ class Workdir:
             if self.finished() and config.dataset != "custom":
                 self.unread = not (images_only or "is_prepared" in facts)
                 if "is_prepared" in facts:
-                    logging.warning(
-                        "%s: --dataset=%s is not prepared here now; whether "
-                        "its images are still those of this result is not "
-                        "checked",
-                        self.path,
-                        config.dataset,
+                    terminal.warn(
+                        f"{self.path}: --dataset={config.dataset} is not "
+                        "prepared here now; whether its images are still those "
+                        "of this result is not checked"
                     )
             now = then.images()
         if images_only:
@@ -247,30 +243,23 @@ class Workdir:
         else:
             self.compared = known
             now = now.join(fingerprint.of_flags(config, then))
-            self._check_plugins(then, now)
+            contents = now.plugins()
+            for name, content in then.plugins().items():
+                if contents[name] != content:  # part of the method
+                    raise InputError(
+                        f"--workdir={self.path}: its {name} has changed since "
+                        "the run began. For a new run give another --workdir, "
+                        "or --overwrite; with the file as it was the run can "
+                        "go on"
+                    )
         changes = fingerprint.compare(then, now)
         if changes.touched:
-            logging.warning(
-                "%s: %d files of its dataset have been written since it "
-                "began, such as %s; their sizes are the same",
-                self.path,
-                len(changes.touched),
-                changes.touched[0],
+            terminal.warn(
+                f"{self.path}: {len(changes.touched)} files of its dataset "
+                f"have been written since it began, such as "
+                f"{changes.touched[0]}; their sizes are the same"
             )
         return changes.text()
-
-    def _check_plugins(
-        self, then: fingerprint.Fingerprint, now: fingerprint.Fingerprint
-    ) -> None:
-        """Refuses plugins that have changed: they are part of the method."""
-        contents = now.plugins()
-        for name, content in then.plugins().items():
-            if contents[name] != content:
-                raise InputError(
-                    f"--workdir={self.path}: its {name} has changed since the "
-                    "run began. For a new run give another --workdir, or "
-                    "--overwrite; with the file as it was the run can go on"
-                )
 
     def begin(
         self,
@@ -279,8 +268,8 @@ class Workdir:
     ) -> None:
         """Writes the flags of a new run, once all is checked.
 
-        Only this removes files: a run that is refused leaves the folder as it
-        was.
+        Only this removes files, and only those of a run: a run that is refused
+        leaves the folder as it was.
 
         Args:
             config: The flags.
@@ -293,10 +282,18 @@ class Workdir:
         """
         try:
             if self.anew:
-                _clear(self)
+                for path in (self.path / name for name in _OWN):
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
                 self.anew = False
             if not self.flagfile.is_file():
-                _write_flags(self, config)
+                # Without the workdir: it is where this file is, wherever that
+                # is moved.
+                flags = config.absolute().to_flagfile(without=_OF_THE_CALL)
+                head = _HEAD.format(self.flagfile)
+                io.write_text(self.flagfile, head + flags)
             if data is not None and not self.data.is_file():
                 data().join(fingerprint.of_flags(config)).write(self.data)
             elif data is not None and not self.compared:
@@ -351,9 +348,9 @@ def claim(config: config_lib.Config) -> Iterator[Workdir]:
             # It ended before its first checkpoint, so nothing is lost.
             folder.anew = True
             if folder.timing.is_file():
-                logging.warning(
-                    "%s: the run's checkpoints are gone; it starts anew",
-                    folder.path,
+                terminal.warn(
+                    f"{folder.path}: the run's checkpoints are gone; it starts "
+                    "anew"
                 )
         try:
             yield folder
@@ -397,29 +394,8 @@ def length(config: config_lib.Config, content: Any) -> int | None:
         return None
 
 
-def _clear(folder: Workdir) -> None:
-    """Removes what a run wrote, and nothing else."""
-    for name in _OWN:
-        path = folder.path / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _write_flags(folder: Workdir, config: config_lib.Config) -> None:
-    text = (
-        "# The flags of this run. To resume it, or (with --workdir=OTHER) to\n"
-        "# start it again elsewhere:\n"
-        f"#   python -m simmatch_tf.train --flagfile={folder.flagfile}\n"
-    )
-    # Without the workdir: it is where this file is, wherever that is moved.
-    text += config.absolute().to_flagfile(without=_OF_THE_CALL)
-    io.write_text(folder.flagfile, text)
-
-
-def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
-    """Lists flags that differ and change the result; prints the others."""
+def _check_same(folder: Workdir, config: config_lib.Config) -> None:
+    """Refuses flags that would change the result; prints others that differ."""
     wrong = []
     for name, (old, new, operational) in (
         folder.read_config().differences(config.absolute()).items()
@@ -433,12 +409,6 @@ def _differences(folder: Workdir, config: config_lib.Config) -> list[str]:
         if name in ("steps", "epochs"):
             reason = " (the learning rate was planned for the run's length)"
         wrong.append(f"--{name} is {old} there and {new} here{reason}")
-    return wrong
-
-
-def _check_same(folder: Workdir, config: config_lib.Config) -> None:
-    """Refuses flags that would change the result of the run in the folder."""
-    wrong = _differences(folder, config)
     if wrong:
         raise InputError(
             f"--workdir={folder.path} holds a run with other flags: "

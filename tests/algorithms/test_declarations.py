@@ -355,11 +355,3 @@ def test_declarations_are_checked_with_the_class():
 
     with pytest.raises(ValueError, match="did you mean unlabeled_ratio"):
         declare(HyperParameters=Flags)
-
-    @dataclasses.dataclass(frozen=True)
-    class Own(commandline.HyperParameters):
-        defaults = {"width": 1}
-        width: int = commandline.flag(2, "Width.")
-
-    with pytest.raises(ValueError, match="declare the field again"):
-        declare(HyperParameters=Own)

@@ -276,11 +276,6 @@ def test_bicubic_fit_of_its_own_size_changes_nothing():
     np.testing.assert_array_equal(fitted, x)
 
 
-def test_fit_refuses_a_crop_beyond_the_image():
-    with pytest.raises(ValueError, match="side=33 is above resize=32"):
-        decoding.fit(tf.constant(photo()), resize=32, side=33)
-
-
 def random_boxes(size, count, seed):
     rng = np.random.default_rng(seed)
     draws = rng.random([count, decoding.BOX_DRAWS], np.float32)

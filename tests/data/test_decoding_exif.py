@@ -100,9 +100,6 @@ def test_images_without_an_orientation():
     check(jpeg(), 1)
     check(jpeg(exif(0)), 1)
     check(jpeg(exif(9)), 1)
-    # A text like that of a segment, behind the beginning of the picture.
-    data = jpeg()
-    check(data[:-2] + b"\xff\xe1\x00\x40Exif\0\0" + exif(6) + data[-2:], 1)
     for kind in ("PNG", "GIF", "BMP", "WEBP"):
         file = io.BytesIO()
         PIL.Image.fromarray(PIXELS).save(file, kind)
@@ -186,32 +183,23 @@ def test_one_rule_for_training_predicting_and_exports(tmp_path, name):
     examined = files.examine(str(path))
     assert examined.orientation == wanted
     assert int(graph(tf.constant(data))) == wanted
-    image, otherwise = files.turned(PIL.Image.open(path))
     expected = decoding.decode(tf.constant(data), tf.constant(wanted)).numpy()
-    assert image.size == expected.shape[1::-1]
-    gap = np.abs(np.asarray(image).astype(int) - expected)
-    assert gap.max() <= 4
-    small = files.small(str(path), 96)
-    np.testing.assert_array_equal(np.asarray(small), np.asarray(image))
-    # What viewers turn otherwise is remarked, and found by predict, too.
-    assert otherwise == (not as_viewers)
+    small = np.asarray(files.small(str(path), 96)).astype(int)
+    assert np.abs(small - expected).max() <= 4
+    # What viewers turn otherwise is remarked.
     assert examined.remarks == files.TURNED * (not as_viewers)
-    assert files.remarks(str(path)) == examined.remarks
-    if not as_viewers:
-        assert files.is_marked(tf.constant(data))
 
 
-def test_a_remark_names_count_and_example(caplog):
+def test_a_remark_names_count_and_example(capsys):
     files.warn(["a.jpg", "b.jpg", "c.jpg"], np.array([0, 1, 3]))
-    turned, dark = caplog.messages
+    turned, dark = capsys.readouterr().err.splitlines()
     assert turned.startswith(
-        "2 of 3 images are turned by viewers in another way than here (such "
-        "as b.jpg): only the orientation in EXIF is read"
+        "Warning: 2 of 3 images are turned by viewers in another way than here "
+        "(such as b.jpg): only the orientation in EXIF is read"
     )
-    assert dark.startswith("1 of 3 images have 16 bits a channel, but all ")
-    caplog.clear()
+    assert dark.startswith("Warning: 1 of 3 images have 16 bits a channel, but")
     files.warn(["a.jpg"], np.array([0]))
-    assert not caplog.messages
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("high, dark", [(4095, True), (60000, False)])
@@ -220,25 +208,8 @@ def test_12_bits_in_16_are_remarked(tmp_path, high, dark):
     path = str(tmp_path / "grey.png")
     PIL.Image.fromarray(grey).save(path)
     examined = files.examine(path)
-    assert examined.remarks == files.remarks(path)
     assert examined.remarks == files.DARK * dark
-    with open(path, "rb") as file:
-        assert files.is_marked(tf.constant(file.read()))
     # A thumbnail shows what the network saw.
     small = np.asarray(files.small(path, 96).convert("RGB"))
     np.testing.assert_array_equal(small, examined.pixels)
     np.testing.assert_array_equal(small[..., 0], grey >> 8)
-
-
-def test_an_image_in_memory_is_not_changed_by_turning_it():
-    image = PIL.Image.open(io.BytesIO(jpeg(exif(6))))
-    seen, otherwise = files.turned(image)
-    assert seen.size == image.size[::-1] and not otherwise
-    assert image.getexif()[0x0112] == 6
-    # TIFF is no format of files here: Pillow's word holds.
-    file = io.BytesIO()
-    tags = PIL.Image.Exif()
-    tags[0x0112] = 6
-    PIL.Image.fromarray(PIXELS).save(file, "TIFF", exif=tags)
-    seen, otherwise = files.turned(PIL.Image.open(file))
-    assert seen.size == (9, 7) and not otherwise

@@ -10,9 +10,9 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import tensorflow as tf
-from absl import logging
 
 from simmatch_tf import io as io_lib
+from simmatch_tf import terminal
 from simmatch_tf.data import files
 from simmatch_tf.flags.errors import InputError
 
@@ -262,7 +262,9 @@ def test_orientations(kind, tmp_path):
         {f"{n}": encode(RGB, kind, exif=exif(n)) for n in range(1, 9)},
     )
     inspected = files.inspect(paths, cache=None)
-    np.testing.assert_array_equal(inspected.orientations, np.arange(1, 9))
+    np.testing.assert_array_equal(
+        inspected.contents.orientations, np.arange(1, 9)
+    )
     # Turned by what was noted, the pixels are those that a viewer shows.
     for n, path in enumerate(paths, 1):
         pixels = rotated(files.examine(path)[1], n)
@@ -281,7 +283,7 @@ def test_orientation_behind_the_pixels_or_none(tmp_path):
     }
     inspected = files.inspect(write(tmp_path, contents), cache=None)
     assert not inspected.reasons
-    np.testing.assert_array_equal(inspected.orientations, [6, 1, 1, 1])
+    np.testing.assert_array_equal(inspected.contents.orientations, [6, 1, 1, 1])
 
 
 def test_statistics_are_those_of_all_pixels(tmp_path):
@@ -315,8 +317,7 @@ def decoded(monkeypatch):
 
 def check_same(one, other):
     assert one.reasons == other.reasons
-    for name in files._COLUMNS:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(one.contents, other.contents)
 
 
 def test_decoded_once_and_again_when_changed(tmp_path, decoded, capsys):
@@ -336,8 +337,12 @@ def test_decoded_once_and_again_when_changed(tmp_path, decoded, capsys):
     decoded.clear()
     again = files.inspect(paths[::-1], cache=cache)
     assert decoded == ["bad.jpg"]
-    np.testing.assert_array_equal(again.sums, first.sums[::-1])
-    np.testing.assert_array_equal(again.orientations, first.orientations[::-1])
+    np.testing.assert_array_equal(
+        again.contents.sums, first.contents.sums[::-1]
+    )
+    np.testing.assert_array_equal(
+        again.contents.orientations, first.contents.orientations[::-1]
+    )
 
     decoded.clear()
     write(tmp_path / "images", {"3.jpg": SAME["grey.jpeg"]})
@@ -348,7 +353,7 @@ def test_decoded_once_and_again_when_changed(tmp_path, decoded, capsys):
     changed = files.inspect(paths, cache=cache)
     assert sorted(decoded) == ["3.jpg", "4.jpg", "bad.jpg", "new.jpg"]
     check_same(changed, files.inspect(paths, cache=None))
-    assert (changed.sums[3] != first.sums[3]).any()
+    assert (changed.contents.sums[3] != first.contents.sums[3]).any()
 
 
 def test_a_file_that_is_changed_in_place(tmp_path, decoded):
@@ -383,9 +388,7 @@ def test_nothing_is_decoded_again(tmp_path, decoded):
 def logged(monkeypatch):
     """Warnings, as they are read."""
     lines = []
-    monkeypatch.setattr(
-        logging, "warning", lambda text, *values: lines.append(text % values)
-    )
+    monkeypatch.setattr(terminal, "warn", lines.append)
     return lines
 
 
@@ -417,7 +420,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, logged):
     paths = write(tmp_path / "images", {"a.png": SAME["rgb.png"]})
     (tmp_path / "file").write_text("")
     inspected = files.inspect(paths, cache=tmp_path / "file" / "cache.npz")
-    assert inspected.pixels == [WIDTH * HEIGHT]
+    assert inspected.contents.pixels == [WIDTH * HEIGHT]
     assert any("cannot be written" in line for line in logged)
     logged.clear()
     (tmp_path / "taken.npz").mkdir()
@@ -443,7 +446,10 @@ def test_an_interrupted_inspection_goes_on(tmp_path, monkeypatch):
     assert before < 400
     inspected = files.inspect(paths, cache=tmp_path / "cache.npz")
     assert len(seen) - before == 401 - before
-    assert not inspected.reasons and (inspected.pixels == WIDTH * HEIGHT).all()
+    assert (
+        not inspected.reasons
+        and (inspected.contents.pixels == WIDTH * HEIGHT).all()
+    )
 
 
 def test_a_signal_is_not_held_up_by_photographs_in_hand(tmp_path, monkeypatch):

@@ -157,12 +157,6 @@ def test_replicas_share_the_global_batch(make):
                 )
 
 
-def test_a_batch_that_does_not_divide(make):
-    context = tf.distribute.InputContext(1, 0, 3)
-    with pytest.raises(ValueError, match="batch_size=8 does not divide by 3"):
-        make.dataset(0, 1, context)
-
-
 def test_without_unlabeled_images(make):
     alone = dataclasses.replace(make, unlabeled_views={})
     batch = read(alone.dataset(0, 1))[0]

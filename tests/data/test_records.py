@@ -47,8 +47,7 @@ def scan(files, **changes):
 
 
 def test_records_are_read_in_any_order(files):
-    index = scan(files)
-    images = records.RecordImages(index)
+    images = scan(files)
     assert len(images) == 305 and images.names[304] == "n304"
     assert images.labels.tolist() == [n % 3 for n in range(305)]
     places = np.random.default_rng(0).permutation(305)
@@ -61,7 +60,6 @@ def test_records_are_read_in_any_order(files):
 def test_without_labels_and_names(files):
     index = scan(files, label=None, name=None)
     assert index.names is None and set(index.labels.tolist()) == {-1}
-    assert records.RecordImages(index).names is None
 
 
 def test_the_index_is_kept_until_the_files_change(files, monkeypatch):
@@ -154,8 +152,8 @@ def test_missing_features(files):
 @pytest.mark.parametrize("name", ["name", None])
 def test_taken_and_joined(files, name):
     """Of (records 0 … 4) and (none, then 5 … 304): both have several files."""
-    ones = records.RecordImages(scan(files[:1], name=name))
-    others = records.RecordImages(scan(files[1:], name=name))
+    ones = scan(files[:1], name=name)
+    others = scan(files[1:], name=name)
     places = [304, 0, 5, 4, 0]
     taken = [ones.join(others).take(np.array(places))]
     taken.append(
@@ -171,6 +169,6 @@ def test_taken_and_joined(files, name):
 
 
 def test_joined_with_images_without_names(files):
-    named = records.RecordImages(scan(files[:1]))
-    unnamed = records.RecordImages(scan(files[2:], name=None))
+    named = scan(files[:1])
+    unnamed = scan(files[2:], name=None)
     assert named.join(unnamed).names is unnamed.join(named).names is None

@@ -76,11 +76,7 @@ def test_a_folder_shows_each_image_once(folder):
 
 def test_a_folder_says_what_it_leaves_out(folder, monkeypatch):
     lines = []
-    monkeypatch.setattr(
-        selection.logging,
-        "warning",
-        lambda text, *values: lines.append(text % values),
-    )
+    monkeypatch.setattr(selection.terminal, "warn", lines.append)
     (folder / "mixed" / "in").mkdir(parents=True)
     for name in ("a.tif", "in/b.TIF", "notes", "c.png"):
         (folder / "mixed" / name).write_bytes(b"")
@@ -147,11 +143,7 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
 
 def test_folders_of_the_system_are_left_out(folder, monkeypatch):
     lines = []
-    monkeypatch.setattr(
-        selection.logging,
-        "warning",
-        lambda text, *values: lines.append(text % values),
-    )
+    monkeypatch.setattr(selection.terminal, "warn", lines.append)
     before = selection.find(str(folder / "a" / "b"))
     thumbnail = folder / "a" / "b" / "@eaDir" / "2.png" / "THUMB.jpg"
     thumbnail.parent.mkdir(parents=True)

@@ -166,20 +166,17 @@ def test_no_service_at_the_address(make):
 
 
 def test_another_program_at_the_address(make, monkeypatch):
-    monkeypatch.setattr(service, "_REGISTER_SECONDS", 0.5)
+    monkeypatch.setattr(service, "PATIENCE", 0.5)
     with socket.create_server(("localhost", 0)) as other:
         address = f"grpc://localhost:{other.getsockname()[1]}"
         with pytest.raises(InputError, match="no answer within 0.5 s"):
             service.ordered(make.dataset(0, 2, numbered=True), address)
 
 
-def test_images_too_large_for_a_message(make, address, monkeypatch):
+def test_images_too_large_for_a_message(make, address):
     numbered = make.dataset(0, 2, numbered=True)
-    pixels = make.source.train.images.nbytes
-    assert pixels < service._held_bytes(numbered) < pixels + 2**17
-    monkeypatch.setattr(service, "_LARGEST", pixels)
     with pytest.raises(InputError, match="must stay below 2 GiB; leave it out"):
-        service.ordered(numbered, address)
+        service.ordered(numbered, address, held_bytes=2**31)
 
 
 def test_a_port_in_use():

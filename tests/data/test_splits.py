@@ -89,7 +89,7 @@ def test_label_fraction(data):
         (
             {"labels": 10, "validation_fraction": 0.5},
             "has 1 labeled image, and with 1 set aside none would be left to "
-            "train on; give --validation_fraction=0, as there are test images",
+            "train on; use more labels, or give --validation_fraction=0 where",
         ),
     ],
 )
@@ -151,7 +151,6 @@ def test_unreadable_or_foreign_file(data, tmp_path):
     splits.write(path, split, data)
     good = json.loads(path.read_text())
     for changes, message in (
-        ({"labels": good["labels"][::-1]}, "fit the dataset digits: the label"),
         ({"image_shape": [9, 8, 1]}, r"is \[9, 8, 1\] there and \[8, 8, 1\] h"),
         ({"class_names": ["a"]}, r"class_names is \['a'\] there"),
         ({"train_images": 1401}, "train_images is 1401 there and 1400 here"),
@@ -290,7 +289,7 @@ def test_files_that_changed_since(tmp_path):
         [0, 1, 0, 1, -1, 0],
         ["a/x.jpg", "b/x.jpg", "a/new.jpg", "b/é.jpg", "u/z.jpg", "a/7.jpg"],
     )
-    with pytest.raises(InputError, match="is 'a/y.jpg' there and 'a/new.jpg'"):
+    with pytest.raises(InputError, match="names or classes of its train ima"):
         splits.read(path, other)
 
 

@@ -136,8 +136,8 @@ def test_four_replicas_by_the_command(alone, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 3}, "batch_size=8: is not divisible by 3 devices; try 6 "),
-        ({"devices": 16}, "is not divisible by 16 devices; try 16"),
+        ({"devices": 3}, "batch_size=8: is not divisible by 3 devices"),
+        ({"devices": 16}, "is not divisible by 16 devices"),
         ({"strategy": "one", "devices": 2}, "strategy=one and --devices=2"),
         ({"jit_compile": True, "devices": 2}, "jit_compile with 2 devices"),
         ({"tpu": "x", "strategy": "one"}, "--tpu=x and --strategy=one"),
@@ -184,9 +184,9 @@ def test_auto_is_one_device_without_gpus(tmp_path, capsys):
     ],
 )
 def test_a_precision_that_the_cpu_lacks(
-    precision, flags, warns, tmp_path, caplog
+    precision, flags, warns, tmp_path, capsys
 ):
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
     strategies._warn_of_precision(precision, tmp_path / "cpuinfo")
-    assert ("many times as long" in caplog.text) == warns
+    assert ("many times as long" in capsys.readouterr().err) == warns
     strategies._warn_of_precision(precision, tmp_path / "nowhere")

@@ -330,7 +330,7 @@ def test_errors_need_no_tensorflow_and_leave_nothing(tmp_path, words, message):
     [
         ("predict --workdir=a", "--workdir: unknown; here --model names the"),
         ("evaluate --model=a", "--model: unknown; here --workdir or --export"),
-        ("report --workdir=a", "here --runs names the run, which may also be"),
+        ("report --workdir=a", "here --runs names the run"),
         ("evaluate --workdir=a --log_dir=zzz", "--log_dir: unknown"),
         ("evaluate --workdir=a --pdb", "--pdb: unknown"),
         ("experiment configs/digits_40.cfg", "digits_40.cfg: is a recipe; a "),

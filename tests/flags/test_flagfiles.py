@@ -159,33 +159,3 @@ def test_more_flags_behind_a_flagfile(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             Config.from_flagfile("configs/folder.cfg", **values)
-
-
-def test_flags_of_older_versions(tmp_path):
-    """Refused by their new names; a finished run's own file is understood."""
-    for old, new in (("ensemble", "student"), ("teacher", "teacher")):
-        words = ["x", "--labels=40", "--steps=5", f"--memory={old}"]
-        message = f"--memory={old}: is now --targets_from={new}"
-        with pytest.raises(InputError, match=message):
-            Config.from_argv(words)
-        with pytest.raises(InputError, match=message):
-            Config(labels=40, steps=5, memory=old)
-        run = tmp_path / old
-        run.mkdir()
-        (run / "flags.cfg").write_text(
-            "\n".join(words[1:]) + "\n--algorithm=fixmatch\n--alpha=0.95\n"
-        )
-        config = Config.from_flagfile(run / "flags.cfg")
-        assert config.targets_from == new and not hasattr(config, "alpha")
-        recorded = Config.from_recorded(
-            {
-                "labels": 40,
-                "steps": 5,
-                "memory": old,
-                "algorithm": "fixmatch",
-                "alpha": 0.95,
-                "align": None,
-                "pseudo_labels": None,
-            }
-        )
-        assert recorded.values() == {**config.values(), "workdir": None}

@@ -14,13 +14,18 @@ from tests import runs
 CONFIG = runs.config("unused", steps=100)
 
 
+def findings_of(config, scalars, step, steps=100):
+    judged = diagnosis.judge(config, scalars, step=step, steps=steps)
+    return [finding for finding in judged.values() if finding]
+
+
 def find(step=100, changes=None, **scalars):
     config = dataclasses.replace(CONFIG, **(changes or {}))
     by_tag = {
         tag.replace("__", "/"): dict(enumerate(values))
         for tag, values in scalars.items()
     }
-    findings = diagnosis.find(config, by_tag, step=step, steps=100)
+    findings = findings_of(config, by_tag, step)
     return [finding.name for finding in findings]
 
 
@@ -59,7 +64,7 @@ def test_collapse_names_alignment_where_it_is_off(changes, align):
     scalars = {
         "pseudo_label/balance": dict(enumerate([0.1] * diagnosis.RECENT))
     }
-    (finding,) = diagnosis.find(config, scalars, step=100, steps=100)
+    (finding,) = findings_of(config, scalars, 100)
     assert ("--align" in finding.turn) == align
     assert "10%" in finding.says
 
@@ -121,7 +126,7 @@ def test_the_ema_lags_for_two_reasons():
         config = dataclasses.replace(
             CONFIG, ema_momentum=momentum, ema_warmup=warmup
         )
-        (finding,) = diagnosis.find(config, tops, step=80, steps=100)
+        (finding,) = findings_of(config, tops, 80)
         assert ("--ema_warmup" in finding.turn) == slow
         assert ("--learning_rate" in finding.turn) != slow
 
@@ -130,14 +135,15 @@ def test_an_old_evaluation_says_nothing_of_now():
     seen = {"pseudo_label/accuracy_all": dict.fromkeys(range(50, 100, 5), 0.9)}
     for step, names in ((60, []), (80, ["statistics_lag"])):
         tops = {"test/student_top1": {step: 0.5}}
-        findings = diagnosis.find(CONFIG, seen | tops, step=95, steps=100)
+        findings = findings_of(CONFIG, seen | tops, 95)
         assert [finding.name for finding in findings] == names
 
 
 def test_what_cannot_be_judged():
     def missing(scalars, **changes):
         config = dataclasses.replace(CONFIG, **changes)
-        return diagnosis.not_judged(config, scalars, step=100, steps=100)
+        judged = diagnosis.judge(config, scalars, step=100, steps=100)
+        return [name for name in judged if judged[name] is None]
 
     assert missing({}) == list(diagnosis.PATTERNS)
     # What a method has no part of is not missing.
@@ -156,7 +162,7 @@ def test_what_cannot_be_judged():
     assert missing(scalars) == ["input_bound"]
     scalars["speed/input_wait"] = dict.fromkeys(range(5), 0.1)
     assert missing(scalars) == []
-    assert diagnosis.find(CONFIG, scalars, step=100, steps=100) == []
+    assert findings_of(CONFIG, scalars, 100) == []
 
 
 def test_statistics_lag():
@@ -181,7 +187,7 @@ def test_every_finding_has_a_reason_and_a_flag():
         "test/student_top1": {80: 0.5},
         "test/ema_top1": {80: 0.2},
     }
-    findings = diagnosis.find(config, scalars, step=80, steps=100)
+    findings = findings_of(config, scalars, 80)
     assert [f.name for f in findings] == list(diagnosis.PATTERNS)
     for finding in findings:
         assert finding.why and "--" in finding.turn

@@ -85,9 +85,9 @@ def test_speed(monkeypatch):
     assert speed.measure(12, None) == {"speed/images_per_second": 50.0}
 
 
-def test_a_profile_of_steps_that_are_done(tmp_path, caplog):
+def test_a_profile_of_steps_that_are_done(tmp_path, capsys):
     profile = monitor.Profile("2:3", tmp_path, done=4)
-    assert "4 steps are done already" in caplog.text
+    assert "4 steps are done already" in capsys.readouterr().err
     assert profile.until_next(4) > 2**31
     profile.at(4)
     profile.close()

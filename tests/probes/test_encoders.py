@@ -11,7 +11,7 @@ from simmatch_tf.data.sources import digits
 from simmatch_tf.export import ExportConfig
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import library_backbone, network
-from simmatch_tf.probes import encoders, settings
+from simmatch_tf.probes import encoders
 from simmatch_tf.training import state
 
 MOBILE = "keras_applications:MobileNetV2"
@@ -26,7 +26,7 @@ def find(*models, **values):
     flags = transfer.TransferConfig(
         model=tuple(map(str, models)), datasets="digits", **values
     )
-    return transfer.load_models(flags)
+    return encoders.load(flags)
 
 
 def features(encoder, images=None):
@@ -166,4 +166,4 @@ def test_images_that_a_model_does_not_take(finished_run, tmp_path):
         find("keras_cv:mit_b0", image_size=240)
     (run,) = find(finished_run[0])
     with pytest.raises(InputError, match="takes images of 8×9, but they must"):
-        encoders._side(settings.Named("x", "x", None), (8, 9, 1), None)
+        encoders._side(transfer.Named("x", "x", None), (8, 9, 1), None)

@@ -55,29 +55,23 @@ def encoder():
     return test_features.make_encoder()
 
 
-def run(encoder, task, flags, tmp_path):
-    grid = finetune.Grid(encoder, task, flags.chosen(), tmp_path)
-    told = []
-    score, details = grid.run(
-        lambda *point_and_score: told.append(point_and_score)
-    )
+def run(encoder, task, flags):
+    grid = finetune.Grid(encoder, task, flags)
+    score, details = grid.run()
+    told = [(v["rate"], v["decay"], v["score"]) for v in details["validation"]]
     return grid, told, score, details
 
 
 def test_the_grid_chooses_and_trains_once_more(encoder, tmp_path):
     task = make_task()
     how = flags(tmp_path, decays="0.0001")
-    grid, told, score, details = run(encoder, task, how, tmp_path)
-    assert [(p.rate, p.decay) for p, _ in told] == [(0.001, 1e-4), (0.05, 1e-4)]
-    points = finetune.Grid(
-        encoder, task, flags(tmp_path).chosen(), tmp_path
-    ).points()
-    assert [(p.rate, p.decay) for p in points] == [
+    grid, told, score, details = run(encoder, task, how)
+    assert [each[:2] for each in told] == [(0.001, 1e-4), (0.05, 1e-4)]
+    assert [*flags(tmp_path).grid()] == [
         (0.001, 0), (0.001, 1e-4), (0.05, 0), (0.05, 1e-4),
     ]  # fmt: skip
-    best = max(told, key=lambda each: each[1])
-    assert (details["rate"], details["decay"]) == (best[0].rate, best[0].decay)
-    assert [v["score"] for v in details["validation"]] == [s for _, s in told]
+    best = max(told, key=lambda each: each[2])
+    assert (details["rate"], details["decay"]) == best[:2]
 
     config = workdir.Workdir(
         grid.folder / "rate_0.05_decay_0.0001"
@@ -107,8 +101,12 @@ def _logits(network, images):
 
 
 def test_a_killed_grid_goes_on(encoder, tmp_path, monkeypatch):
-    task, how = make_task(), flags(tmp_path, rates="0.05", decays="0")
-    _, told, score, _ = run(encoder, task, how, tmp_path / "whole")
+    task = make_task()
+
+    def how(output):
+        return flags(tmp_path / output, rates="0.05", decays="0")
+
+    _, told, score, _ = run(encoder, task, how("whole"))
 
     trained = []
     fit_in = loop.fit_in
@@ -121,8 +119,8 @@ def test_a_killed_grid_goes_on(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "fit_in", fit)
     with pytest.raises(KeyboardInterrupt):
-        run(encoder, task, how, tmp_path / "killed")
-    _, again, rest, _ = run(encoder, task, how, tmp_path / "killed")
+        run(encoder, task, how("killed"))
+    _, again, rest, _ = run(encoder, task, how("killed"))
     final = "final_rate_0.05_decay_0"
     assert trained == ["rate_0.05_decay_0", final, final]
     assert (again, rest) == (told, score)
@@ -142,12 +140,12 @@ def test_official_validation_images_and_colour(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "fit_in", fit)
     how = flags(tmp_path, rates="0.05", decays="0", steps=2)
-    _, _, _, details = run(encoder, task, how, tmp_path)
+    _, _, _, details = run(encoder, task, how)
     assert seen == [(40, 8), (48, 10)]
     assert details["steps"] == 2
     # A larger grid goes on from these; another best has a folder of its own.
     how = flags(tmp_path, rates="0.05,0.01", decays="0", steps=2)
-    run(encoder, task, how, tmp_path)
+    run(encoder, task, how)
     assert seen[2] == (40, 8)
 
 
@@ -161,26 +159,26 @@ def test_a_rate_that_diverges_is_the_worst(encoder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "fit_in", fit)
     how = flags(tmp_path, rates="50,0.01", decays="0", steps=2)
-    _, told, _, details = run(encoder, make_task(), how, tmp_path)
-    assert [p.rate for p, _ in told] == [0.01, 50.0]
-    assert told[1][1] is None and details["rate"] == 0.01
+    _, told, _, details = run(encoder, make_task(), how)
+    assert [rate for rate, *_ in told] == [0.01, 50.0]
+    assert told[1][2] is None and details["rate"] == 0.01
     how = flags(tmp_path, rates="50", decays="0", steps=2)
     with pytest.raises(
         InputError, match="--rates=50: the loss of a network on"
     ):
-        run(encoder, make_task(), how, tmp_path)
+        run(encoder, make_task(), how)
 
 
 def test_images_in_memory_must_be_square(encoder, tmp_path):
     task = test_features.make_task()
     with pytest.raises(InputError, match="images are 12×16, but --protocol=f"):
-        finetune.Grid(encoder, task, flags(tmp_path).chosen(), tmp_path)
+        finetune.Grid(encoder, task, flags(tmp_path))
 
 
 def test_encoded_colours_and_a_grey_network(encoder, tmp_path, small_tfds):
-    task = transfer.load_task(
+    task = tasks.load(
         "imagenet2012",
         flags(tmp_path, tfds_dir=small_tfds, datasets="imagenet2012"),
     )
     with pytest.raises(InputError, match="--protocol=linear makes them grey"):
-        finetune.Grid(encoder, task, flags(tmp_path).chosen(), tmp_path)
+        finetune.Grid(encoder, task, flags(tmp_path))

@@ -66,8 +66,10 @@ def test_official_validation_images_are_taken():
     ],
 )
 def test_what_cannot_be_learned_is_refused(values, message):
+    parts = {name: images(labels) for name, labels in values.items()}
+    own = source.Source("own", "abcdef", flip=False, **parts)
     with pytest.raises(InputError, match=f"--datasets=own: .*{message}"):
-        task(**values)
+        tasks.of_source(own)
 
 
 def test_a_class_that_is_nowhere_is_left_out():
@@ -126,7 +128,7 @@ def test_images_without_a_class_are_left_out():
 
 
 def test_datasets_of_tfds(tmp_path, small_tfds):
-    cifar100 = transfer.load_task(
+    cifar100 = tasks.load(
         "cifar100", flags(datasets="cifar100", tfds_dir=small_tfds)
     )
     assert len(cifar100.train) == 200 and cifar100.validation is None
@@ -136,7 +138,7 @@ def test_datasets_of_tfds(tmp_path, small_tfds):
         "cifar10",
         splits=("train", "test", "validation"),
     )
-    cifar10 = transfer.load_task(
+    cifar10 = tasks.load(
         "cifar10", flags(datasets="cifar10", tfds_dir=str(tmp_path))
     )
     assert len(cifar10.validation) == len(cifar10.test) == 10
@@ -144,7 +146,7 @@ def test_datasets_of_tfds(tmp_path, small_tfds):
 
 
 def test_the_digits_are_the_originals():
-    digits_task = transfer.load_task("digits", flags())
+    digits_task = tasks.load("digits", flags())
     assert digits_task.train.images.shape == (1400, 8, 8, 1)
     assert len(digits_task.test) == 397 and not digits_task.flip
 
@@ -159,7 +161,7 @@ def test_a_folder(tmp_path):
             PIL.Image.new("RGB", (20, 30), (level, 9, 99)).save(
                 tmp_path / place / f"{number}.png"
             )
-    folder_task = transfer.load_task(
+    folder_task = tasks.load(
         "folder", flags(datasets="folder", data_dir=str(tmp_path))
     )
     assert folder_task.train.labels.tolist() == [0] * 3 + [1] * 3
@@ -169,8 +171,8 @@ def test_a_folder(tmp_path):
     )
 
 
-def test_messages_name_this_command_s_flag(small_tfds):
-    with pytest.raises(InputError, match="^--datasets=cifar10:9.9.9: TFDS can"):
-        transfer.load_task(
+def test_a_version_that_is_not_there(small_tfds):
+    with pytest.raises(InputError, match="^--dataset=cifar10:9.9.9: TFDS can"):
+        tasks.load(
             "cifar10:9.9.9", flags(datasets="cifar10", tfds_dir=small_tfds)
         )

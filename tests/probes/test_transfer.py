@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import linear_model
 
-from simmatch_tf import transfer
+from simmatch_tf import io, transfer
 from simmatch_tf.data.sources import digits, source
 from simmatch_tf.flags import commandline
 from simmatch_tf.flags.errors import InputError
@@ -44,10 +44,10 @@ def test_linear_is_scikit_learn_by_hand_to_the_last_image(
     assert transfer.main(config) is None
     (outcome,) = json.loads((output / "linear.json").read_text())["outcomes"]
 
-    (encoder,) = transfer.load_models(config)
-    task = transfer.load_task("digits", config)
+    (encoder,) = encoders.load(config)
+    task = tasks.load("digits", config)
     (train, test) = (
-        np.load(features.default_folder() / _file(encoder, task, which))
+        np.load(io.cache_folder() / "features" / _file(encoder, task, which))
         for which in ("train", "test")
     )
     # The digits' originals have the network's own size.
@@ -89,7 +89,7 @@ def test_what_is_finished_is_not_measured_again(
     )
     transfer.main(config)
     first = capsys.readouterr().out
-    monkeypatch.setattr(measuring.Measurer, "_knn", None)
+    monkeypatch.setitem(measuring._PROTOCOLS, "knn", None)
     transfer.main(config)
     assert capsys.readouterr().out == first
     # Another name is no other measurement; another k is.
@@ -110,23 +110,21 @@ def test_what_is_finished_is_not_measured_again(
         transfer.main(config)  # damaged: measured anew
 
 
-class Fixed(features.Extractor):
+def pixels(encoder, task, which, **how):
     """Features that are the pixels."""
-
-    def features(self, encoder, task, which):
-        images = getattr(task, which).images
-        return images.reshape(len(images), -1).astype(np.float32)
+    images = getattr(task, which).images
+    return images.reshape(len(images), -1).astype(np.float32)
 
 
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "Extractor", Fixed)
+    monkeypatch.setattr(features, "extract", pixels)
     own = commandline.HyperParameters()
     encoder = encoders.Encoder("pixels", "none", (8, 8, 1), own, {}, "3")
 
     def measure(task, **values):
         config = flags(output=str(tmp_path / "out"), **values)
-        return measuring.Measurer(config.chosen()).measure(encoder, task)
+        return measuring.measure(config, encoder, task)
 
     return measure
 
@@ -168,12 +166,12 @@ def test_validation_images_join_the_last_fit(measure, validation):
     )
 
 
-def test_no_convergence_is_told(measure, caplog):
+def test_no_convergence_is_told(measure, capsys):
     outcome = measure(pixels_task(True), max_iter=1)
     assert (
         not outcome.details["converged"] and outcome.details["iterations"] == 1
     )
-    assert "did not converge in --max_iter=1" in caplog.text
+    assert "not converge in --max_iter=1" in capsys.readouterr().err
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys):
@@ -206,7 +204,7 @@ def test_too_many_neighbors(measure):
 def test_an_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--output=.*cannot be written"):
-        measuring.Measurer(flags(output=str(tmp_path / "file" / "x")).chosen())
+        measuring.measure(flags(output=f"{tmp_path}/file/x"), None, None)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +229,13 @@ def test_an_output_that_cannot_be_written(tmp_path):
             {"protocol": "finetune", "cache_dir": "x"},
             "--cache_dir=x: is for --protocol=linear or knn, not finetune",
         ),
-        ({"seed": 1}, "--seed=1: nothing is drawn"),
         (
             {"weights": "random", "random_backbone": True},
             "--random_backbone and --weights=random: all weights are new",
         ),
+        ({"seed": 1}, "--seed=1: nothing is drawn"),
+        ({"on_bad_image": "skip"}, "=skip: is not read by --datasets=digits"),
+        ({"tfds_dir": "/x"}, "--tfds_dir=/x: is not read by"),
         ({"protocol": "finetune", "rates": "0"}, "--rates=0: must be numbers"),
         ({"protocol": "finetune", "rates": "1,1.0000001"}, "each once"),
         ({"protocol": "finetune", "rates": "101"}, "at most 100"),
@@ -243,8 +243,6 @@ def test_an_output_that_cannot_be_written(tmp_path):
             {"protocol": "finetune", "rates": "0.1,1", "decays": "0,0.2"},
             "so 0.2 must not be above 0.1",
         ),
-        ({"on_bad_image": "skip"}, "=skip: is not read by --datasets=digits"),
-        ({"tfds_dir": "/x"}, "--tfds_dir=/x: is not read by"),
         ({"output": "~nobody/x/y", "model": ("~nobody/z",)}, "no such file"),
         ({"protocol": "finetune", "decays": "x"}, "--decays=x: must be num"),
         ({"output": " "}, "--output= : must be a folder"),
@@ -300,9 +298,9 @@ def test_datasets_without_classes_are_named(tmp_path):
     config = flags(datasets="pictures", tfds_dir=str(tmp_path))
     with pytest.raises(
         InputError,
-        match="--datasets=pictures/1.0.0: is no image classification",
+        match="--dataset=pictures/1.0.0: is no image classification",
     ):
-        transfer.load_task("pictures", config)
+        tasks.load("pictures", config)
 
 
 def test_a_source_of_images_is_a_task():

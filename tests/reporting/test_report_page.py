@@ -94,10 +94,7 @@ def test_one_run(tmp_path):
     assert not re.search(r"<script|@import|src=\"(?!data:)", text)
     for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text):
         xml.etree.ElementTree.fromstring(base64.b64decode(picture))
-    assert (
-        'alt="(a) right, above the threshold, %, over steps. Last: a 70."'
-        in (text)
-    )
+    assert 'alt="(a) right, above the threshold, over steps"' in text
 
 
 def test_several_runs(tmp_path):
@@ -136,7 +133,6 @@ def test_runs_on_changed_images(tmp_path, capsys):
     said = f"a1 is not grouped with a0: its data are others: {changes}."
     assert said in out and html.escape(said) in text
     assert "No lead is given" in out and "No lead is given" in text
-    assert f"<td>{html.escape(changes)}</td>" in text
 
 
 def test_an_unfinished_run(tmp_path):
@@ -152,7 +148,7 @@ def test_scalars_of_a_method_outside_the_package(tmp_path):
     groups = written.groups(written.run(tmp_path / "a", curves=curves))
     text = report_page.page(groups, NOTHING)
     assert "<summary>Other scalars</summary>" in text
-    assert "rotation/accuracy, over steps. Last: a 0.5." in text
+    assert 'alt="rotation/accuracy, over steps"' in text
     names = report_page.save_figures(groups, NOTHING, tmp_path / "f")
     assert names[-1] == "others.png"
     # Without such scalars there is no such chart.
@@ -178,10 +174,7 @@ def test_without_scalars_or_images(tmp_path):
     why = report_page.Inspections({}, [], {"a": "cifar10 is not prepared here"})
     text = report_page.page(written.groups(folder), why)
     assert "a: no scalars were written" in text
-    assert (
-        "a: no test images are shown, and calibration and confusion are not "
-        "known: cifar10 is not prepared here."
-    ) in text
+    assert "a: no test images are shown: cifar10 is not prepared here" in text
     # The report of `evaluate` needs no images.
     written.evaluation(folder, [[60, 10], [15, 15]])
     text = report_page.page(written.groups(folder), why)
@@ -190,15 +183,15 @@ def test_without_scalars_or_images(tmp_path):
 
 
 def test_findings(tmp_path, monkeypatch):
-    def find(config, scalars, *, step, steps):
+    def judge(config, scalars, *, step, steps):
         assert "loss/total" in scalars
         assert step <= steps
         if config.seed == 1:
-            return []
+            return {"x": False}
         says = f"It says <{config.seed}>."
-        return [diagnosis.Finding("x", says, "Why.", "--threshold")]
+        return {"x": diagnosis.Finding("x", says, "Why.", "--threshold")}
 
-    monkeypatch.setattr(diagnosis, "find", find)
+    monkeypatch.setattr(diagnosis, "judge", judge)
     words = [written.run(tmp_path / f"sim{s}", seed=s) for s in (0, 1)]
     words.append(written.run(tmp_path / "sim2", None, seed=2))
     text = report_page.page(written.groups(*words), NOTHING)
@@ -210,7 +203,7 @@ def test_findings(tmp_path, monkeypatch):
 def test_unknown_problems_are_listed(tmp_path):
     folder = written.run(tmp_path / "a")
     text = report_page.page(written.groups(folder), NOTHING)
-    said = report_page._not_judged(written.groups(folder)[0].runs)
+    _, said = report_page._problems(written.groups(folder))
     assert len(said) == 1 and said[0] in text
     assert said[0].startswith("a has too few values to tell: no pseudo labels")
     # A problem with enough values is not listed.
@@ -260,29 +253,23 @@ def test_names_are_escaped(tmp_path):
 
 def test_figures(tmp_path):
     folder = tmp_path / "figures"
-    words = [f"a/b={written.run(tmp_path / 'x')}"]
-    words.append(f"a_b={written.run(tmp_path / 'y', alpha=0.5)}")
-    inspection = looked("a/b").by_run["a/b"]
-    both = report_page.Inspections(
-        {"a/b": inspection, "a_b": inspection}, [], {}
-    )
-    groups = written.groups(*words)
-    names = report_page.save_figures(groups, both, folder)
+    groups = written.groups(f"a/b={written.run(tmp_path / 'x')}")
+    inspections = looked("a/b")
+    names = report_page.save_figures(groups, inspections, folder)
     # An existing folder is written into.
-    assert report_page.save_figures(groups, both, folder) == names
+    assert report_page.save_figures(groups, inspections, folder) == names
     assert sorted(names) == sorted(path.name for path in folder.iterdir())
     assert names == [
         "accuracy.png",
         "pseudo_labels.png",
         "losses.png",
         "confusion_a_b.png",
-        "confusion_a_b_2.png",
     ]
     for name in names:
         with PIL.Image.open(folder / name) as image:
             image.verify()
     with pytest.raises(InputError, match="--figures=.*cannot be written"):
-        report_page.save_figures(groups, NOTHING, tmp_path / "n" / "o")
+        report_page.save_figures(groups, NOTHING, tmp_path / "x/flags.cfg")
 
 
 def command(*words):
@@ -314,7 +301,6 @@ def test_wrong_flags_fail_early(tmp_path):
         ([one, f"--output={tmp_path}/r.txt"], "must end in .html or .htm"),
         ([one, f"--output={tmp_path}/n/r.html"], "in a folder that exists"),
         ([one, page, f"--figures={tmp_path}/file"], "must be a folder"),
-        ([one, page, f"--figures={tmp_path}/n/f"], "in a folder that exists"),
         ([one, page, "--images=-1"], "--images=-1: must be in"),
         ([tmp_path, page], "no run here"),
         ([one, f"a={one}", page], "is given twice"),
@@ -482,9 +468,6 @@ def test_results_on_changed_test_images_are_not_compared(tmp_path):
     assert report_page.not_compared(groups) == [
         "No lead is given: the results are not all of the same images."
     ]
-    assert ["data", "1 file", "1 is changed (test/a/0.png)"] in (
-        report_page.differences(groups)
-    )
     # Runs of two seeds on two sets of images have no mean.
     groups = written.groups(one, again)
     assert column(report_page.result(groups, {}), "top-1, % (runs)") == [
@@ -513,9 +496,6 @@ def test_times(tmp_path):
     later = {**session, "first_step": 21, "last_step": 30, "seconds": 20.0}
     (folder / "timing.json").write_text(json.dumps([session, later]))
     groups = written.groups(folder)
-    table = report_page.sessions(groups[0].runs)
-    assert table[1] == ["a", "1 to 10", "2 h 47 min", "0.00", "500"]
-    assert table[2] == ["a", "21 to 30", "20 s", "0.50", "500"]
     # Steps 11 to 20 are in none.
     table = report_page.result(groups, {})
     assert column(table, "time") == ["over 2 h 47 min"]
@@ -573,4 +553,4 @@ def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
     assert [first.row, other.row, third.row] == ["sim", "sim", "low"]
     assert third.seed == other.seed != first.seed
     seeds = column(report_page.overview(written.groups(*folders)), "seeds")
-    assert seeds == ["0, 0 (split 3)", "0 (labels of split.json)"]
+    assert seeds == ["0, 0 (split 3)", "0"]

@@ -26,8 +26,7 @@ CURVES = {
 
 def groups(*words) -> list[runs.Group]:
     """Reads runs, as the command `report` does."""
-    places = runs.find(list(map(str, words)))
-    return runs.group([runs.read(place) for place in places])
+    return runs.group(runs.read(list(map(str, words))))
 
 
 def events(folder: pathlib.Path, scalars, *, began: int = 1) -> pathlib.Path:

@@ -152,27 +152,25 @@ def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
     )
 
 
-MEASURED = {"top1": 0.5, "top5": 1.0, "scored_on": "test", "images": 20}
-
-
 def evaluation(**changes):
     record = {"top1": 0.5, "top5": 1.0, "calibration_error": 0.2}
     report = {"step": 6, "scored_on": "test", "test_images": 20, "ema": record}
     return json.dumps({**report, **changes})
 
 
-@pytest.mark.parametrize("known", [MEASURED, None])
-def test_what_evaluate_measured_on_changed_images_is_not_taken(tmp_path, known):
+def test_what_evaluate_measured_on_changed_images_is_not_taken(tmp_path):
     path = tmp_path / "evaluation.json"
-    assert versions.with_calibration(known, path, "ema", 6) == known
+    assert versions.evaluated(path, "ema", 6) is None
     path.write_text(evaluation())
-    assert versions.with_calibration(known, path, "ema", 6) == {
-        **MEASURED,
+    measured = {"top1": 0.5, "top5": 1.0, "scored_on": "test", "images": 20}
+    assert versions.evaluated(path, "ema", 6) == {
+        **measured,
         "calibration_error": 0.2,
     }
+    assert versions.evaluated(path, "student", 6) is None
     for changes in (
         {"images_changed": "15 are changed (test/a/0.png, …)"},
         {"step": 7},
     ):
         path.write_text(evaluation(**changes))
-        assert versions.with_calibration(known, path, "ema", 6) == known
+        assert versions.evaluated(path, "ema", 6) is None

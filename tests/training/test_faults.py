@@ -156,12 +156,12 @@ def test_a_checkpoint_of_an_older_version(finished_run, tmp_path, monkeypatch):
         runs.fit(tmp_path, algorithm="supervised", steps=2)
 
 
-def test_checkpoints_that_are_gone(finished_run, tmp_path, caplog):
+def test_checkpoints_that_are_gone(finished_run, tmp_path, capsys):
     shutil.copytree(finished_run[0], tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     runs.fit(tmp_path / "run")
-    assert "checkpoints are gone; it starts anew" in caplog.text
+    assert "checkpoints are gone; it starts anew" in capsys.readouterr().err
     assert runs.began_after(tmp_path / "run") == 0
     test_loop.assert_same_run(finished_run[0], tmp_path / "run", 6)
 
@@ -211,10 +211,13 @@ def test_stop_says_step_tensor_and_checkpoint(tmp_path):
     assert result.steps == 20 and np.isfinite(result.loss)
 
 
-def test_skip_goes_on_and_says_so(tmp_path, caplog):
+def test_skip_goes_on_and_says_so(tmp_path, capsys):
     result = fit(tmp_path, "breaking", on_nonfinite="skip")
     assert np.isfinite(result.loss)
-    assert "step 4 was skipped: loss/total is not finite" in caplog.text
+    assert (
+        "step 4 was skipped: loss/total is not finite"
+        in capsys.readouterr().err
+    )
 
 
 def test_skip_gives_up_after_ten(tmp_path):

@@ -241,11 +241,11 @@ def test_a_run_that_was_moved(finished_run, tmp_path, monkeypatch):
     assert simmatch_tf.fit(config) == finished_run[1]
 
 
-def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch, caplog):
+def test_a_finished_run_is_read_not_trained(finished_run, monkeypatch, capsys):
     workdir, result = finished_run
     monkeypatch.setattr(loop, "_Run", None)
     assert runs.fit(workdir) == result
-    assert "holds a finished run: its result is read" in caplog.text
+    assert "holds a finished run: its result is read" in capsys.readouterr().err
 
 
 def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
@@ -261,12 +261,12 @@ def test_killed_between_checkpoint_and_result(finished_run, tmp_path):
         np.testing.assert_array_equal(own.numpy(), other.numpy())
 
 
-def test_a_saved_network_that_cannot_be_read(finished_run, tmp_path, caplog):
+def test_a_saved_network_that_cannot_be_read(finished_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "model.keras").write_bytes(b"torn")
     model = simmatch_tf.load(workdir)
-    assert "the last checkpoint is read instead" in caplog.text
+    assert "the last checkpoint is read instead" in capsys.readouterr().err
     saved = simmatch_tf.load(finished_run[0])
     for own, other in zip(model.weights, saved.weights, strict=True):
         np.testing.assert_array_equal(own.numpy(), other.numpy())
@@ -419,16 +419,16 @@ def spoil(path, how):
     ],
 )
 def test_a_corrupt_newest_checkpoint_falls_back(
-    ending, how, finished_run, tmp_path, caplog
+    ending, how, finished_run, tmp_path, capsys
 ):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run[0], workdir)
     (workdir / "results.json").unlink()
     spoil(workdir / "checkpoints" / f"step_00000006.{ending}", how)
-    with caplog.at_level("WARNING"):
-        runs.fit(workdir)
-    assert "cannot read the checkpoint of step 6" in caplog.text
-    assert "falling back to the one of step 4" in caplog.text
+    runs.fit(workdir)
+    said = capsys.readouterr().err
+    assert "cannot read the checkpoint of step 6" in said
+    assert "falling back to the one of step 4" in said
     assert runs.began_after(workdir) == 4
     assert_same_run(finished_run[0], workdir, 6)
 

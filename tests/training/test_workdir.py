@@ -11,7 +11,7 @@ from absl import logging
 
 import simmatch_tf
 from simmatch_tf import config as config_lib
-from simmatch_tf import evaluate, registry, train
+from simmatch_tf import evaluate, registry, terminal, train
 from simmatch_tf.data import fingerprint
 from simmatch_tf.data.sources import digits
 from simmatch_tf.data.sources import folder as folder_lib
@@ -54,6 +54,7 @@ NAMES = ("labeled/a/1.png", "labeled/b/1.png", "unlabeled/1.png")
 def logged(monkeypatch):
     """Warnings, as they are read."""
     lines = []
+    monkeypatch.setattr(terminal, "warn", lines.append)
     monkeypatch.setattr(
         logging, "warning", lambda text, *values: lines.append(text % values)
     )
@@ -264,9 +265,6 @@ def test_a_dataset_of_tfds(small_tfds, tmp_path, logged):
     finish(config, source.fingerprint())
     train.main(config)
     assert logged == []
-    data = workdir.Workdir(config.workdir).data
-    kept = identity.records_of_run(config, data)
-    assert len(kept) == 2 and identity.records(config, kept) == kept
     (path,) = folder.glob("*/*train*")
     os.utime(path, (5, 5))
     train.main(config)
@@ -376,9 +374,7 @@ def test_evaluation_of_other_images_says_so(config, root, logged):
     assert evaluate._changes(folder, flags) == {}
 
 
-def test_an_experiment_on_images_that_changed(
-    config, root, tmp_path, monkeypatch
-):
+def test_an_experiment_on_images_that_changed(config, root, tmp_path):
     folder = workdir.Workdir(config.workdir)
     times = [{"seconds": 1.0}]
     folder.timing.write_text(json.dumps(times))
@@ -386,18 +382,6 @@ def test_an_experiment_on_images_that_changed(
     store.check_writable()
     kept = store.add(config, folder.path, 1)
     assert store.find(config) == kept
-    images = root / "labeled/a/1.png"
-    content = images.read_bytes()
-    for size in (0, 2**20):
-        monkeypatch.setattr(identity, "_READ", size)
-        identity._in_folder.cache_clear()
-        write(images, content[:-1] + b"?")
-        if size:
-            with pytest.raises(InputError, match="is of other data"):
-                store.find(config)
-        else:  # too much to read: names and sizes
-            assert store.find(config) == kept
-        write(images, content)
     identity._in_folder.cache_clear()
     write(root / "labeled/a/2.png")
     with pytest.raises(

@@ -58,8 +58,8 @@ def compare(args: argparse.Namespace) -> dict:
     for _ in range(args.rounds):
         for name, times in seconds.items():
             start = time.perf_counter()
-            fits = classifiers.sweep(
-                train, validation, warm=name == "warm", **how
+            fits = list(
+                classifiers.sweep(train, validation, warm=name == "warm", **how)
             )
             times.append(time.perf_counter() - start)
             sweeps[name] = fits
@@ -103,18 +103,21 @@ def real(args: argparse.Namespace) -> tuple:
     from simmatch_tf import preflight
 
     preflight.choose_kernels()
-    from simmatch_tf.probes import features
+    from simmatch_tf.probes import encoders, features, tasks
 
     flags = transfer.TransferConfig(model=(args.model,), datasets=args.dataset)
-    (encoder,) = transfer.load_models(flags)
-    task = transfer.load_task(args.dataset, flags)
-    extractor = features.Extractor(
-        features.default_folder(), batch_size=flags.batch_size
-    )
-    x, y = extractor.features(encoder, task, "train"), task.train.labels
-    test = extractor.features(encoder, task, "test"), task.test.labels
+    (encoder,) = encoders.load(flags)
+    task = tasks.load(args.dataset, flags)
+
+    def extract(subset: str) -> np.ndarray:
+        return features.extract(
+            encoder, task, subset, batch_size=flags.batch_size
+        )
+
+    x, y = extract("train"), task.train.labels
+    test = extract("test"), task.test.labels
     if task.validation is not None:
-        more = extractor.features(encoder, task, "validation")
+        more = extract("validation")
         validation = more, task.validation.labels
         everything = (
             np.concatenate([x, more]),
@@ -146,15 +149,17 @@ def measure(args: argparse.Namespace) -> dict:
     before = _peak()
     print(f"{before:,} MB before the first fit")
     start = time.perf_counter()
-    fits = classifiers.sweep(
+    fits = []
+    for fit in classifiers.sweep(
         train,
         validation,
         metric="top1",
         max_iter=args.max_iter,
         tol=args.tol,
         strengths=np.logspace(-6, 5, args.strengths),
-        done=lambda fit: print(fit, flush=True),
-    )
+    ):
+        fits.append(fit)
+        print(fit, flush=True)
     best = classifiers.choose(fits)
     everything = tuple(
         np.concatenate(parts) for parts in zip(train, validation, strict=True)

@@ -35,7 +35,6 @@ _RADIUS = 6  # of the blur: 3 sigma at most
 # reads, to keep rows aligned in memory.
 _ROWS, _COLUMNS = _RADIUS, 8
 _PARALLEL = 32  # images of a batch that are worked on at once, at most
-_LARGEST = 2**22  # pixels of an image; their sum fits into int32
 
 # At these hues the formula gives a whole number, but Pillow's float32 falls
 # short of it and is one step lower.
@@ -59,7 +58,8 @@ def color(
     0.5, it is blurred with a sigma of 0.1 … 2.0 pixels.
 
     Args:
-        images: uint8 [N, H, W, C], H and W static, C 1 or 3.
+        images: uint8 [N, H, W, C], H and W static, C 1 or 3; at most 2^22
+            pixels, so that their sum fits into int32.
         draws: Random numbers in [0, 1), float32 [N, DRAWS].
         dense: True computes everything for every image and then chooses, with
             static shapes as accelerators need them. False works on one image
@@ -68,43 +68,17 @@ def color(
 
     Returns:
         uint8 [N, H, W, C].
-
-    Raises:
-        ValueError: The images have another dtype or shape, or too many pixels.
     """
     images = tf.convert_to_tensor(images)
     draws = tf.convert_to_tensor(draws)
-    _, height, width, channels = _check(images, draws)
     if dense:
         return _dense(images, draws)
     return tf.map_fn(
         lambda element: _one(*element),
         (images, draws),
-        fn_output_signature=tf.TensorSpec([height, width, channels], tf.uint8),
+        fn_output_signature=tf.TensorSpec(images.shape[1:], tf.uint8),
         parallel_iterations=1 if tf.executing_eagerly() else _PARALLEL,
     )
-
-
-def _check(images: tf.Tensor, draws: tf.Tensor) -> tuple[int | None, ...]:
-    shape = tuple(images.shape)
-    if (
-        images.dtype != tf.uint8
-        or len(shape) != 4
-        or None in shape[1:]
-        or shape[3] not in (1, 3)
-        or shape[1] * shape[2] > _LARGEST
-    ):
-        raise ValueError(
-            f"images are {images.dtype.name} of shape {images.shape}, but "
-            f"must be uint8 [N, H, W, C], C 1 or 3, H and W static and at "
-            f"most {_LARGEST} pixels"
-        )
-    if draws.dtype != tf.float32 or draws.shape[1:] != [DRAWS]:
-        raise ValueError(
-            f"draws are {draws.dtype.name} of shape {draws.shape}, but "
-            f"must be float32 [N, {DRAWS}]"
-        )
-    return shape
 
 
 # XLA fuses what would otherwise be two hundred passes over the batch.

@@ -18,17 +18,13 @@ from __future__ import annotations
 
 import collections
 import os
-import sys
 import typing
 from collections.abc import Iterable, Sequence
 
-from absl import logging
-
-from simmatch_tf import io, registry
+from simmatch_tf import io, registry, terminal
 from simmatch_tf.data import fingerprint as fingerprint_lib
 from simmatch_tf.data import selection
 from simmatch_tf.data.sources import source
-from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.lazy import np
 
@@ -43,8 +39,6 @@ _LAYOUT = (
     "expected are labeled/CLASS/* with a folder for each class, unlabeled/** "
     "and, where there is one, test/CLASS/*"
 )
-# Common names for a folder of validation images.
-_VALIDATION = ("val", "valid", "validation", "dev")
 _SHOWN = 10  # places or names in a message
 _SHOWN_COPIES = 3
 # The warning on images that exist twice, by the parts that they are in. Labeled
@@ -156,16 +150,13 @@ class Listing:
             ),
         )
         if self._empty_unlabeled:
-            logging.warning(
-                "%s: there is an unlabeled/, but there are no images in it",
-                root,
+            terminal.warn(
+                f"{root}: there is an unlabeled/, but there are no images in it"
             )
         if self._unused:
-            logging.warning(
-                "%s: not used, as they are none of labeled/, unlabeled/ and "
-                "test/: %s",
-                root,
-                _first(map(_hinted, self._unused)),
+            terminal.warn(
+                f"{root}: not used, as they are none of labeled/, unlabeled/ "
+                f"and test/: {_first(self._unused)}"
             )
 
     def check(
@@ -245,7 +236,7 @@ class Listing:
         """Returns the end of a message on what the folder lacks."""
         if not self._unused:
             return ""
-        return f"; beside these it holds {_first(map(_hinted, self._unused))}"
+        return f"; beside these it holds {_first(self._unused)}"
 
     def _classes(self, part: str) -> dict[str, str]:
         """Returns the class folders in a part: composed name → name, sorted.
@@ -294,21 +285,6 @@ def _place(path: str) -> str:
     return "/".join(parts[:depth])
 
 
-def _hinted(name: str) -> str:
-    """Returns an unused name and what may have been meant by it."""
-    bare = name.removesuffix("/").lower()
-    hint = ""
-    if name.endswith("/") and bare in _VALIDATION:
-        hint = (
-            " (--validation_fraction sets labeled images aside to choose by; "
-            "to be scored, images lie in test/)"
-        )
-    elif name.endswith("/"):
-        meant = errors.close(bare, PARTS)
-        hint = f" (did you mean {meant[0]}/?)" if meant else ""
-    return f"{name}{hint}"
-
-
 def _first(items: Iterable[str]) -> str:
     items = list(items)
     return "; ".join(items[:_SHOWN]) + "; …" * (len(items) > _SHOWN)
@@ -342,14 +318,8 @@ def check(config: config_lib.Config) -> None:
     """Checks that --data_dir has the right layout.
 
     Raises:
-        InputError: It has not, or Python cannot read the names of its files.
+        InputError: It has not.
     """
-    encoding = sys.getfilesystemencoding()
-    if encoding != "utf-8":  # commands set it themselves
-        raise InputError(
-            f"--dataset=folder: this Python reads the names of files, and so "
-            f"of classes, as {encoding}; start it as python -X utf8"
-        )
     Listing(config.data_dir).check(
         need_unlabeled=config.needs_unlabeled_folder()
     )
@@ -420,12 +390,13 @@ def load(
     listing.warn()
     paths = [f"{listing.root}/{path}" for path in listing.paths]
     inspection = files.inspect(paths, cache=files.cache_path(listing.root))
+    contents = inspection.contents
     kept = files.usable(paths, inspection, on_bad_image)
     # Leaving out bad images may have emptied a class.
     listing.check(kept.tolist(), need_unlabeled=need_unlabeled)
-    digests = [digest.tobytes().hex() for digest in inspection.digests]
-    _warn_of_copies(listing, _repeated(inspection.digests, kept), digests)
-    files.warn([listing.names[i] for i in kept], inspection.remarks[kept])
+    digests = [digest.tobytes().hex() for digest in contents.digests]
+    _warn_of_copies(listing, kept.tolist(), digests)
+    files.warn([listing.names[i] for i in kept], contents.remarks[kept])
 
     is_test = np.array([part == "test" for part in listing.parts])[kept]
     train = kept[~is_test]
@@ -436,11 +407,11 @@ def load(
             paths=[paths[i] for i in indices],
             labels=np.array(listing.labels, np.int32)[indices],
             names=[listing.names[i] for i in indices],
-            orientations=inspection.orientations[indices],
-            digests=inspection.digests[indices],
+            orientations=contents.orientations[indices],
+            digests=contents.digests[indices],
         )
 
-    contents = {listing.names[i]: digests[i] for i in kept}
+    known = {listing.names[i]: digests[i] for i in kept}
     return source.Source(
         name="folder",
         class_names=listing.class_names,
@@ -449,29 +420,23 @@ def load(
         flip=True,
         image_size=image_size or IMAGE_SIZE,
         measure=lambda: statistics,
-        origin=lambda: listing.fingerprint(contents),
+        origin=lambda: listing.fingerprint(known),
     )
-
-
-def _repeated(digests: np.ndarray, kept: np.ndarray) -> list[int]:
-    """Returns those of `kept` that share a digest, uint8 [N, 16]."""
-    keys = np.ascontiguousarray(digests[kept]).view(np.uint64)
-    order = np.lexsort(keys.T)
-    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
-    places = np.union1d(order[1:][same], order[:-1][same])
-    return kept[places].tolist()
 
 
 def _warn_of_copies(
     listing: Listing, indices: Sequence[int], digests: Sequence[str]
 ) -> None:
     """Warns about images that exist twice, by their files' contents."""
+    counts = collections.Counter(digests[index] for index in indices)
     # Content → the first file of it in each part and class.
     first: dict[str, dict[tuple[str, int], int]] = {}
     # What is wrong → image → the names of it and the other.
     copies = collections.defaultdict(dict)
     # The parts come in the order labeled, unlabeled, test.
     for index in indices:
+        if counts[digests[index]] == 1:
+            continue
         part, label = listing.parts[index], listing.labels[index]
         others = first.setdefault(digests[index], {})
         for (other_part, other_label), other in others.items():
@@ -484,11 +449,7 @@ def _warn_of_copies(
     for kind, (images, consequence) in _COPIES.items():
         pairs = list(copies[kind].values())
         if pairs:
-            logging.warning(
-                "%s: %d (%s%s)%s",
-                images,
-                len(pairs),
-                ", ".join(pairs[:_SHOWN_COPIES]),
-                ", …" * (len(pairs) > _SHOWN_COPIES),
-                consequence,
+            terminal.warn(
+                f"{images}: {len(pairs)} ({', '.join(pairs[:_SHOWN_COPIES])}"
+                f"{', …' * (len(pairs) > _SHOWN_COPIES)}){consequence}"
             )

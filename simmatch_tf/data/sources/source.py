@@ -373,7 +373,8 @@ def digest(images: Images | Encoded) -> str:
     result = hashlib.sha256()
     if images.encoded:
         result.update(images.layout())
-        parts = fingerprint_lib.long_digests(images.files())
+        digests = fingerprint_lib.digests(images.files(), "sha256")
+        parts = map(bytes.fromhex, digests)
     else:
         pixels = np.ascontiguousarray(images.images)
         parts = [repr(pixels.shape).encode(), hashlib.sha256(pixels).digest()]

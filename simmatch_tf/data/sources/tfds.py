@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
-
-from absl import logging
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, registry, terminal
@@ -55,8 +52,6 @@ _FORM = re.compile(
     r"(?P<rest>(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?)",
     re.ASCII | re.IGNORECASE,
 )
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 
 # ------------------------------------------- before TensorFlow is imported --
@@ -75,25 +70,18 @@ def data_dir(tfds_dir: str | os.PathLike | None) -> str:
     return str(io.expand(tfds_dir)) if tfds_dir.startswith("~") else tfds_dir
 
 
-def check_name(
-    name: str,
-    tfds_dir: str | os.PathLike | None = None,
-    *,
-    flag: str = "dataset",
-) -> None:
-    """Checks the form of a dataset's name, and what can be known at once.
+def check_name(name: str, *, flag: str = "dataset") -> None:
+    """Checks the form of a dataset's name.
 
-    Whether TFDS has a dataset of the name is left to TFDS, as are its configs,
-    versions and what a namespace holds.
+    Whether there is such a dataset is left to TFDS.
 
     Args:
         name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION, perhaps
             behind NAMESPACE:, one of TFDS's communities.
-        tfds_dir: See `data_dir`.
         flag: The flag that gave the name, for messages.
 
     Raises:
-        InputError: There can be no such dataset, or TFDS is not installed.
+        InputError: There can be no such dataset.
     """
     match = _FORM.fullmatch(name)
     if match is None:
@@ -101,82 +89,20 @@ def check_name(
             f"--{flag}={name!r}: must have the form NAME, NAME/CONFIG, "
             "NAME:VERSION or NAME/CONFIG:VERSION, as emnist/letters:3.1.0"
         )
-    dataset, namespace = match["dataset"], match["namespace"]
     others = {e.pattern for e in registry.sources if e.pattern != _PATTERN}
-    if dataset in others and not namespace:
+    dataset = match["dataset"]
+    if match["namespace"]:
+        return
+    if dataset in others:
         raise InputError(
             f"--{flag}={name}: {dataset} has no configs and no versions; "
             f"write --{flag}={dataset}"
         )
-    package = importlib.util.find_spec("tensorflow_datasets")
-    # Seen from the home folder, ~/tensorflow_datasets (the data) would do as
-    # a package without __init__.py.
-    if package is None or package.origin is None:
-        meant = errors.close(dataset.lower(), sorted(others))
-        raise InputError(
-            f"--{flag}={name} is read by TensorFlow Datasets, which is not "
-            "installed: pip install tensorflow-datasets"
-            + "".join(f"; or did you mean {other}?" for other in meant)
-        )
-    if namespace:
-        folder = os.path.dirname(package.origin)
-        path = os.path.join(folder, "community-datasets.toml")
-        text = io.read_text(path, path)
-        known = re.findall(r"^\[([\w-]+)\]", text, re.MULTILINE)
-        if namespace not in known:
-            raise InputError(
-                f"--{flag}={name}: {namespace} is not a namespace of TFDS, "
-                "and a version has the form NAME:1.0.0"
-                + errors.nearest(namespace, known)
-            )
-    elif _NAME.fullmatch(dataset) is None:
-        names = [*registry.sources.names(), *prepared_names(tfds_dir)]
+    if dataset != dataset.lower():
         raise InputError(
             f"--{flag}={name} is unknown (names are in lower case)"
-            + errors.nearest(dataset.lower(), names)
+            + errors.nearest(dataset.lower(), registry.sources.names())
         )
-
-
-def prepared_names(tfds_dir: str | os.PathLike | None) -> list[str]:
-    """Returns the names of the datasets that are prepared on this machine.
-
-    Args:
-        tfds_dir: See `data_dir`; datasets are in
-            DIR/NAME/[CONFIG/]VERSION/dataset_info.json.
-    """
-    root = data_dir(tfds_dir)
-
-    def is_prepared(folder: str) -> bool:
-        places = [folder]
-        for name in _folders(folder):
-            if _VERSION.fullmatch(name) is None:
-                places.append(os.path.join(folder, name))
-        return any(
-            os.path.isfile(os.path.join(place, version, "dataset_info.json"))
-            for place in places
-            for version in filter(_VERSION.fullmatch, _folders(place))
-        )
-
-    return [
-        name
-        # TFDS looks for a folder in lower case, whatever the name.
-        for name in filter(_NAME.fullmatch, _folders(root))
-        if is_prepared(os.path.join(root, name))
-    ]
-
-
-def _folders(path: str) -> list[str]:
-    """Returns the names of the folders in `path`, if it can be read."""
-    try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
-
-
-def check(config: config_lib.Config) -> None:
-    """Checks the name in the flags; see `check_name`."""
-    check_name(config.dataset, config.tfds_dir)
 
 
 def fingerprint(
@@ -198,12 +124,6 @@ def fingerprint(
     return fingerprint_lib.of_files(paths)
 
 
-def _outline(config: config_lib.Config) -> source.Outline:
-    return outline(
-        config.dataset, tfds_dir=config.tfds_dir, image_size=config.image_size
-    )
-
-
 def _load_for_transfer(config: config_lib.Config) -> source.Source:
     return load(
         config.dataset,
@@ -220,10 +140,12 @@ _PATTERN = "(?s:.+)"  # any other name; `check_name` knows the form
     _PATTERN,
     examples=tuple(_SIZES),
     sizes=_SIZES,
-    is_prepared=lambda config: is_prepared(config.dataset, config.tfds_dir),
-    check_images=check,
+    is_prepared=lambda config: _make(
+        config.dataset, config.tfds_dir
+    ).data_path.exists(),
+    check_images=lambda config: check_name(config.dataset),
     fingerprint=fingerprint,
-    outline=_outline,
+    outline=lambda config: _outline(config),
     load_for_transfer=_load_for_transfer,
 )
 def load_for_run(config: config_lib.Config) -> source.Source:
@@ -306,20 +228,10 @@ def load(
     )
 
 
-def outline(
-    name: str, *, tfds_dir: str | None = None, image_size: int | None = None
-) -> source.Outline:
-    """Returns what is known of a dataset before `load` reads its images.
-
-    Args:
-        name: See `load`.
-        tfds_dir: See `load`.
-        image_size: See `load`.
-
-    Raises:
-        InputError: See `load`.
-    """
-    builder = _make(name, tfds_dir)
+def _outline(config: config_lib.Config) -> source.Outline:
+    """Returns what is known of a dataset before its images are read."""
+    name, image_size = config.dataset, config.image_size
+    builder = _make(name, config.tfds_dir)
     keys = _keys(builder)
     height, width, channels = builder.info.features[keys.image].shape
     if image_size or None in (height, width):
@@ -336,15 +248,6 @@ def outline(
         train_images=train_images,
         statistics=source.IMAGENET if name.startswith("imagenet2012") else None,
     )
-
-
-def is_prepared(name: str, tfds_dir: str | None) -> bool:
-    """Returns whether `load` would find a dataset's files.
-
-    Raises:
-        InputError: See `load`.
-    """
-    return _make(name, tfds_dir).data_path.exists()
 
 
 def flips(name: str) -> bool:
@@ -377,12 +280,12 @@ def _make(name: str, tfds_dir: str | None) -> Any:
     try:
         return tfds.builder(name, data_dir=tfds_dir and root)
     except tfds.core.DatasetNotFoundError:
-        known = [*registry.sources.names(), *prepared_names(tfds_dir)]
-        known = sorted(
-            {*known, *tfds.list_builders(with_community_datasets=False)}
-        )
+        known = tfds.list_builders(with_community_datasets=False)
         meant = errors.close(
-            config_lib.base_name(name), known, count=3, cutoff=0.5
+            config_lib.base_name(name).lower(),
+            sorted({*registry.sources.names(), *known}),
+            count=3,
+            cutoff=0.5,
         )
         raise InputError(
             f"--dataset={name} is unknown: TFDS has no such dataset, and it is "
@@ -413,11 +316,9 @@ def _prepare(name: str, tfds_dir: str | None, manual_dir: str | None) -> Any:
     builder = _make(name, tfds_dir)
     if builder.data_path.exists():
         return builder
-    logging.warning(
-        "%s is not prepared in %s: TFDS downloads and prepares it, which may "
-        "take long",
-        name,
-        builder.data_path,
+    terminal.warn(
+        f"{name} is not prepared in {builder.data_path}: TFDS downloads and "
+        "prepares it, which may take long"
     )
     config = tfds.download.DownloadConfig(
         manual_dir=manual_dir and str(io.expand(manual_dir))
@@ -501,10 +402,9 @@ def _known(
     images = read([split])
     if images.labels.min() >= 0:
         return images
-    logging.warning(
-        "%s: its %s images are not used, as the class of some is unknown",
-        builder.info.full_name,
-        split,
+    terminal.warn(
+        f"{builder.info.full_name}: its {split} images are not used, as the "
+        "class of some is unknown"
     )
     return None
 
@@ -636,14 +536,14 @@ def _encoded(
             "files only"
         )
     files = _record_files(builder, splits)
-    index = records.scan(
+    return records.scan(
         list(files),
+        feature=keys.image,
         label=keys.label,
         name=keys.name,
         cache_name=f"{info.full_name}-{'-'.join(splits)}",
         promised=list(files.values()),
     )
-    return records.RecordImages(index, keys.image)
 
 
 def _measure(name: str, images: records.RecordImages) -> source.Statistics:

@@ -45,23 +45,19 @@ def _unknown(name: str, names: Sequence[str]) -> str:
     return " is unknown" + errors.nearest(name, names)
 
 
-def _check_keras_applications(name: str) -> str:
-    return _unknown(name, keras_applications_names())
-
-
-def _check_keras_cv(name: str) -> str:
-    return _unknown(name, tuple(keras_cv_presets.PRESETS))
-
-
 _of_a_library = functools.partial(
     registry.networks.register,
     normalized=False,
     initializer="fan_in_uniform",
 )
 _applications = functools.partial(
-    _of_a_library, check=_check_keras_applications
+    _of_a_library,
+    check=lambda name: _unknown(name, keras_applications_names()),
 )
-_keras_cv = functools.partial(_of_a_library, check=_check_keras_cv)
+_keras_cv = functools.partial(
+    _of_a_library,
+    check=lambda name: _unknown(name, [*keras_cv_presets.PRESETS]),
+)
 
 
 # The lowest decorator registers first, and the first pattern that matches

@@ -257,18 +257,3 @@ def test_the_largest_draw_is_in_range():
     order, strengths, _, _ = moco._parameters(largest)
     assert order[0].numpy().tolist() == [-1] * 4
     assert strengths[0].numpy().tolist() == [HIGH, HIGH, HIGH, 25]
-
-
-@pytest.mark.parametrize(
-    ("x", "numbers", "message"),
-    [
-        (np.zeros([1, 4, 4, 3], np.float32), [1, 9], "images are float32"),
-        (np.zeros([1, 4, 4, 2], np.uint8), [1, 9], r"\(1, 4, 4, 2\)"),
-        (np.zeros([4, 4, 3], np.uint8), [1, 9], r"\(4, 4, 3\)"),
-        (np.zeros([1, 4096, 2048, 1], np.uint8), [1, 9], "4194304"),
-        (np.zeros([1, 4, 4, 3], np.uint8), [1, 8], r"draws .*\(1, 8\)"),
-    ],
-)
-def test_wrong_arguments(x, numbers, message):
-    with pytest.raises(ValueError, match=message):
-        moco.color(x, np.zeros(numbers, np.float32))

@@ -104,14 +104,13 @@ def in_records(path, count):
 def joined(*files):
     """Images in files (path, number of records), one after the other."""
     counts = [count for _, count in files]
-    index = records.Index(
-        files=[str(path) for path, _ in files],
+    return records.RecordImages(
+        paths=[str(path) for path, _ in files],
         shard=np.repeat(np.arange(len(files), dtype=np.int32), counts),
         offset=np.concatenate([np.arange(count) * 90 for count in counts]),
         labels=np.concatenate([np.arange(count) for count in counts]),
         names=None,
     )
-    return records.RecordImages(index)
 
 
 def test_images_in_record_files(tmp_path):
@@ -141,10 +140,9 @@ def test_images_in_record_files(tmp_path):
         swapped.take(np.array([0, 1, 2])),
     ) == [first, second, first, second]
     shutil.copy(tmp_path / "a", tmp_path / "copy")
-    index = dataclasses.replace(
-        ones.index, files=[str(tmp_path / "copy")], labels=np.array([0] * 4)
+    copied = dataclasses.replace(
+        ones, paths=[str(tmp_path / "copy")], labels=np.array([0] * 4)
     )
-    copied = dataclasses.replace(ones, index=index)
     assert source.digest(copied) == first
     (tmp_path / "b").write_bytes(b"3 Records")
     assert source.digest(both) != whole
@@ -182,8 +180,7 @@ def test_identity_of_images_in_record_files(tmp_path):
     def identity(name, count=3, content=None, offsets=None):
         images = in_records(tmp_path / "x", count)
         if offsets is not None:
-            index = dataclasses.replace(images.index, offset=offsets)
-            images = dataclasses.replace(images, index=index)
+            images = dataclasses.replace(images, offset=offsets)
         (tmp_path / name).write_bytes(content or b"records")
         paths = {"train": str(tmp_path / name)}
         return source_of(

@@ -362,13 +362,13 @@ def test_one_image_in_a_class(photos, tmp_path):
 
     message = (
         "class 'b' has 1 labeled image, and with 1 set aside none would be "
-        "left to train on; label another image of it, or place images to "
-        "score by in test/CLASS/ and give --validation_fraction=0"
+        "left to train on; use more labels, or give --validation_fraction=0 "
+        "where there are test images"
     )
     with pytest.raises(InputError, match=message):
         draw(config)
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
-    with pytest.raises(InputError, match="give --validation_fraction=0, as"):
+    with pytest.raises(InputError, match="give --validation_fraction=0 where"):
         draw(config)
     split = draw(dataclasses.replace(config, validation_fraction=0.0))
     assert len(split.labeled) == 7 and not len(split.validation)

@@ -10,7 +10,7 @@ import pytest
 
 import simmatch_tf
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(
     path.stem
     for path in (ROOT / "configs").glob("*.cfg")
