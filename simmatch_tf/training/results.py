@@ -49,6 +49,13 @@ class Result:
             and images as `top1`; None of a run of an older version.
         class_prior: Class shares [L] that pseudo-labels were aligned with;
             None with equal ones, or without alignment.
+        baselines: What scikit-learn's classifiers reach on the same labels
+            and images: {"name", "top1", "interval": [low, high]} of each;
+            none with --nobaselines, of runs of older versions, and on workers
+            other than the chief. See `evaluation.baselines`.
+        lead: What the weights of record are ahead of the best of them, image
+            by image: {"over": its name, "images", "top1": difference,
+            "interval": [low, high]}; None without baselines.
     """
 
     top1: float
@@ -71,6 +78,8 @@ class Result:
     versions: dict[str, str]
     macro_accuracy: float | None = None
     class_prior: list[float] | None = None
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    lead: dict[str, Any] | None = None
 
     def write(self, path: pathlib.Path) -> None:
         """Writes results.json, whole or not at all."""
