@@ -92,7 +92,6 @@ def main(config: EvaluateConfig) -> None:
 
     # With the kernels of training, a run's figures are those of its results.
     preflight.start(fast=config.export is None)
-    from simmatch_tf.evaluation import metrics
     from simmatch_tf.serving import scoring
 
     if config.export is not None:
@@ -102,10 +101,7 @@ def main(config: EvaluateConfig) -> None:
     report = {
         **scores.about,
         **changes,
-        **{
-            name: metrics.describe(values, scores.labels, bins=config.bins)
-            for name, values in scores.logits.items()
-        },
+        **{name: scores.describe(name, config.bins) for name in scores.logits},
     }
     io.write_json(output, report)
     print(printed_tables.evaluation(report))

@@ -44,6 +44,8 @@ class Finished:
         date: Date of its end.
         versions: Package → version.
         data: A digest of the user's own files; see `identity.data`.
+        macro_accuracy: Macro-averaged accuracy of the evaluation weights; None
+            of a run of an older version.
     """
 
     flags: list[str]
@@ -63,6 +65,7 @@ class Finished:
     date: str
     versions: dict[str, str]
     data: str | None = None
+    macro_accuracy: float | None = None
 
 
 class Store:
@@ -183,6 +186,7 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
             data=identity.data(config, workdir / "data.json"),
+            macro_accuracy=result.macro_accuracy,
         )
         io.write_json(
             self.folder / identity.name(config), dataclasses.asdict(finished)

@@ -38,6 +38,8 @@ def compare(
                 ema_top1=finished.ema_top1,
                 steps=finished.steps,
                 seconds=finished.seconds,
+                macro_accuracy=finished.macro_accuracy,
+                test_images=finished.test_images,
             )
         )
         dataset = config_lib.base_name(cell.config.dataset)

@@ -6,7 +6,7 @@ scalars that TensorBoard has. Nothing here imports TensorFlow.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from simmatch_tf import config as config_lib
@@ -16,6 +16,16 @@ Scalars = Mapping[str, Mapping[int, float]]
 RECENT = 5  # number of logged steps that are averaged
 # Share of a run in which nothing is reported: the start of any run looks bad.
 SETTLED = 0.1
+# How the tags of the pseudo-labels' shares begin; the class name follows. They
+# are logged of at most this number of classes.
+SHARES = "class_share/"
+MOST_SHARES = 100
+# Share of the pseudo-labels that may lie elsewhere than the prior says.
+_DRIFT = 0.2
+# Largest number of labeled images of a class over the smallest that is as good
+# as equal.
+_UNEQUAL = 2
+_NAMED = 3  # classes in a finding
 # Above it, hardly any pseudo-label of a short run is used.
 _HIGH_THRESHOLD = 0.7
 
@@ -37,8 +47,52 @@ class Finding:
     turn: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of a run.
+
+    Attributes:
+        names: L names.
+        labeled: Number of labeled images of each, [L].
+        prior: Class shares that pseudo-labels are aligned with [L]; None: equal
+            ones.
+    """
+
+    names: Sequence[str]
+    labeled: Sequence[int]
+    prior: Sequence[float] | None = None
+
+    @property
+    def aim(self) -> Sequence[float]:
+        """The prior, equal shares written out."""
+        return self.prior or [1 / len(self.names)] * len(self.names)
+
+
+def recent_shares(scalars: Scalars) -> dict[str, float]:
+    """Returns how often recent pseudo-labels name each class.
+
+    Args:
+        scalars: TensorBoard tag → step → value.
+
+    Returns:
+        Class → mean share of the last `RECENT` logged steps, or of fewer if
+        there are no more; {} if none are logged.
+    """
+    shares = {}
+    for tag, points in scalars.items():
+        if tag.startswith(SHARES) and points:
+            values = list(points.values())[-RECENT:]
+            shares[tag.removeprefix(SHARES)] = sum(values) / len(values)
+    return shares
+
+
 def judge(
-    config: config_lib.Config, scalars: Scalars, *, step: int, steps: int
+    config: config_lib.Config,
+    scalars: Scalars,
+    *,
+    step: int,
+    steps: int,
+    classes: Classes | None = None,
 ) -> dict[str, Finding | bool | None]:
     """Judges for each known problem whether a run shows it.
 
@@ -47,6 +101,7 @@ def judge(
         scalars: TensorBoard tag → step → value.
         step: Steps done.
         steps: Length of the run.
+        classes: The classes; None where they are not known.
 
     Returns:
         Name of the problem → the finding; False if the run does not show it;
@@ -55,7 +110,7 @@ def judge(
     """
     if step < SETTLED * steps:
         return dict.fromkeys(PATTERNS)
-    run = _Scalars(config, scalars, step, steps)
+    run = _Scalars(config, scalars, step, steps, classes)
     return {name: pattern(run) for name, pattern in PATTERNS.items()}
 
 
@@ -67,6 +122,7 @@ class _Scalars:
     scalars: Scalars
     step: int
     steps: int
+    classes: Classes | None
 
     def recent(self, tag: str) -> float | None:
         """Returns the mean of the last `RECENT` logged values, None of fewer.
@@ -106,6 +162,11 @@ class _Scalars:
         return hasattr(self.config, "threshold")
 
     @property
+    def aligns(self) -> bool:
+        """Whether predictions are aligned with a prior."""
+        return bool(getattr(self.config, "align", False))
+
+    @property
     def teacher_labels(self) -> bool:
         """Whether pseudo-labels come from the EMA teacher."""
         return getattr(self.config, "targets_from", "student") == "teacher"
@@ -137,6 +198,8 @@ def _no_pseudo_labels(run: _Scalars) -> Finding | bool | None:
 def _collapse(run: _Scalars) -> Finding | bool | None:
     if not run.has_pseudo_labels:
         return False
+    if run.aligns and run.classes is not None and run.classes.prior:
+        return False  # few classes may be most of the images: see _prior_drift
     balance = run.recent("pseudo_label/balance")
     divergence = run.recent("alignment/divergence")
     subject, share = "The pseudo-labels", balance
@@ -154,8 +217,79 @@ def _collapse(run: _Scalars) -> Finding | bool | None:
         "the classes occurred.",
         "A class that is predicted more often is taught more often, until it "
         "displaces the others. (If the images really are that unevenly "
-        "distributed, nothing is wrong.)",
+        "distributed, nothing is wrong, and --class_prior=labeled tells "
+        "alignment so.)",
         turn,
+    )
+
+
+def _prior_drift(run: _Scalars) -> Finding | bool | None:
+    if not run.aligns:
+        return False
+    if run.classes is not None and len(run.classes.names) > MOST_SHARES:
+        return False
+    if run.classes is None or len(run.scalars.get(_first_share(run), ())) < (
+        RECENT
+    ):
+        return None
+    names, aim = run.classes.names, run.classes.aim
+    shares = recent_shares(run.scalars)
+    gaps = {
+        name: shares.get(name, 0.0) - share
+        for name, share in zip(names, aim, strict=True)
+    }
+    moved = sum(map(abs, gaps.values())) / 2
+    # Collapse onto few classes has a finding of its own.
+    if moved < _DRIFT or _collapse(run):
+        return False
+    farthest = sorted(gaps, key=lambda name: -abs(gaps[name]))[:_NAMED]
+    by_name = dict(zip(names, aim, strict=True))
+    values = ", ".join(
+        f"{name} {shares.get(name, 0.0):.0%} instead of {by_name[name]:.0%}"
+        for name in farthest
+    )
+    lacking = [name for name in farthest if gaps[name] < 0]
+    turn = (
+        "If the prior is not how frequent the classes are among the unlabeled "
+        "images, give it: --class_prior="
+    )
+    turn += "labeled" if run.classes.prior is None else "uniform"
+    turn += ", or a file of shares. Else label more images of "
+    turn += f"{' and '.join(lacking)}."
+    return Finding(
+        "prior_drift",
+        f"The pseudo-labels have drifted from the prior, by {moved:.0%} of the "
+        f"images: {values}.",
+        "Alignment divides by how often each class is predicted, so that "
+        "pseudo-labels have the shares of --class_prior="
+        f"{getattr(run.config, 'class_prior', 'uniform')}. Where they still "
+        "lie elsewhere, the images disagree: either they have other shares, or "
+        "the classifier takes one class for another.",
+        turn,
+    )
+
+
+def _first_share(run: _Scalars) -> str:
+    """Returns the tag of the first class's share."""
+    return f"{SHARES}{run.classes.names[0]}"
+
+
+def _unequal_labels(run: _Scalars) -> Finding | bool | None:
+    if not run.aligns or run.classes is None:
+        return None if run.aligns else False
+    names, labeled = run.classes.names, run.classes.labeled
+    fewest, most = min(labeled), max(labeled)
+    if run.classes.prior is not None or most < _UNEQUAL * fewest:
+        return False
+    return Finding(
+        "unequal_labels",
+        f"Classes have from {fewest} ({names[labeled.index(fewest)]}) to "
+        f"{most} ({names[labeled.index(most)]}) labeled images, but "
+        "distribution alignment aims at equal shares.",
+        "If the unlabeled images are as unequal, alignment takes pseudo-labels "
+        "from the frequent classes and gives them to the rare ones.",
+        "--class_prior=labeled, if the labeled images are a sample of all; or "
+        "--class_prior=FILE with the shares that you expect.",
     )
 
 
@@ -292,6 +426,8 @@ def _statistics_lag(run: _Scalars) -> Finding | bool | None:
 PATTERNS: Mapping[str, Callable[[_Scalars], Finding | bool | None]] = {
     "no_pseudo_labels": _no_pseudo_labels,
     "collapse": _collapse,
+    "prior_drift": _prior_drift,
+    "unequal_labels": _unequal_labels,
     "confident_but_wrong": _confident_but_wrong,
     "memory_waits": _memory_waits,
     "input_bound": _input_bound,

@@ -5,7 +5,7 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,10 +66,18 @@ class Monitor:
         unlabeled = 0
         if algorithm.needs_unlabeled:
             unlabeled = config.batch_size * config.unlabeled_ratio
-        self.scalars = Scalars(config, unlabeled)
+        counts = np.bincount(
+            source.train.labels[split.labeled], minlength=source.num_classes
+        )
+        classes = diagnosis.Classes(
+            tuple(map(str, source.class_names)),
+            tuple(counts.tolist()),
+            algorithm.class_prior,
+        )
+        self.scalars = Scalars(config, unlabeled, classes)
         self._speed = Speed(config.batch_size + unlabeled)
         self.writer = tensorboard_writer.TensorBoardWriter(
-            folder, config, source, split, writes=writes
+            folder, config, source, split, classes, writes=writes
         )
 
     def begin(self, step: int) -> None:
@@ -131,14 +139,21 @@ class Scalars:
         classes: Share of each class in recent pseudo-labels [L], or None.
     """
 
-    def __init__(self, config: config_lib.Config, unlabeled: int) -> None:
+    def __init__(
+        self,
+        config: config_lib.Config,
+        unlabeled: int,
+        classes: diagnosis.Classes | None = None,
+    ) -> None:
         """Starts with no values.
 
         Args:
             config: The run's flags, with durations in steps.
             unlabeled: Unlabeled images of a step; 0 without.
+            classes: The classes; None: their shares are not kept.
         """
         self._config, self._unlabeled = config, unlabeled
+        self._classes = classes
         self.values: dict[str, dict[int, float]] = {}
         self.classes: np.ndarray | None = None
         self._recent: collections.deque[np.ndarray] | None = None
@@ -178,10 +193,18 @@ class Scalars:
             if means.get(whole, 0) > 0:
                 values[tag] = float(means[part] / means[whole])
         if "predicted" in means:
-            values["alignment/divergence"] = divergence(means["predicted"])
+            prior = self._classes and self._classes.prior
+            values["alignment/divergence"] = divergence(
+                means["predicted"], prior
+            )
         if "classes" in means and self._add(means["classes"]):
             balance = math.exp(-divergence(self.classes))
             values["pseudo_label/balance"] = balance
+            if self._classes and len(self.classes) <= diagnosis.MOST_SHARES:
+                for name, share in zip(
+                    self._classes.names, self.classes, strict=True
+                ):
+                    values[f"{diagnosis.SHARES}{name}"] = float(share)
         return values
 
     def _add(self, shares: np.ndarray) -> bool:
@@ -198,7 +221,11 @@ class Scalars:
     def findings(self, step: int) -> list[diagnosis.Finding]:
         """Returns known problems that show by now, each once a session."""
         judged = diagnosis.judge(
-            self._config, self.values, step=step, steps=self._config.steps
+            self._config,
+            self.values,
+            step=step,
+            steps=self._config.steps,
+            classes=self._classes,
         )
         findings = filter(None, judged.values())
         new = [each for each in findings if each.name not in self._told]
@@ -206,19 +233,22 @@ class Scalars:
         return new
 
 
-def divergence(p: np.ndarray) -> float:
-    """Returns how far a distribution is from uniform: KL(p ‖ 1/L), in nats.
+def divergence(p: np.ndarray, prior: Sequence[float] | None = None) -> float:
+    """Returns how far a distribution is from another: KL(p ‖ π), in nats.
 
     Args:
         p: Probabilities [L].
+        prior: π [L], above 0; None: 1 / L, the uniform distribution.
 
     Returns:
-        From 0 (uniform) to log L. exp(-KL) · L is the number of equally likely
-        classes that would be as uneven.
+        0 if they are equal, else above 0. From the uniform distribution it is
+        at most log L, and exp(-KL) · L is the number of equally likely classes
+        that would be as uneven.
     """
     p = np.asarray(p, np.float64)
-    positive = p[p > 0]
-    return float(np.sum(positive * np.log(positive * len(p))))
+    ratio = p * len(p) if prior is None else p / np.asarray(prior)
+    positive = p > 0
+    return float(np.sum(p[positive] * np.log(ratio[positive])))
 
 
 class Speed:

@@ -33,7 +33,7 @@ from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import memory as memory_lib
-from simmatch_tf.monitoring import pictures
+from simmatch_tf.monitoring import diagnosis, pictures
 
 _LISTED_IMAGES = 6  # labeled images of each class that the text names
 _LISTED_CLASSES = 100  # classes that the text names
@@ -56,6 +56,7 @@ class TensorBoardWriter:
         config: config_lib.Config,
         source: source_lib.Source,
         split: splits.Split,
+        classes: diagnosis.Classes,
         *,
         writes: bool,
     ) -> None:
@@ -66,13 +67,14 @@ class TensorBoardWriter:
             config: The run's flags, with durations in steps.
             source: Its dataset.
             split: Its labeled images.
+            classes: Its classes.
             writes: With False every call does nothing.
 
         Raises:
             InputError: The file cannot be written.
         """
         self._folder, self._config, self.writes = folder, config, writes
-        self._source, self._split = source, split
+        self._source, self._split, self._classes = source, split, classes
         self._class_names = [str(name) for name in source.class_names]
         self._shown: np.ndarray | None = None
         self._writer = tf.summary.create_noop_writer()
@@ -290,7 +292,9 @@ class TensorBoardWriter:
         texts = {
             "flags": _code(config.to_flagfile(without=("overwrite",))),
             "data": tables.markdown([("", ""), *self._data()]),
-            "split": tables.markdown([("", ""), *self._labels_by_class()]),
+            "split": tables.markdown(
+                [("class", "prior", "labeled images"), *self._labels_by_class()]
+            ),
             "versions": tables.markdown([("", ""), *_versions()]),
         }
         with self._at(0):
@@ -313,17 +317,19 @@ class TensorBoardWriter:
             rows.append(("test", f"{len(source.test):,}"))
         return rows
 
-    def _labels_by_class(self) -> list[tuple[str, str]]:
+    def _labels_by_class(self) -> list[tuple[str, str, str]]:
         labels = self._source.train.labels[self._split.labeled]
+        aligns = getattr(self._config, "align", False)
         rows = []
         for label, name in enumerate(self._class_names[:_LISTED_CLASSES]):
             slots = np.flatnonzero(labels == label)
             shown = ", ".join(self._names(slots[:_LISTED_IMAGES]))
             more = " …" if len(slots) > _LISTED_IMAGES else ""
-            rows.append((name, f"{len(slots)}: {shown}{more}"))
+            prior = f"{self._classes.aim[label]:.1%}" if aligns else "-"
+            rows.append((name, prior, f"{len(slots)}: {shown}{more}"))
         if len(self._class_names) > _LISTED_CLASSES:
             rows.append(
-                (f"{len(self._class_names) - _LISTED_CLASSES} more", "…")
+                (f"{len(self._class_names) - _LISTED_CLASSES} more", "…", "…")
             )
         return rows
 

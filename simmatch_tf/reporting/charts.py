@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import runs as runs_lib
 
 # Stands for the tag of the accuracy of the evaluation weights.
 RECORD = "the weights of record"
 # Scalars that serve the search for known problems alone.
 _NOT_DRAWN = {"pseudo_label/sure", "pseudo_label/sure_accuracy"}
+# How tags of values begin that are in a table, not in a curve.
+_IN_TABLES = (diagnosis.SHARES,)
 _POINTS = 50  # that a curve keeps, roughly, when noise is averaged
 
 
@@ -144,7 +147,7 @@ CHARTS = (
         "Sharpness and agreement",
         "Entropy: the lower, the sharper. Agreement: the share of images for "
         "which p^w and q^agg name the same class. Alignment: divergence of "
-        "the mean prediction from the uniform distribution.",
+        "the mean prediction from the shares that it aims at.",
         (
             Panel(
                 "class pseudo-labels",
@@ -161,7 +164,7 @@ CHARTS = (
             ),
             Panel(
                 "alignment",
-                "KL from uniform, nats",
+                "KL from the prior, nats",
                 {"alignment/divergence": ""},
             ),
         ),
@@ -226,7 +229,11 @@ def of_groups(groups: Sequence[runs_lib.Group]) -> tuple[Chart, ...]:
     """
     drawn = {t for chart in CHARTS for p in chart.panels for t in p.lines}
     tags = {tag for g in groups for run in g.runs for tag in run.scalars}
-    others = sorted(tags - drawn - _NOT_DRAWN)
+    others = sorted(
+        tag
+        for tag in tags - drawn - _NOT_DRAWN
+        if not tag.startswith(_IN_TABLES)
+    )
     chart = Chart(
         "others",
         "Other scalars",

@@ -32,6 +32,10 @@ class Score:
         seconds: Duration of the run.
         baseline: Top-1 accuracy of the best of its baselines; None where none
             was measured.
+        macro_accuracy: Macro-averaged accuracy of the evaluation weights; None
+            of a run of an older version.
+        test_images: Number of images behind each accuracy; None where it is
+            not known.
     """
 
     row: str
@@ -43,6 +47,8 @@ class Score:
     steps: int
     seconds: float
     baseline: float | None = None
+    macro_accuracy: float | None = None
+    test_images: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +175,14 @@ def worst(scores: Sequence[Score]) -> str:
     return f"{100 * min(score.top1 for score in scores):.1f}"
 
 
+def macro(scores: Sequence[Score]) -> str:
+    """Returns the mean macro-averaged accuracy in per cent."""
+    values = [score.macro_accuracy for score in scores]
+    if not values or None in values:
+        return UNKNOWN
+    return f"{100 * statistics.mean(values):.1f}"
+
+
 def networks(scores: Sequence[Score]) -> str:
     """Returns the mean top-1 of student and EMA in per cent."""
     if not scores:
@@ -265,13 +279,18 @@ def _sweep(compared: Comparison, column: str) -> list[list[str]]:
 
 
 def table_csv(compared: Comparison) -> str:
-    """Returns one line a cell: n, mean, deviation, lead, best baseline."""
+    """Returns one line a cell: n, mean, deviation, lead, best baseline.
+
+    `low` and `high` are Wilson's interval of the mean for this number of
+    images, however many runs were scored on them.
+    """
     head = "row column n top1 std worst seconds lead lead_low lead_high pairs"
-    lines = [[*head.split(), "baseline"]]
+    head += " baseline macro_accuracy low high"
+    lines = [head.split()]
     for row, column in compared.places:
         scores = compared.at(row, column)
         top1 = [score.top1 for score in scores]
-        line = [row, column, len(top1), *[None] * 9]
+        line = [row, column, len(top1), *[None] * 12]
         if top1:
             seconds = statistics.mean(score.seconds for score in scores)
             std = statistics.stdev(top1) if len(top1) > 1 else None
@@ -281,6 +300,12 @@ def table_csv(compared: Comparison) -> str:
         known = [s.baseline for s in scores if s.baseline is not None]
         if known:
             line[11] = statistics.mean(known)
+        macro = [score.macro_accuracy for score in scores]
+        if macro and None not in macro:
+            line[12] = statistics.mean(macro)
+        images = [score.test_images for score in scores]
+        if images and None not in images:
+            line[13:] = metrics.wilson(statistics.mean(top1), min(images))
         lines.append(line)
     return tables.comma_separated(lines)
 

@@ -29,7 +29,8 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
         outcome: The result.
         config: The run's flags, for advice.
     """
-    rows = [["weights", "top-1", "95 %", "top-5", "best top-1", "at step"]]
+    head = ["weights", "top-1", "95 %", "top-5", "macro", "best top-1"]
+    rows = [[*head, "at step"]]
     for name in ("student", "ema"):
         last = getattr(outcome, name)["last"]
         best = getattr(outcome, name)["best"]
@@ -39,6 +40,7 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
                 tables.percent(last["top1"]),
                 comparison.wilson_text(last["top1"], outcome.test_images),
                 tables.percent(last["top5"]),
+                tables.percent(last.get("macro_accuracy")),
                 tables.percent(best["top1"]),
                 str(best["step"]),
             ]
@@ -53,6 +55,7 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
         f"* The result: last checkpoint, on {outcome.test_images} "
         f"{outcome.scored_on} images.\n"
         f"  95 %: Wilson's interval for this number of images.\n"
+        f"  Macro: the mean of the classes' accuracies.\n"
         f"  The best step is chosen on the {chosen_on} images."
         + _baselines(outcome, config)
     )
@@ -122,19 +125,28 @@ def evaluation(report: dict[str, Any]) -> str:
     class_names = [str(name) for name in report["class_names"]]
 
     def values(key: str) -> list[str]:
-        return [tables.percent(report[name][key]) for name in names]
+        return [tables.percent(report[name].get(key)) for name in names]
 
     rows = [["", *(name + " *" * (name == record) for name in names)]]
-    rows.append(["top-1", *values("top1")])
+    rows[0].append("95 % of *")
+    rows.append(["top-1", *values("top1"), ""])
     rows.append(
         [
             "95 % interval (Wilson)",
             *(comparison.wilson_text(report[n]["top1"], images) for n in names),
+            "",
         ]
     )
-    if shows_top5(len(class_names)):
-        rows.append(["top-5", *values("top5")])
-    rows.append(["calibration error", *values("calibration_error")])
+    figures = {"top5": "top-5", "macro_accuracy": "macro-averaged accuracy"}
+    figures |= {
+        "calibration_error": "calibration error",
+        "uncalibrated_error": "without the temperature",
+    }
+    if not shows_top5(len(class_names)):
+        del figures["top5"]
+    for key, title in figures.items():
+        if any(key in report[name] for name in names):
+            rows.append([title, *values(key), ""])
     labels = range(len(class_names))
     if len(labels) > _MANY:  # evaluation.json has them all
         top1 = report[record]["per_class"]
@@ -144,7 +156,12 @@ def evaluation(report: dict[str, Any]) -> str:
         )[:_WORST]
     for label in labels:
         top1 = [tables.percent(report[n]["per_class"][label]) for n in names]
-        rows.append([f"class {class_names[label]}", *top1])
+        count = sum(report[record]["confusion"][label])
+        interval = "-"
+        if count:
+            share = report[record]["per_class"][label]
+            interval = comparison.wilson_text(share, count)
+        rows.append([f"class {class_names[label]}", *top1, interval])
     text = (
         f"Step {report['step']}, {images} {report['scored_on']} images, "
         f"* evaluation weights\n\n{tables.plain(rows)}"

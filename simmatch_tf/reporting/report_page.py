@@ -76,6 +76,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         findings=findings,
         not_judged=not_judged,
         charts=_charts(groups),
+        class_shares=class_shares(groups),
         without_scalars=[run.name for run in runs if not run.scalars],
         confusions=_confusions(groups, known),
         images=[
@@ -219,6 +220,8 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
                     ema_top1=run.result.ema["last"]["top1"],
                     steps=run.result.steps,
                     seconds=run.seconds or 0.0,
+                    macro_accuracy=run.result.macro_accuracy,
+                    test_images=run.result.test_images,
                 )
             )
     return scores
@@ -238,7 +241,7 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
         curves=False,
         scores=tuple(scores(groups)),
     )
-    head = ["run", "top-1, % (runs)", "95 % of the images", "worst"]
+    head = ["run", "top-1, % (runs)", "95 % of the images", "macro, %", "worst"]
     head += ["student / EMA", "calibration error, %", "steps", "time"]
     rows = [[*head, "views/s"]]
     if leads:
@@ -257,6 +260,7 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
             if run.name in known
         ]
         line += [
+            comparison.macro(own),
             comparison.worst(own),
             comparison.networks(own),
             f"{statistics.mean(errors):.1f}" if errors else _UNKNOWN,
@@ -324,13 +328,26 @@ def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
 
 def each_run(runs: Sequence[runs_lib.Run]) -> Table:
     """Returns a line a run."""
-    head = ["run", "folder", "seed", "split seed", "top-1, %", "best top-1, %"]
-    rows = [[*head, "steps", "time"]]
+    head = [
+        "run",
+        "folder",
+        "seed",
+        "split seed",
+        "top-1, %",
+        "95 %",
+        "macro, %",
+    ]
+    rows = [[*head, "best top-1, %", "steps", "time"]]
     for run in runs:
-        top1 = best = _UNKNOWN
+        top1 = interval = macro = best = _UNKNOWN
         if run.result is not None:
             own = getattr(run.result, run.record)["best"]
             top1 = f"{100 * run.result.top1:.2f}"
+            interval = comparison.wilson_text(
+                run.result.top1, run.result.test_images
+            )
+            if run.result.macro_accuracy is not None:
+                macro = f"{100 * run.result.macro_accuracy:.2f}"
             best = f"{100 * own['top1']:.2f} at {own['step']:,}"
         rows.append(
             [
@@ -339,6 +356,8 @@ def each_run(runs: Sequence[runs_lib.Run]) -> Table:
                 str(run.config.seed),
                 str(run.config.split_seed),
                 top1,
+                interval,
+                macro,
                 best,
                 f"{run.reached:,} of {_count(run.steps)}",
                 _UNKNOWN
@@ -378,7 +397,11 @@ def _problems(
             # A live run of unknown length is judged as if at its end.
             steps = run.steps or run.reached
             judged = diagnosis.judge(
-                run.config, run.scalars, step=run.reached, steps=steps
+                run.config,
+                run.scalars,
+                step=run.reached,
+                steps=steps,
+                classes=run.classes,
             )
             for name, finding in judged.items():
                 if finding:
@@ -392,6 +415,42 @@ def _problems(
                     f"{run.name} has too few values to tell: {text}."
                 )
     return [*entries.values()], not_judged
+
+
+def class_shares(
+    groups: Sequence[runs_lib.Group],
+) -> list[tuple[str, Table]]:
+    """Returns for each group how often its pseudo-labels name each class.
+
+    Returns:
+        The group's name, and a line a class: labeled images; share of these;
+        share that alignment aims at; share of the last pseudo-labels, in the
+        mean of the runs. Groups whose runs logged no shares are left out.
+    """
+    listed = []
+    for group in groups:
+        classes = group.runs[0].classes
+        runs = [diagnosis.recent_shares(run.scalars) for run in group.runs]
+        runs = [shares for shares in runs if shares]
+        if classes is None or not runs:
+            continue
+        aligns = getattr(group.config, "align", False)
+        rows = [["class", "labeled images", "their share", "prior"]]
+        rows[0].append("pseudo-labels")
+        for number, name in enumerate(classes.names):
+            labeled = classes.labeled[number]
+            known = [shares[name] for shares in runs if name in shares]
+            rows.append(
+                [
+                    name,
+                    f"{labeled:,}",
+                    f"{labeled / sum(classes.labeled):.1%}",
+                    f"{classes.aim[number]:.1%}" if aligns else _UNKNOWN,
+                    f"{statistics.mean(known):.1%}" if known else _UNKNOWN,
+                ]
+            )
+        listed.append((group.name, rows))
+    return listed
 
 
 def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
@@ -485,9 +544,10 @@ def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
         if sum(row) > row[label]
     ]
     errors.sort(key=lambda each: each[0])
-    rows = [["class", "right", "images"]]
+    rows = [["class", "right", "95 %", "images"]]
     for share, total, name in errors[:_WORST]:
-        rows.append([name, f"{share:.1%}", f"{total:,}"])
+        interval = comparison.wilson_text(share, total)
+        rows.append([name, f"{share:.1%}", interval, f"{total:,}"])
     return rows
 
 

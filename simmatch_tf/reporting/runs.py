@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow.
 """
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -21,6 +22,7 @@ from simmatch_tf import io, registry, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint
 from simmatch_tf.flags.errors import InputError
+from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import results, workdir
 
 # Tag → step → value.
@@ -73,6 +75,20 @@ class Run:
     def algorithm(self) -> type[algorithm_lib.Algorithm]:
         """The class of its algorithm."""
         return registry.algorithms.find(self.config.algorithm)[0].value
+
+    @property
+    def classes(self) -> diagnosis.Classes | None:
+        """Its classes, and how often they are labeled; None if not known."""
+        names, labels = (self.split.get(n) for n in ("class_names", "labels"))
+        if not names or not labels:
+            return None
+        return diagnosis.Classes(
+            tuple(names),
+            tuple(
+                map(collections.Counter(labels).__getitem__, range(len(names)))
+            ),
+            self.split.get("class_prior"),
+        )
 
     @property
     def record(self) -> str:

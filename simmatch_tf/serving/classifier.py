@@ -93,6 +93,8 @@ class Classifier(tf.Module):
         preprocessing: How encoded images become the network's input.
         input_dtype: Data type of the images.
         labeled: The labeled images that `explain` searches, or None.
+        temperature: The logits are divided by it, so that confidences are
+            calibrated; None: they are not.
         neighbors: Number k of labeled images that `explain` lists for each
             image; 0 without a memory.
     """
@@ -106,6 +108,7 @@ class Classifier(tf.Module):
         labeled: Labeled | None = None,
         neighbors: int = 5,
         input_dtype: str = "uint8",
+        temperature: float | None = None,
     ) -> None:
         """Creates the functions; nothing is traced yet.
 
@@ -117,8 +120,10 @@ class Classifier(tf.Module):
                 is no `explain`.
             neighbors: k, at least 1; at most K are given.
             input_dtype: Data type of the images, "uint8" or "float32".
+            temperature: See above.
         """
         super().__init__(name="classifier")
+        self.temperature = temperature
         # Hidden from the tracking of tf.Module: a SavedModel would store copies
         # of Keras' variables, and the functions' own variables would have no
         # values when another loader than Python's restores them.
@@ -163,6 +168,12 @@ class Classifier(tf.Module):
         out = self.network(images, training=False)
         return {name: value[:count] for name, value in out.items()}
 
+    def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns the probabilities that logits stand for, both [N, L]."""
+        if self.temperature is not None:
+            logits /= self.temperature
+        return tf.nn.softmax(logits)
+
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """Returns the functions by their names on a server."""
         functions = {
@@ -185,8 +196,8 @@ class Classifier(tf.Module):
             and `scores`, both [N, min(L, 5)]: names and probabilities of the
             most probable classes, in descending order.
         """
-        probabilities = tf.nn.softmax(self._run(images)["logits"])
-        return self._listed(probabilities)
+        logits = self._run(images)["logits"]
+        return self._listed(self.probabilities(logits))
 
     def _listed(self, probabilities: tf.Tensor) -> dict[str, tf.Tensor]:
         count = min(LISTED, len(self.class_names))
@@ -228,7 +239,8 @@ class Classifier(tf.Module):
             (their shares q_k of Eq. 3 among all labeled images); `aggregated`
             [N, L], q^agg of Eq. 9; `propagated` [N, L], p̂ of Eq. 10.
             Probabilities are not aligned, as distribution alignment belongs to
-            the unlabeled images of training.
+            the unlabeled images of training. Those in `propagated` are not
+            calibrated either, as in training.
 
         References:
             SimMatch, Zheng et al., CVPR 2022, https://arxiv.org/abs/2203.06915
@@ -244,7 +256,7 @@ class Classifier(tf.Module):
         nearest, ranks = tf.math.top_k(cosines, self.neighbors)  # [N, k]
         names = tf.gather(tf.constant(self.class_names), labels)
         return {
-            **self._listed(p),
+            **self._listed(self.probabilities(out["logits"])),
             "neighbor_slots": tf.gather(self.labeled.slots, ranks),
             "neighbor_ids": tf.gather(tf.constant(self.labeled.ids), ranks),
             "neighbor_classes": tf.gather(names, ranks),

@@ -154,6 +154,7 @@ def _card(run: loading.Run) -> dict[str, Any]:
             "explains": run.explain is not None,
         },
         "accuracy": run.accuracy,
+        "calibration": run.calibration,
         "data": {
             "dataset": config.dataset,
             "class_names": content["class_names"],
@@ -347,7 +348,7 @@ def _converted(
 
     def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = classifier.network(images, training=False)["logits"]
-        return {"probabilities": tf.nn.softmax(logits)}
+        return {"probabilities": classifier.probabilities(logits)}
 
     function = tf.function(
         probabilities, input_signature=[spec], autograph=False

@@ -1,7 +1,6 @@
 """Opens what `train` and `export` wrote: a run's folder, or an export."""
 
 import abc
-import contextlib
 import dataclasses
 import json
 import os
@@ -36,8 +35,6 @@ from simmatch_tf.training import (
 CLASS_NAMES = initial.CLASS_NAMES
 LABELED = "labeled_images.json"
 PREPROCESSING = "preprocessing.json"
-# Calibration errors below this are not worth a note.
-_CALIBRATED = 0.05
 # Network → the attributes of an algorithm that lead to it.
 _PLACES = {"student": ("student",), "ema": ("teacher", "model")}
 # Variables of a memory bank.
@@ -164,6 +161,8 @@ class Model(abc.ABC):
         input_dtype: Data type of the images.
         identity: Tells this model from any other, as a JSON object.
         accuracy: Its measured accuracy, see `versions.accuracy`.
+        calibration: How its confidences are calibrated, see
+            `versions.calibration`; None: they are not.
     """
 
     classify: Callable[..., dict[str, tf.Tensor]]
@@ -175,15 +174,22 @@ class Model(abc.ABC):
     input_dtype: str
     identity: dict[str, Any]
     accuracy: dict[str, Any] | None
+    calibration: dict[str, Any] | None
 
     @property
     def note(self) -> str:
-        """A sentence if the confidences are known to be off, or ""."""
+        """Whether confidences are calibrated, and how far off they are."""
+        text = "Confidences are not calibrated"
+        if self.calibration is not None:
+            text = (
+                "Confidences are calibrated on "
+                f"{self.calibration['images']:,} labeled images set aside"
+            )
         error = (self.accuracy or {}).get("calibration_error")
-        if error is None or error < _CALIBRATED:
-            return ""
+        if error is None:
+            return f"{text}; how far off they are was not measured."
         return (
-            f"Confidences are off by {error:.1%} on average: the calibration "
+            f"{text}; they are off by {error:.1%} on average: the calibration "
             f"error of {self.accuracy['images']:,} "
             f"{self.accuracy['scored_on']} images."
         )
@@ -287,6 +293,13 @@ def run(
             temperature=values["temperature"],
             alpha=values["alpha"],
         )
+    accuracy = calibration = None
+    # Damaged results do not keep a run from predicting.
+    try:
+        accuracy = versions.accuracy(folder, weights, trained.step)
+        calibration = versions.calibration(folder, weights, trained.step)
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        terminal.warn(f"confidences are not calibrated: {error}")
     classifier = classifier_lib.Classifier(
         trained.networks[weights],
         content["class_names"],
@@ -296,11 +309,8 @@ def run(
         labeled=labeled,
         neighbors=neighbors,
         input_dtype=input_dtype,
+        temperature=calibration and calibration["temperature"],
     )
-    accuracy = None
-    # Damaged results do not keep a run from predicting.
-    with contextlib.suppress(InputError):
-        accuracy = versions.accuracy(folder, weights, trained.step)
     return Run(
         classify=classifier.classify,
         explain=None if why_not else classifier.explain,
@@ -314,8 +324,11 @@ def run(
             "checkpoint": checkpoints.digest(folder.checkpoints, trained.step),
             "step": trained.step,
             "weights": weights,
-        },
+        }
+        # An output that is continued must not have both kinds of confidences.
+        | ({"temperature": calibration["temperature"]} if calibration else {}),
         accuracy=accuracy,
+        calibration=calibration,
         classifier=classifier,
         config=config,
         moved=config.moved(data_dir, tfds_dir),
@@ -395,6 +408,7 @@ def export(path: pathlib.Path) -> Export:
                 card["model"]["step"],
             )
             or card["accuracy"],
+            calibration=card.get("calibration"),
             path=path,
             signatures=signatures,
             card=card,

@@ -20,7 +20,7 @@ from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
-from simmatch_tf.serving import loading, thumbnails
+from simmatch_tf.serving import loading, thumbnails, versions
 from simmatch_tf.training import inputs, results, workdir
 
 # With more test images than this, inspecting a run would take too long.
@@ -39,11 +39,25 @@ class Scores:
         labels: Classes [N].
         about: Entries for the report: step, weights of record, classes,
             images.
+        temperatures: Network → the temperature that its result calibrates
+            confidences by, if it has one. The logits are without it; an
+            export's are with its own.
     """
 
     logits: dict[str, np.ndarray]
     labels: np.ndarray
     about: dict[str, Any]
+    temperatures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def describe(self, name: str, bins: int) -> dict[str, Any]:
+        """Returns the figures of a network, see `metrics.describe`."""
+        return metrics.describe(
+            self.logits[name],
+            self.labels,
+            temperature=self.temperatures.get(name),
+            fitted_on_these=self.about["scored_on"] == "validation",
+            bins=bins,
+        )
 
 
 def of_run(
@@ -83,7 +97,12 @@ def of_run(
         "test_images": len(indices),
     }
     logits = evaluator.logits(images, indices)
-    return Scores(logits, images.labels[indices], about)
+    temperatures = {}
+    for name in logits:
+        calibration = versions.calibration(folder, name, trained.step)
+        if calibration is not None:
+            temperatures[name] = calibration["temperature"]
+    return Scores(logits, images.labels[indices], about, temperatures)
 
 
 def of_export(
@@ -314,6 +333,15 @@ class Inspector:
         )
         logits = evaluator.logits(images, indices)["record"]
         labels = images.labels[indices]
+        temperature = run.classifier.temperature
+        report = metrics.describe(
+            logits,
+            labels,
+            temperature=temperature,
+            fitted_on_these=scored_on == "validation",
+        )
+        # From here on confidences are those of `predict`.
+        logits = logits / (temperature or 1.0)
         wrong, uncertain = rank(logits, labels)
         errors, most = len(wrong), self.images if pictures else 0
         wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()
@@ -321,7 +349,7 @@ class Inspector:
         shown = _show(run, images, indices, logits, chosen)
         slots = {n["slot"] for each in shown.values() for n in each.neighbors}
         return Inspection(
-            report=metrics.describe(logits, labels),
+            report=report,
             scored_on=scored_on,
             images=len(indices),
             errors=errors,

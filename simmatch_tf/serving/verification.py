@@ -153,7 +153,8 @@ def reference(
     """
     out = classifier.network(tf.constant(pixels), training=False)
     out = {name: np.asarray(value, np.float64) for name, value in out.items()}
-    p = metrics.softmax(out["logits"])
+    temperature = classifier.temperature or 1.0
+    p = metrics.softmax(out["logits"] / temperature)
     order = np.argsort(-p, axis=1, kind="stable")[:, : classifier_lib.LISTED]
     classes = {
         "probabilities": p,
@@ -167,7 +168,9 @@ def reference(
         },
     }
     if classifier.labeled is not None:
-        neighbors = _neighbors(classifier, p, out["embeddings"])
+        neighbors = _neighbors(
+            classifier, metrics.softmax(out["logits"]), out["embeddings"]
+        )
         expected["explain"] = {**classes, **neighbors}
     return expected
 

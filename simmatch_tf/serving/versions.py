@@ -16,6 +16,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results, workdir
 
@@ -301,8 +302,16 @@ def _markdown(card: dict[str, Any]) -> str:
         score += f" on {measured['images']} {measured['scored_on']} images"
         low, high = metrics.wilson(measured["top1"], measured["images"])
         score += f" (95 % interval of top-1: {low:.1%} to {high:.1%})"
+    calibrated = card.get("calibration")
     rows = [
         ("accuracy", score),
+        (
+            "confidences",
+            f"calibrated: temperature {calibrated['temperature']:.3g}, fitted "
+            f"on {calibrated['images']} labeled images set aside"
+            if calibrated
+            else "not calibrated",
+        ),
         ("algorithm", model["algorithm"]),
         ("backbone", f"{model['backbone']}, {model['parameters']} parameters"),
         ("weights", f"{model['weights']}, step {model['step']}"),
