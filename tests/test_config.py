@@ -371,3 +371,33 @@ def test_public_names_resolve():
         assert getattr(simmatch_tf, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         simmatch_tf.nothing  # noqa: B018
+
+
+def test_a_class_prior_needs_alignment():
+    for values in (
+        {"align": False, "class_prior": "labeled"},
+        {"algorithm": "fixmatch", "class_prior": "shares.csv"},
+    ):
+        with pytest.raises(InputError, match="which is off; give --align"):
+            Config(labels=10, steps=1, **values)
+    with pytest.raises(InputError, match="must be uniform, labeled or a CSV"):
+        Config(labels=10, steps=1, class_prior=" ")
+    with pytest.raises(InputError, match="is for --algorithm="):
+        Config(
+            labels=10, steps=1, algorithm="supervised", class_prior="labeled"
+        )
+    aligned = {"algorithm": "fixmatch", "align": True}
+    config = Config(labels=10, steps=1, class_prior="labeled", **aligned)
+    assert config.class_prior_file() is None
+    assert config.absolute().class_prior == "labeled"
+
+
+def test_the_file_of_a_class_prior_is_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(labels=10, steps=1, class_prior="shares.csv")
+    assert config.class_prior_file() == "shares.csv"
+    assert config.absolute().class_prior == str(tmp_path / "shares.csv")
+    # Other methods have no such flag.
+    supervised = Config(labels=10, steps=1, algorithm="supervised")
+    assert supervised.class_prior_file() is None
+    assert supervised.absolute() == supervised

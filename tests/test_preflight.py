@@ -207,3 +207,65 @@ def test_public_names_need_no_tensorflow_before_they_are_used():
     code += "print('tensorflow' in sys.modules)"
     assert script(code).strip() == "False"
     assert simmatch_tf.fit and not terminal.quiet()
+
+
+SHARES = {"cat": 0.6, "dog": 0.3, "the rest": 0.1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat,0.6\ndog,0.3\nthe rest,0.1\n",
+        "Class,Share\r\n\r\ncat, 60%\r\ndog, 30 %\r\nthe rest, 10%",
+        'class;share\ncat;0,6\ndog;0,3\n"the rest";0,1\n',
+        "cat\t0.6\ndog\t0.3\nthe rest\t0.1\n",
+        "\ufeffcat,0.6\ndog,0.3\nthe rest,0.1\n",
+    ],
+)
+def test_class_shares(text, tmp_path):
+    path = tmp_path / "shares.csv"
+    path.write_bytes(text.encode())
+    shares = preflight.class_shares(str(path))
+    assert shares == pytest.approx(SHARES)
+    assert list(shares) == list(SHARES)
+
+
+def test_rounded_class_shares_are_made_to_sum_to_one(tmp_path):
+    path = tmp_path / "shares.csv"
+    path.write_text("a,0.333\nb,0.333\nc,0.333\n")
+    shares = preflight.class_shares(str(path))
+    assert shares == pytest.approx(dict.fromkeys("abc", 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat,0.6\ndog,0.3\n", "2 classes sum to 0.9: must sum to 1"),
+        ("", "0 classes sum to 0: must"),
+        ("class,share\n", "0 classes sum to 0: must"),
+        ("cat,60\ndog,40\n", "line 1: the share of cat is 60: must be above"),
+        ("cat,1\ndog,0\n", "line 2: the share of dog is 0: must be above 0"),
+        ("cat,1.5\ndog,-0.5\n", "share of cat is 1.5"),
+        ("cat,0.5\n\ncat,0.5\n", "line 3: class cat is given twice"),
+        ("cat,nan\ndog,1\n", "line 1: 'cat,nan': must be a class and its"),
+        ("cat 0.5\ndog 0.5\n", "line 1: 'cat 0.5': must be a class"),
+        ("cat,0.5,x\ndog,0.5\n", "line 1: 'cat,0.5,x': must be"),
+        (",0.5\ndog,0.5\n", "line 1: ',0.5': must be a class"),
+        ("cat,0,6\ndog,0,4\n", "line 1: 'cat,0,6': must be a class"),
+    ],
+)
+def test_class_shares_that_are_none(text, message, tmp_path):
+    path = tmp_path / "shares.csv"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        preflight.class_shares(str(path))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"--class_prior={path}")
+
+
+def test_a_class_prior_is_checked_before_a_run(tmp_path):
+    missing = runs.config(tmp_path / "run", class_prior=str(tmp_path / "no"))
+    with pytest.raises(InputError, match="must be uniform, labeled, or a CSV"):
+        preflight.check_available(missing)
+    # A run that has begun has its shares.
+    preflight.check_available(missing, resumed=True)

@@ -485,6 +485,7 @@ def _confusions(
         if counts is None:
             continue
         names = group.finished[0].result.class_names
+        runs = sum(run.name in known for run in group.finished)
         picture = None
         if len(names) <= figures.MOST_CLASSES:
             picture = pages.data_uri(
@@ -493,10 +494,10 @@ def _confusions(
         confusions.append(
             {
                 "name": group.name,
-                "runs": sum(run.name in known for run in group.finished),
+                "runs": runs,
                 "picture": picture,
                 "pairs": pairs(counts, names),
-                "worst": worst(counts, names),
+                "worst": worst(counts, names, runs),
             }
         )
     return confusions
@@ -536,8 +537,17 @@ def pairs(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
     return rows
 
 
-def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
-    """Returns the classes of least accuracy, of those that have errors."""
+def worst(
+    counts: Sequence[Sequence[int]], names: Sequence[str], runs: int = 1
+) -> Table:
+    """Returns the classes of least accuracy, of those that have errors.
+
+    Args:
+        counts: [true class][predicted class], summed over the runs.
+        names: Names of the classes.
+        runs: Number of runs. They are scored on the same images, which are
+            not more for the interval.
+    """
     errors = [
         (row[label] / sum(row), sum(row), names[label])
         for label, row in enumerate(counts)
@@ -546,7 +556,7 @@ def worst(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Table:
     errors.sort(key=lambda each: each[0])
     rows = [["class", "right", "95 %", "images"]]
     for share, total, name in errors[:_WORST]:
-        interval = comparison.wilson_text(share, total)
+        interval = comparison.wilson_text(share, total // runs)
         rows.append([name, f"{share:.1%}", interval, f"{total:,}"])
     return rows
 

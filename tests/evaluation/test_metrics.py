@@ -77,3 +77,81 @@ def test_lead_covers_the_true_difference():
         _, (low, high) = metrics.lead(right, other)
         inside += low <= 0.06 <= high
     assert 0.93 < inside / 1_000 < 0.97
+
+
+def test_macro_accuracy_counts_each_class_once():
+    """Three of four right in class 0, none of one in class 2; 1 is empty."""
+    logits = np.eye(3)[[0, 0, 0, 1, 1]]
+    labels = np.array([0, 0, 0, 0, 2])
+    assert metrics.macro_accuracy(logits, labels) == pytest.approx(0.375)
+    figures = metrics.accuracy({"ema": logits}, labels)["ema"]
+    assert figures["top1"] == pytest.approx(0.6)
+    assert figures["macro_accuracy"] == pytest.approx(0.375)
+    assert (
+        metrics.describe(logits, labels)["macro_accuracy"]
+        == (figures["macro_accuracy"])
+    )
+
+
+def drawn(images, classes=4, factor=1.0, seed=0):
+    """Logits, `factor` times those that the labels are drawn from."""
+    generator = np.random.default_rng(seed)
+    logits = 1.5 * generator.normal(size=[images, classes])
+    labels = [generator.choice(classes, p=p) for p in metrics.softmax(logits)]
+    return (factor * logits).astype(np.float32), np.array(labels)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_temperature_undoes_a_factor(factor):
+    logits, labels = drawn(5000, factor=factor)
+    temperature = metrics.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(factor, rel=0.06)
+    figures = metrics.describe(logits, labels, temperature=temperature)
+    assert figures["calibration_error"] < 0.03
+    assert figures["temperature"] == temperature
+    plain = metrics.describe(logits, labels)
+    assert figures["uncalibrated_error"] == plain["calibration_error"]
+    if factor == 3.0:
+        assert plain["calibration_error"] > 0.15
+    # No temperature changes what is most likely.
+    for name in ("top1", "top5", "macro_accuracy", "confusion"):
+        assert figures[name] == plain[name]
+
+
+def test_temperature_by_hand():
+    """Two classes, logits ±1: 3 of 4 right is a confidence of 3/4 at 1/ln 3.
+
+    Many images leave the prior on log T no weight.
+    """
+    logits = np.tile([[0.0, 1.0]], [4000, 1])
+    labels = np.tile([1, 1, 1, 0], 1000)
+    temperature = metrics.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(1 / np.log(3), rel=1e-3)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_temperature_of_few_images_is_finite(right):
+    logits = np.tile([[0.0, 2.0]], [10, 1])
+    temperature = metrics.fit_temperature(logits, np.full(10, int(right)))
+    assert (0.3 < temperature < 1) if right else (1 < temperature < 10)
+    assert metrics.fit_temperature(1e4 * logits, np.zeros(10, int)) <= 20
+
+
+def test_cross_fitting_uses_other_images():
+    logits, labels = drawn(53, factor=3.0)
+    scaled = metrics.cross_fitted(logits, labels)
+    # Image 7 is in part 2, of which no image fitted its temperature.
+    others = np.arange(53) % 5 != 2
+    temperature = metrics.fit_temperature(logits[others], labels[others])
+    np.testing.assert_allclose(scaled[7], logits[7] / temperature)
+    labels[7] = (labels[7] + 1) % 4
+    np.testing.assert_array_equal(
+        scaled[7], metrics.cross_fitted(logits, labels)[7]
+    )
+    figures = metrics.calibration(
+        logits, labels, temperature=2.0, fitted_on_these=True
+    )
+    assert figures["calibration_error"] == metrics.calibration_error(
+        metrics.cross_fitted(logits, labels), labels
+    )
+    assert figures["temperature"] == 2.0

@@ -59,3 +59,53 @@ def test_two_replicas_share_one_mean(two_replicas):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="is wanted"):
         alignment.DistributionAlignment(2, 1)(np.ones([3, 4], np.float32))
+
+
+def test_prior_by_hand():
+    """π p / mean: with the mean (0.3, 0.7) and π = (0.9, 0.1)."""
+    align = alignment.DistributionAlignment(2, window=3, prior=[0.9, 0.1])
+    p = np.float32([[0.2, 0.8], [0.4, 0.6]])
+    ratio = p * [0.9, 0.1] / [0.3, 0.7]
+    np.testing.assert_allclose(
+        align(p), ratio / ratio.sum(1, keepdims=True), rtol=1e-6
+    )
+
+
+def test_predictions_move_to_the_prior():
+    """The mean of what is aligned nears π where predictions are uncertain."""
+    prior = np.array([0.6, 0.3, 0.1])
+    align = alignment.DistributionAlignment(3, window=1, prior=prior)
+    logits = 0.01 * np.random.default_rng(0).normal(size=[500, 3])
+    logits += [1.0, 3.0, 2.0]  # far from the prior
+    aligned = align(reference.softmax(logits).astype(np.float32))
+    np.testing.assert_allclose(np.mean(aligned, 0), prior, atol=1e-3)
+
+
+def test_equal_prior_changes_no_bit():
+    p = reference.softmax(np.random.default_rng(0).normal(size=[50, 3]))
+    p = p.astype(np.float32)
+    plain = alignment.DistributionAlignment(3, 2)(p)
+    equal = alignment.DistributionAlignment(3, 2, prior=[1 / 3] * 3)(p)
+    np.testing.assert_array_equal(plain, equal)
+    other = alignment.DistributionAlignment(3, 2, prior=[0.34, 0.33, 0.33])(p)
+    assert not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize("prior", [[0.5, 0.5], [1.0, 0.0, 0.0]])
+def test_bad_prior(prior):
+    with pytest.raises(ValueError, match="must be 3 shares above 0"):
+        alignment.DistributionAlignment(3, 2, prior=prior)
+
+
+def test_two_replicas_share_one_prior(two_replicas):
+    p = reference.softmax(np.random.default_rng(0).normal(size=[6, 4]))
+    p, prior = p.astype(np.float32), [0.4, 0.3, 0.2, 0.1]
+    wanted = alignment.DistributionAlignment(4, 3, prior=prior)(p)
+    with two_replicas.scope():
+        align = alignment.DistributionAlignment(4, 3, prior=prior)
+    parts = two_replicas.experimental_distribute_values_from_function(
+        lambda c: tf.constant(np.split(p, 2)[c.replica_id_in_sync_group])
+    )
+    aligned = tf.function(lambda x: two_replicas.run(align, args=(x,)))(parts)
+    aligned = np.concatenate(two_replicas.experimental_local_results(aligned))
+    np.testing.assert_allclose(aligned, wanted, rtol=1e-5)

@@ -140,9 +140,11 @@ def test_an_old_evaluation_says_nothing_of_now():
 
 
 def test_what_cannot_be_judged():
-    def missing(scalars, **changes):
+    def missing(scalars, classes=None, **changes):
         config = dataclasses.replace(CONFIG, **changes)
-        judged = diagnosis.judge(config, scalars, step=100, steps=100)
+        judged = diagnosis.judge(
+            config, scalars, step=100, steps=100, classes=classes
+        )
         return [name for name in judged if judged[name] is None]
 
     assert missing({}) == list(diagnosis.PATTERNS)
@@ -159,9 +161,11 @@ def test_what_cannot_be_judged():
     )  # fmt: skip
     scalars = dict.fromkeys(tags, enough) | {"memory/filled": {9: 1.0}}
     scalars["alignment/divergence"] = dict.fromkeys(range(5), 0.1)
-    assert missing(scalars) == ["input_bound"]
+    scalars["class_share/cat"] = dict.fromkeys(range(5), 0.5)
+    two = diagnosis.Classes(("cat", "dog"), (9, 9))
+    assert missing(scalars, two) == ["input_bound"]
     scalars["speed/input_wait"] = dict.fromkeys(range(5), 0.1)
-    assert missing(scalars) == []
+    assert missing(scalars, two) == []
     assert findings_of(CONFIG, scalars, 100) == []
 
 
@@ -187,8 +191,21 @@ def test_every_finding_has_a_reason_and_a_flag():
         "test/student_top1": {80: 0.5},
         "test/ema_top1": {80: 0.2},
     }
-    findings = findings_of(config, scalars, 80)
-    assert [f.name for f in findings] == list(diagnosis.PATTERNS)
+    classes = diagnosis.Classes(("cat", "dog"), (1, 9))
+    judged = diagnosis.judge(
+        config, scalars, step=80, steps=100, classes=classes
+    )
+    # A collapse is no drift as well.
+    assert judged.pop("prior_drift") is None
+    even = {
+        "pseudo_label/balance": dict(enumerate([1.0] * diagnosis.RECENT)),
+        "class_share/cat": high,
+        "class_share/dog": dict(enumerate([0.1] * diagnosis.RECENT)),
+    }
+    drift = diagnosis.judge(config, even, step=80, steps=100, classes=classes)[
+        "prior_drift"
+    ]
+    findings = [*judged.values(), drift]
     for finding in findings:
         assert finding.why and "--" in finding.turn
         named = {
@@ -308,3 +325,68 @@ def test_advice_does_not_lower_a_low_threshold():
     assert "--threshold" not in not_ahead(-0.1, -0.2, -0.05, threshold=0.7).turn
     finding = not_ahead(-0.1, -0.2, -0.05, algorithm="supervised")
     assert "--threshold" not in finding.turn
+
+
+def judged(prior=None, labeled=(20, 20, 20), shares=(), **changes):
+    """The findings on classes of a run whose pseudo-labels have shares."""
+    config = dataclasses.replace(CONFIG, **changes)
+    scalars = {
+        f"{diagnosis.SHARES}{name}": dict.fromkeys(
+            range(diagnosis.RECENT), share
+        )
+        for name, share in zip(("cat", "dog", "owl"), shares, strict=False)
+    }
+    classes = diagnosis.Classes(("cat", "dog", "owl"), labeled, prior)
+    return diagnosis.judge(
+        config, scalars, step=100, steps=100, classes=classes
+    )
+
+
+def test_prior_drift():
+    prior = (0.6, 0.3, 0.1)
+    drift = judged(prior, shares=(0.35, 0.45, 0.2))["prior_drift"]
+    assert drift.says == (
+        "The pseudo-labels have drifted from the prior, by 25% of the images: "
+        "cat 35% instead of 60%, dog 45% instead of 30%, owl 20% instead of "
+        "10%."
+    )
+    assert "--class_prior=uniform, or a file" in drift.turn
+    assert drift.turn.endswith("Else label more images of cat.")
+    assert judged(prior, shares=(0.5, 0.3, 0.2))["prior_drift"] is False
+    # Equal shares are a prior, too.
+    drift = judged(shares=(0.6, 0.3, 0.1))["prior_drift"]
+    assert "cat 60% instead of 33%" in drift.says
+    assert "--class_prior=labeled, or a file" in drift.turn
+    assert judged(prior)["prior_drift"] is None
+    assert judged(shares=(0.6, 0.3, 0.1), align=False)["prior_drift"] is False
+
+
+def test_few_classes_of_most_images_are_no_collapse_with_a_prior():
+    balance = {"pseudo_label/balance": dict.fromkeys(range(5), 0.4)}
+    for prior, shows in ((None, True), ((0.9, 0.05, 0.05), False)):
+        classes = diagnosis.Classes(("a", "b", "c"), (9, 9, 9), prior)
+        findings = diagnosis.judge(
+            CONFIG, balance, step=100, steps=100, classes=classes
+        )
+        assert bool(findings["collapse"]) == shows
+
+
+def test_unequal_labels():
+    finding = judged(labeled=(45, 23, 7))["unequal_labels"]
+    assert finding.says.startswith(
+        "Classes have from 7 (owl) to 45 (cat) labeled images"
+    )
+    assert finding.turn.startswith("--class_prior=labeled")
+    assert judged(labeled=(13, 10, 7))["unequal_labels"] is False
+    prior = (0.6, 0.3, 0.1)
+    assert judged(prior, labeled=(45, 23, 7))["unequal_labels"] is False
+    unaligned = judged(labeled=(45, 23, 7), align=False)
+    assert unaligned["unequal_labels"] is False
+
+
+def test_shares_of_many_classes_are_not_judged():
+    many = diagnosis.MOST_SHARES + 1
+    names = tuple(map(str, range(many)))
+    classes = diagnosis.Classes(names, (1,) * many)
+    findings = diagnosis.judge(CONFIG, {}, step=100, steps=100, classes=classes)
+    assert findings["prior_drift"] is False

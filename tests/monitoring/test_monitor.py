@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.monitoring import monitor
+from simmatch_tf.monitoring import diagnosis, monitor
 from tests import runs
 
 CONFIG = runs.config("unused", lambda_u=2.0, lambda_in=3.0)
@@ -112,3 +112,26 @@ def test_profile(tmp_path):
         "*.xplane.pb"
     )
     assert trace_file.stat().st_size > 1000
+
+
+def test_divergence_from_a_prior():
+    prior = [0.6, 0.3, 0.1]
+    assert monitor.divergence(prior, prior) == pytest.approx(0)
+    assert monitor.divergence([1.0, 0, 0], prior) == pytest.approx(
+        np.log(1 / 0.6)
+    )
+
+
+def test_shares_of_the_classes():
+    classes = diagnosis.Classes(("cat", "dog"), (3, 1), (0.75, 0.25))
+    scalars = monitor.Scalars(CONFIG, 20, classes)
+    shares = np.array([0.75, 0.25])
+    values = scalars.of_step({}, {"classes": shares, "predicted": shares})
+    assert values["class_share/cat"] == 0.75
+    assert values["class_share/dog"] == 0.25
+    assert values["alignment/divergence"] == pytest.approx(0)
+    assert values["pseudo_label/balance"] < 0.9
+    many = diagnosis.Classes(tuple(map(str, range(101))), (1,) * 101)
+    scalars = monitor.Scalars(CONFIG, 2000, many)
+    values = scalars.of_step({}, {"classes": np.full(101, 1 / 101)})
+    assert [*values] == ["pseudo_label/balance"]

@@ -116,6 +116,7 @@ def test_align_by_hand():
         lambda: propagation.aggregate(Z, [0, 1, 1], 2),
         lambda: propagation.smooth(Z, MEMORY, 0.5),
         lambda: targets.align(Z, [1.0, 1.0, 1.0]),
+        lambda: targets.align(Z, [1.0, 1.0], [1.0, 1.0, 1.0]),
         lambda: losses.supervised_loss(Z, [0, 1, 1]),
         lambda: losses.unsupervised_loss(Z, MEMORY, 0.5),
         lambda: losses.instance_loss(Z, MEMORY, Z, 0.1),

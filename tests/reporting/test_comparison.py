@@ -216,3 +216,21 @@ def test_csv_has_baselines():
         "FixMatch": "",
         "SimMatch": "0.5",
     }
+
+
+def test_csv_has_macro_accuracy_and_the_interval():
+    scores = [
+        dataclasses.replace(score, macro_accuracy=0.5, test_images=100)
+        for score in COMPARED.scores
+    ]
+    compared = dataclasses.replace(COMPARED, scores=tuple(scores))
+    cells = list(csv.DictReader(io.StringIO(comparison.table_csv(compared))))
+    cell = next(cell for cell in cells if cell["top1"])
+    assert cell["macro_accuracy"] == "0.5"
+    ends = metrics.wilson(float(cell["top1"]), 100)
+    assert (float(cell["low"]), float(cell["high"])) == pytest.approx(ends)
+    rows = csv.DictReader(io.StringIO(comparison.runs_csv(compared)))
+    assert {row["macro_accuracy"] for row in rows} == {"0.5"}
+    # Those of older versions are not known.
+    cells = csv.DictReader(io.StringIO(comparison.table_csv(COMPARED)))
+    assert {cell["macro_accuracy"] + cell["low"] for cell in cells} == {""}

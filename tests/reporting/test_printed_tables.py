@@ -7,7 +7,12 @@ from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import results
 
 FIGURES = {
-    "last": {"top1": 0.975, "top5": 1.0, "step": 400},
+    "last": {
+        "top1": 0.975,
+        "top5": 1.0,
+        "macro_accuracy": 0.97,
+        "step": 400,
+    },
     "best": {"top1": 0.98, "step": 300, "chosen_on": "test"},
 }
 RESULT = results.Result(
@@ -48,7 +53,7 @@ def test_result():
     assert text.splitlines()[0] == (
         "simmatch on digits: 40 labels, 400 steps, seed 1, split seed 2"
     )
-    wanted = "ema *    97.50 %  [95.5, 98.6]  100.00 %     98.00 %      300"
+    wanted = "ema *    97.50 %  [95.5, 98.6]  100.00 %  97.00 %     98.00 %"
     assert wanted in text
     assert "397 test images.\n  95 %: Wilson's interval" in text
     assert "student *" not in text
@@ -133,7 +138,18 @@ def test_evaluation_without_images_of_a_class():
     text = printed_tables.evaluation(report)
     assert "student *" in text
     (row,) = (x for x in text.splitlines() if x.startswith("class dog"))
-    assert row.split() == ["class", "dog", "-", "-"]
+    assert row.split() == ["class", "dog", "-", "-", "-"]
+    (row,) = (x for x in text.splitlines() if x.startswith("class cat"))
+    assert row.split()[2:] == [
+        *("50.00 %" + " 50.00 %").split(),
+        "[18.8,",
+        "81.2]",
+    ]
+    assert "temperature" not in text
+    calibrated = {**one, "uncalibrated_error": 0.25, "macro_accuracy": 0.5}
+    page = printed_tables.evaluation({**report, "student": calibrated})
+    (row,) = (x for x in page.splitlines() if x.startswith("without the"))
+    assert row.split()[-3:] == ["25.00", "%", "-"]
     assert "cat                 3    3" in text
     assert "dog                 .    ." in text
     many = {**report, "class_names": [str(i) for i in range(16)]}

@@ -183,7 +183,7 @@ def test_without_scalars_or_images(tmp_path):
 
 
 def test_findings(tmp_path, monkeypatch):
-    def judge(config, scalars, *, step, steps):
+    def judge(config, scalars, *, step, steps, classes):
         assert "loss/total" in scalars
         assert step <= steps
         if config.seed == 1:
@@ -431,6 +431,8 @@ def test_results_of_groups(tmp_path):
         "[60.4, 78.1]",
     ]
     assert column(table, "lead of sim, 95 %") == ["", "+5.0 (2)"]
+    # Results of an older version have none.
+    assert column(table, "macro, %") == ["–", "–"]
     assert column(table, "worst") == ["70.0", "68.0"]
     assert column(table, "student / EMA") == ["70.0 / 80.0", "60.0 / 70.0"]
     assert column(table, "calibration error, %") == ["15.0", "–"]
@@ -480,7 +482,7 @@ def test_results_on_changed_test_images_are_not_compared(tmp_path):
 def test_unfinished_runs(tmp_path):
     groups = written.groups(written.run(tmp_path / "a", None, steps=1200))
     table = report_page.result(groups, {})
-    assert table[1:] == [["a", *"–––––", "1,200", "–", "–"]]
+    assert table[1:] == [["a", *"––––––", "1,200", "–", "–"]]
     assert report_page.unfinished(groups) == [
         "a is not finished: it has reached step 30 of 1,200, and has no result "
         "yet."
@@ -515,9 +517,10 @@ def test_confusion_of_a_group(tmp_path):
         ["cat", "dog", "30", "21.4%"],
         ["dog", "cat", "15", "25.0%"],
     ]
-    assert report_page.worst(counts, ["cat", "dog"])[1:] == [
-        ["dog", "75.0%", "60"],
-        ["cat", "78.6%", "140"],
+    assert report_page.worst(counts, ["cat", "dog"], runs=2)[1:] == [
+        # Of 30 and 70 images, which two runs were scored on.
+        ["dog", "75.0%", "[57.3, 87.0]", "60"],
+        ["cat", "78.6%", "[67.6, 86.6]", "140"],
     ]
     assert report_page.confusion(group, {}) is None
     # One whose classes are others is not added.
@@ -529,7 +532,9 @@ def test_confusion_of_a_group(tmp_path):
 
 def test_classes_without_errors_or_images():
     counts = [[3, 0, 0], [0, 0, 0], [1, 0, 3]]
-    assert report_page.worst(counts, "abc")[1:] == [["c", "75.0%", "4"]]
+    assert report_page.worst(counts, "abc")[1:] == [
+        ["c", "75.0%", "[30.1, 95.4]", "4"]
+    ]
     assert report_page.pairs(counts, "abc")[1:] == [["c", "a", "1", "25.0%"]]
 
 
@@ -554,3 +559,63 @@ def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
     assert third.seed == other.seed != first.seed
     seeds = column(report_page.overview(written.groups(*folders)), "seeds")
     assert seeds == ["0, 0 (split 3)", "0"]
+
+
+def test_macro_accuracy_beside_top1(tmp_path):
+    folder = written.run(tmp_path / "a", 0.7)
+    path = folder / "results.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "macro_accuracy": 0.612}))
+    groups = written.groups(folder)
+    assert column(report_page.result(groups, {}), "macro, %") == ["61.2"]
+    table = report_page.each_run(groups[0].runs)
+    assert column(table, "macro, %") == ["61.20"]
+    assert column(table, "95 %") == ["[60.4, 78.1]"]
+
+
+def test_shares_of_the_classes_stand_beside_the_prior(tmp_path):
+    shares = {
+        f"class_share/{name}": dict.fromkeys(range(10, 31, 10), share)
+        for name, share in (("cat", 0.8), ("dog", 0.2))
+    }
+    split = {
+        "class_names": ["cat", "dog"],
+        "labels": [0] * 15 + [1] * 5,
+        "class_prior": [0.75, 0.25],
+    }
+    folders = [
+        written.run(
+            tmp_path / "labeled",
+            curves=written.CURVES | shares,
+            split=split,
+            class_prior="labeled",
+        ),
+        written.run(tmp_path / "older"),
+        written.run(
+            tmp_path / "unaligned",
+            curves=written.CURVES | shares,
+            split={**split, "class_prior": None},
+            algorithm="fixmatch",
+        ),
+    ]
+    groups = written.groups(*folders)
+    (name, table), (other, unaligned) = report_page.class_shares(groups)
+    assert (name, other) == ("labeled", "unaligned")
+    assert table == [
+        ["class", "labeled images", "their share", "prior", "pseudo-labels"],
+        ["cat", "15", "75.0%", "75.0%", "80.0%"],
+        ["dog", "5", "25.0%", "25.0%", "20.0%"],
+    ]
+    assert column(unaligned, "prior") == ["–", "–"]
+    text = report_page.page(groups, NOTHING)
+    assert "<h2>Classes of the pseudo-labels</h2>" in text
+    # They are in the table, not curves of their own.
+    assert "class_share" not in text
+    assert not any(
+        "class_share" in each["chart"].title
+        for each in report_page._charts(groups)
+    )
+    alone = written.groups(folders[1])
+    assert "Classes of the pseudo-labels" not in report_page.page(
+        alone, NOTHING
+    )
