@@ -154,5 +154,9 @@ def test_evaluation_without_images_of_a_class():
     assert "dog                 .    ." in text
     many = {**report, "class_names": [str(i) for i in range(16)]}
     for name in ("student", "ema"):
-        many[name] = {**one, "per_class": [0.5] * 16}
+        many[name] = {
+            **one,
+            "per_class": [0.5] * 16,
+            "confusion": [[1] * 16] * 16,
+        }
     assert "Confusion" not in printed_tables.evaluation(many)

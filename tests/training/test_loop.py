@@ -12,6 +12,8 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import registry
+from simmatch_tf.data.sources import digits
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.ops import losses
 from simmatch_tf.training import loop, results
@@ -290,13 +292,34 @@ def test_supervised_runs_and_keeps_as_many_as_asked(tmp_path):
     assert "embeddings" not in simmatch_tf.load(tmp_path).output
 
 
-def test_best_is_chosen_on_validation_images(tmp_path, capsys):
+def test_images_set_aside_choose_the_best_and_calibrate(tmp_path):
     result = runs.fit(tmp_path, labels=40, validation_fraction=0.25, steps=3)
     assert result.validation_labels == 10 and result.labels == 30
     assert result.student["best"]["chosen_on"] == "validation"
     assert result.unlabeled == 1390
     split = json.loads((tmp_path / "split.json").read_text())
     assert len(split["validation"]) == 10 and len(split["labeled"]) == 30
+    # The temperature is fitted on them alone, and measured on test images.
+    model = simmatch_tf.load(tmp_path)
+    source = digits.load(8)
+
+    def scored(images, indices):
+        logits = model(images.images[indices])["logits"].numpy()
+        return logits, images.labels[indices]
+
+    temperature = metrics.fit_temperature(
+        *scored(source.train, split["validation"])
+    )
+    calibration = result.ema["calibration"]
+    assert calibration["images"] == 10
+    assert calibration["temperature"] == pytest.approx(temperature, rel=1e-3)
+    figures = metrics.describe(
+        *scored(source.test, np.arange(397)),
+        temperature=calibration["temperature"],
+    )
+    for name in ("calibration_error", "uncalibrated_error"):
+        assert calibration[name] == pytest.approx(figures[name], abs=1e-4)
+    assert result.macro_accuracy == pytest.approx(figures["macro_accuracy"])
 
 
 def test_batch_larger_than_the_labeled_set(tmp_path):
@@ -549,3 +572,13 @@ def test_a_checkpoint_of_another_network(finished_run, tmp_path):
     (workdir / "flags.cfg").write_text(flags.replace("wrn_10_1", "wrn_16_1"))
     with pytest.raises(InputError):
         simmatch_tf.load(workdir, weights="student")
+
+
+def test_without_images_set_aside_nothing_is_calibrated(finished_run):
+    _, result = finished_run
+    for network in (result.student, result.ema):
+        calibration = network["calibration"]
+        assert calibration["temperature"] is None
+        assert calibration["images"] == 0
+        assert 0 <= calibration["calibration_error"] <= 1
+        assert 0 <= network["last"]["macro_accuracy"] <= 1
