@@ -46,6 +46,8 @@ class Finished:
         data: A digest of the user's own files; see `identity.data`.
         macro_accuracy: Macro-averaged accuracy of the evaluation weights; None
             of a run of an older version.
+        baseline: Top-1 accuracy of the best of its baselines; None where none
+            was measured.
     """
 
     flags: list[str]
@@ -66,6 +68,7 @@ class Finished:
     versions: dict[str, str]
     data: str | None = None
     macro_accuracy: float | None = None
+    baseline: float | None = None
 
 
 class Store:
@@ -187,6 +190,7 @@ class Store:
             versions=result.versions,
             data=identity.data(config, workdir / "data.json"),
             macro_accuracy=result.macro_accuracy,
+            baseline=result.best_baseline,
         )
         io.write_json(
             self.folder / identity.name(config), dataclasses.asdict(finished)

@@ -40,6 +40,7 @@ def compare(
                 seconds=finished.seconds,
                 macro_accuracy=finished.macro_accuracy,
                 test_images=finished.test_images,
+                baseline=finished.baseline,
             )
         )
         dataset = config_lib.base_name(cell.config.dataset)

@@ -81,6 +81,11 @@ class Result:
     baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     lead: dict[str, Any] | None = None
 
+    @property
+    def best_baseline(self) -> float | None:
+        """Top-1 accuracy of the best baseline; None without baselines."""
+        return max((each["top1"] for each in self.baselines), default=None)
+
     def write(self, path: pathlib.Path) -> None:
         """Writes results.json, whole or not at all."""
         io.write_json(path, dataclasses.asdict(self))

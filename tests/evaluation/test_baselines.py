@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import threadpoolctl
 
 from simmatch_tf.evaluation import baselines
 
@@ -37,6 +38,13 @@ def task(**changes):
         "remark": "",
     }
     return arrays | changes
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: threads would wait for each other on so few numbers."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
 
 
 # -------------------------------------------------------------- features ---
