@@ -610,6 +610,7 @@ class Config(commandline.Flags):
                 if not isinstance(word, flagfiles.FileWord)
                 or flagfiles.name_of(word) not in others
             ]
+            words = chosen.prepare(words)
         return words
 
     @classmethod

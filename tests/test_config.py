@@ -401,3 +401,31 @@ def test_the_file_of_a_class_prior_is_absolute(tmp_path, monkeypatch):
     supervised = Config(labels=10, steps=1, algorithm="supervised")
     assert supervised.class_prior_file() is None
     assert supervised.absolute() == supervised
+
+
+@pytest.mark.parametrize(
+    ("words", "prior"),
+    [
+        ((), "labeled"),
+        (("--noalign",), "uniform"),
+        (("--align=false",), "uniform"),
+        (("--noalign", "--align"), "labeled"),
+        (("--algorithm=fixmatch",), "uniform"),
+        (("--algorithm=fixmatch", "--align"), "labeled"),
+        (("--class_prior=uniform",), "uniform"),
+    ],
+)
+def test_a_recipe_s_prior_is_dropped_where_alignment_is_off(
+    words, prior, tmp_path
+):
+    recipe = tmp_path / "recipe.cfg"
+    recipe.write_text("--labels=10\n--steps=1\n--class_prior=labeled\n")
+    config = Config.from_argv(["train", f"--flagfile={recipe}", *words])
+    assert config.class_prior == prior
+    # Given on the command line itself it is refused.
+    if prior == "uniform" and words != ("--class_prior=uniform",):
+        with pytest.raises(InputError, match="which is off; give --align"):
+            Config.from_argv(
+                ["train", f"--flagfile={recipe}", *words]
+                + ["--class_prior=labeled"]
+            )

@@ -9,10 +9,13 @@ import dataclasses
 from typing import NamedTuple
 
 from simmatch_tf.algorithms import algorithm, diagnostics
-from simmatch_tf.flags import commandline, errors
+from simmatch_tf.flags import commandline, errors, flagfiles
 from simmatch_tf.flags.commandline import flag, rare
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment
+
+# What absl takes for false.
+_FALSE = ("false", "f", "no", "n", "0")
 
 
 class Targets(NamedTuple):
@@ -73,12 +76,29 @@ class HyperParameters(commandline.HyperParameters):
         "Number of batches that distribution alignment averages over.",
         low=1,
     )
-    class_prior: str = flag(
+    class_prior: str = rare(
         "uniform",
         "Class shares that distribution alignment aims at: uniform (equal "
         "shares, as published), labeled (those of the labeled images), or a "
         "CSV file with one class and its share a line.",
     )
+
+    @classmethod
+    def prepare(cls, words: list[str]) -> list[str]:
+        """Drops the prior of a flagfile where alignment is off."""
+        aligns = cls.declared()["align"].default
+        for word in words:
+            if flagfiles.name_of(word) == "noalign":
+                aligns = False
+            elif flagfiles.name_of(word) == "align":
+                aligns = word.partition("=")[2].lower() not in _FALSE
+        return [
+            word
+            for word in words
+            if aligns
+            or not isinstance(word, flagfiles.FileWord)
+            or flagfiles.name_of(word) != "class_prior"
+        ]
 
     def check(self) -> None:
         """Checks flags that depend on others."""

@@ -294,6 +294,20 @@ class HyperParameters(Values):
     prefix: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
 
+    @classmethod
+    def prepare(cls, words: list[str]) -> list[str]:
+        """Drops words of flagfiles that do not go with others.
+
+        A recipe may be followed by flags that make one of its own void.
+
+        Args:
+            words: The words of a command line; see `flagfiles.expand`.
+
+        Returns:
+            The words to parse; by default all of them.
+        """
+        return words
+
 
 class Flags(Values):
     """Base of the configuration of a command.

@@ -260,11 +260,7 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
             first = group is groups[0]
             line.append("" if first else str(lead or _UNKNOWN))
         rates = [r.views_per_second for r in group.runs if r.views_per_second]
-        errors = [
-            100 * known[run.name]["calibration_error"]
-            for run in group.finished
-            if run.name in known
-        ]
+        errors = [100 * error for error in _calibration_errors(group, known)]
         line += [
             comparison.macro(own),
             comparison.worst(own),
@@ -276,6 +272,18 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
         ]
         rows.append(line)
     return rows
+
+
+def _calibration_errors(group: runs_lib.Group, known: Reports) -> list[float]:
+    """Returns the calibration errors of a group's runs, where known."""
+    errors = []
+    for run in group.finished:
+        report = known.get(run.name) or getattr(run.result, run.record).get(
+            "calibration", {}
+        )
+        if "calibration_error" in report:
+            errors.append(report["calibration_error"])
+    return errors
 
 
 def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
