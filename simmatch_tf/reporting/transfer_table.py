@@ -15,6 +15,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.reporting import comparison
 
 # Dataset → its title in the paper.
 TITLES = {
@@ -179,9 +180,14 @@ def line(outcome: Any) -> str:
             f", {outcome.validation_images:,} of them ({outcome.validation}) "
             "to choose by"
         )
+    interval = ""
+    if outcome.metric == "top1":  # Wilson's is that of a share of images
+        interval = comparison.wilson_text(outcome.score, outcome.test_images)
+        interval = f", 95 % interval {interval}"
     return (
         f"{outcome.model} on {outcome.dataset}: {100 * outcome.score:.2f} % "
-        f"{_METRICS[outcome.metric]} of {outcome.test_images:,} test images; "
+        f"{_METRICS[outcome.metric]} of {outcome.test_images:,} test images"
+        f"{interval}; "
         f"{_ABOUT[outcome.protocol](outcome.details)}; {trained}; "
         f"{outcome.seconds:.0f} s"
     )

@@ -92,7 +92,8 @@ def test_datasets_without_published_figures():
 def test_lines_on_each_figure():
     text = transfer_table.line(outcome())
     assert text == (
-        "mine on cifar10: 93.71 % top-1 of 10,000 test images; strength "
+        "mine on cifar10: 93.71 % top-1 of 10,000 test images, 95 % interval "
+        "[93.2, 94.2]; strength "
         "0.0316, converged after 88 iterations; 50,000 training images, 10,000 "
         "of them (held out) to choose by; 61 s"
     )
