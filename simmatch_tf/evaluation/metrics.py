@@ -22,6 +22,8 @@ LEAST_TO_CALIBRATE = 10
 _FOLDS = 5
 # Smallest and largest temperature.
 _TEMPERATURES = (0.05, 20.0)
+# The 95 % quantile of χ² with one degree of freedom.
+_CHI_SQUARED = 3.841
 # The normal quantile of a 95 % interval, 1.96.
 _Z = statistics.NormalDist().inv_cdf(0.975)
 
@@ -115,6 +117,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     are right, or all are wrong; next to a few dozen images it has hardly any
     weight.
 
+    Few images fit a temperature so coarsely that it may do more harm than
+    good. It is therefore 1 unless these images tell it from 1: by the
+    likelihood-ratio test at the level of 5 %.
+
     Args:
         logits: z [N, L] of images that the network was not trained on.
         labels: Their classes y, [N].
@@ -130,11 +136,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     def loss(log_t: float) -> float:
         scaled = logits / np.exp(log_t)
         nll = special.logsumexp(scaled, axis=1) - scaled[rows, labels]
-        return float(nll.sum() + log_t**2 / 2)
+        return float(nll.sum())
 
     fitted = optimize.minimize_scalar(
-        loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded"
+        lambda log_t: loss(log_t) + log_t**2 / 2,
+        bounds=tuple(np.log(_TEMPERATURES)),
+        method="bounded",
     )
+    if 2 * (loss(0.0) - loss(fitted.x)) < _CHI_SQUARED:
+        return 1.0
     return float(np.exp(fitted.x))
 
 

@@ -130,11 +130,30 @@ def test_temperature_by_hand():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_temperature_of_few_images_is_finite(right):
+def test_temperature_of_equal_outcomes_is_finite(right):
+    logits = np.tile([[0.0, 2.0]], [50, 1])
+    temperature = metrics.fit_temperature(logits, np.full(50, int(right)))
+    assert (0.2 < temperature < 1) if right else (1 < temperature < 20)
+    assert metrics.fit_temperature(1e4 * logits, np.zeros(50, int)) <= 20
+
+
+def test_temperature_is_one_unless_the_images_tell():
+    """Of 2 log(likelihood ratio) above 3.84."""
     logits = np.tile([[0.0, 2.0]], [10, 1])
-    temperature = metrics.fit_temperature(logits, np.full(10, int(right)))
-    assert (0.3 < temperature < 1) if right else (1 < temperature < 10)
-    assert metrics.fit_temperature(1e4 * logits, np.zeros(10, int)) <= 20
+    # 10 images, all right: 2 · 10 · log(1 + exp(-2)) = 2.5 at most.
+    assert metrics.fit_temperature(logits, np.ones(10, int)) == 1.0
+    temperature = metrics.fit_temperature(
+        np.tile(logits, [2, 1]), np.ones(20, int)
+    )
+    assert temperature < 0.8
+    # A network that is calibrated is left alone, in 19 of 20 cases.
+    left = [
+        metrics.fit_temperature(*drawn(50, seed=seed)) == 1.0
+        for seed in range(40)
+    ]
+    assert sum(left) >= 35
+    # One that is far off is not.
+    assert metrics.fit_temperature(*drawn(50, factor=4.0)) > 2
 
 
 def test_cross_fitting_uses_other_images():
