@@ -311,9 +311,8 @@ class Config(commandline.Flags):
     )
     minutes: float | None = flag(
         None,
-        "Length of the run in minutes on this machine, start and evaluations "
-        "included, instead of --steps. Some steps are measured, and the number "
-        "of steps follows.",
+        "Length of the run in minutes on this machine, from start to end, "
+        "instead of --steps.",
         low=0.1,
         high=1e6,
     )
@@ -389,14 +388,13 @@ class Config(commandline.Flags):
     )
     extend_minutes: float | None = operational(
         None,
-        "Make a finished run of --schedule=cooldown longer: go on from before "
-        "its cool-down, for so many minutes.",
+        "Train a finished run of --schedule=cooldown for so many more minutes.",
         low=0.1,
         high=1e6,
     )
     extend_steps: int | None = rare_operational(
         None,
-        "Make a finished run of --schedule=cooldown longer by so many steps.",
+        "Train a finished run of --schedule=cooldown for so many more steps.",
         low=1,
     )
     describe: bool = operational(
@@ -433,14 +431,12 @@ class Config(commandline.Flags):
     # Evaluation, checkpoints and logs.
     eval_every: int | None = operational(
         None,
-        "Steps between evaluations. Default: 500; with --minutes about an "
-        "eighth of the run.",
+        "Steps between evaluations. Default: 500, or by --minutes.",
         low=1,
     )
     checkpoint_every: int | None = operational(
         None,
-        "Steps between checkpoints. Default: 500; with --minutes about an "
-        "eighth of the run, at most ten minutes.",
+        "Steps between checkpoints. Default: 500, or by --minutes.",
         low=1,
     )
     keep: int = rare_operational(3, "Number of checkpoints to keep.", low=1)

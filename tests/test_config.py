@@ -117,7 +117,10 @@ def test_defaults_are_the_published_cifar_settings():
         ({"dataset": "cifar10:3.0.2", "labels": 45}, "not divisible by the 10"),
         ({"labels": None, "label_fraction": 0.0}, "must be in"),
         ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
-        ({"steps": None}, "--steps is missing: give --steps or --epochs"),
+        (
+            {"steps": None},
+            "--steps is missing: give --steps, --epochs or --minutes",
+        ),
         ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be at least"),
         ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),

@@ -119,20 +119,27 @@ def plan(
         max(1, int(min(most, share * left / max(cost, 1e-9))))
         for most, share, cost in shares
     )
-    more = int(left / costs.step)
-    while more > 0:
+
+    def planned(more: int) -> Plan:
         steps = start + more
-        planned = Plan(
+        return Plan(
             steps,
             config.eval_every or -(-steps // evaluations),
             config.checkpoint_every or -(-steps // checkpoints),
         )
-        excess = seconds(costs, _resolved(config, planned), start) - left
-        if excess <= 0:
-            with_length(config, planned).with_durations(unlabeled_images)
-            return planned
-        more -= max(1, int(excess / costs.step))
-    return None
+
+    fits, too_many = 0, int(max(left, 0.0) / costs.step) + 1
+    while too_many - fits > 1:
+        more = (fits + too_many) // 2
+        resolved = _resolved(config, planned(more))
+        if seconds(costs, resolved, start) <= left:
+            fits = more
+        else:
+            too_many = more
+    if not fits:
+        return None
+    with_length(config, planned(fits)).with_durations(unlabeled_images)
+    return planned(fits)
 
 
 def _resolved(config: config_lib.Config, planned: Plan) -> config_lib.Config:

@@ -165,8 +165,11 @@ def promote(folder: workdir_lib.Workdir) -> None:
     """
     own = workdir_lib.Workdir(folder.path / workdir_lib.EXTENSION)
     try:
-        for path in (folder.results, folder.evaluation):
-            path.unlink(missing_ok=True)
+        if folder.results.is_file():
+            folder.evaluation.unlink(missing_ok=True)
+            if not own.model.is_file():  # it could not be saved
+                folder.model.unlink(missing_ok=True)
+            folder.results.unlink()
         for name in _REPLACED:
             if (own.path / name).is_dir():
                 shutil.rmtree(folder.path / name, ignore_errors=True)
@@ -176,9 +179,6 @@ def promote(folder: workdir_lib.Workdir) -> None:
             if path.is_file():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, place)
-        # Where it could not be saved, the run's is of other weights.
-        if own.flagfile.is_file() and not own.model.is_file():
-            folder.model.unlink(missing_ok=True)
         for path in (own.model, own.split, own.data, own.timing):
             if path.is_file():
                 os.replace(path, folder.path / path.name)
