@@ -246,9 +246,13 @@ class _Run:
             values = None
             if logs:
                 self._check_finite(step)
-                values = self.monitor.log(
-                    step, metrics_of_step, stepper.diagnostics, stepper.waited
-                )
+                with self.bar.aside("log"):
+                    values = self.monitor.log(
+                        step,
+                        metrics_of_step,
+                        stepper.diagnostics,
+                        stepper.waited,
+                    )
             self.bar.advance(step, values)
             # ----------------------------------------------- between steps --
             if algorithm.between_steps_every and step % between_every == 0:

@@ -13,8 +13,8 @@ from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import duration
 
 _WIDTH = 80
-# The end of the run is foretold once so many seconds of steps were timed; on a
-# GPU they are those to a logged step, or these, because steps are only queued.
+# The end of the run is foretold once so many seconds of steps were timed, to a
+# logged step; or these, as a GPU has perhaps only queued the steps until then.
 _TIMED_SECONDS, _QUEUED_SECONDS = 2.0, 10.0
 # TensorBoard tag → its label and format; losses of other names follow.
 _LOSSES = {
@@ -101,9 +101,10 @@ class Progress:
         if compiled:
             yield
             return
+        began = time.monotonic()
         if self.done == self._first:
             self.say("compiling the step")
-        began = time.monotonic()
+            began = self._began  # the input is set up before
         yield
         self._leave_out(time.monotonic() - began)
         self._first += count
@@ -116,13 +117,17 @@ class Progress:
 
         Args:
             part: A field of `duration.Costs`: the last time that it took counts
-                for those that are still to come.
+                for those that are still to come. That of the first logged step
+                does not, as it imports libraries.
         """
         began = time.monotonic()
         yield
-        self._seconds[part] = time.monotonic() - began
+        seconds = time.monotonic() - began
+        if part != "log" or self._logged:
+            self._seconds[part] = seconds
+        self._logged |= part == "log"
         self._measured |= part == "evaluation"
-        self._leave_out(self._seconds[part])
+        self._leave_out(seconds)
 
     def _leave_out(self, seconds: float) -> None:
         self._began += seconds
@@ -137,8 +142,7 @@ class Progress:
         step = timed / (self.done - self._first)
         if self._config is None:
             return (self._steps - self.done) * step
-        # Logged steps are among those that were timed.
-        parts = {**self._seconds, "step": step, "log": 0.0}
+        parts = {**self._seconds, "step": step}
         if not self._measured:
             parts["evaluation"] = self._evaluation_steps * step
         return duration.seconds(
@@ -171,7 +175,6 @@ class Progress:
         self._bar.update(steps)
         if values is None:
             return
-        self._logged |= step > self._first
         shown = [
             f"{name} {form.format(values[tag])}"
             for tag, (name, form) in _figures(values).items()

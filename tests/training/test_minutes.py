@@ -67,7 +67,6 @@ def test_the_same_run_as_with_as_many_steps(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"devices": 2, "strategy": "mirrored"},
         {"steps_per_loop": 3, "memory_placement": "sharded", "devices": 2,
          "strategy": "mirrored"},
         {"targets_from": "teacher", "schedule": "half_cosine"},
@@ -129,7 +128,7 @@ def test_killed_before_and_after_the_steps_were_fixed(
         {"workdir": str(tmp_path / "new")},
     ):
         with pytest.raises(RuntimeError, match="killed"):
-            runs.fit(workdir, **{**MINUTES, **changes})
+            simmatch_tf.fit(runs.config(workdir, **{**MINUTES, **changes}))
     assert json.loads((workdir / "results.json").read_text())["steps"] == 6
 
 
