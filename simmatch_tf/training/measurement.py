@@ -29,10 +29,10 @@ from simmatch_tf.training import step as step_lib
 
 # Steps are measured for this share of the time, within these bounds.
 _SHARE, _LEAST_SECONDS, _MOST_SECONDS = 0.03, 2.0, 15.0
-_LEAST_STEPS, _LOGGED_STEPS = 3, 2
+_LEAST_CALLS, _LOGGED_CALLS = 3, 2
 # Batches that may have been prepared while the step was compiled.
 _PREPARED_STEPS = 4
-# Batches of an evaluation that are measured; the others take as long.
+# Batches of an evaluation that are measured at most; all take as long.
 _EVALUATED_BATCHES = 4
 
 
@@ -136,31 +136,33 @@ class _Measurement:
             self._algorithm,
             writes=parts.config.summaries and workers.chief,
         )
-        self._step = 0
+        # Steps taken, and steps of a call.
+        self._step, self._loop = 0, 1
 
     def take(self, seconds: float) -> tuple[duration.Costs, float]:
         """Measures each part; see `measure`."""
-        loop = self._config.steps_per_loop
+        window = min(max(_SHARE * seconds, _LEAST_SECONDS), _MOST_SECONDS)
+        agree, loop = self._workers.agree, self._config.steps_per_loop
+        self._loop = min(loop, 2)
         self._steps(1)  # compiles
         again = time.monotonic() - self._began
         if loop > 1:
             again *= 2  # a single step is compiled, too, where one is left
-        first = self._steps(1)
-        window = min(max(_SHARE * seconds, _LEAST_SECONDS), _MOST_SECONDS)
-        count = max(_LEAST_STEPS, int(window / max(first, 1e-6)))
-        count = self._workers.agree(min(count, 100_000))
+        first = max(self._steps(1) / self._loop, 1e-6)
+        most = max(self._loop, int(window / first / _LEAST_CALLS))
+        self._loop = agree(min(loop, most))
+        count = max(_LEAST_CALLS, int(window / first / self._loop))
+        count = agree(min(count, 100_000))
         if count > 2 * _PREPARED_STEPS:
             self._steps(_PREPARED_STEPS)
             count -= _PREPARED_STEPS
-        step = self._steps(count) / (count * loop)
-        logged = self._logged_steps() - step * loop
+        step = self._steps(count) / (count * self._loop)
+        logged = self._logged_step(step, agree(window > 4 * first * self._loop))
         picture = self._picture()
-        evaluation, tracing = self._evaluation()
+        evaluation, tracing = self._evaluation(window)
         checkpoint = self._checkpoint()
         self._monitor.writer.close()
-        costs = duration.Costs(
-            step, max(logged, 0.0), evaluation, checkpoint, picture
-        )
+        costs = duration.Costs(step, logged, evaluation, checkpoint, picture)
         micro = [*dataclasses.astuple(costs), again + tracing]
         (*own, again), *_ = self._workers.gather(
             [round(value * 1e6) for value in micro]
@@ -174,7 +176,7 @@ class _Measurement:
         Raises:
             Interrupted: A signal came.
         """
-        loop, metrics = self._config.steps_per_loop, {}
+        loop, metrics = self._loop, {}
         began = time.monotonic()
         for _ in range(calls):
             asked_before = self._stepper.stop
@@ -198,10 +200,20 @@ class _Measurement:
         float(metrics["loss/total"])  # waits for a device that still computes
         return time.monotonic() - began
 
-    def _logged_steps(self) -> float:
-        """Returns the seconds of a call that ends with a logged step."""
-        self._steps(1, logged=True)  # may set up what only such steps need
-        return self._steps(_LOGGED_STEPS, logged=True) / _LOGGED_STEPS
+    def _logged_step(self, step: float, is_worth_it: bool) -> float:
+        """Returns the seconds that logging adds to a step.
+
+        Args:
+            step: Seconds of a step.
+            is_worth_it: Whether there is time to measure it. Where steps take
+                long, logging one of them does not matter.
+        """
+        # It sets up what only such steps need, and pictures need its output.
+        self._steps(1, logged=True)
+        if not is_worth_it:
+            return 0.0
+        logged = self._steps(_LOGGED_CALLS, logged=True) / _LOGGED_CALLS
+        return max(logged - step * self._loop, 0.0)
 
     def _picture(self) -> float:
         """Returns the seconds of a step's pictures and histograms."""
@@ -214,12 +226,18 @@ class _Measurement:
             durations.append(time.monotonic() - began)
         return durations[-1]
 
-    def _evaluation(self) -> tuple[float, float]:
-        """Returns the seconds of an evaluation, and of its compilation."""
+    def _evaluation(self, window: float) -> tuple[float, float]:
+        """Returns the seconds of an evaluation, and of its compilation.
+
+        Args:
+            window: Seconds to measure for, roughly.
+        """
         images, indices = self._parts.scored
         batch = min(self._config.eval_batch_size, len(indices))
         compiling = self._evaluate(images, indices[:batch])
-        some = indices[: _EVALUATED_BATCHES * batch]
+        most = int(window / max(compiling, 1e-6))
+        most = self._workers.agree(min(max(most, 1), _EVALUATED_BATCHES))
+        some = indices[: most * batch]
         seconds = self._evaluate(images, some)
         batches, measured = (-(-len(each) // batch) for each in (indices, some))
         evaluation = seconds * batches / measured
