@@ -122,13 +122,13 @@ def test_killed_before_and_after_the_steps_were_fixed(
     simmatch_tf.fit(again)
     test_loop.assert_same_run(finished_run[0], tmp_path / "again", 6)
     # Other flags, --overwrite, or other minutes are measured anew.
-    for changes in (
-        {"overwrite": True},
-        {"overwrite": True, "seed": 1},
-        {"workdir": str(tmp_path / "new")},
+    for place, changes in (
+        (workdir, {"overwrite": True}),
+        (workdir, {"overwrite": True, "seed": 1}),
+        (tmp_path / "new", {}),
     ):
         with pytest.raises(RuntimeError, match="killed"):
-            simmatch_tf.fit(runs.config(workdir, **{**MINUTES, **changes}))
+            runs.fit(place, **{**MINUTES, **changes})
     assert json.loads((workdir / "results.json").read_text())["steps"] == 6
 
 
