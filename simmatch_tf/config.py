@@ -43,6 +43,10 @@ PATHS = (
 )
 # Values of --class_prior that are no files.
 CLASS_PRIORS = ("uniform", "labeled")
+# Flags that give the length of a run.
+_LENGTHS = ("steps", "epochs", "minutes")
+# Steps between evaluations, and between checkpoints, unless flags say more.
+_EVERY = 500
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
 # Field of a Config → the registry whose chosen entry declares its flags, and
 # the flag that chooses.
@@ -105,7 +109,7 @@ class Config(commandline.Flags):
 
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("labels", "label_fraction", "labeled_list", "split_file"),
-        ("steps", "epochs"),
+        ("steps", "epochs", "minutes", "measured_steps", "extended_steps"),
         ("warmup_steps", "warmup_epochs"),
         ("split_file", "validation_fraction"),
     )
@@ -308,6 +312,25 @@ class Config(commandline.Flags):
         "--steps.",
         low=1e-6,
     )
+    minutes: float | None = flag(
+        None,
+        "Length of the run in minutes on this machine, from start to end, "
+        "instead of --steps.",
+        low=0.1,
+        high=1e6,
+    )
+    measured_steps: int | None = rare(
+        None,
+        "Number of steps that --minutes was measured to be. A run writes it to "
+        "its flags.cfg, which therefore starts the same run again.",
+        low=1,
+    )
+    extended_steps: int | None = rare(
+        None,
+        "Number of steps that a run was extended to, in all. A run writes it "
+        "to its flags.cfg, which therefore starts the same run again.",
+        low=1,
+    )
     warmup_steps: int | None = rare(
         None,
         "Number of steps of linear learning rate warm-up. Default: none.",
@@ -325,8 +348,16 @@ class Config(commandline.Flags):
     schedule: str = rare(
         "cosine_7_16",
         "Learning rate schedule after the warm-up: cos(7 pi s / 16 S) at step "
-        "s of S, half a cosine, or constant.",
-        choices=("cosine_7_16", "half_cosine", "constant"),
+        "s of S, half a cosine, constant, or cooldown: constant, then linear "
+        "to zero over the last steps, so that the run can be extended.",
+        choices=("cosine_7_16", "half_cosine", "constant", "cooldown"),
+    )
+    cooldown: float = rare(
+        0.2,
+        "Share of the steps in which --schedule=cooldown lowers the learning "
+        "rate.",
+        low=0.001,
+        high=0.9,
     )
     momentum: float = rare(
         0.9, "Nesterov momentum of SGD.", low=0, high=0.99999
@@ -357,6 +388,17 @@ class Config(commandline.Flags):
     )
     overwrite: bool = operational(
         False, "Start over if the folder holds a run."
+    )
+    extend_minutes: float | None = operational(
+        None,
+        "Train a finished run of --schedule=cooldown for so many more minutes.",
+        low=0.1,
+        high=1e6,
+    )
+    extend_steps: int | None = rare_operational(
+        None,
+        "Train a finished run of --schedule=cooldown for so many more steps.",
+        low=1,
     )
     describe: bool = operational(
         False,
@@ -390,9 +432,15 @@ class Config(commandline.Flags):
     )
 
     # Evaluation, checkpoints and logs.
-    eval_every: int = operational(500, "Steps between evaluations.", low=1)
-    checkpoint_every: int = operational(
-        500, "Steps between checkpoints.", low=1
+    eval_every: int | None = operational(
+        None,
+        "Steps between evaluations. Default: 500, or by --minutes.",
+        low=1,
+    )
+    checkpoint_every: int | None = operational(
+        None,
+        "Steps between checkpoints. Default: 500, or by --minutes.",
+        low=1,
     )
     keep: int = rare_operational(3, "Number of checkpoints to keep.", low=1)
     eval_batch_size: int = rare_operational(
@@ -407,7 +455,7 @@ class Config(commandline.Flags):
     picture_every: int | None = rare_operational(
         None,
         "Steps between pictures and histograms in TensorBoard. Default: a "
-        "twentieth of the run, at least 500.",
+        "twentieth of the run, at least 500; 500 with --schedule=cooldown.",
         low=1,
     )
     baselines: bool = rare_operational(
@@ -746,12 +794,15 @@ class Config(commandline.Flags):
             )
 
     def _check_durations(self) -> None:
-        if self.steps is None and self.epochs is None:
-            raise InputError("--steps is missing: give --steps or --epochs")
-        if None not in (self.steps, self.epochs):
+        given = [n for n in _LENGTHS if getattr(self, n) is not None]
+        if not given:
             raise InputError(
-                f"--steps={self.steps} and --epochs={self.epochs}: give "
-                "exactly one of the two"
+                "--steps is missing: give --steps, --epochs or --minutes"
+            )
+        if len(given) > 1:
+            values = " and ".join(f"--{n}={getattr(self, n)}" for n in given)
+            raise InputError(
+                f"{values}: give exactly one of --" + ", --".join(_LENGTHS)
             )
         if None not in (self.warmup_steps, self.warmup_epochs):
             raise InputError(
@@ -764,16 +815,92 @@ class Config(commandline.Flags):
                 "no pictures; leave one of them out"
             )
         if self.profile is not None:
-            last = sum(profiled_steps(self.profile))
-            if self.steps and last > self.steps:
-                raise InputError(
-                    f"--profile={self.profile}: ends after --steps={self.steps}"
-                )
-        if self.steps and (self.warmup_steps or 0) >= self.steps:
+            profiled_steps(self.profile)
+        if self.extend_minutes is not None and self.extend_steps is not None:
             raise InputError(
-                f"--warmup_steps={self.warmup_steps}: must be below "
-                f"--steps={self.steps}"
+                f"--extend_minutes={self.extend_minutes} and --extend_steps="
+                f"{self.extend_steps}: give one of the two"
             )
+        for name in ("extend_minutes", "extend_steps"):
+            value = getattr(self, name)
+            if value is not None and self.schedule != "cooldown":
+                raise InputError(
+                    f"--{name}={value}: only a run of --schedule=cooldown can "
+                    f"be extended, and this one has --schedule={self.schedule}"
+                    ", which was planned for its whole length; start a longer "
+                    "run in another --workdir"
+                )
+            if value is not None and (self.overwrite or self.describe):
+                other = "overwrite" if self.overwrite else "describe"
+                raise InputError(f"--{name}={value} and --{other}: one of them")
+        own = type(self).declared()["cooldown"].default
+        if self.schedule != "cooldown" and self.cooldown != own:
+            raise InputError(
+                f"--cooldown={self.cooldown}: is for --schedule=cooldown, not "
+                f"{self.schedule}; leave it out, or give --cooldown={own}"
+            )
+        if self.measured_steps is not None and self.minutes is None:
+            raise InputError(
+                f"--measured_steps={self.measured_steps}: is the length of a "
+                "run of --minutes, which is missing"
+            )
+        if self.extended_steps is not None and self.schedule != "cooldown":
+            raise InputError(
+                f"--extended_steps={self.extended_steps}: is for "
+                f"--schedule=cooldown, not {self.schedule}"
+            )
+        if self.minutes is None:
+            # With --minutes they follow from its steps, see `with_durations`.
+            for name in ("eval_every", "checkpoint_every"):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, _EVERY)
+        if steps := self.length():
+            self.check_length(steps)
+
+    def length(self) -> int | None:
+        """Returns the number of steps; None if these flags do not tell."""
+        return self.extended_steps or self.measured_steps or self.steps
+
+    def check_length(self, steps: int) -> None:
+        """Checks flags that count steps against the length of the run.
+
+        Args:
+            steps: The length; `warmup_epochs` is not looked at.
+
+        Raises:
+            InputError: A part of the run would end after it.
+        """
+        whole = f"--steps={steps}"
+        if steps == self.extended_steps:
+            whole = f"--extended_steps={steps}"
+        elif self.minutes is not None:
+            whole = f"the {steps} steps of --minutes={self.minutes:g}"
+        if self.profile is not None:
+            if sum(profiled_steps(self.profile)) > steps:
+                raise InputError(
+                    f"--profile={self.profile}: ends after {whole}"
+                )
+        if (self.warmup_steps or 0) >= steps:
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps}: must be below {whole}"
+            )
+        cooldown = self.cooldown_steps(steps)
+        if cooldown and (self.warmup_steps or 0) > steps - cooldown:
+            raise InputError(
+                f"--warmup_steps={self.warmup_steps} and --cooldown="
+                f"{self.cooldown}: of {whole} the last {cooldown} are the "
+                "cool-down; the warm-up must end before it begins"
+            )
+
+    def cooldown_steps(self, steps: int | None = None) -> int:
+        """Returns the number of steps of the cool-down, 0 without one.
+
+        Args:
+            steps: Length of the run; default: --steps.
+        """
+        if self.schedule != "cooldown":
+            return 0
+        return max(1, round(self.cooldown * (steps or self.steps)))
 
     def _check_devices(self) -> None:
         if self.strategy == "one" and (self.devices or 1) > 1:
@@ -931,13 +1058,13 @@ class Config(commandline.Flags):
                 // (batch_size * unlabeled_ratio) steps.
 
         Returns:
-            A Config whose `steps`, `warmup_steps` and, with summaries,
-            `picture_every` are set.
+            A Config whose `steps`, `warmup_steps`, `eval_every`,
+            `checkpoint_every` and, with summaries, `picture_every` are set.
 
         Raises:
             InputError: One unlabeled batch is larger than the unlabeled set
-                and epochs are asked for, or the warm-up is no shorter than
-                the run.
+                and epochs are asked for, the warm-up is no shorter than the
+                run, or --minutes has not been measured.
         """
         unlabeled_batch = self.batch_size * self.unlabeled_ratio
         epoch_steps = unlabeled_images // unlabeled_batch
@@ -947,7 +1074,13 @@ class Config(commandline.Flags):
                 f"--batch_size={self.batch_size} times --unlabeled_ratio="
                 f"{self.unlabeled_ratio} in one; use --steps"
             )
-        steps = self.steps or max(1, round(self.epochs * epoch_steps))
+        steps = self.length()
+        if steps is None and self.minutes is not None:
+            raise InputError(
+                f"--minutes={self.minutes:g}: only a run that trains measures "
+                "how many steps that is; give --steps"
+            )
+        steps = steps or max(1, round(self.epochs * epoch_steps))
         warmup_steps = self.warmup_steps
         if warmup_steps is None:
             warmup_steps = round((self.warmup_epochs or 0) * epoch_steps)
@@ -957,10 +1090,20 @@ class Config(commandline.Flags):
                     f"steps, but the run has {steps}"
                 )
         picture_every = self.picture_every or max(500, steps // 20)
+        if self.schedule == "cooldown":
+            # Nothing before the cool-down depends on the length of the run.
+            picture_every = self.picture_every or 500
         return dataclasses.replace(
             self,
             steps=steps,
             epochs=None,
+            minutes=None,
+            measured_steps=None,
+            extended_steps=None,
+            extend_minutes=None,
+            extend_steps=None,
+            eval_every=self.eval_every or -(-steps // 8),
+            checkpoint_every=self.checkpoint_every or -(-steps // 8),
             warmup_steps=warmup_steps,
             warmup_epochs=None,
             picture_every=picture_every if self.summaries else None,

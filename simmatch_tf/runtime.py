@@ -6,6 +6,7 @@ its flags alone, so this module sets these settings for a run and restores them
 afterwards. No other module sets them.
 """
 
+import collections
 import contextlib
 import ctypes
 import ctypes.util
@@ -150,6 +151,23 @@ def seeded(seed: int) -> Iterator[None]:
             setattr(tensorflow, name, value)
         np.random.set_state(numpy)
         random.setstate(python)
+
+
+@contextlib.contextmanager
+def names_apart() -> Iterator[None]:
+    """Lets a body build networks, and leaves no trace in names of others.
+
+    Keras numbers layers that have no name, in files and checkpoints too: those
+    of the first network that is built after the body are called as without it.
+    """
+    name = "object_name_uids"
+    before = dict(global_state.get_global_attribute(name) or {})
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(
+            name, collections.defaultdict(int, before)
+        )
 
 
 def keep_memory() -> bool:

@@ -6,24 +6,25 @@ Started again with the same --workdir, it goes on where it was stopped.
 """
 
 import sys
+import time
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, signals
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import command
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.training import results, workdir
+from simmatch_tf.training import extension, results, workdir
 
 
 def _train(
-    folder: workdir.Workdir, config: config_lib.Config
+    folder: workdir.Workdir, config: config_lib.Config, began: float
 ) -> results.Result:
     with signals.watch():
         # TensorFlow is imported only now that all that is cheap is checked.
         preflight.start(loud=cluster.chief(config))
         from simmatch_tf.training import loop
 
-        return loop.fit_in(folder, config)
+        return loop.fit_in(folder, config, began=began)
 
 
 def _describe(config: config_lib.Config) -> None:
@@ -35,6 +36,7 @@ def _describe(config: config_lib.Config) -> None:
 
 def main(config: config_lib.Config) -> None:
     """Trains, prints the result; exits with 42 if interrupted and saved."""
+    began = time.monotonic()
     workdir.Workdir(config.workdir).check_available(config)
     if config.dataset == "custom":
         raise InputError("--dataset=custom is for simmatch_tf.fit only")
@@ -42,11 +44,12 @@ def main(config: config_lib.Config) -> None:
         _describe(config)
         return
     with workdir.claim(config) as folder:
+        folder, config = extension.target(folder, config)
         if folder.finished() and not folder.unread:
             result = results.read(folder.results)
         else:
             try:
-                result = _train(folder, config)
+                result = _train(folder, config, began)
             except signals.Interrupted as stop:
                 print(stop, file=sys.stderr)
                 # Not returned: that would destroy what still waits for data.
@@ -58,7 +61,7 @@ def main(config: config_lib.Config) -> None:
         from simmatch_tf.reporting import printed_tables
 
         print(printed_tables.result(result, config), end="\n\n")
-        print(printed_tables.next_steps(folder.path))
+        print(printed_tables.next_steps((folder.extends or folder).path))
 
 
 if __name__ == "__main__":

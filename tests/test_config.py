@@ -117,8 +117,36 @@ def test_defaults_are_the_published_cifar_settings():
         ({"dataset": "cifar10:3.0.2", "labels": 45}, "not divisible by the 10"),
         ({"labels": None, "label_fraction": 0.0}, "must be in"),
         ({"epochs": 1.0}, "--steps=10 and --epochs=1.0: give exactly one"),
-        ({"steps": None}, "--steps is missing: give --steps or --epochs"),
+        (
+            {"steps": None},
+            "--steps is missing: give --steps, --epochs or --minutes",
+        ),
         ({"steps": None, "epochs": 0.0}, "--epochs=0.0: must be at least"),
+        (
+            {"minutes": 5.0},
+            "--steps=10 and --minutes=5.0: give exactly one of --steps, --epoc",
+        ),
+        ({"steps": None, "minutes": 0.0}, "--minutes=0.0: must be in"),
+        (
+            {"measured_steps": 5},
+            "--measured_steps=5: is the length of a run of --minutes, which is",
+        ),
+        (
+            {"extended_steps": 50},
+            "--extended_steps=50: is for --schedule=cooldown, not cosine_7_16",
+        ),
+        (
+            {"cooldown": 0.5},
+            "--cooldown=0.5: is for --schedule=cooldown, not cosine_7_16; leav",
+        ),
+        (
+            {"schedule": "cooldown", "warmup_steps": 9},
+            "--warmup_steps=9 and --cooldown=0.2: of --steps=10 the last 2 are",
+        ),
+        (
+            {"schedule": "cooldown", "extended_steps": 3, "warmup_steps": 3},
+            "--warmup_steps=3: must be below --extended_steps=3",
+        ),
         ({"warmup_steps": 1, "warmup_epochs": 1.0}, "give at most one"),
         ({"warmup_steps": 10}, "--warmup_steps=10: must be below --steps=10"),
         (
@@ -210,6 +238,59 @@ def test_epochs_become_steps():
         InputError, match="--warmup_epochs=2.5: is 50 steps, bu"
     ):
         long.with_durations(1400)
+
+
+def test_minutes_become_steps():
+    c = Config(labels=40, minutes=5)
+    assert (c.minutes, c.eval_every, c.checkpoint_every) == (5.0, None, None)
+    assert c.length() is None
+    with pytest.raises(
+        InputError, match="--minutes=5: only a run that trains measures how m"
+    ):
+        c.with_durations(1400)
+    # Intervals that were not measured are an eighth of the run.
+    resolved = dataclasses.replace(c, measured_steps=900).with_durations(1400)
+    assert (resolved.steps, resolved.eval_every) == (900, 113)
+    assert resolved.minutes is resolved.measured_steps is None
+    given = Config(labels=40, minutes=5, measured_steps=900, eval_every=7)
+    assert given.with_durations(1400).eval_every == 7
+    # Those of a run of steps are as they always were.
+    c = Config(**GOOD)
+    assert (c.eval_every, c.checkpoint_every) == (500, 500)
+    assert "--eval_every=500\n" in c.to_flagfile()
+
+
+def test_nothing_before_a_cooldown_depends_on_the_length():
+    short, long = (
+        Config(labels=40, schedule="cooldown", steps=n).with_durations(1400)
+        for n in (1000, 100_000)
+    )
+    assert (short.cooldown_steps(), long.cooldown_steps()) == (200, 20_000)
+    names = ("eval_every", "checkpoint_every", "picture_every", "warmup_steps")
+    for name in names:
+        assert getattr(short, name) == getattr(long, name)
+    assert Config(**GOOD).cooldown_steps() == 0
+    # A longer run never begins its cool-down earlier.
+    starts = [n - long.cooldown_steps(n) for n in range(1, 400)]
+    assert starts == sorted(starts)
+    # An extended run is described by its flags.
+    c = Config(labels=40, schedule="cooldown", epochs=2, extended_steps=70)
+    assert c.with_durations(1400).steps == c.length() == 70
+
+
+def test_minutes_replace_a_recipe_s_steps(tmp_path):
+    path = tmp_path / "run.cfg"
+    path.write_text("--labels=40\n--steps=9\n")
+    c = Config.from_argv(["x", f"--flagfile={path}", "--minutes=2"])
+    assert (c.steps, c.minutes) == (None, 2.0)
+    # A run's own flagfile has both, and other minutes are measured anew.
+    path.write_text("--labels=40\n--minutes=2\n--measured_steps=9\n")
+    c = Config.from_argv(["x", f"--flagfile={path}"])
+    assert (c.minutes, c.length()) == (2.0, 9)
+    c = Config.from_argv(["x", f"--flagfile={path}", "--minutes=3"])
+    assert (c.minutes, c.length()) == (3.0, None)
+    c = Config.from_argv(["x", f"--flagfile={path}", "--steps=4"])
+    assert (c.minutes, c.length()) == (None, 4)
 
 
 def test_a_run_s_flagfile_starts_the_same_run(tmp_path):

@@ -163,7 +163,9 @@ class Algorithm(lazy.Module):
 
     Attributes:
         hyper: Hyper-parameters, of the class HyperParameters.
-        config: The run's flags, with durations in steps.
+        config: The run's flags, with durations in steps. With
+            --schedule=cooldown `steps` is refused: nothing before the
+            cool-down may depend on the length of the run.
         num_classes: Number of classes L.
         slot_labels: Class of each labeled image [K], in the order of
             `batch["slots"]`.
@@ -256,7 +258,7 @@ class Algorithm(lazy.Module):
                 f"labels from {slot_labels.min()} to {slot_labels.max()}: must "
                 f"be in [0, {num_classes})"
             )
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes = _without_length(config), num_classes
         self.hyper = config.hyper
         self.slot_labels, self.unlabeled_images = slot_labels, unlabeled_images
         self.class_prior = class_prior
@@ -288,6 +290,7 @@ class Algorithm(lazy.Module):
             steps=config.steps,
             warmup_steps=config.warmup_steps,
             shape=config.schedule,
+            cooldown_steps=config.cooldown_steps(),
         )
         self.optimizer = optimizer.Sgd(
             optimizer.Schedule(self.learning_rate),
@@ -565,6 +568,29 @@ class Algorithm(lazy.Module):
     def networks(self) -> dict[str, keras.Model]:
         """Returns the networks to evaluate, by name."""
         return {"student": self.student, "ema": self.teacher.model}
+
+
+class _EndlessConfig(config_lib.Config):
+    """Flags of a run that can be extended: they do not tell its length."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "steps":
+            raise errors.InputError(
+                "--schedule=cooldown: the method reads config.steps, so that "
+                "its first steps depend on the length of the run, and an "
+                "extended run would not be the one planned that long. Give the "
+                "method a ramp of fixed length, or the run another --schedule"
+            )
+        return super().__getattribute__(name)
+
+
+def _without_length(config: config_lib.Config) -> config_lib.Config:
+    """Hides the length of a run that can be extended from its method."""
+    if config.schedule != "cooldown":
+        return config
+    endless = object.__new__(_EndlessConfig)
+    vars(endless).update(vars(config))
+    return endless
 
 
 def state(

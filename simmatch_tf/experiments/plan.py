@@ -125,7 +125,13 @@ class Plan:
                 config = config_lib.Config.from_argv(
                     ["train", *base, *words, *own]
                 )
-                for name in ("overwrite", "describe"):  # of a flagfile
+                # Of a flagfile.
+                for name in (
+                    "overwrite",
+                    "describe",
+                    "extend_minutes",
+                    "extend_steps",
+                ):
                     if getattr(config, name):
                         raise InputError(f"--{name}: must not be in a plan")
             except InputError as error:

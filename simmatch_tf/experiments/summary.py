@@ -155,14 +155,16 @@ def left(
     """Returns a table of the runs that are left and how long they take.
 
     A run is expected to take as long as the finished runs of its place in the
-    table did on average.
+    table did on average, or the --minutes that it was given.
     """
     finished: dict[str, store_lib.Finished | None] = {}
     places: dict[str, list[str]] = {}
+    minutes: dict[str, float | None] = {}
     for cell in cells:
         name = identity.name(cell.config)
         finished[name] = store.find(cell.config)
         places.setdefault(cell.title(seed=False), []).append(name)
+        minutes[cell.title(seed=False)] = cell.config.minutes
     waiting = {name for name, result in finished.items() if result is None}
     total, hours, unknown = len(waiting), 0.0, 0
     rows = [["", "runs", "left", "s a run", "hours left"]]
@@ -170,6 +172,8 @@ def left(
         own = waiting & {*names}
         waiting -= own  # a run of two places is trained once
         times = [finished[name].seconds for name in names if finished[name]]
+        if not times and minutes[title] is not None:
+            times = [60 * minutes[title]]
         line = ["not known", "not known"]
         if times:
             seconds = statistics.mean(times)

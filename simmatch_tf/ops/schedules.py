@@ -8,7 +8,13 @@ from simmatch_tf.lazy import tf
 
 
 def learning_rate(
-    step: tf.Tensor, *, peak: float, steps: int, warmup_steps: int, shape: str
+    step: tf.Tensor,
+    *,
+    peak: float,
+    steps: int,
+    warmup_steps: int,
+    shape: str,
+    cooldown_steps: int = 0,
 ) -> tf.Tensor:
     """Learning rate of a step: a linear warm-up, then the schedule.
 
@@ -20,13 +26,22 @@ def learning_rate(
             peak · (s + 1) / W.
         shape: "cosine_7_16": peak · cos(7π s / 16 S), s counted from the start
             of the run as in FixMatch; "half_cosine": peak · ½ (1 + cos(π
-            (s - W) / (S - W))); "constant": peak.
+            (s - W) / (S - W))); "constant": peak; "cooldown": peak, and in the
+            last C steps peak · (S - s) / C. Before them no rate depends on S.
+        cooldown_steps: C ≥ 1 of "cooldown".
 
     Returns:
         A float32 scalar ≥ 0.
 
     Raises:
-        ValueError: `shape` is unknown.
+        ValueError: `shape` is unknown, or "cooldown" has no steps.
+
+    References:
+        "cooldown": Hägele et al., "Scaling Laws and Compute-Optimal Training
+        Beyond Fixed Training Durations", NeurIPS 2024,
+        https://arxiv.org/abs/2405.18392: as good as a cosine with a fifth of
+        the steps. Zhai et al., "Scaling Vision Transformers", CVPR 2022,
+        https://arxiv.org/abs/2106.04560, extend runs in this way.
     """
     s = tf.cast(step, tf.float32)
     if shape == "cosine_7_16":
@@ -36,9 +51,15 @@ def learning_rate(
         rate = peak * 0.5 * (1.0 + tf.cos(math.pi * done))
     elif shape == "constant":
         rate = tf.constant(peak, tf.float32)
+    elif shape == "cooldown":
+        if cooldown_steps < 1:
+            raise ValueError(f"cooldown_steps={cooldown_steps}: must be >= 1")
+        left = (steps - s) / cooldown_steps
+        rate = tf.where(s < steps - cooldown_steps, peak, peak * left)
     else:
         raise ValueError(
-            f"shape={shape!r}: must be cosine_7_16, half_cosine or constant"
+            f"shape={shape!r}: must be cosine_7_16, half_cosine, constant or "
+            "cooldown"
         )
     if warmup_steps:
         rate = tf.where(s < warmup_steps, peak * (s + 1.0) / warmup_steps, rate)

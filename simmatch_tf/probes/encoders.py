@@ -193,10 +193,10 @@ def _encoder(
 ) -> Encoder:
     """Returns the encoder of a run, and checks that it can be built."""
     registry.networks.check_side(config.backbone, shape[0], flag="model")
-    epochs = config.epochs
-    if epochs is None and unlabeled_images:
+    epochs, steps = config.epochs, config.length()
+    if steps is not None and unlabeled_images:
         batch = config.batch_size * config.unlabeled_ratio
-        epochs = config.steps * batch / unlabeled_images
+        epochs = steps * batch / unlabeled_images
     written = _UNKNOWN
     if epochs is not None:
         written = f"{epochs:.3g}" if epochs < 100 else f"{epochs:.0f}"

@@ -46,7 +46,15 @@ def of_flags(config: config_lib.Config) -> str:
     num_classes = len(outline.class_names)
     # Durations may depend on the number of images; none is needed here.
     config = dataclasses.replace(
-        config, steps=1, epochs=None, warmup_steps=0, warmup_epochs=None
+        config,
+        steps=1,
+        epochs=None,
+        minutes=None,
+        measured_steps=None,
+        extended_steps=None,
+        profile=None,
+        warmup_steps=0,
+        warmup_epochs=None,
     )
     algorithm = state.make_algorithm(
         config,

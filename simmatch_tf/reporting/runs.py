@@ -449,6 +449,8 @@ def _belongs(run: Run, members: Sequence[Run]) -> bool:
 def _deciding(config: config_lib.Config) -> dict[str, Any]:
     """Returns the flags that decide what is trained, but for the seeds."""
     config = config.absolute()
+    # How many steps its minutes were is a measurement, not a choice.
+    config = dataclasses.replace(config, measured_steps=None)
     fields = config.fields()
     return {
         name: value

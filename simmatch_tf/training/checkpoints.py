@@ -52,6 +52,12 @@ def digest(folder: pathlib.Path, step: int) -> str:
     return hashlib.sha256(index.read_bytes()).hexdigest()
 
 
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, oldest first."""
+    stems = [path.stem[5:] for path in folder.glob("step_*.index")]
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
 class Checkpoints:
     """Saves and restores all state of an algorithm.
 
@@ -84,8 +90,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints in the folder, oldest first."""
-        stems = [path.stem[5:] for path in self._folder.glob("step_*.index")]
-        return sorted(int(stem) for stem in stems if stem.isdecimal())
+        return steps_in(self._folder)
 
     def save(self, step: int) -> None:
         """Writes a checkpoint, then deletes the oldest beyond `keep`.
@@ -243,6 +248,11 @@ def _gather(
     strategy: tf.distribute.Strategy, rows: shard.Shard
 ) -> Callable[[], tf.Tensor]:
     return tf.function(lambda: strategy.run(rows.gather), autograph=False)
+
+
+def forget() -> None:
+    """Frees state of runs that are over, which `gathered` still holds."""
+    _gather.cache_clear()
 
 
 def spread(

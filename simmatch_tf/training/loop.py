@@ -1,6 +1,7 @@
 """The training loop: from flags to a result, in one place."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import math
@@ -11,6 +12,7 @@ import numpy as np
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
+from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
@@ -23,8 +25,11 @@ from simmatch_tf.networks import network
 from simmatch_tf.training import (
     baseline_process,
     checkpoints,
+    duration,
+    extension,
     initial,
     inputs,
+    measurement,
     progress,
     results,
     state,
@@ -53,6 +58,7 @@ def fit(
             another worker has gone.
         FloatingPointError: A number is not finite; see --on_nonfinite.
     """
+    began = time.monotonic()
     if config.describe:
         raise InputError("--describe: is for the command; fit trains")
     preflight.warn_of_kernels()
@@ -65,6 +71,7 @@ def fit(
             'with dataset="custom", and only then, pass source= from Python'
         )
     with workdir_lib.claim(config) as folder:
+        folder, config = extension.target(folder, config)
         if folder.finished():
             if source is not None and folder.data.is_file():
                 folder.check_data(config, source.fingerprint())
@@ -72,15 +79,26 @@ def fit(
                 f"{folder.path} holds a finished run: its result is read, "
                 "nothing is trained; overwrite=True trains anew"
             )
-        return fit_in(folder, config, source)
+        return fit_in(folder, config, source, began=began)
 
 
 def fit_in(
     folder: workdir_lib.Workdir,
     config: config_lib.Config,
     source: source_lib.Source | None = None,
+    *,
+    began: float | None = None,
 ) -> results.Result:
-    """Does the same as `fit` in a workdir that is already claimed."""
+    """Does the same as `fit` in a workdir that is already claimed.
+
+    Args:
+        folder: The folder, or that of the extension of its run.
+        config: The flags of the run or of its extension.
+        source: See `fit`.
+        began: When the command began, by time.monotonic: --minutes count from
+            there. Default: now.
+    """
+    began = time.monotonic() if began is None else began
     if folder.finished():
         if folder.unread:
             images = inputs.make_source(config).fingerprint()
@@ -92,9 +110,9 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        run = _Run(folder, config, source)
+        run = _Run(folder, config, source, request, began)
         with contextlib.closing(run.baselines):
-            return run.train(request)
+            return run.train()
 
 
 class _Run:
@@ -105,8 +123,11 @@ class _Run:
         folder: workdir_lib.Workdir,
         config: config_lib.Config,
         source: source_lib.Source | None,
+        request: signals.Request,
+        began: float,
     ) -> None:
         self.folder, self.given = folder, config
+        self.request, self.began = request, began
         # ---------------------------------------------------------- devices --
         # First: once TensorFlow has started, a CPU cannot be divided any more.
         self.strategy = strategies.make(config)
@@ -117,21 +138,14 @@ class _Run:
         # ------------------------------------------------------------- data --
         self._say(f"reading the images of {config.dataset}")
         self.source, self.split, self.class_prior = self._read(source, resumed)
-        self.config = config.with_durations(len(self.split.unlabeled))
         self.scored = inputs.scored_images(self.source, self.split.validation)
+        # ----------------------------------------------------------- length --
+        self.costs: duration.Costs | None = None
+        self.flags = self._with_length()
+        self.config = self.flags.with_durations(len(self.split.unlabeled))
         # -------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
-        self.algorithm = state.make_algorithm(
-            self.config,
-            self.strategy,
-            image_shape=self.source.image_shape,
-            slot_labels=self.source.train.labels[self.split.labeled],
-            num_classes=self.source.num_classes,
-            unlabeled_images=len(self.split.unlabeled),
-            class_prior=self.class_prior,
-            # A checkpoint has them.
-            statistics=None if resumed else self.source.statistics(),
-        )
+        self.algorithm = self._make_algorithm(self.config, resumed)
         self.initial = None
         if config.init_from and not resumed:
             # Outside the strategy's scope: another run's network has its own.
@@ -143,21 +157,15 @@ class _Run:
         # ---------------------------------------------------------- workdir --
         self.workers.by_chief(self._begin)
         self.workers.same_folder(folder.path, (folder.flagfile, folder.split))
+        data = splits.identity(self.source.class_names, self.split.labeled)
         self.checkpoints = checkpoints.Checkpoints(
-            folder.checkpoints,
-            self.algorithm,
-            splits.identity(self.source.class_names, self.split.labeled),
-            self.config.keep,
+            folder.checkpoints, self.algorithm, data, self.config.keep
+        )
+        self.before_cooldown = checkpoints.Checkpoints(
+            folder.cooldown, self.algorithm, data, keep=1
         )
         # ---------------------------------------- evaluation and monitoring --
-        self.evaluator = evaluator.Evaluator(
-            self.strategy,
-            self.algorithm.networks(),
-            self.config.eval_batch_size,
-            side=self.source.image_shape[0],
-            resize=config.eval_resize,
-            parallel_calls=config.parallel_calls,
-        )
+        self.evaluator = self._make_evaluator(self.config, self.algorithm)
         self.monitor = monitor_lib.Monitor(
             folder.tensorboard,
             self.config,
@@ -174,11 +182,8 @@ class _Run:
             self.config, folder, self.source, self.split, self.scored
         )
 
-    def train(self, request: signals.Request) -> results.Result:
+    def train(self) -> results.Result:
         """Trains to the end, or until a signal asks to stop.
-
-        Args:
-            request: The signals that came.
 
         Raises:
             Interrupted: A signal came, and a checkpoint was written.
@@ -189,32 +194,37 @@ class _Run:
         # ----------------------------------------------------------- resume --
         start = self._restore()
         self.bar = progress.Progress(
-            start, config.steps, bar=config.progress, loud=self.workers.chief
+            start,
+            config.steps,
+            bar=config.progress,
+            loud=self.workers.chief,
+            config=config,
+            costs=self.costs,
+            evaluation_steps=self._evaluation_steps(),
         )
         self._introduce(start)
-        stepper = self._make_stepper(start)
+        stepper = self._make_stepper(config, self.algorithm, start)
         self.profile = monitor_lib.Profile(
             config.profile, self.folder.tensorboard, start
         )
         self.monitor.begin(start)
         # ------------------------------------------------------------ steps --
         with self._timed():
-            self._take_steps(stepper, request)
+            self._take_steps(stepper)
         # ----------------------------------------------------------- result --
         if not self.accuracy:  # killed between last checkpoint and result
             self._evaluate(config.steps)
         self._close()
         if self.workers.chief:
-            self.baselines.wait(request)
+            self.baselines.wait(self.request)
         result = self._result()
         self.workers.by_chief(lambda: self._finish(result))
         return result
 
-    def _take_steps(
-        self, stepper: step_lib.Stepper, request: signals.Request
-    ) -> None:
+    def _take_steps(self, stepper: step_lib.Stepper) -> None:
         """Takes the remaining steps, and does what is due between them."""
         config, algorithm, step = self.config, self.algorithm, self.bar.done
+        request = self.request
         # Without summaries there are no pictures to wait for.
         picture_every = config.picture_every or config.steps
         between_every = algorithm.between_steps_every or config.steps
@@ -227,6 +237,9 @@ class _Run:
             between_every,
         )
 
+        cooldown_steps = config.cooldown_steps()
+        cooldown_start = config.steps - cooldown_steps if cooldown_steps else 0
+
         def due(every: int) -> bool:
             return step % every == 0 or step == config.steps
 
@@ -235,6 +248,8 @@ class _Run:
             # ------------------------------------------------------- train --
             count = min(config.steps - step, *(n - step % n for n in intervals))
             count = min(count, self.profile.until_next(step))
+            if step < cooldown_start:
+                count = min(count, cooldown_start - step)
             first, step = step + 1, step + count
             logs, shows = due(config.log_every), due(picture_every)
             asked_before = stepper.stop
@@ -246,9 +261,13 @@ class _Run:
             values = None
             if logs:
                 self._check_finite(step)
-                values = self.monitor.log(
-                    step, metrics_of_step, stepper.diagnostics, stepper.waited
-                )
+                with self.bar.aside("log"):
+                    values = self.monitor.log(
+                        step,
+                        metrics_of_step,
+                        stepper.diagnostics,
+                        stepper.waited,
+                    )
                 self._say_baselines()
             self.bar.advance(step, values)
             # ----------------------------------------------- between steps --
@@ -256,21 +275,138 @@ class _Run:
                 algorithm.between_steps(step)
             with self.monitor.paused():
                 if shows:
-                    self.monitor.picture(step, stepper.diagnostics)
+                    with self.bar.aside("picture"):
+                        self.monitor.picture(step, stepper.diagnostics)
                 # ------------------------------------------------- evaluate --
                 if due(config.eval_every):
-                    self._evaluate(step)
+                    with self.bar.aside("evaluation"):
+                        self._evaluate(step)
                 if logs:
                     self.bar.warn(self.monitor.scalars.findings(step))
                 # ----------------------------------------------- checkpoint --
                 stop = self.workers.stop(request, asked_before)
+                if step == cooldown_start:
+                    self._save(step, self.before_cooldown)
                 if due(config.checkpoint_every) or stop:
-                    self._save(step)
+                    with self.bar.aside("checkpoint"):
+                        self._save(step, self.checkpoints)
+            self.bar.foretell()
             if stop and step < config.steps:
                 raise signals.Interrupted(
                     f"{stop} after step {step} of {config.steps}; "
                     f"saved in {self.folder.path}: start it again to go on"
                 )
+
+    # --------------------------------------------------------------- length --
+    def _with_length(self) -> config_lib.Config:
+        """Returns the flags with the length of the run, measured if needed.
+
+        All workers have the chief's.
+
+        Raises:
+            InputError: --minutes has no room for a step.
+        """
+        config = self.folder.planned(self.given)
+        if config.minutes is None and config.schedule != "cooldown":
+            return config
+        names = (
+            "measured_steps",
+            "extended_steps",
+            "eval_every",
+            "checkpoint_every",
+        )
+        values = [getattr(config, name) or 0 for name in names]
+        values = self.workers.gather(values)[0].tolist()
+        known = zip(names, values, strict=True)
+        config = dataclasses.replace(config, **{n: v or None for n, v in known})
+        length = config.measured_steps
+        if config.extend_minutes is not None:
+            length = config.extended_steps
+        flag, value = duration.minutes(config)
+        if value is None or length is not None:
+            return config
+        self._say(f"measuring how fast this machine is, for {flag}={value:g}")
+        planned = self._measure(config, 60 * value)
+        self._say(
+            f"{flag}={value:g} is {planned.steps} steps in all of "
+            f"{self.costs.step:.3g} s, and evaluations of "
+            f"{self.costs.evaluation:.1f} s every {planned.eval_every} steps"
+        )
+        return duration.with_length(config, planned)
+
+    def _measure(
+        self, config: config_lib.Config, seconds: float
+    ) -> duration.Plan:
+        """Measures the run, and plans it for its minutes; see `_with_length`.
+
+        Args:
+            config: The run's flags.
+            seconds: Length of the run.
+        """
+
+        def make(config: config_lib.Config) -> tuple:
+            algorithm = self._make_algorithm(config, resumed=False)
+            return (
+                algorithm,
+                self._make_evaluator(config, algorithm),
+                self._make_stepper(config, algorithm, 0),
+            )
+
+        parts = measurement.Parts(
+            config=measurement.provisional(config),
+            source=self.source,
+            split=self.split,
+            scored=self.scored[1:],
+            folder=self.folder.measuring,
+            make=make,
+        )
+        start, least = 0, 1
+        if self.folder.extends is not None:
+            steps = checkpoints.steps_in(self.folder.checkpoints)
+            start = self.workers.agree(max(steps, default=0))
+            least = 1 + results.read(self.folder.extends.results).steps
+        with runtime.names_apart():
+            self.costs, again = measurement.measure(
+                parts,
+                self.strategy,
+                self.workers,
+                self.request,
+                seconds=seconds,
+            )
+
+        def plan() -> tuple[int, ...]:
+            if not self.workers.chief:  # its clock is that of all
+                return (0, 0, 0)
+            around = time.monotonic() - self.began + again
+            planned = duration.plan(
+                config,
+                self.costs,
+                seconds - around,
+                unlabeled_images=len(self.split.unlabeled),
+                start=start,
+            )
+            if planned is None or planned.steps < least:
+                raise duration.too_short(
+                    config, self.costs, around, least - start
+                )
+            return dataclasses.astuple(planned)
+
+        numbers = self.workers.by_each(plan)
+        return duration.Plan(*self.workers.gather(numbers)[0].tolist())
+
+    def _evaluation_steps(self) -> float:
+        """Estimates how many steps take as long as an evaluation.
+
+        A step costs about three forward passes of each image that it trains
+        on, and one of each that it labels.
+        """
+        config, forwards = self.config, 3 * self.config.batch_size
+        if self.algorithm.needs_unlabeled:
+            forwards += 4 * config.batch_size * config.unlabeled_ratio
+        evaluated = len(self.scored[2])
+        if self.source.test is not None:
+            evaluated += len(self.split.validation)
+        return len(self.algorithm.networks()) * evaluated / forwards
 
     # ------------------------------------------------------------ beginning --
     def _say(self, text: str) -> None:
@@ -308,7 +444,7 @@ class _Run:
     def _begin(self) -> None:
         """Writes the files that a new run begins with."""
         resumed = self.folder.resumed()
-        self.folder.begin(self.given, self.source.fingerprint)
+        self.folder.begin(self.flags, self.source.fingerprint)
         if not resumed:
             splits.write(
                 self.folder.split, self.split, self.source, self.class_prior
@@ -406,16 +542,50 @@ class _Run:
         if news is not None:
             self.bar.say(news)
 
-    def _make_stepper(self, start: int) -> step_lib.Stepper:
+    # ---------------------------------------------------------------- parts --
+    def _make_algorithm(
+        self, config: config_lib.Config, resumed: bool
+    ) -> algorithm_lib.Algorithm:
+        """Builds the algorithm with its first weights."""
+        return state.make_algorithm(
+            config,
+            self.strategy,
+            image_shape=self.source.image_shape,
+            slot_labels=self.source.train.labels[self.split.labeled],
+            num_classes=self.source.num_classes,
+            unlabeled_images=len(self.split.unlabeled),
+            class_prior=self.class_prior,
+            # A checkpoint has them.
+            statistics=None if resumed else self.source.statistics(),
+        )
+
+    def _make_evaluator(
+        self, config: config_lib.Config, algorithm: algorithm_lib.Algorithm
+    ) -> evaluator.Evaluator:
+        """Makes what evaluates the networks of an algorithm."""
+        return evaluator.Evaluator(
+            self.strategy,
+            algorithm.networks(),
+            config.eval_batch_size,
+            side=self.source.image_shape[0],
+            resize=config.eval_resize,
+            parallel_calls=config.parallel_calls,
+        )
+
+    def _make_stepper(
+        self,
+        config: config_lib.Config,
+        algorithm: algorithm_lib.Algorithm,
+        start: int,
+    ) -> step_lib.Stepper:
         """Makes what takes the steps from `start` on, with its input."""
-        config = self.config
         pipeline = inputs.make_pipeline(
-            config, self.source, self.split, self.algorithm
+            config, self.source, self.split, algorithm
         )
         finish = functools.partial(pipeline.finish, dense=True)
         return step_lib.Stepper(
             self.strategy,
-            self.algorithm,
+            algorithm,
             inputs.make_batches(self.strategy, pipeline, start, config),
             finish=finish if config.views_on == "device" else None,
             jit_compile=config.jit_compile,
@@ -517,11 +687,11 @@ class _Run:
                 ),
             }
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, place: checkpoints.Checkpoints) -> None:
         """Writes a checkpoint, unless the state is broken."""
         self._check_finite(step)
         with checkpoints.gathered(self.strategy, self.algorithm):
-            self.workers.by_chief(lambda: self.checkpoints.save(step))
+            self.workers.by_chief(lambda: place.save(step))
 
     # --------------------------------------------------------------- ending --
     @contextlib.contextmanager
@@ -632,3 +802,5 @@ class _Run:
             )
             path.unlink(missing_ok=True)
         result.write(self.folder.results)
+        if self.folder.extends is not None:
+            extension.promote(self.folder.extends)

@@ -1,15 +1,21 @@
 """What the terminal shows of a run: a progress bar, figures, warnings."""
 
 import contextlib
+import dataclasses
 import sys
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import terminal
 from simmatch_tf.monitoring import diagnosis
+from simmatch_tf.training import duration
 
 _WIDTH = 80
+# The end of the run is foretold once so many seconds of steps were timed, to a
+# logged step; or these, as a GPU has perhaps only queued the steps until then.
+_TIMED_SECONDS, _QUEUED_SECONDS = 2.0, 10.0
 # TensorBoard tag → its label and format; losses of other names follow.
 _LOSSES = {
     "loss/total": ("loss", "{:.3f}"),
@@ -33,7 +39,15 @@ class Progress:
     """
 
     def __init__(
-        self, start: int, steps: int, *, bar: bool, loud: bool = True
+        self,
+        start: int,
+        steps: int,
+        *,
+        bar: bool,
+        loud: bool = True,
+        config: config_lib.Config | None = None,
+        costs: duration.Costs | None = None,
+        evaluation_steps: float = 0.0,
     ) -> None:
         """Starts at a step.
 
@@ -42,11 +56,20 @@ class Progress:
             steps: Length of the run.
             bar: Show live lines if standard error is a terminal.
             loud: False shows nothing at all.
+            config: The run's flags, with durations in steps: they tell what is
+                still to come between steps.
+            costs: What each part takes, if it was measured.
+            evaluation_steps: If it was not, an evaluation takes as long as so
+                many steps, until the first one is timed.
         """
         self.done = start
         self._steps = steps
         # The rate is that of the steps and seconds since these two.
         self._first, self._began = start, time.monotonic()
+        self._config, self._evaluation_steps = config, evaluation_steps
+        self._seconds = dataclasses.asdict(costs or duration.Costs(0.0))
+        self._measured = costs is not None
+        self._foretold = self._logged = False
         self._loud = loud and not terminal.quiet()
         self._warns = loud and terminal.warns()
         show = bar and self._loud
@@ -58,9 +81,10 @@ class Progress:
             smoothing=0,  # the mean of all steps, as below
             bar_format=(
                 "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} "
-                "{rate_fmt}, {remaining} left"
+                "{rate_fmt}{postfix}"
             ),
         )
+        self._bar.set_postfix_str("? left", refresh=False)
         self._below = terminal.progress(
             steps, "step", shown=show, bar_format="{desc}", position=1
         )
@@ -77,16 +101,64 @@ class Progress:
         if compiled:
             yield
             return
+        began = time.monotonic()
         if self.done == self._first:
             self.say("compiling the step")
+            began = self._began  # the input is set up before
+        yield
+        self._leave_out(time.monotonic() - began)
+        self._first += count
+        if not self._bar.disable:
+            self._bar.initial += count
+
+    @contextlib.contextmanager
+    def aside(self, part: str) -> Iterator[None]:
+        """Keeps the time of the body out of the rate of steps.
+
+        Args:
+            part: A field of `duration.Costs`: the last time that it took counts
+                for those that are still to come. That of the first logged step
+                does not, as it imports libraries.
+        """
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
+        if part != "log" or self._logged:
+            self._seconds[part] = seconds
+        self._logged |= part == "log"
+        self._measured |= part == "evaluation"
+        self._leave_out(seconds)
+
+    def _leave_out(self, seconds: float) -> None:
         self._began += seconds
-        self._first += count
         if not self._bar.disable:
             self._bar.start_t += seconds
-            self._bar.initial += count
+
+    def _left(self) -> float | None:
+        """Returns the seconds to the end; None before a step was timed."""
+        if self.done <= self._first:
+            return None
+        timed = time.monotonic() - self._began
+        step = timed / (self.done - self._first)
+        if self._config is None:
+            return (self._steps - self.done) * step
+        parts = {**self._seconds, "step": step}
+        if not self._measured:
+            parts["evaluation"] = self._evaluation_steps * step
+        return duration.seconds(
+            duration.Costs(**parts), self._config, self.done
+        )
+
+    def foretell(self) -> None:
+        """Says once when the run will end, as soon as steps were timed."""
+        timed = time.monotonic() - self._began
+        enough = self._logged and timed >= _TIMED_SECONDS
+        left = self._left()
+        if self._foretold or left is None or self.done >= self._steps:
+            return
+        if enough or timed >= _QUEUED_SECONDS:
+            self._foretold = True
+            self.say(f"ends in about {duration.written(left)}")
 
     def advance(self, step: int, values: Mapping[str, float] | None) -> None:
         """Moves on to a step.
@@ -95,8 +167,12 @@ class Progress:
             step: Steps done.
             values: TensorBoard tag → value, if the step was logged.
         """
-        self._bar.update(step - self.done)
-        self.done = step
+        steps, self.done = step - self.done, step
+        left = self._left()
+        if not self._bar.disable and left is not None:
+            text = self._bar.format_interval(left)
+            self._bar.set_postfix_str(f"{text} left", refresh=False)
+        self._bar.update(steps)
         if values is None:
             return
         shown = [
@@ -110,9 +186,9 @@ class Progress:
             self._below.set_description_str("  ".join(parts))
         elif self._loud:
             speed = ""
-            if step > self._first:
-                rate = (step - self._first) / (time.monotonic() - self._began)
-                left = (self._steps - step) / max(rate, 1e-9)
+            if left is not None:
+                timed = max(time.monotonic() - self._began, 1e-9)
+                rate = (step - self._first) / timed
                 speed = f" ({rate:.2f} steps/s, {left:.0f} s left)"
             self.say(f"step {step}/{self._steps}: {', '.join(shown)}{speed}")
 

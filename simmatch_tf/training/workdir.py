@@ -3,6 +3,8 @@
     flags.cfg      the flags; `--flagfile=` of it starts the same run again
     split.json     which images are labeled, in slot order
     checkpoints/   step_00000400.index …
+    cooldown/      the checkpoint before the cool-down, of --schedule=cooldown
+    extension/     a longer run that goes on from it, until that has finished
     tensorboard/   event files
     model.keras    the network with the evaluation weights of the result
     results.json   the result, once the run is finished
@@ -16,6 +18,7 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -33,6 +36,10 @@ FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"
 # Flags of a command that are not kept: where the run is, what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
+_NOT_COMPARED = (*_OF_THE_CALL, "extend_minutes", "extend_steps")
+# Flags that a run writes itself, once its length is known.
+_OF_LENGTH = ("measured_steps", "extended_steps")
+EXTENSION = "extension"
 # Head of flags.cfg.
 _HEAD = """\
 # The flags of this run. To resume it, or (with --workdir=OTHER) to
@@ -43,6 +50,9 @@ _OWN = (
     FLAGFILE,
     "split.json",
     "checkpoints",
+    "cooldown",
+    EXTENSION,
+    "measuring",
     "tensorboard",
     "model.keras",
     "results.json",
@@ -62,11 +72,14 @@ class Workdir:
         compared: The images have been compared with those of its start.
         unread: The run is finished, and its images must be read to compare
             them: their source has no fingerprint.
+        extends: The folder of the run that this one, in extension/ of it,
+            makes longer; else None.
     """
 
     anew: bool = False
     compared: bool = False
     unread: bool = False
+    extends: "Workdir | None" = None
 
     def __init__(self, path: str | os.PathLike | None) -> None:
         """Names the folder, default runs/default; creates nothing."""
@@ -75,6 +88,8 @@ class Workdir:
         self.flagfile = self.path / FLAGFILE
         self.split = self.path / "split.json"
         self.checkpoints = self.path / "checkpoints"
+        self.cooldown = self.path / "cooldown"
+        self.measuring = self.path / "measuring"
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model.keras"
         self.results = self.path / "results.json"
@@ -111,6 +126,42 @@ class Workdir:
         config = self.read_config()
         preflight.check_checkpoint(self.checkpoints)
         return config
+
+    def planned(self, config: config_lib.Config) -> config_lib.Config:
+        """Returns a run's flags with the length that is known of it.
+
+        Args:
+            config: The flags of this command.
+
+        Returns:
+            With --minutes, the steps that were measured when the run was first
+            started, and what follows from them; and the steps that a run was
+            extended to. The flags as they are for a run with other flags.
+        """
+        measured = config.minutes is not None or config.schedule == "cooldown"
+        if config.overwrite or not (measured and self.flagfile.is_file()):
+            return config
+        try:
+            then = self.read_config()
+        except InputError:
+            if self.started():
+                raise
+            return config
+        changed = then.differences(config.absolute())
+        if any(
+            not operational and name not in _OF_LENGTH
+            for name, (_, _, operational) in changed.items()
+        ):
+            return config
+        names = (*_OF_LENGTH, "eval_every", "checkpoint_every")
+        return dataclasses.replace(
+            config,
+            **{
+                name: getattr(then, name)
+                for name in names
+                if getattr(config, name) is None
+            },
+        )
 
     def images(self) -> dict[str, Any]:
         """Returns what identifies the run's training images, as far as known.
@@ -289,11 +340,7 @@ class Workdir:
                         path.unlink(missing_ok=True)
                 self.anew = False
             if not self.flagfile.is_file():
-                # Without the workdir: it is where this file is, wherever that
-                # is moved.
-                flags = config.absolute().to_flagfile(without=_OF_THE_CALL)
-                head = _HEAD.format(self.flagfile)
-                io.write_text(self.flagfile, head + flags)
+                self.write_flags(config)
             if data is not None and not self.data.is_file():
                 data().join(fingerprint.of_flags(config)).write(self.data)
             elif data is not None and not self.compared:
@@ -302,6 +349,17 @@ class Workdir:
             raise InputError(
                 f"--workdir={self.path}: cannot be written ({error.strerror})"
             ) from None
+
+    def write_flags(self, config: config_lib.Config) -> None:
+        """Writes flags.cfg.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        # Without the workdir: it is where this file is, wherever that is moved.
+        flags = config.absolute().to_flagfile(without=_OF_THE_CALL)
+        head = _HEAD.format(self.flagfile)
+        io.write_text(self.flagfile, head + flags)
 
 
 @contextlib.contextmanager
@@ -386,8 +444,8 @@ def length(config: config_lib.Config, content: Any) -> int | None:
         The number; None if the run is measured in epochs and the split file is
         missing or damaged.
     """
-    if config.steps is not None:
-        return config.steps
+    if config.length() is not None:
+        return config.length()
     try:
         return config.with_durations(content["unlabeled_images"]).steps
     except (InputError, KeyError, TypeError):
@@ -397,17 +455,21 @@ def length(config: config_lib.Config, content: Any) -> int | None:
 def _check_same(folder: Workdir, config: config_lib.Config) -> None:
     """Refuses flags that would change the result; prints others that differ."""
     wrong = []
+    config = folder.planned(config)
     for name, (old, new, operational) in (
         folder.read_config().differences(config.absolute()).items()
     ):
-        if name in _OF_THE_CALL:
+        if name in _NOT_COMPARED:
             continue
         if operational:
             terminal.say(f"--{name} is now {new} (before: {old})")
             continue
         reason = ""
-        if name in ("steps", "epochs"):
-            reason = " (the learning rate was planned for the run's length)"
+        if name in ("steps", "epochs", "minutes", *_OF_LENGTH):
+            reason = " (the learning rate was planned for the run's length"
+            if config.schedule == "cooldown":
+                reason += "; --extend_minutes makes a finished run longer"
+            reason += ")"
         wrong.append(f"--{name} is {old} there and {new} here{reason}")
     if wrong:
         raise InputError(

@@ -249,6 +249,19 @@ def test_dry_run(tmp_path):
     )
 
 
+def test_dry_run_of_minutes(tmp_path):
+    """Their time is known before one has finished."""
+    path = tmp_path / "minutes.cfg"
+    path.write_text(
+        "[plan]\ntitle = x\nseeds = 0 1 2\n"
+        "base = --flagfile=configs/digits_40.cfg --minutes=30\n"
+        "[alpha]\n1 = --alpha=1\n0 = --alpha=0\n"
+    )
+    read = plan.read(str(path))
+    text = summary.left(read, read.cells(), store_lib.Store(tmp_path / "no"))
+    assert text.endswith("\n6 runs left; 6 of them take 3.0 hours in all.")
+
+
 def test_dry_run_of_several_seeds(tmp_path):
     plan_path = "configs/plans/slides_table1_fashion_mnist.cfg"
     cells = plan.read(plan_path).cells()

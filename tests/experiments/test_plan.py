@@ -121,6 +121,11 @@ def test_one_at_a_time(tmp_path):
         ("seeds = 0 3", f"seeds = {'9' * 5000}", "must be numbers from 0"),
         ("40 =", "40 = --overwrite", "--overwrite must not be in a plan"),
         ("40 =", "40 = --flagfile=FILE", "few, 40: --overwrite: must not be"),
+        (
+            "40 =",
+            "40 = --schedule=cooldown --extend_steps=5",
+            "few, 40: --extend_steps: must not be in a plan",
+        ),
         # Devices decide no result; the base has 40 labels.
         (
             "40 =",

@@ -255,7 +255,7 @@ def test_help_needs_no_tensorflow_and_is_not_long(command):
     process = answer(command, "--help")
     assert process.returncode == 0, process.stderr
     assert "--workdir" in process.stdout
-    assert process.stdout.count("\n") <= 115
+    assert process.stdout.count("\n") <= 121
     full = answer(command, "--helpfull")
     assert full.returncode == 0
     if command in ("train", "import_pytorch"):
@@ -297,7 +297,7 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
         (["--labels=0", "--steps=5"], "error: --labels=0: must be at least 1"),
         (
             ["--labels=40"],
-            "error: --steps is missing: give --steps or --epochs",
+            "error: --steps is missing: give --steps, --epochs or --minutes",
         ),
         (["--labels=40", "--steps=5", "--alpha=2"], "error: --alpha=2.0"),
         (["--steps=ten"], "error: --steps=ten: must be a whole number"),

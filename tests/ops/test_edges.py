@@ -175,6 +175,29 @@ def test_learning_rate_by_hand():
         rate(0, "linear")
 
 
+def test_a_cooldown_by_hand():
+    """A warm-up of 4 steps, and a cool-down of 5: S = 20, W = 4, C = 5."""
+
+    def cooled(step, steps=20, cooldown_steps=5):
+        return float(
+            schedules.learning_rate(
+                step, peak=0.5, steps=steps, warmup_steps=4, shape="cooldown",
+                cooldown_steps=cooldown_steps,
+            )
+        )  # fmt: skip
+
+    assert [cooled(s) for s in (0, 1, 2)] == [0.125, 0.25, 0.375]
+    assert {cooled(s) for s in range(3, 16)} == {0.5}
+    # Step 15 is the first of the last five: peak · (20 - s) / 5.
+    wanted = [0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    np.testing.assert_allclose([cooled(s) for s in range(15, 21)], wanted)
+    # Before it, a longer run has the same rates, bit for bit.
+    before = [cooled(s) for s in range(15)]
+    assert before == [cooled(s, 1000, 300) for s in range(15)]
+    with pytest.raises(ValueError, match="cooldown_steps=0: must be >= 1"):
+        cooled(0, cooldown_steps=0)
+
+
 def test_ema_momentum():
     def m(step, warmup):
         return float(schedules.ema_momentum(step, momentum=0.9, warmup=warmup))

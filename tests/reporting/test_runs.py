@@ -138,6 +138,23 @@ def test_groups(tmp_path):
     assert runs.differences([first, second]) == {"alpha": [0.9, 0.5]}
 
 
+def test_groups_of_runs_of_minutes(tmp_path):
+    """What their minutes were in steps differs from seed to seed."""
+    minutes = {"steps": None, "minutes": 5.0, "schedule": "cooldown"}
+    words = [
+        written.run(tmp_path / "a0", **minutes, measured_steps=90),
+        written.run(tmp_path / "a1", **minutes, measured_steps=80, seed=1),
+        written.run(
+            tmp_path / "a2", **minutes, measured_steps=80, extended_steps=300,
+            seed=2,
+        ),
+    ]  # fmt: skip
+    first, second = runs.group(read(*words))
+    assert [run.name for run in first.runs] == ["a0", "a1"]
+    assert [run.name for run in second.runs] == ["a2"]
+    assert runs.differences([first, second]) == {"extended_steps": [None, 300]}
+
+
 def test_a_run_of_equal_seeds_does_not_count_twice(tmp_path):
     words = [
         written.run(tmp_path / name, seed=seed)

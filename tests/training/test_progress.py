@@ -5,7 +5,8 @@ import pytest
 
 from simmatch_tf import terminal
 from simmatch_tf.monitoring import diagnosis
-from simmatch_tf.training import progress
+from simmatch_tf.training import duration, progress
+from tests import runs
 
 
 def test_plain_lines_where_there_is_no_terminal(capsys):
@@ -137,3 +138,69 @@ def test_verbosity(verbosity, says, warns, capsys, monkeypatch):
     shown.close()
     out = capsys.readouterr().err
     assert ("something" in out) == says and ("warning: " in out) == warns
+
+
+def test_what_is_still_to_come_is_in_the_time_left(capsys, monkeypatch):
+    """Steps of 1 s, evaluations of 10 s, checkpoints of 3 s."""
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    config = runs.config(
+        "unused", steps=100, eval_every=40, checkpoint_every=50, log_every=20,
+        summaries=False,
+    )  # fmt: skip
+    shown = progress.Progress(
+        0, 100, bar=False, config=config, evaluation_steps=5.0
+    )
+    clock.now += 7  # the input is set up
+    with shown.steps(1, compiled=False):
+        clock.now += 30
+    shown.advance(1, None)
+    shown.foretell()  # nothing was timed yet
+
+    def to(step):
+        clock.now += step - shown.done
+        shown.advance(step, None)
+        shown.foretell()
+
+    to(3)
+    with shown.aside("log"):
+        clock.now += 9  # imports
+    to(4)
+    # 96 steps; evaluations at 40, 80, 100 of 5 steps each; of checkpoints at
+    # 50 and 100 nothing is known yet.
+    assert "ends in about 1 min 51 s, at about" in capsys.readouterr().err
+    to(40)
+    with shown.aside("evaluation"):
+        clock.now += 10
+    to(50)
+    with shown.aside("checkpoint"):
+        clock.now += 3
+    with shown.aside("log"):
+        clock.now += 0.5
+    shown.advance(50, {"loss/total": 1.0})
+    # 50 steps, two evaluations, a checkpoint, and logs at 60, 80, 100.
+    line = capsys.readouterr().err
+    assert line == "step 50/100: loss 1.000 (1.00 steps/s, 74 s left)\n"
+    shown.close()
+
+
+def test_the_end_is_foretold_from_what_was_measured(capsys, monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    config = runs.config("unused", steps=100, eval_every=50, summaries=False)
+    costs = duration.Costs(step=7.0, evaluation=20.0, checkpoint=0.0, log=0.0)
+    shown = progress.Progress(0, 100, bar=False, config=config, costs=costs)
+    with shown.steps(1, compiled=False):
+        clock.now += 30
+    shown.advance(1, None)
+    clock.now += 10
+    shown.advance(2, None)  # slower than measured, and not logged yet
+    shown.foretell()
+    clock.now += 8
+    shown.advance(20, None)
+    shown.foretell()  # only once
+    err = capsys.readouterr().err.splitlines()
+    assert err[0] == "compiling the step"
+    assert err[1].startswith("ends in about 17 min 00 s")  # 98 · 10 + 2 · 20
+    assert len(err) == 2
+    shown.close()
