@@ -123,8 +123,9 @@ class Store:
         if None not in (data, finished.data) and data != finished.data:
             raise InputError(
                 f"{path}: is of other data: files of --data_dir, "
-                "--labeled_list, --split_file, --init_from or --plugin were "
-                "added, removed or changed since; delete it to run it again"
+                "--labels_csv, --labeled_list, --split_file, --init_from or "
+                "--plugin were added, removed or changed since; delete it to "
+                "run it again"
             )
         return finished
 

@@ -269,6 +269,8 @@ class _Run:
         def read() -> tuple[source_lib.Source, splits.Split]:
             with signals.at_once(f"the images of {config.dataset}"):
                 source = inputs.make_source(config, given)
+            if source.overview:
+                self._say(source.overview)
             return source, inputs.make_split(config, source, self.folder)
 
         def known() -> dict[str, str]:
@@ -314,7 +316,12 @@ class _Run:
             f"{config.backbone}; "
             f"{config.steps} steps in {self.folder.path}"
         )
-        if len(split.validation):
+        if len(self.source.set_aside):
+            bar.say(
+                f"{len(split.validation)} validation images choose the best "
+                "step"
+            )
+        elif len(split.validation):
             bar.say(
                 f"{len(split.validation)} labeled images set aside to choose "
                 f"the best step; {len(split.labeled)} are left to train on"

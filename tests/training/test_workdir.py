@@ -12,9 +12,8 @@ from absl import logging
 import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, registry, terminal, train
-from simmatch_tf.data import fingerprint
+from simmatch_tf.data import fingerprint, layout
 from simmatch_tf.data.sources import digits
-from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import identity, plan
@@ -86,7 +85,7 @@ def config_of(root, **changes):
 
 
 def of_folder(root):
-    listing = folder_lib.Listing(str(root))
+    listing = layout.Listing(str(root))
     paths = [f"{listing.root}/{path}" for path in listing.paths]
     digests = fingerprint.digests(paths)
     return listing.fingerprint(dict(zip(listing.names, digests, strict=True)))

@@ -23,7 +23,7 @@ GOOD = (
     "test/dog/10.jpg",
 )
 
-COPIES = ("in two classes", "in labeled/, too", "in unlabeled/, too", "twice")
+COPIES = ("in two classes", "labeled ones, too", "twice")
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +354,7 @@ def test_no_folder(tmp_path):
         (
             ["labeled"],
             [],
-            "there is no folder labeled/ in it; expected are labeled/CLASS/",
+            "there is no folder labeled/ or train/ in it; expected are labele",
         ),
         (
             [],
@@ -455,9 +455,9 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
     (root / "test").symlink_to("labeled")
     read(root)
     leak, overlap = warned
-    assert leak.startswith("test images that are in labeled/, too, and ")
+    assert leak.startswith("test images that are labeled ones, too, and ")
     assert "class: 3 (test/cat/a.png is labeled/cat/a.png, " in leak
-    assert overlap.startswith("test images that are in unlabeled/, too, and")
+    assert overlap.startswith("test images that are unlabeled ones, too, and")
 
 
 @pytest.mark.parametrize(
@@ -466,14 +466,14 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
         (
             "labeled/cat/a.png",
             "test/cat/copy.png",
-            "test images that are in labeled/, too, and trained on with "
+            "test images that are labeled ones, too, and trained on with "
             "their class: 1 (test/cat/copy.png is labeled/cat/a.png): the "
             "result will be too good; remove them from one of the two",
         ),
         (
             "unlabeled/z.bmp",
             "test/cat/copy.bmp",
-            "test images that are in unlabeled/, too, and trained on without "
+            "test images that are unlabeled ones, too, and trained on without "
             "their class: 1 (test/cat/copy.bmp is unlabeled/z.bmp): the "
             "result may be better than on new images",
         ),
@@ -525,11 +525,20 @@ def test_what_is_not_used_is_named(tmp_path, warned):
         f"{root}: not used, as they are none of labeled/, unlabeled/ and "
         "test/: Unlabelled/; notes.txt; stray.png; val/"
     ]
+    assert read(root).overview.splitlines()[-3:] == [
+        "not used: Unlabelled/       1",
+        "not used: stray.png         1",
+        "not used: val/              1",
+    ]
+    shutil.rmtree(root / "test")
+    warned.clear()
+    read(root)
+    assert warned[0].endswith("val/ (to measure on val/, call it test/)")
     shutil.rmtree(root / "unlabeled")
     with pytest.raises(InputError, match="beside these it holds Unlabelled/; "):
         read(root)
-    os.rename(root / "labeled", root / "train")
-    with pytest.raises(InputError, match="no folder labeled/ .* train/; val/$"):
+    os.rename(root / "labeled", root / "photos")
+    with pytest.raises(InputError, match="images lie directly .*stray.png: na"):
         read(root)
 
 
@@ -641,7 +650,7 @@ def test_an_empty_unlabeled_is_named(tmp_path, warned):
     assert warned == [
         f"{root}: there is an unlabeled/, but there are no images in it"
     ]
-    folder.load(str(root), **how, unlabeled=False)
+    folder.load(str(root), **how, for_transfer=True)
     assert len(warned) == 1
 
 
