@@ -90,10 +90,18 @@ def check_name(name: str, *, flag: str = "dataset") -> None:
             "NAME:VERSION or NAME/CONFIG:VERSION, as emnist/letters:3.1.0"
         )
     others = {e.pattern for e in registry.sources if e.pattern != _PATTERN}
-    if match["dataset"] in others and not match["namespace"]:
+    dataset = match["dataset"]
+    if match["namespace"]:
+        return
+    if dataset in others:
         raise InputError(
-            f"--{flag}={name}: {match['dataset']} has no configs and no "
-            f"versions; write --{flag}={match['dataset']}"
+            f"--{flag}={name}: {dataset} has no configs and no versions; "
+            f"write --{flag}={dataset}"
+        )
+    if dataset != dataset.lower():
+        raise InputError(
+            f"--{flag}={name} is unknown (names are in lower case)"
+            + errors.nearest(dataset.lower(), registry.sources.names())
         )
 
 
