@@ -135,16 +135,13 @@ class Config(commandline.Flags):
     )
     data_dir: str | None = operational(
         None,
-        "Folder of your own images, for --dataset=folder: labeled/CLASS/*, "
-        "unlabeled/** and, optionally, test/CLASS/*; or train/CLASS/* with "
-        "val/CLASS/* or test/CLASS/*; or images in any folders, with "
-        "--labels_csv.",
+        "Folder of your own images, for --dataset=folder: labeled/CLASS/* and "
+        "unlabeled/**, train/CLASS/*, or any folders with --labels_csv.",
     )
     labels_csv: str | None = operational(
         None,
-        "CSV file with the classes of images in --data_dir, for --dataset="
-        "folder: columns file and class and, optionally, part (train, val or "
-        "test). Images that it does not name are unlabeled.",
+        "CSV file with columns file and class, for images in --data_dir. "
+        "Those that it does not name are unlabeled.",
     )
     tfds_dir: str | None = rare_operational(
         None,
@@ -190,8 +187,7 @@ class Config(commandline.Flags):
         0.0,
         "Share of the labeled images of each class (at least one image) set "
         "aside to choose the best step, and to measure the accuracy of a "
-        "dataset without test images. A folder with val/ beside test/ uses "
-        "val/ instead.",
+        "dataset without test images. With val/ beside test/, val/ is used.",
         low=0,
         high=0.9,
     )

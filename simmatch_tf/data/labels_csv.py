@@ -61,6 +61,12 @@ class Row(NamedTuple):
         """Returns the class, and the part that the image is of."""
         return self.class_name, self.part or "labeled"
 
+    def shown_part(self) -> str:
+        """Returns the part as a table may name it."""
+        return {"labeled": "train", "validation": "val"}.get(
+            self.part, self.part
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -143,7 +149,8 @@ class Table:
             chosen[index] = row
         elif row.class_name and other.says() != row.says():
             this, that = (
-                repr(each.class_name) + f" ({each.part})" * bool(each.part)
+                repr(each.class_name)
+                + f" ({each.shown_part()})" * bool(each.part)
                 for each in (row, other)
             )
             raise self.error(

@@ -193,18 +193,17 @@ class Listing:
             missing = (
                 f"no unlabeled {kind}: {self._table.name} or a folder names "
                 "the class of each"
+                + "".join(f". {text}" for text in self._table.remarks)
             )
-            source_of_labels = "that have a class"
+            labeled = "those"
         else:
-            missing = (
-                f"no {kind} in unlabeled/{self._others('unlabeled')}; {_LAYOUT}"
-            )
-            source_of_labels = f"in {self.folders['labeled']}/"
+            missing = f"no {kind} in unlabeled/{self._others('unlabeled')}"
+            labeled = f"{self.folders['labeled']}/"
         raise InputError(
-            f"{self._given}: there are {missing}. Without unlabeled images, "
-            f"--labels=N labels N of the images {source_of_labels} and leaves "
-            "the rest unlabeled, and --algorithm=supervised trains on labels "
-            "alone" + self._instead()
+            f"{self._given}: there are {missing}; add some, or give --labels=N "
+            f"to label N images of {labeled} and take the rest as unlabeled, "
+            "or --algorithm=supervised to train on labels alone"
+            + self._instead()
         )
 
     def fingerprint(
@@ -423,7 +422,7 @@ class Listing:
                 wrong.append((row, f"{name!r} in {self.folders[image.part]}/"))
         if wrong:
             row, place = min(wrong)
-            part = f" of part {row.part}" * bool(row.part)
+            part = f" of part {row.shown_part()}" * bool(row.part)
             raise table.error(
                 row,
                 f"{row.file!r} is {row.class_name!r}{part} here, but lies "
@@ -602,7 +601,7 @@ class Listing:
                 "in a table, --labels_csv=FILE"
             )
         walker = selection.Walker(self.root, ENDINGS)
-        classes = [f"{p}/" for p, _ in folders if walker.list(p)[1]]
+        classes = [f"{p}/" for p, _ in sorted(folders) if walker.list(p)[1]]
         shown = _first(map(io.printable, classes))
         if len(classes) > 1:
             return (
