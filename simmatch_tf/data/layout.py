@@ -485,8 +485,10 @@ class Listing:
 
     def _without_test(self, images: list[_Image]) -> list[_Image]:
         """Makes validation images the test images where there are no others."""
+        self._validation_is_test = False
         if "test" in self.folders or any(i.part == "test" for i in images):
             return images
+        self._validation_is_test = True
         if "validation" in self.folders:
             self.folders["test"] = self.folders.pop("validation")
         return [
@@ -614,13 +616,14 @@ class Listing:
     def _places(self, part: str) -> str:
         """Returns where the images of a part come from, for the overview."""
         places = [f"{self.folders[part]}/"] if part in self.folders else []
-        if part == "test" and self.folders.get(part) in _VALIDATION:
-            places = [f"{places[0]}, as there is no test/"]
         if self._table is not None and part == "unlabeled":
             places.append(f"all that {self._table.name} gives no class")
         elif any(self.parts[index] == part for index in self._by_row):
             places.append(self._table.name)
-        return " and ".join(places)
+        text = " and ".join(places)
+        if part == "test" and self._validation_is_test:
+            text += " (val, as there is no test)"
+        return text
 
     def _absolute(self, path: str) -> str:
         return os.path.join(self.root, path)

@@ -89,7 +89,7 @@ def test_validation_images_without_a_test_part(tmp_path, name):
     assert [*by_part(listed)["test"]] == images
     assert overview(listed) == [
         ["labeled: train/", "3"],
-        [f"test: {name}/, as there is no test/", "2"],
+        [f"test: {name}/ (val, as there is no test)", "2"],
     ]
 
 
@@ -212,6 +212,7 @@ def test_parts_of_a_table(tmp_path):
     listed = listing(root, table(tmp_path / "l.csv", text.format("val")))
     assert [*by_part(listed)["test"]] == ["3.png", "6.png", "more/4.png"]
     assert listed.has_test and "validation" not in by_part(listed)
+    assert overview(listed)[2][0] == "test: l.csv (val, as there is no test)"
 
 
 def test_a_table_beside_class_folders(tmp_path):
