@@ -43,6 +43,7 @@ setuptools.setup(
         "matplotlib>=3.8",
         "numpy>=1.26",
         "pillow>=10",
+        "scikit-image>=0.22",
         "scikit-learn>=1.4",
         "tensorboard>=2.19,<2.22",
         "tensorflow>=2.19,<2.22",

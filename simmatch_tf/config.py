@@ -413,6 +413,11 @@ class Config(commandline.Flags):
         "twentieth of the run, at least 500.",
         low=1,
     )
+    baselines: bool = rare_operational(
+        True,
+        "Measure what scikit-learn's classifiers reach on the same labels, "
+        "beside training and at low priority, and show it with the result.",
+    )
     profile: str | None = rare_operational(
         None,
         "START:COUNT profiles COUNT steps after step START with TensorFlow's "

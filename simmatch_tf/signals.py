@@ -4,15 +4,18 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from simmatch_tf import terminal
 
 # Exit status that asks to be resumed, as of TensorFlow's preemption handler.
 RESUME_ME = 42
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 def asked() -> str | None:
@@ -24,6 +27,26 @@ def sigterm_as_ctrl_c() -> None:
     """Makes SIGTERM raise KeyboardInterrupt, for commands that tidy up."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def follower(number: int) -> Callable[[], None]:
+    """Returns a function that makes a process get a signal with its parent.
+
+    A new process calls it, on Linux; elsewhere the function does nothing.
+
+    Args:
+        number: The signal it gets when its parent ends, however that ends.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    system = ctypes.CDLL(None)  # must not be loaded between fork and exec
+    return lambda: system.prctl(_PARENT_DEATH_SIGNAL, number)
+
+
+def killed_by(number: int) -> str:
+    """Says which signal ended a process, and why it may have been sent."""
+    text = f"killed by {signal.Signals(number).name}"
+    return text + " (out of memory?)" * (number == signal.SIGKILL)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -57,7 +57,7 @@ def main(config: config_lib.Config) -> None:
             return
         from simmatch_tf.reporting import printed_tables
 
-        print(printed_tables.result(result), end="\n\n")
+        print(printed_tables.result(result, config), end="\n\n")
         print(printed_tables.next_steps(folder.path))
 
 

@@ -23,6 +23,7 @@ SMALL = {
     "eval_every": 3,
     "checkpoint_every": 2,
     "log_every": 2,
+    "baselines": False,  # a process of seconds
 }
 
 

@@ -129,8 +129,10 @@ def clean(folder):
     home = folder / "home"
     home.mkdir()
     workdir = folder / "clean"
-    done = command("train", *runs.argv(workdir), env=environment(home))
+    env = environment(home, XDG_CACHE_HOME=str(folder / "cache"))
+    done = command("train", *runs.argv(workdir, baselines=True), env=env)
     assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(content(workdir)[0])["baselines"]
     return workdir, done
 
 
@@ -139,7 +141,10 @@ def train(folder, env, user=None, **process):
     parent = pathlib.Path(tempfile.mkdtemp(dir=folder))
     if user is not None:
         os.chown(parent, user, user)
-    done = command("train", *runs.argv(parent / "run"), env=env, **process)
+    else:  # a cache of its own: baselines are measured in this environment
+        env = {"XDG_CACHE_HOME": str(parent / "cache"), **env}
+    flags = runs.argv(parent / "run", baselines=True)
+    done = command("train", *flags, env=env, **process)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     return content(parent / "run")
 

@@ -112,23 +112,31 @@ class Evaluator:
             "resize": resize,
             "parallel_calls": parallel_calls,
         }
+        self._networks = networks
         self._forward = {
-            name: tf.function(
-                lambda images, model=model: strategy.run(
-                    lambda x: replica.all_gather(
-                        model(x, training=False)["logits"]
-                    ),
-                    args=(images,),
-                ),
-                autograph=False,
-            )
+            name: self._gathered(model, "logits")
             for name, model in networks.items()
         }
+
+    def _gathered(self, model: keras.Model, output: str) -> Callable:
+        """Returns a function from a batch to an output of all replicas."""
+        strategy = self._strategy
+        return tf.function(
+            lambda images: strategy.run(
+                lambda x: replica.all_gather(model(x, training=False)[output]),
+                args=(images,),
+            ),
+            autograph=False,
+        )
+
+    def _first(self, forward: Callable, batch: Any) -> tf.Tensor:
+        """Returns a result that all replicas have."""
+        return self._strategy.experimental_local_results(forward(batch))[0]
 
     def _all_logits(self, batch: Any) -> dict[str, tf.Tensor]:
         """The logits of a batch; each replica has those of all replicas."""
         return {
-            name: self._strategy.experimental_local_results(forward(batch))[0]
+            name: self._first(forward, batch)
             for name, forward in self._forward.items()
         }
 
@@ -149,9 +157,47 @@ class Evaluator:
         Raises:
             InputError: An image cannot be read.
         """
-        parts = list(
+        parts = self._parts(self._all_logits, images, indices)
+        return {
+            name: np.concatenate([part[name] for part in parts])
+            for name in self._forward
+        }
+
+    def features(
+        self,
+        name: str,
+        images: source_lib.Images | source_lib.Encoded,
+        indices: np.ndarray,
+    ) -> np.ndarray:
+        """Computes the features of one network, before its heads.
+
+        Args:
+            name: The network.
+            images: The images to choose from.
+            indices: Which of them, [n], n ≥ 1.
+
+        Returns:
+            float32 [n, width].
+
+        Raises:
+            InputError: An image cannot be read.
+        """
+        forward = self._gathered(self._networks[name], "features")
+        parts = self._parts(
+            lambda batch: self._first(forward, batch), images, indices
+        )
+        return np.concatenate(parts).astype(np.float32)
+
+    def _parts(
+        self,
+        forward: Callable[[Any], Any],
+        images: source_lib.Images | source_lib.Encoded,
+        indices: np.ndarray,
+    ) -> list[Any]:
+        """Returns what a function makes of each batch of images."""
+        return list(
             outputs(
-                self._all_logits,
+                forward,
                 images,
                 indices,
                 batch_size=min(self._batch_size, len(indices)),
@@ -159,7 +205,3 @@ class Evaluator:
                 **self._input,
             )
         )
-        return {
-            name: np.concatenate([part[name] for part in parts])
-            for name in self._forward
-        }

@@ -3,10 +3,15 @@
 NumPy alone; nothing here imports TensorFlow.
 """
 
+import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+# The normal quantile of a 95 % interval, 1.96.
+_Z = statistics.NormalDist().inv_cdf(0.975)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -90,3 +95,56 @@ def describe(
         "confusion": confusion.tolist(),
         "calibration_error": float(np.abs(gap).sum() / len(labels)),
     }
+
+
+def wilson(share: float, images: int) -> tuple[float, float]:
+    """Computes the 95 % interval of an accuracy measured on some images.
+
+    It covers the choice of the images, not how runs differ.
+
+    Args:
+        share: Share of the images that are right, in [0, 1].
+        images: Number n of images, at least 1.
+
+    Returns:
+        The ends of the interval, in [0, 1]: the accuracies p with
+        |share - p| ≤ z √(p (1 - p) / n), z = 1.96.
+
+    References:
+        Wilson, "Probable inference, the law of succession, and statistical
+        inference", Journal of the American Statistical Association, 1927.
+    """
+    size = images + _Z * _Z
+    middle = (share * images + _Z * _Z / 2) / size
+    half = _Z * math.sqrt(images * share * (1 - share) + _Z * _Z / 4) / size
+    # Rounding must not lead beyond the ends.
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def lead(
+    right: np.ndarray, other: np.ndarray
+) -> tuple[float, tuple[float, float]]:
+    """Compares two classifiers on the same images, in pairs.
+
+    Args:
+        right: Whether the first one is right, bool [n], n at least 1.
+        other: Whether the second one is, bool [n].
+
+    Returns:
+        The first one's accuracy minus the second one's, in [-1, 1], and the
+        ends of its 95 % interval: d ± z √((b + c - (b - c)² / n) / n²), where
+        b images are right with the first one alone and c with the second one
+        alone, d = (b - c) / n, each of b and c is raised by 1/2, and n by 2.
+        Images that both have right or both wrong only count for n, so it is
+        much narrower than that of two accuracies on different images.
+
+    References:
+        Agresti and Min, Simple improved confidence intervals for comparing
+        matched proportions, Statistics in Medicine, 2005.
+    """
+    b, c, n = np.sum(right & ~other), np.sum(other & ~right), len(right)
+    size, difference = n + 2, (b - c) / (n + 2)
+    variance = (b + c + 1 - (b - c) ** 2 / size) / size**2
+    half = _Z * math.sqrt(variance)
+    low, high = max(-1.0, difference - half), min(1.0, difference + half)
+    return float((b - c) / n), (float(low), float(high))

@@ -4,7 +4,6 @@ Nothing here imports TensorFlow.
 """
 
 import contextlib
-import ctypes
 import os
 import pathlib
 import signal
@@ -20,7 +19,6 @@ from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
 
 _POLL_SECONDS = 0.1
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 @contextlib.contextmanager
@@ -82,26 +80,17 @@ class Running:
                 # Ctrl-C is for the experiment, which passes it on.
                 start_new_session=True,
                 pass_fds=(lock.fileno(),),
-                preexec_fn=_end_with_parent(),
+                preexec_fn=signals.follower(signal.SIGTERM),
             )
 
     def failure(self) -> str:
         """Says why it failed: its signal, or the last line of its log."""
         status = self.process.returncode
         if status < 0:
-            killed = f"killed by {signal.Signals(-status).name}"
-            return killed + " (out of memory?)" * (-status == signal.SIGKILL)
+            return signals.killed_by(-status)
         lines = self.log.read_text("utf-8", errors="replace").split("\n")
         lines = [line for line in lines if line.strip()]
         return lines[-1] if lines else "it printed nothing"
-
-
-def _end_with_parent() -> Callable[[], None] | None:
-    """Returns what a child calls first, if the system is Linux."""
-    if sys.platform != "linux":
-        return None
-    system = ctypes.CDLL(None)  # must not be loaded between fork and exec
-    return lambda: system.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def run(

@@ -44,6 +44,8 @@ class Finished:
         date: Date of its end.
         versions: Package → version.
         data: A digest of the user's own files; see `identity.data`.
+        baseline: Top-1 accuracy of the best of its baselines; None where none
+            was measured.
     """
 
     flags: list[str]
@@ -63,6 +65,7 @@ class Finished:
     date: str
     versions: dict[str, str]
     data: str | None = None
+    baseline: float | None = None
 
 
 class Store:
@@ -183,6 +186,7 @@ class Store:
             date=datetime.date.today().isoformat(),
             versions=result.versions,
             data=identity.data(config, workdir / "data.json"),
+            baseline=result.best_baseline,
         )
         io.write_json(
             self.folder / identity.name(config), dataclasses.asdict(finished)

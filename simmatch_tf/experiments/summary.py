@@ -38,6 +38,7 @@ def compare(
                 ema_top1=finished.ema_top1,
                 steps=finished.steps,
                 seconds=finished.seconds,
+                baseline=finished.baseline,
             )
         )
         dataset = config_lib.base_name(cell.config.dataset)

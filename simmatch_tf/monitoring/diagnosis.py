@@ -7,6 +7,7 @@ scalars that TensorBoard has. Nothing here imports TensorFlow.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from simmatch_tf import config as config_lib
 
@@ -15,6 +16,8 @@ Scalars = Mapping[str, Mapping[int, float]]
 RECENT = 5  # number of logged steps that are averaged
 # Share of a run in which nothing is reported: the start of any run looks bad.
 SETTLED = 0.1
+# Above it, hardly any pseudo-label of a short run is used.
+_HIGH_THRESHOLD = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,3 +298,76 @@ PATTERNS: Mapping[str, Callable[[_Scalars], Finding | bool | None]] = {
     "ema_lags": _ema_lags,
     "statistics_lag": _statistics_lag,
 }
+
+
+# ---------------------------------------------------------------- baselines --
+
+
+def not_ahead(
+    config: config_lib.Config,
+    lead: Mapping[str, Any] | None,
+    *,
+    steps: int,
+    labels: int,
+) -> Finding | None:
+    """Returns a finding if a model is not ahead of the best baseline.
+
+    It is ahead if the 95 % interval of its lead, image by image, is above 0.
+
+    Args:
+        config: The run's flags.
+        lead: As in results.json; None where nothing was measured.
+        steps: Length of the run.
+        labels: Number of its labeled images.
+    """
+    if lead is None or lead["interval"][0] > 0:
+        return None
+    low, high = (100 * end for end in lead["interval"])
+    points, images = 100 * lead["top1"], lead["images"]
+    minutes = getattr(config, "minutes", None)
+    if minutes is not None:
+        longer = f"--minutes={2 * minutes:g}"
+    elif config.epochs is not None:
+        longer = f"--epochs={2 * config.epochs:g}"
+    else:
+        longer = f"--steps={2 * steps}"
+    turn = [f"train longer in another --workdir: {longer}"]
+    if getattr(config, "threshold", 0.0) > _HIGH_THRESHOLD:
+        turn.append(
+            "use more of the pseudo-labels, which in a short run are seldom "
+            f"sure: --threshold={_HIGH_THRESHOLD:g} instead of "
+            f"{config.threshold:g}"
+        )
+    if config.algorithm == "supervised":
+        turn.append("use the unlabeled images: --algorithm=simmatch")
+    turn.append(
+        f"label more images, such as {labels} more: {2 * labels} in all"
+    )
+    if high < 0:
+        why = (
+            "In seconds, scikit-learn learns more from the same labels: this "
+            "model is not worth using yet."
+        )
+    else:
+        why = f"That may be chance: {images} images do not tell the two apart."
+        if 0 < points < 100:
+            # The width of the interval falls with the root of their number.
+            enough = images * ((high - low) / 2 / points) ** 2
+            turn.append(
+                f"or, to tell whether a lead of {points:.1f} points is real, "
+                f"score on about {_rounded(enough)} images"
+            )
+    return Finding(
+        "not_ahead_of_baseline",
+        f"The model is not ahead of the best baseline, {lead['over']}: its "
+        f"lead is {points:+.1f} points, 95 % interval [{low:+.1f}, "
+        f"{high:+.1f}] on the same {images} images.",
+        why,
+        f"{'; '.join(turn)}.".capitalize(),
+    )
+
+
+def _rounded(number: float) -> int:
+    """Returns a number of two digits and zeros that is not below another."""
+    unit = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return math.ceil(number / unit) * unit

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Sequence
 
 from simmatch_tf import tables
+from simmatch_tf.evaluation import metrics
 
 UNKNOWN = "–"
 _CONFIDENCE = 0.95
@@ -29,6 +30,8 @@ class Score:
         ema_top1: Top-1 accuracy of the student's EMA.
         steps: Length of the run.
         seconds: Duration of the run.
+        baseline: Top-1 accuracy of the best of its baselines; None where none
+            was measured.
     """
 
     row: str
@@ -39,6 +42,7 @@ class Score:
     ema_top1: float
     steps: int
     seconds: float
+    baseline: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,11 @@ class Comparison:
         scores = [s for s in self.scores if (s.row, s.column) == (row, column)]
         return sorted(scores, key=lambda score: score.seed)
 
+    @property
+    def has_baselines(self) -> bool:
+        """Whether any run has baselines."""
+        return any(score.baseline is not None for score in self.scores)
+
     def lead(self, row: str, column: str) -> "Lead | None":
         """Returns the lead of the reference over a row, if there is one."""
         if self.reference in (None, row):
@@ -101,7 +110,7 @@ class Lead:
         """Mean and interval in per cent, and the number of pairs."""
         text = f"{100 * self.mean:+.1f}"
         if self.low is not None:
-            text += f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+            text += f" {interval_text((self.low, self.high), '+')}"
         return f"{text} ({self.n})"
 
 
@@ -125,46 +134,32 @@ def lead(reference: Sequence[Score], others: Sequence[Score]) -> Lead | None:
     return Lead(n, mean, mean - half, mean + half)
 
 
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """Computes the 95 % interval of an accuracy measured on some images.
+def wilson_text(share: float, images: int) -> str:
+    """Returns the ends of Wilson's interval in per cent, as "[95.5, 98.6]"."""
+    return interval_text(metrics.wilson(share, images))
 
-    It covers the choice of the images, not how runs differ.
+
+def interval_text(interval: Sequence[float], sign: str = "") -> str:
+    """Returns the ends of an interval in per cent, "+" gives their signs."""
+    low, high = (f"{100 * end:{sign}.1f}" for end in interval)
+    return f"[{low}, {high}]"
+
+
+def spread(scores: Sequence[Score], value: str = "top1") -> str:
+    """Returns mean ± sample standard deviation in per cent, and their number.
 
     Args:
-        share: Share of the images that are right, in [0, 1].
-        images: Number n of images, at least 1.
-
-    Returns:
-        The ends of the interval, in [0, 1]: the accuracies p with
-        |share - p| ≤ z √(p (1 - p) / n), z = 1.96.
-
-    References:
-        Wilson, "Probable inference, the law of succession, and statistical
-        inference", Journal of the American Statistical Association, 1927.
+        scores: The runs.
+        value: "top1", or "baseline" of those runs that have one.
     """
-    z = statistics.NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
-    size = images + z * z
-    middle = (share * images + z * z / 2) / size
-    half = z * math.sqrt(images * share * (1 - share) + z * z / 4) / size
-    # Rounding must not lead beyond the ends.
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def wilson_text(share: float, images: int) -> str:
-    """Returns the ends of `wilson` in per cent, as "[95.5, 98.6]"."""
-    low, high = wilson(share, images)
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def spread(scores: Sequence[Score]) -> str:
-    """Returns mean ± sample standard deviation of top-1 in per cent, and n."""
-    if not scores:
+    values = [getattr(score, value) for score in scores]
+    values = [100 * each for each in values if each is not None]
+    if not values:
         return UNKNOWN
-    top1 = [100 * score.top1 for score in scores]
-    text = f"{statistics.mean(top1):.1f}"
-    if len(top1) > 1:
-        text += f" ± {statistics.stdev(top1):.1f}"
-    return f"{text} ({len(top1)})"
+    text = f"{statistics.mean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.1f}"
+    return f"{text} ({len(values)})"
 
 
 def worst(scores: Sequence[Score]) -> str:
@@ -208,13 +203,30 @@ def markdown(compared: Comparison) -> str:
                 for row in rows
                 if row != reference
             ]
+        if compared.has_baselines:
+            parts.append(_baselines(compared))
     return "\n\n".join(map(tables.markdown, parts))
+
+
+def _baselines(compared: Comparison) -> list[list[str]]:
+    """Returns the table of the best baselines; one line if all rows agree."""
+    columns = compared.columns()
+    lines = {
+        row: [spread(compared.at(row, c), "baseline") for c in columns]
+        for row in compared.rows()
+    }
+    if len({*map(tuple, lines.values())}) == 1:
+        lines = {"of all rows": next(iter(lines.values()))}
+    head = ["best baseline, % (runs)", *columns]
+    return [head, *([row, *line] for row, line in lines.items())]
 
 
 def _details(compared: Comparison) -> list[list[str]]:
     """Returns the table of a single column: all that is known of each row."""
     (column,) = compared.columns()
     head = ["", "steps", "top-1, % (runs)", "worst", "student / EMA"]
+    if compared.has_baselines:
+        head.append("best baseline, % (runs)")
     if compared.reference:
         head.append(f"lead of {compared.reference}, 95 %")
     lines = [[*head, "s a run"]]
@@ -225,6 +237,8 @@ def _details(compared: Comparison) -> list[list[str]]:
             continue
         steps = str(scores[0].steps)
         line = [row, steps, spread(scores), worst(scores), networks(scores)]
+        if compared.has_baselines:
+            line.append(spread(scores, "baseline"))
         if compared.reference:
             own = row == compared.reference
             line.append(
@@ -238,24 +252,35 @@ def _details(compared: Comparison) -> list[list[str]]:
 def _sweep(compared: Comparison, column: str) -> list[list[str]]:
     """Returns the table of one sweep, its values side by side."""
     rows = compared.rows(column)
-    top1 = [spread(compared.at(row, column)) for row in rows]
-    return [[column, *rows], ["top-1, % (runs)", *top1]]
+    lines = {"top-1, % (runs)": "top1"}
+    if compared.has_baselines:
+        lines["best baseline, % (runs)"] = "baseline"
+    return [
+        [column, *rows],
+        *(
+            [title, *(spread(compared.at(row, column), value) for row in rows)]
+            for title, value in lines.items()
+        ),
+    ]
 
 
 def table_csv(compared: Comparison) -> str:
-    """Returns one line a cell: n, mean, deviation, lead of the reference."""
+    """Returns one line a cell: n, mean, deviation, lead, best baseline."""
     head = "row column n top1 std worst seconds lead lead_low lead_high pairs"
-    lines = [head.split()]
+    lines = [[*head.split(), "baseline"]]
     for row, column in compared.places:
         scores = compared.at(row, column)
         top1 = [score.top1 for score in scores]
-        line = [row, column, len(top1), *[None] * 8]
+        line = [row, column, len(top1), *[None] * 9]
         if top1:
             seconds = statistics.mean(score.seconds for score in scores)
             std = statistics.stdev(top1) if len(top1) > 1 else None
             line[3:7] = statistics.mean(top1), std, min(top1), seconds
         if against := compared.lead(row, column):
-            line[7:] = against.mean, against.low, against.high, against.n
+            line[7:11] = against.mean, against.low, against.high, against.n
+        known = [s.baseline for s in scores if s.baseline is not None]
+        if known:
+            line[11] = statistics.mean(known)
         lines.append(line)
     return tables.comma_separated(lines)
 

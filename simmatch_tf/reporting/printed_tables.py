@@ -5,21 +5,30 @@ What commands write to files is in `transfer_table`, `comparison` and the pages.
 
 import pathlib
 import shlex
+import textwrap
 from typing import Any
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
 
 TOP = 5  # of top-5
+_WIDTH = 79
 _MANY = 100  # classes beyond which `evaluate` prints the worst alone
 _WORST = 20
 _WIDE = 15  # classes beyond which a confusion matrix is not printed
 _LARGEST = 20  # classes that `predict` prints at most
 
 
-def result(outcome: results.Result) -> str:
-    """Returns the table that ends a run."""
+def result(outcome: results.Result, config: config_lib.Config) -> str:
+    """Returns the tables that end a run: its result, and its baselines.
+
+    Args:
+        outcome: The result.
+        config: The run's flags, for advice.
+    """
     rows = [["weights", "top-1", "95 %", "top-5", "best top-1", "at step"]]
     for name in ("student", "ema"):
         last = getattr(outcome, name)["last"]
@@ -45,7 +54,40 @@ def result(outcome: results.Result) -> str:
         f"{outcome.scored_on} images.\n"
         f"  95 %: Wilson's interval for this number of images.\n"
         f"  The best step is chosen on the {chosen_on} images."
+        + _baselines(outcome, config)
     )
+
+
+def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
+    """Returns the table of the baselines, and what it says of the model."""
+    lead = outcome.lead
+    if lead is None:
+        return ""
+    rows = [["baseline, of the same labels", "top-1", "95 %"]]
+    rows += [
+        [
+            each["name"],
+            tables.percent(each["top1"]),
+            comparison.interval_text(each["interval"]),
+        ]
+        for each in outcome.baselines
+    ]
+    finding = diagnosis.not_ahead(
+        config, lead, steps=outcome.steps, labels=outcome.labels
+    )
+    if finding is None:
+        text = (
+            "The model is ahead of the best baseline by "
+            f"{100 * lead['top1']:.1f} points, 95 % interval "
+            f"{comparison.interval_text(lead['interval'])} on the same "
+            f"{lead['images']} images."
+        )
+    else:
+        text = f"{finding.says} {finding.why} {finding.turn}"
+    text = textwrap.fill(
+        text, _WIDTH, break_long_words=False, break_on_hyphens=False
+    )
+    return f"\n\n{tables.plain(rows)}\n\n{text}"
 
 
 def shows_top5(classes: int) -> bool:

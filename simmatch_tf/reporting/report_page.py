@@ -70,6 +70,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         overview=overview(groups),
         differences=differences(groups),
         result=result(groups, known),
+        baselines=baselines(groups),
         scored=_scored(groups),
         not_compared=not_compared(groups),
         unfinished=unfinished(groups),
@@ -219,6 +220,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
                     ema_top1=run.result.ema["last"]["top1"],
                     steps=run.result.steps,
                     seconds=run.seconds or 0.0,
+                    baseline=run.result.best_baseline,
                 )
             )
     return scores
@@ -243,9 +245,13 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
     rows = [[*head, "views/s"]]
     if leads:
         rows[0].insert(3, f"lead of {groups[0].name}, 95 %")
+    if compared.has_baselines:
+        rows[0].insert(3, "best baseline, % (runs)")
     for group in groups:
         own = compared.at(group.name, "")
         line = [group.name, comparison.spread(own), _interval(group)]
+        if compared.has_baselines:
+            line.append(comparison.spread(own, "baseline"))
         if leads:
             lead = compared.lead(group.name, "")
             first = group is groups[0]
@@ -266,6 +272,30 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
         ]
         rows.append(line)
     return rows
+
+
+def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
+    """Returns a line a run and baseline; None if no run has any."""
+    head = ["run", "baseline", "top-1, %", "95 % of the images"]
+    rows = [[*head, "lead of the run, 95 %"]]
+    for group in groups:
+        for run in group.finished:
+            lead = run.result.lead
+            for each in run.result.baselines:
+                text = ""
+                if each["name"] == lead["over"]:
+                    interval = comparison.interval_text(lead["interval"], "+")
+                    text = f"{100 * lead['top1']:+.1f} {interval}"
+                rows.append(
+                    [
+                        run.name,
+                        each["name"],
+                        f"{100 * each['top1']:.1f}",
+                        comparison.interval_text(each["interval"]),
+                        text,
+                    ]
+                )
+    return rows if len(rows) > 1 else None
 
 
 def _interval(group: runs_lib.Group) -> str:
@@ -380,6 +410,15 @@ def _problems(
             judged = diagnosis.judge(
                 run.config, run.scalars, step=run.reached, steps=steps
             )
+            if run.result is not None:
+                behind = diagnosis.not_ahead(
+                    run.config,
+                    run.result.lead,
+                    steps=run.result.steps,
+                    labels=run.result.labels,
+                )
+                # Each run has a lead of its own.
+                judged[f"not_ahead/{run.name}"] = behind or False
             for name, finding in judged.items():
                 if finding:
                     entry = {"finding": finding, "runs": []}

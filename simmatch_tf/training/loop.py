@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight, runtime, signals, terminal
 from simmatch_tf.data import fingerprint, splits
@@ -19,6 +21,7 @@ from simmatch_tf.modules import guard as guard_lib
 from simmatch_tf.monitoring import monitor as monitor_lib
 from simmatch_tf.networks import network
 from simmatch_tf.training import (
+    baseline_process,
     checkpoints,
     initial,
     inputs,
@@ -89,7 +92,9 @@ def fit_in(
         signals.watch() as request,
         workers.lost(config, folder.checkpoints),
     ):
-        return _Run(folder, config, source).train(request)
+        run = _Run(folder, config, source)
+        with contextlib.closing(run.baselines):
+            return run.train(request)
 
 
 class _Run:
@@ -161,6 +166,11 @@ class _Run:
             writes=self.config.summaries and self.workers.chief,
         )
         self.accuracy: dict[str, dict[str, float]] = {}
+        self.right: np.ndarray | None = None
+        # -------------------------------------------------------- baselines --
+        self.baselines = baseline_process.Baselines(
+            self.config, folder, self.source, self.split, self.scored
+        )
 
     def train(self, request: signals.Request) -> results.Result:
         """Trains to the end, or until a signal asks to stop.
@@ -172,6 +182,8 @@ class _Run:
             Interrupted: A signal came, and a checkpoint was written.
         """
         config = self.config
+        # -------------------------------------------------------- baselines --
+        self._start_baselines()
         # ----------------------------------------------------------- resume --
         start = self._restore()
         self.bar = progress.Progress(
@@ -190,6 +202,8 @@ class _Run:
         if not self.accuracy:  # killed between last checkpoint and result
             self._evaluate(config.steps)
         self._close()
+        if self.workers.chief:
+            self.baselines.wait(request)
         result = self._result()
         self.workers.by_chief(lambda: self._finish(result))
         return result
@@ -233,6 +247,7 @@ class _Run:
                 values = self.monitor.log(
                     step, metrics_of_step, stepper.diagnostics, stepper.waited
                 )
+                self._say_baselines()
             self.bar.advance(step, values)
             # ----------------------------------------------- between steps --
             if algorithm.between_steps_every and step % between_every == 0:
@@ -333,6 +348,9 @@ class _Run:
             )
         if self.initial:
             bar.say(self.initial)
+        if config.baselines and self.baselines.left_out:
+            bar.say(f"no baselines: {self.baselines.left_out}")
+        self._say_baselines()
         # Those of the command line, which `config` does not have any more.
         for line in self.given.replaced_defaults():
             bar.say(line)
@@ -345,6 +363,48 @@ class _Run:
             )
         if start:
             bar.say(f"resumed after step {start}")
+
+    def _start_baselines(self) -> None:
+        """Starts to measure the baselines, unless they are known.
+
+        It comes before the last checkpoint is read: a run that goes on has
+        the first weights only now.
+        """
+        missing = self.workers.by_chief(self.baselines.missing)
+        if not missing:
+            return
+        features = None
+        if self.config.init_from and self._has_first_weights():
+            sets = (
+                (self.source.train, self.baselines.labeled),
+                (self.scored[1], self.baselines.scored),
+            )
+            features = tuple(
+                self.evaluator.features("student", *each) for each in sets
+            )
+        self.workers.by_chief(lambda: self.baselines.start(features))
+
+    def _has_first_weights(self) -> bool:
+        """Sees to it that the student has the weights of --init_from."""
+        if self.initial is not None:
+            return True
+        try:
+            initial.initialize(
+                self.algorithm,
+                self.config.init_from,
+                self.source.class_names,
+            )
+            able = True
+        except InputError as error:
+            able = False
+            self._say(f"no baselines on the first weights: {error}")
+        return bool(self.workers.gather([able]).all())
+
+    def _say_baselines(self) -> None:
+        """Prints the baselines as soon as they are known, once."""
+        news = self.baselines.news() if self.workers.chief else None
+        if news is not None:
+            self.bar.say(news)
 
     def _make_stepper(self, start: int) -> step_lib.Stepper:
         """Makes what takes the steps from `start` on, with its input."""
@@ -415,6 +475,7 @@ class _Run:
                 values[f"validation/{name}_top1"] = score
         self.monitor.keep(step, values)
         weights = self.algorithm.evaluated_weights
+        self.right = logits[weights].argmax(axis=1) == labels
         title = f"{len(indices)} {name_of_set} images, {weights}"
         self.monitor.writer.confusion(step, logits[weights], labels, title)
         self.bar.evaluated(step, name_of_set, self.accuracy, weights)
@@ -480,6 +541,7 @@ class _Run:
             }
         last = networks[algorithm.evaluated_weights]["last"]
         loss = float(algorithm.record.loss.numpy())
+        beside = self.baselines.outcome(self.right)
         return results.Result(
             top1=last["top1"],
             top5=last["top5"],
@@ -501,6 +563,8 @@ class _Run:
                 name: importlib.metadata.version(name)
                 for name in ("tensorflow", "keras", "numpy")
             },
+            baselines=beside.baselines,
+            lead=beside.lead,
         )
 
     def _finish(self, result: results.Result) -> None:

@@ -41,6 +41,13 @@ class Result:
         seed: As in --seed.
         split_seed: As in --split_seed.
         versions: Package → version.
+        baselines: What scikit-learn's classifiers reach on the same labels
+            and images: {"name", "top1", "interval": [low, high]} of each;
+            none with --nobaselines, of runs of older versions, and on workers
+            other than the chief. See `evaluation.baselines`.
+        lead: What the weights of record are ahead of the best of them, image
+            by image: {"over": its name, "images", "top1": difference,
+            "interval": [low, high]}; None without baselines.
     """
 
     top1: float
@@ -61,6 +68,13 @@ class Result:
     seed: int
     split_seed: int
     versions: dict[str, str]
+    baselines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    lead: dict[str, Any] | None = None
+
+    @property
+    def best_baseline(self) -> float | None:
+        """Top-1 accuracy of the best baseline; None without baselines."""
+        return max((each["top1"] for each in self.baselines), default=None)
 
     def write(self, path: pathlib.Path) -> None:
         """Writes results.json, whole or not at all."""

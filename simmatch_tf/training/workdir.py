@@ -6,6 +6,7 @@
     tensorboard/   event files
     model.keras    the network with the evaluation weights of the result
     results.json   the result, once the run is finished
+    baselines.json what scikit-learn reaches on the same labels
     data.json      the files of its images, to detect changes
     timing.json    duration and speed of each session
     imported.json  origin of an imported run
@@ -45,6 +46,7 @@ _OWN = (
     "tensorboard",
     "model.keras",
     "results.json",
+    "baselines.json",
     "timing.json",
     "data.json",
     EVALUATION,
@@ -76,6 +78,7 @@ class Workdir:
         self.tensorboard = self.path / "tensorboard"
         self.model = self.path / "model.keras"
         self.results = self.path / "results.json"
+        self.baselines = self.path / "baselines.json"
         self.timing = self.path / "timing.json"
         self.data = self.path / "data.json"
         self.evaluation = self.path / EVALUATION

@@ -16,11 +16,20 @@ def test_two_replicas_keep_the_order(two_replicas):
         weight = tf.Variable(2.0)
 
     def network(batch, training):
-        return {"logits": weight * tf.cast(batch[:, 0, 0, :], tf.float32)}
+        assert not training
+        numbers = tf.cast(batch[:, 0, 0, :], tf.float16)
+        return {
+            "logits": weight * tf.cast(numbers, tf.float32),
+            "features": tf.concat([numbers, -numbers], axis=1),
+        }
 
     evaluator = evaluator_lib.Evaluator(two_replicas, {"x": network}, 4, side=1)
     logits = evaluator.logits(_numbered(10), np.arange(10))["x"]
     np.testing.assert_array_equal(logits[:, 0], 2.0 * np.arange(10))
+    chosen = np.array([7, 1, 4, 0, 2])
+    features = evaluator.features("x", _numbered(10), chosen)
+    assert features.dtype == np.float32
+    np.testing.assert_array_equal(features, np.stack([chosen, -chosen], 1))
 
 
 def test_outputs_come_in_batches_without_padding():

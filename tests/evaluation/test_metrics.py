@@ -33,3 +33,47 @@ def test_calibration_separates_bins():
     logits = np.log([[0.55, 0.45], [0.95, 0.05]])
     figures = metrics.describe(logits, np.array([0, 1]), bins=10)
     assert figures["calibration_error"] == pytest.approx((0.45 + 0.95) / 2)
+
+
+# ------------------------------------------------------------- intervals ---
+
+
+def test_wilson_by_hand():
+    # Half of 96 with z² = 3.8415: middle 1/2, half √(24 + 0.9604) z / 99.84.
+    low, high = metrics.wilson(0.5, 96)
+    assert low == pytest.approx(0.40192, abs=1e-5)
+    assert high == pytest.approx(0.59808, abs=1e-5)
+    assert metrics.wilson(0.0, 10)[0] == 0
+    assert metrics.wilson(1.0, 10)[1] == pytest.approx(1)
+
+
+def test_lead_by_hand():
+    # b = 3, c = 1, n = 10: (3.5 - 1.5) / 12 ± 1.95996 √(5 - 4/12) / 12.
+    right = np.array([1, 1, 1, 0, 1, 1, 0, 0, 0, 1], bool)
+    other = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1], bool)
+    difference, (low, high) = metrics.lead(right, other)
+    assert difference == pytest.approx(0.2)
+    half = 1.959964 * np.sqrt(5 - 4 / 12) / 12
+    assert low == pytest.approx(2 / 12 - half, abs=1e-6)
+    assert high == pytest.approx(2 / 12 + half, abs=1e-6)
+    difference, (low, high) = metrics.lead(other, right)
+    assert difference == pytest.approx(-0.2)
+    assert (low, high) == pytest.approx((-2 / 12 - half, -2 / 12 + half))
+
+
+def test_lead_of_equal_classifiers_is_not_certain():
+    right = np.array([True, False, True])
+    difference, (low, high) = metrics.lead(right, right)
+    assert difference == 0 and low < 0 < high
+
+
+def test_lead_covers_the_true_difference():
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(1_000):
+        draws = random.random(300)
+        # Right alone: 14 % and 8 %; the rest of the images alike.
+        right, other = draws < 0.54, (draws > 0.14) & (draws < 0.62)
+        _, (low, high) = metrics.lead(right, other)
+        inside += low <= 0.06 <= high
+    assert 0.93 < inside / 1_000 < 0.97

@@ -193,3 +193,28 @@ def test_no_lead_between_results_of_other_images(tmp_path, changes, lead):
     assert len(compared.scores) == 2
     assert (compared.reference is not None) == lead
     assert ("lead of A" in comparison.markdown(compared)) == lead
+
+
+def test_the_best_baseline_stands_in_the_table(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    last = {"last": {"top1": 0.5}}
+    names = {field.name for field in dataclasses.fields(results.Result)}
+    result = dict.fromkeys(names, 0.5) | {"student": last, "ema": last}
+    result |= {"versions": {}, "lead": {}, "labels": 40, "steps": 7}
+    result["baselines"] = [{"top1": 0.3}, {"top1": 0.45}, {"top1": 0.4}]
+    io.write_json(workdir / "results.json", result)
+    (workdir / "timing.json").write_text('[{"seconds": 2.0}]')
+    store = store_lib.Store(tmp_path)
+    assert store.add(CONFIG, workdir, 1).baseline == 0.45
+    assert store.find(CONFIG).baseline == 0.45
+    path = tmp_path / "one.cfg"
+    path.write_text(
+        "[plan]\nbase = --dataset=digits --labels=40 --steps=7\nseeds = 3\n"
+        "[method]\nA =\n"
+    )
+    small_plan = plan.read(str(path))
+    write(store, small_plan.cells()[0].config, baseline=0.45)
+    compared = summary.compare(small_plan, small_plan.cells(), store)
+    assert "| best baseline, % (runs) |" in comparison.markdown(compared)
+    assert "| 45.0 (1) |" in comparison.markdown(compared)

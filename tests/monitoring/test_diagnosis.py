@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+import simmatch_tf
 from simmatch_tf.data import pipeline
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import progress
@@ -255,3 +256,55 @@ def test_a_run_warns(name, tmp_path, monkeypatch, capsys):
     assert told.count(name) == 1  # once a run
     # The text, too, once for each that was told.
     assert shown.count("warning: ") == len(told)
+
+
+# ------------------------------------------------------------- baselines ---
+
+
+def not_ahead(top1, low, high, **flags):
+    values = {"labels": 40, "steps": 400, **flags}
+    lead = {"over": "SVM", "images": 400, "top1": top1, "interval": [low, high]}
+    return diagnosis.not_ahead(
+        simmatch_tf.Config(**values), lead, steps=400, labels=40
+    )
+
+
+def test_model_ahead_of_its_baselines():
+    assert not_ahead(0.05, 0.001, 0.1) is None
+    config = simmatch_tf.Config(labels=40, steps=400)
+    assert diagnosis.not_ahead(config, None, steps=400, labels=40) is None
+
+
+def test_model_below_a_baseline():
+    finding = not_ahead(-0.065, -0.089, -0.041)
+    assert "-6.5 points, 95 % interval [-8.9, -4.1]" in finding.says
+    assert "SVM" in finding.says and "400 images" in finding.says
+    assert "not worth using" in finding.why
+    for word in ("--steps=800", "--threshold=0.7 instead of 0.95", "80 in all"):
+        assert word in finding.turn
+    assert "score on" not in finding.turn
+
+
+def test_model_as_good_as_a_baseline():
+    finding = not_ahead(0.02, -0.02, 0.06)
+    assert "may be chance" in finding.why
+    # The interval is twice as wide as it must be: four times the images.
+    assert "lead of 2.0 points is real, score on about 1600" in finding.turn
+    assert "score on" not in not_ahead(0.0, -0.02, 0.02).turn
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ({"steps": None, "epochs": 2.5}, "--epochs=5"),
+        ({"algorithm": "supervised"}, "--algorithm=simmatch"),
+    ],
+)
+def test_advice_has_the_values_of_the_run(flags, word):
+    assert word in not_ahead(-0.1, -0.2, -0.05, **flags).turn
+
+
+def test_advice_does_not_lower_a_low_threshold():
+    assert "--threshold" not in not_ahead(-0.1, -0.2, -0.05, threshold=0.7).turn
+    finding = not_ahead(-0.1, -0.2, -0.05, algorithm="supervised")
+    assert "--threshold" not in finding.turn

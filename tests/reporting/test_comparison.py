@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.reporting import comparison
 
 
@@ -51,7 +52,7 @@ def test_lead_pairs_runs_of_equal_seeds():
     ],
 )
 def test_interval_of_an_accuracy(right, images, low, high):
-    interval = comparison.wilson(right / images, images)
+    interval = metrics.wilson(right / images, images)
     assert interval == pytest.approx((low, high), abs=1e-4)
     # Its ends are where the share is 1.96 deviations away.
     for end in interval:
@@ -142,3 +143,76 @@ def test_markdown_escapes_names():
     )
     row = comparison.markdown(compared).split("\n")[2]
     assert row.startswith(r"| a\|b &lt;!-- c --> \*d\* \`e\` \\f &amp; g_h | ")
+
+
+# ------------------------------------------------------------- baselines ---
+
+
+def with_baselines(compared, values):
+    scores = tuple(
+        dataclasses.replace(each, baseline=values[each.row])
+        for each in compared.scores
+    )
+    return dataclasses.replace(compared, scores=scores)
+
+
+def test_details_have_the_best_baseline():
+    values = {"SimMatch": 0.5, "FixMatch": None}
+    text = comparison.markdown(with_baselines(COMPARED, values))
+    head, _, *lines = text.splitlines()
+    place = head.split(" | ").index("best baseline, % (runs)")
+    cells = {line.split(" | ")[0]: line.split(" | ")[place] for line in lines}
+    assert cells["| SimMatch"] == "50.0 ± 0.0 (3)"
+    assert cells["| FixMatch"] == cells["| None"] == comparison.UNKNOWN
+    assert "baseline" not in comparison.markdown(COMPARED)
+
+
+@pytest.mark.parametrize("other", [0.5, 0.4])
+def test_columns_have_one_line_of_baselines_if_rows_agree(other):
+    scores = [
+        dataclasses.replace(score(row, 0, 0.9, column), baseline=value)
+        for row, column, value in (
+            ("A", "20", 0.5),
+            ("B", "20", other),
+            ("A", "40", 0.6),
+            ("B", "40", 0.6),
+        )
+    ]
+    places = tuple((each.row, each.column) for each in scores)
+    compared = comparison.Comparison("", places, None, False, tuple(scores))
+    _, table = comparison.markdown(compared).split("\n\n")
+    lines = table.splitlines()
+    assert lines[0] == "| best baseline, % (runs) | 20 | 40 |"
+    if other == 0.5:
+        assert lines[2:] == ["| of all rows | 50.0 (1) | 60.0 (1) |"]
+    else:
+        assert lines[2:] == [
+            "| A | 50.0 (1) | 60.0 (1) |",
+            "| B | 40.0 (1) | 60.0 (1) |",
+        ]
+
+
+def test_sweeps_have_a_line_of_baselines():
+    compared = comparison.Comparison(
+        "",
+        (("0.1", "t"), ("0.2", "t")),
+        None,
+        True,
+        (dataclasses.replace(score("0.1", 0, 0.9, "t"), baseline=0.5),),
+    )
+    assert comparison.markdown(compared).splitlines()[2:] == [
+        "| top-1, % (runs) | 90.0 (1) | – |",
+        "| best baseline, % (runs) | 50.0 (1) | – |",
+    ]
+
+
+def test_csv_has_baselines():
+    values = {"SimMatch": 0.5, "FixMatch": None}
+    compared = with_baselines(COMPARED, values)
+    cells = csv.DictReader(io.StringIO(comparison.table_csv(compared)))
+    assert [row["baseline"] for row in cells] == ["", "0.5", ""]
+    rows = csv.DictReader(io.StringIO(comparison.runs_csv(compared)))
+    assert {row["row"]: row["baseline"] for row in rows} == {
+        "FixMatch": "",
+        "SimMatch": "0.5",
+    }

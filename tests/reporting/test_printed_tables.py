@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from simmatch_tf import config
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import results
 
@@ -29,10 +30,21 @@ RESULT = results.Result(
     split_seed=2,
     versions={},
 )
+CONFIG = config.Config(labels=40, steps=400)
+BASELINES = [
+    {"name": "SVM on HOG", "top1": 0.9, "interval": [0.866, 0.926]},
+    {"name": "other", "top1": 0.8, "interval": [0.757, 0.836]},
+]
+
+
+def with_lead(top1, low, high):
+    lead = {"over": "SVM on HOG", "images": 397, "top1": top1}
+    lead["interval"] = [low, high]
+    return dataclasses.replace(RESULT, baselines=BASELINES, lead=lead)
 
 
 def test_result():
-    text = printed_tables.result(RESULT)
+    text = printed_tables.result(RESULT, CONFIG)
     assert text.splitlines()[0] == (
         "simmatch on digits: 40 labels, 400 steps, seed 1, split seed 2"
     )
@@ -42,6 +54,29 @@ def test_result():
     assert "student *" not in text
     assert "The best step is chosen on the test images." in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_baselines_stand_below_the_result():
+    text = printed_tables.result(with_lead(0.075, 0.05, 0.1), CONFIG)
+    _, _, below = text.partition("on the test images.\n\n")
+    assert below.splitlines() == [
+        "baseline, of the same labels    top-1          95 %",
+        "----------------------------  -------  ------------",
+        "SVM on HOG                    90.00 %  [86.6, 92.6]",
+        "other                         80.00 %  [75.7, 83.6]",
+        "",
+        "The model is ahead of the best baseline by 7.5 points, 95 % interval "
+        "[5.0,",
+        "10.0] on the same 397 images.",
+    ]
+
+
+def test_model_that_is_not_ahead_is_told_what_to_do():
+    text = printed_tables.result(with_lead(-0.2, -0.25, -0.15), CONFIG)
+    text = " ".join(text.split())
+    assert "lead is -20.0 points, 95 % interval [-25.0, -15.0]" in text
+    assert "Train longer in another --workdir: --steps=800;" in text
+    assert "not worth using yet" in text
 
 
 @pytest.mark.parametrize("classes", [3, 5, 6])
@@ -65,7 +100,7 @@ def test_top5_of_few_classes_is_not_printed(classes):
         "ema": one,
     }
     for text in (
-        printed_tables.result(result),
+        printed_tables.result(result, CONFIG),
         printed_tables.evaluation(report),
     ):
         assert ("top-5" in text) == ("100.00 %" in text) == (classes > 5)

@@ -554,3 +554,50 @@ def test_runs_are_paired_by_the_images_that_are_labeled(tmp_path):
     assert third.seed == other.seed != first.seed
     seeds = column(report_page.overview(written.groups(*folders)), "seeds")
     assert seeds == ["0, 0 (split 3)", "0"]
+
+
+# ------------------------------------------------------------- baselines ---
+
+
+def add_baselines(folder, top1, interval):
+    """Baselines of 50 % and 40 % beside a result, and its lead over them."""
+    path = folder / "results.json"
+    lead = {"over": "SVM <x>", "images": 100, "top1": top1}
+    baselines = [
+        {"name": name, "top1": share, "interval": [share - 0.1, share + 0.1]}
+        for name, share in (("SVM <x>", 0.5), ("other", 0.4))
+    ]
+    content = json.loads(path.read_text())
+    content |= {"baselines": baselines, "lead": {**lead, "interval": interval}}
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def test_baselines_beside_results(tmp_path):
+    ahead, behind = (written.run(tmp_path / f"s{s}", seed=s) for s in (0, 1))
+    add_baselines(ahead, 0.2, [0.1, 0.3])
+    add_baselines(behind, -0.1, [-0.2, -0.05])
+    plain = written.run(tmp_path / "plain", alpha=0.5)
+    groups = written.groups(ahead, behind, plain)
+    table = report_page.result(groups, {})
+    assert column(table, "best baseline, % (runs)") == ["50.0 ± 0.0 (2)", "–"]
+    table = report_page.baselines(groups)
+    assert table[1:] == [
+        ["s0", "SVM <x>", "50.0", "[40.0, 60.0]", "+20.0 [+10.0, +30.0]"],
+        ["s0", "other", "40.0", "[30.0, 50.0]", ""],
+        ["s1", "SVM <x>", "50.0", "[40.0, 60.0]", "-10.0 [-20.0, -5.0]"],
+        ["s1", "other", "40.0", "[30.0, 50.0]", ""],
+    ]
+    text = report_page.page(groups, NOTHING)
+    assert "Baselines</h3>" in text and "SVM &lt;x&gt;" in text
+    # Only one of the two runs is told to try something.
+    (entry,) = report_page._problems(groups)[0]
+    assert entry["runs"] == ["s1"] and "--steps=60" in entry["finding"].turn
+    assert "is not ahead of the best baseline" in text
+
+
+def test_without_baselines_there_is_no_table(tmp_path):
+    groups = written.groups(written.run(tmp_path / "a"))
+    assert report_page.baselines(groups) is None
+    assert "Baselines</h3>" not in report_page.page(groups, NOTHING)
+    assert not [t for t in report_page.result(groups, {})[0] if "baseline" in t]

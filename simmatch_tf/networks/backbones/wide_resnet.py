@@ -35,7 +35,7 @@ class Flags(commandline.HyperParameters):
     )
 
 
-def _activate(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+def activate(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
     """BatchNorm and leaky ReLU."""
     # Imported here, for it imports TensorFlow.
     from simmatch_tf.networks import batch_norm
@@ -79,11 +79,11 @@ def _block(
 ) -> keras.KerasTensor:
     """BatchNorm, activation and convolution, twice, and the shortcut."""
     shortcut = x
-    x = _activate(x, f"{name}_bn1")
+    x = activate(x, f"{name}_bn1")
     if activate_shortcut:
         shortcut = x
     x = convolution(x, f"{name}_conv1", filters, 3, stride)
-    x = _activate(x, f"{name}_bn2")
+    x = activate(x, f"{name}_bn2")
     x = convolution(x, f"{name}_conv2", filters, 3)
     if shortcut.shape[-1] != filters:
         shortcut = convolution(shortcut, f"{name}_shortcut", filters, 1, stride)
@@ -142,6 +142,6 @@ def wide_resnet(
                 stride=2 if first and group else 1,
                 activate_shortcut=first and group == 0,
             )
-    x = _activate(x, "bn")
+    x = activate(x, "bn")
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(images, x, name=f"wrn_{depth}_{width}")

@@ -1,0 +1,384 @@
+"""Baselines: features, validation, what is too large, the file, the process."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from simmatch_tf.evaluation import baselines
+
+HANDMADE = "HOG, colours and thumbnail"
+
+
+def striped(count, *, side=32, channels=3, seed=0):
+    """Images of two classes, stripes across and down, with noise on them."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    stripes = np.where(np.arange(side) // 4 % 2, 200, 50)
+    images = np.empty([count, side, side, channels])
+    images[labels == 0] = stripes[:, None, None]
+    images[labels == 1] = stripes[None, :, None]
+    images += random.normal(0, 60, images.shape)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def task(**changes):
+    images, labels = striped(12)
+    scored_images, scored_labels = striped(30, seed=1)
+    arrays = {
+        "images": images,
+        "labels": labels,
+        "scored_images": scored_images,
+        "scored_labels": scored_labels,
+        "remark": "",
+    }
+    return arrays | changes
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: threads would wait for each other on so few numbers."""
+    with threadpoolctl.threadpool_limits(1):
+        yield
+
+
+# -------------------------------------------------------------- features ---
+
+
+def test_handmade_features_by_hand():
+    image = np.zeros([32, 32, 3], np.uint8)
+    image[:16] = [255, 64, 0]  # colour 3·16 + 1·4 + 0 of 64
+    (row,) = baselines.handmade(image[None])
+    gradients, colors, thumbnail = np.split(row, [324, 388])
+    assert thumbnail.shape == (192,)
+    assert colors[52] == colors[0] == pytest.approx(np.sqrt(0.5))
+    assert np.count_nonzero(colors) == 2
+    squares = thumbnail.reshape(8, 8, 3)
+    np.testing.assert_allclose(squares[0, 0], [1, 64 / 255, 0], atol=1e-6)
+    assert not squares[4:].any()
+    # Nothing changes across: all of each cell's gradients point down, in the
+    # bin around 90° of the nine, and those of one image only at the edge.
+    bins = gradients.reshape(3, 3, 2, 2, 9)
+    assert bins[..., 4].any() and not np.delete(bins, 4, axis=-1).any()
+
+
+def test_grey_images_have_64_grey_levels():
+    image = np.full([1, 32, 32, 1], 130, np.uint8)
+    (row,) = baselines.handmade(image)
+    assert row.shape == (324 + 64 + 64,)
+    assert row[324:388].argmax() == 130 // 4 and row[324:388].sum() == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (64, 48, 3), (32, 64, 3)])
+def test_images_of_other_sizes_are_resized(shape):
+    images = np.full([2, *shape], 100, np.uint8)
+    rows = baselines.handmade(images)
+    assert rows.shape == (2, 324 + 64 + 64 * shape[-1])
+    np.testing.assert_allclose(rows[:, 388:], 100 / 255, atol=1e-6)
+
+
+def test_features_are_standardized_by_the_labeled_images_and_cut_off():
+    train = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0 + 1e-6]])
+    scored = np.array([[1.0, 6.0, 50.0]])
+    standardized, other = baselines._standardized(train, scored)
+    np.testing.assert_allclose(standardized, [[-1, 0, -1], [1, 0, 1]])
+    np.testing.assert_allclose(other, [[0, 1, 5]])
+
+
+# ------------------------------------------------------------ validation ---
+
+
+def test_folds_have_their_share_of_each_class():
+    labels = np.repeat([0, 1, 2, 3], [10, 5, 2, 1])
+    fold = baselines.folds(labels)
+    counts = [np.bincount(fold[labels == c], minlength=5) for c in range(3)]
+    assert counts[0].tolist() == [2] * 5 and counts[1].tolist() == [1] * 5
+    assert sorted(counts[2].tolist()) == [0, 0, 0, 1, 1]
+    # The only image of its class is never held out.
+    assert fold[labels == 3] == [-1]
+
+
+def test_no_more_folds_than_the_largest_class_has_images():
+    assert set(baselines.folds(np.repeat([0, 1], 3))) == {0, 1, 2}
+    assert set(baselines.folds(np.arange(4))) == {-1}
+
+
+def test_folds_are_of_one_size_where_classes_are_small():
+    # Twenty classes of four: no fold of five is left out or twice as large.
+    sizes = np.bincount(baselines.folds(np.repeat(np.arange(20), 4)))
+    assert sizes.tolist() == [20, 20, 20, 20]
+    sizes = np.bincount(
+        baselines.folds(np.repeat(np.arange(20), [4] * 19 + [9]))
+    )
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_setting_is_that_of_fewest_errors_on_held_out_labels():
+    from sklearn import linear_model
+
+    random = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    # One feature tells the class, 39 are noise: only strong regularization
+    # keeps the regression from fitting the noise.
+    rows = random.normal(size=[60, 40])
+    rows[:, 0] += 3 * labels
+    x, y, splits = baselines._validation(rows, labels)
+    hits = {}
+    for strength in baselines._REGRESSIONS:
+        model = linear_model.LogisticRegression(
+            C=strength / 40, max_iter=1000, tol=1e-3
+        )
+        hits[strength] = sum(
+            np.sum(model.fit(x[a], y[a]).predict(x[b]) == y[b])
+            for a, b in splits
+        )
+    best = max(hits, key=hits.get)
+    assert len(set(hits.values())) > 1
+    model = linear_model.LogisticRegression(
+        C=best / 40, max_iter=1000, tol=1e-3
+    )
+    scored = random.normal(size=[50, 40])
+    np.testing.assert_array_equal(
+        baselines.logistic_regression(rows, labels, scored),
+        model.fit(rows, labels).predict(scored),
+    )
+
+
+def test_the_machine_is_scikit_learn_s_with_a_gaussian_kernel(monkeypatch):
+    from sklearn import svm
+
+    random = np.random.default_rng(0)
+    rows, scored = random.normal(size=[40, 6]), random.normal(size=[25, 6])
+    labels = (rows[:, 0] + rows[:, 1] ** 2 > 0.5).astype(int) + 3
+    monkeypatch.setattr(baselines, "_WIDTHS", (0.5,))
+    monkeypatch.setattr(baselines, "_STRENGTHS", (3.0,))
+    monkeypatch.setattr(baselines, "_ROWS", 10)  # in three parts
+    np.testing.assert_array_equal(
+        baselines.support_vector_machine(rows, labels, scored),
+        svm.SVC(C=3.0, gamma=0.5 / 6).fit(rows, labels).predict(scored),
+    )
+
+
+def test_one_image_a_class_is_enough():
+    images, labels = striped(2)
+    for each in baselines.measure(task(images=images, labels=labels)):
+        assert each.top1 > 0.8
+
+
+# --------------------------------------------------------------- measure ---
+
+
+def test_baselines_are_right_where_the_task_is_easy():
+    measured = baselines.measure(task())
+    assert [each.name for each in measured] == [
+        f"SVM on {HANDMADE}",
+        f"logistic regression on {HANDMADE}",
+    ]
+    for each in measured:
+        assert each.right.shape == (30,) and each.top1 > 0.9
+        summary = each.summary()
+        low, high = summary["interval"]
+        assert 0 <= low <= each.top1 == summary["top1"] <= high <= 1
+        json.dumps(summary)
+
+
+def test_baselines_depend_on_labels_and_images_alone():
+    one, other = baselines.measure(task()), baselines.measure(task())
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.right, b.right)
+    _, labels = striped(12)
+    wrong = baselines.measure(task(labels=1 - labels))
+    assert all(each.top1 < 0.1 for each in wrong)
+
+
+def test_first_weights_have_baselines_of_their_own():
+    labels = task()["labels"]
+    noise = np.random.default_rng(0).normal(size=[30, 4]).astype(np.float32)
+    features = np.eye(4, dtype=np.float32)[labels]
+    measured = baselines.measure(task(features=features, scored_features=noise))
+    names = [each.name for each in measured]
+    assert names[2:] == [
+        "SVM on features of the first weights",
+        "logistic regression on features of the first weights",
+    ]
+    assert measured[0].top1 > 0.9 > measured[2].top1
+
+
+def test_names_say_which_images_were_chosen():
+    measured = baselines.measure(task(remark="12 of 90 labels"))
+    assert measured[0].name == f"SVM on {HANDMADE} (12 of 90 labels)"
+
+
+# ------------------------------------------------------- what is too large ---
+
+
+def test_all_images_are_chosen_up_to_a_number():
+    choice = baselines.choose(np.zeros(5_000, int), 10_000)
+    assert len(choice.labeled) == 5_000 and len(choice.scored) == 10_000
+    assert choice.remark == ""
+
+
+def test_too_many_images_are_chosen_from_by_class():
+    labels = np.random.default_rng(0).permutation(
+        np.repeat([0, 1, 2], [40_000, 9_999, 1])
+    )
+    choice = baselines.choose(labels, 60_000)
+    counts = np.bincount(labels[choice.labeled])
+    assert counts[2] == 1 and abs(counts[1] - 1_000) <= 1
+    assert 5_000 <= len(choice.labeled) <= 5_002
+    assert len(np.unique(choice.scored)) == 10_000
+    assert choice.scored.max() > 59_000
+    assert choice.remark == (
+        f"{len(choice.labeled):,} of 50,000 labels; 10,000 of 60,000 images"
+    )
+    again = baselines.choose(labels, 60_000)
+    np.testing.assert_array_equal(choice.labeled, again.labeled)
+    np.testing.assert_array_equal(choice.scored, again.scored)
+
+
+def test_what_has_no_baselines():
+    assert baselines.left_out(np.array([0, 1]), 2) is None
+    assert "one class" in baselines.left_out(np.array([1, 1]), 2)
+    reason = baselines.left_out(np.arange(1_000), 1_000)
+    assert "1,000 classes" in reason and "200" in reason
+
+
+# ------------------------------------------------------------------ file ---
+
+
+def test_file_gives_back_what_was_measured(tmp_path):
+    path = tmp_path / "baselines.json"
+    right = np.array([True, False, True])
+    baselines.write(path, "abc", [baselines.Baseline("SVM", right)])
+    (each,) = baselines.read(path, "abc")
+    assert each.name == "SVM" and each.right.dtype == bool
+    np.testing.assert_array_equal(each.right, right)
+    assert baselines.read(path, "abd") is None  # of other images
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"key": "k", "baselines": []}',
+        '{"key": "k", "baselines": [{"name": "a", "right": ""}]}',
+        '{"key": "k", "baselines": [{"name": "a", "right": "012"}]}',
+        '{"key": "k", "baselines": [{"name": "a", "right": 5}]}',
+        '{"key": "k", "baselines": [{"name": "a", "right": "01"}, '
+        '{"name": "b", "right": "011"}]}',
+    ],
+)
+def test_damaged_file_is_no_file(tmp_path, text):
+    path = tmp_path / "baselines.json"
+    if text is not None:
+        path.write_text(text)
+    assert baselines.read(path, "k") is None
+
+
+def test_key_changes_with_each_part():
+    keys = [
+        baselines.key("a", "b"),
+        baselines.key("a", "c"),
+        baselines.key("ab"),
+        baselines.key("b", "a"),
+    ]
+    assert len(set(keys)) == 4 and keys[0] == baselines.key("a", "b")
+
+
+# --------------------------------------------------------------- process ---
+
+
+def start(tmp_path, arrays, *words, parent=None):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    path = tmp_path / "task.npz"
+    path.write_bytes(content.getvalue())
+    command = [
+        *(sys.executable, "-m", "simmatch_tf.evaluation.baselines"),
+        f"--output={tmp_path / 'baselines.json'}",
+        f"--parent={parent or os.getpid()}",
+        *words,
+    ]
+    with path.open("rb") as file:
+        return subprocess.run(
+            command, stdin=file, capture_output=True, text=True
+        )
+
+
+@pytest.mark.slow
+def test_process_writes_what_measure_returns(tmp_path):
+    cache = tmp_path / "cache" / "k.json"
+    ended = start(tmp_path, task(), "--key=k", f"--cache={cache}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    wanted = baselines.measure(task())
+    for path in (tmp_path / "baselines.json", cache):
+        for one, other in zip(baselines.read(path, "k"), wanted, strict=True):
+            assert one.name == other.name
+            np.testing.assert_array_equal(one.right, other.right)
+
+
+def test_process_takes_what_another_run_has_measured(tmp_path, monkeypatch):
+    cache = tmp_path / "k.json"
+    baselines.write(
+        cache, "k", [baselines.Baseline("SVM", np.array([True, False]))]
+    )
+    monkeypatch.setattr(os, "nice", lambda steps: None)
+    monkeypatch.setattr(baselines, "_end_with", lambda parent: None)
+    words = ["--key=k", f"--cache={cache}", "--parent=1"]
+    output = tmp_path / "baselines.json"
+    # Nothing to read: it would fail if it measured.
+    baselines.main([*words, f"--output={output}"], io.BytesIO())
+    assert baselines.read(output, "k")[0].name == "SVM"
+    # Of other images it has to measure.
+    words[0] = "--key=other"
+    with pytest.raises(EOFError):
+        baselines.main([*words, f"--output={output}"], io.BytesIO())
+
+
+def test_process_measures_where_no_cache_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(os, "nice", lambda steps: None)
+    monkeypatch.setattr(baselines, "_end_with", lambda parent: None)
+    content = io.BytesIO()
+    np.savez(content, **task())
+    content.seek(0)
+    output = tmp_path / "baselines.json"
+    cache = tmp_path / "file" / "k.json"
+    baselines.main(
+        ["--key=k", f"--cache={cache}", "--parent=1", f"--output={output}"],
+        content,
+    )
+    assert len(baselines.read(output, "k")) == 2
+
+
+def test_process_of_a_run_that_has_ended_stops(tmp_path):
+    ended = start(tmp_path, task(), "--key=k", parent=1)
+    assert ended.returncode == 1 and ended.stderr == "the run has ended\n"
+    assert not (tmp_path / "baselines.json").exists()
+
+
+@pytest.mark.slow
+def test_process_says_why_it_failed(tmp_path):
+    (tmp_path / "baselines.json").mkdir()
+    ended = start(tmp_path, task(), "--key=k")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    assert "cannot be written" in ended.stderr
+
+
+def test_nothing_here_imports_tensorflow():
+    code = (
+        "import sys; from simmatch_tf.evaluation import baselines; "
+        "assert not {'tensorflow', 'keras', 'sklearn', 'skimage'} & "
+        "sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,391 @@
+"""The baselines beside a run: their process, what is shared, what fails."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import simmatch_tf
+from simmatch_tf import signals
+from simmatch_tf.data import fingerprint, splits
+from simmatch_tf.data.sources import digits
+from simmatch_tf.evaluation import baselines
+from simmatch_tf.training import baseline_process, inputs
+from simmatch_tf.training import workdir as workdir_lib
+from tests import runs
+from tests.training import test_loop
+
+NAMES = [
+    "SVM on HOG, grey levels and thumbnail",
+    "logistic regression on HOG, grey levels and thumbnail",
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of each test's own: no test knows what another has measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "simmatch_tf"
+
+
+def draw(source, seed=0):
+    return splits.draw(
+        source,
+        labels=20,
+        label_fraction=None,
+        validation_fraction=0.0,
+        unlabeled_includes_labeled=True,
+        split_seed=seed,
+    )
+
+
+def make(folder, *, source=None, split=None, **changes):
+    """Baselines of a small run on digits in a folder."""
+    folder.mkdir(exist_ok=True)
+    config = runs.config(folder, **{"baselines": True, **changes})
+    source = source or digits.load(8)
+    split = split or draw(source)
+    return baseline_process.Baselines(
+        config,
+        workdir_lib.Workdir(folder),
+        source,
+        split,
+        inputs.scored_images(source, split.validation),
+    )
+
+
+def known(count=397):
+    return [
+        baselines.Baseline(name, np.arange(count) % 4 < number)
+        for number, name in enumerate(NAMES, 2)
+    ]
+
+
+def script(tmp_path, text):
+    """A program to be started in place of Python."""
+    path = tmp_path / "program"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def same(one, other):
+    assert [each.name for each in one] == [each.name for each in other]
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.right, b.right)
+
+
+# ---------------------------------------------------- what is known already ---
+
+
+def test_known_baselines_are_not_measured_again(tmp_path, monkeypatch):
+    first = make(tmp_path / "run")
+    assert first.missing()
+    baselines.write(tmp_path / "run" / "baselines.json", first._key, known())
+    again = make(tmp_path / "run")
+    assert not again.missing()
+    same(again.measured, known())
+    # Of other labels they are not these.
+    other = draw(digits.load(8), seed=1)
+    assert make(tmp_path / "run", split=other).missing()
+
+
+def test_runs_share_baselines_through_the_cache(tmp_path, cache):
+    one, other = make(tmp_path / "a"), make(tmp_path / "b", seed=5, steps=9)
+    assert one.missing() and other.missing()
+    cache.mkdir(parents=True)
+    path = cache / f"baselines-{one._key}.json"
+    baselines.write(path, one._key, known())
+    assert not other.missing()
+    same(other.measured, known())
+    assert (tmp_path / "b" / "baselines.json").read_text() == path.read_text()
+
+
+def test_nothing_is_read_without_them(tmp_path):
+    assert not make(tmp_path, baselines=False).missing()
+
+
+def test_key_is_of_images_labels_and_first_weights(tmp_path):
+    source = digits.load(8)
+    split = draw(source)
+    keys = [make(tmp_path)._key]
+
+    def changed(part, **values):
+        images = dataclasses.replace(getattr(source, part), **values)
+        return dataclasses.replace(source, **{part: images})
+
+    pixels = source.train.images.copy()
+    pixels[split.unlabeled[0]] ^= 1
+    keys.append(make(tmp_path, source=changed("train", images=pixels))._key)
+    labels = source.test.labels.copy()
+    labels[0] = 9 - labels[0]
+    keys.append(make(tmp_path, source=changed("test", labels=labels))._key)
+    turned = dataclasses.replace(split, labeled=split.labeled[::-1])
+    keys.append(make(tmp_path, split=turned)._key)
+    for digest in "ab":
+        fingerprint.Fingerprint({"--init_from": (1, 1, digest)}).write(
+            tmp_path / "data.json"
+        )
+        keys.append(make(tmp_path, init_from="x")._key)
+    assert len(set(keys)) == len(keys)
+    # What trains otherwise has the same baselines.
+    assert make(tmp_path, seed=3, steps=50, batch_size=4)._key == keys[0]
+
+
+# ------------------------------------------------------------- the process ---
+
+
+@pytest.mark.slow
+def test_process_measures_what_the_arrays_say(tmp_path, cache):
+    process = make(tmp_path / "run")
+    assert process.missing()
+    process.start()
+    process.wait(signals.Request())
+    source = digits.load(8)
+    labeled = draw(source).labeled
+    wanted = baselines.measure(
+        {
+            "images": source.train.images[labeled],
+            "labels": source.train.labels[labeled],
+            "scored_images": source.test.images,
+            "scored_labels": source.test.labels,
+            "remark": "",
+        }
+    )
+    same(process.measured, wanted)
+    assert process.news().startswith(
+        f"baselines on 397 test images: {NAMES[0]}"
+    )
+    assert process.news() is None
+    # Nothing else is left in the folder, and the next run has them.
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["baselines.json"]
+    assert not make(tmp_path / "other").missing()
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_measure_once(tmp_path, cache):
+    one, other = make(tmp_path / "a"), make(tmp_path / "b")
+    for each in (one, other):
+        each.missing()
+        each.start()
+    for each in (one, other):
+        each.wait(signals.Request())
+    same(one.measured, other.measured)
+    written = (cache / f"baselines-{one._key}.json").stat().st_mtime_ns
+    for name in "ab":
+        path = tmp_path / name / "baselines.json"
+        assert path.stat().st_mtime_ns >= written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("echo oh >&2; echo no: full >&2; exit 1", "process failed: no: full"),
+        ("exit 3", "process failed: it ended with status 3"),
+        ("kill -9 $$", "killed by SIGKILL (out of memory?)"),
+        ("exit 0", "baselines.json is damaged or missing"),
+        (None, "cannot be started"),
+    ],
+)
+def test_failure_is_a_warning_with_its_reason(
+    tmp_path, monkeypatch, capsys, text, message
+):
+    program = "/nowhere/python" if text is None else script(tmp_path, text)
+    monkeypatch.setattr(sys, "executable", program)
+    process = make(tmp_path / "run")
+    assert process.missing()
+    process.start()
+    process.wait(signals.Request())
+    warning = capsys.readouterr().err
+    assert "Warning: there are no baselines" in warning and message in warning
+    outcome = process.outcome(np.ones(397, bool))
+    assert (outcome.baselines, outcome.lead) == ([], None)
+    assert process.news() is None
+    process.close()
+
+
+def test_what_takes_too_long_is_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "exec sleep 60"))
+    monkeypatch.setattr(baseline_process, "PATIENCE_SECONDS", 0)
+    process = make(tmp_path / "run")
+    process.missing()
+    process.start()
+    child = process._process
+    process.wait(signals.Request())
+    assert child.returncode == -signal.SIGKILL
+    shown = capsys.readouterr().err
+    assert "waiting for the baselines" in shown
+    assert "not ready 0 s after the last step" in shown
+
+
+def test_signal_ends_the_wait_and_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "exec sleep 60"))
+    process = make(tmp_path / "run")
+    process.missing()
+    process.start()
+    child, request = process._process, signals.Request()
+    request.signal = "SIGTERM"
+    with pytest.raises(signals.Interrupted, match="--nobaselines"):
+        process.wait(request)
+    process.close()
+    assert child.returncode == -signal.SIGKILL
+    process.close()  # as often as one likes
+
+
+@pytest.mark.slow
+def test_process_ends_when_the_run_is_killed(tmp_path):
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
+import pathlib
+from simmatch_tf.evaluation import baselines
+from tests.training import test_baseline_process
+process = test_baseline_process.make(pathlib.Path({str(tmp_path)!r}) / "run")
+process.missing()
+process.start()
+print(process._process.pid, flush=True)
+time.sleep(60)
+"""
+    # Stopped before it can end by itself.
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        child = int(parent.stdout.readline())
+        time.sleep(0.3)
+        parent.kill()
+    for _ in range(100):
+        if not pathlib.Path(f"/proc/{child}").exists():
+            break
+        state = pathlib.Path(f"/proc/{child}/stat").read_text().split()[2]
+        if state == "Z":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail(f"process {child} lives on")
+    assert not (tmp_path / "run" / "baselines.json").exists()
+
+
+# ------------------------------------------------------------- the outcome ---
+
+
+def test_lead_is_over_the_best_of_them_image_by_image(tmp_path):
+    process = make(tmp_path)
+    process.measured = known()
+    right = np.arange(397) % 4 < 3
+    right[:20] = True
+    outcome = process.outcome(right)
+    assert [each["name"] for each in outcome.baselines] == NAMES
+    assert outcome.lead["over"] == NAMES[1] and outcome.lead["images"] == 397
+    assert outcome.lead["top1"] == pytest.approx(5 / 397)
+    low, high = outcome.lead["interval"]
+    assert 0 < low < 5 / 397 < high
+    json.dumps(dataclasses.asdict(outcome))
+
+
+def test_lead_is_on_the_chosen_images_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_SCORED", 40)
+    process = make(tmp_path)
+    assert process.scored.shape == (40,)
+    assert process.choice.remark == "40 of 397 images"
+    process.measured = known(40)
+    right = np.zeros(397, bool)
+    right[process.scored] = process.measured[1].right
+    lead = process.outcome(right).lead
+    assert lead["images"] == 40 and lead["top1"] == 0
+
+
+def test_too_many_classes_leave_them_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_CLASSES", 9)
+    process = make(tmp_path)
+    assert not process.missing() and "10 classes" in process.left_out
+
+
+# -------------------------------------------------------------- whole runs ---
+
+
+def assert_same_tensors(*folders):
+    one, other = (test_loop.tensors(folder, 6) for folder in folders)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_with_and_without(tmp_path):
+    result = runs.fit(tmp_path / "with", baselines=True)
+    runs.fit(tmp_path / "without")
+    assert_same_tensors(tmp_path / "with", tmp_path / "without")
+    one, other = (
+        json.loads((tmp_path / name / "results.json").read_text())
+        for name in ("with", "without")
+    )
+    assert [each["name"] for each in one.pop("baselines")] == NAMES
+    assert other.pop("baselines") == [] and other.pop("lead") is None
+    lead = one.pop("lead")
+    assert one == other
+    best = max(each["top1"] for each in result.baselines)
+    assert lead["top1"] == pytest.approx(result.top1 - best)
+
+
+@pytest.mark.slow
+def test_resumed_run_has_the_same_baselines(tmp_path, monkeypatch):
+    runs.fit(tmp_path / "whole", baselines=True)
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+    runs.fit(tmp_path / "resumed", baselines=True, checkpoint_every=2)
+    for name in ("results.json", "model.keras"):
+        (tmp_path / "resumed" / name).unlink()
+    for path in (tmp_path / "resumed" / "checkpoints").glob("*_00000006*"):
+        path.unlink()
+    # They are known: no process is started.
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    runs.fit(tmp_path / "resumed", baselines=True)
+    assert runs.began_after(tmp_path / "resumed") == 4
+    test_loop.assert_same_run(tmp_path / "whole", tmp_path / "resumed", 6)
+
+
+@pytest.mark.slow
+def test_run_keeps_its_result_if_they_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "kill -9 $$"))
+    result = runs.fit(tmp_path / "run", baselines=True)
+    assert (result.baselines, result.lead) == ([], None)
+    assert "killed by SIGKILL" in capsys.readouterr().err
+    assert simmatch_tf.load(tmp_path / "run") is not None
+
+
+@pytest.mark.slow
+def test_first_weights_have_baselines_that_a_resumed_run_measures_again(
+    tmp_path,
+):
+    runs.fit(tmp_path / "first", steps=4)
+    flags = {"baselines": True, "init_from": str(tmp_path / "first")}
+    whole = runs.fit(tmp_path / "whole", **flags)
+    runs.fit(tmp_path / "none", **{**flags, "baselines": False})
+    assert_same_tensors(tmp_path / "whole", tmp_path / "none")
+    names = [each["name"] for each in whole.baselines]
+    assert names == [
+        *NAMES,
+        "SVM on features of the first weights",
+        "logistic regression on features of the first weights",
+    ]
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for name in ("results.json", "model.keras", "baselines.json"):
+        (tmp_path / "resumed" / name).unlink()
+    for path in (tmp_path / "resumed" / "checkpoints").glob("*_00000006*"):
+        path.unlink()
+    shutil.copytree(tmp_path / "resumed", tmp_path / "without")
+    runs.fit(tmp_path / "resumed", **flags)
+    test_loop.assert_same_run(tmp_path / "whole", tmp_path / "resumed", 6)
+    # The weights are gone: the others are measured all the same.
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+    shutil.rmtree(tmp_path / "first")
+    result = runs.fit(tmp_path / "without", **flags)
+    assert [each["name"] for each in result.baselines] == NAMES
