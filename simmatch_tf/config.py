@@ -33,6 +33,7 @@ SUBSETS = {
 # Flags that name files and folders.
 PATHS = (
     "data_dir",
+    "labels_csv",
     "tfds_dir",
     "tfds_manual_dir",
     "labeled_list",
@@ -141,8 +142,13 @@ class Config(commandline.Flags):
     )
     data_dir: str | None = operational(
         None,
-        "Folder of your own images, for --dataset=folder: labeled/CLASS/*, "
-        "unlabeled/** and, optionally, test/CLASS/*.",
+        "Folder of your own images, for --dataset=folder: labeled/CLASS/* and "
+        "unlabeled/**, train/CLASS/*, or any folders with --labels_csv.",
+    )
+    labels_csv: str | None = operational(
+        None,
+        "CSV file with columns file and class, for images in --data_dir. "
+        "Those that it does not name are unlabeled.",
     )
     tfds_dir: str | None = rare_operational(
         None,
@@ -188,7 +194,7 @@ class Config(commandline.Flags):
         0.0,
         "Share of the labeled images of each class (at least one image) set "
         "aside to choose the best step, and to measure the accuracy of a "
-        "dataset without test images.",
+        "dataset without test images. With val/ beside test/, val/ is used.",
         low=0,
         high=0.9,
     )
@@ -719,6 +725,11 @@ class Config(commandline.Flags):
                     f"--{name}={value!r}: names no folder; leave it out for "
                     "the default"
                 )
+        if self.labels_csv is not None and not self.labels_csv.strip():
+            raise InputError(
+                f"--labels_csv={self.labels_csv!r}: names no file; leave it "
+                "out if folders name the classes"
+            )
         self._check_backbone()
         self._check_data()
         self._check_labels()
@@ -738,6 +749,11 @@ class Config(commandline.Flags):
                 f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
                 f"{_with_fact('needs_data_dir')}, and only that, needs "
                 "--data_dir"
+            )
+        if self.labels_csv is not None and not facts.get("reads_labels_csv"):
+            raise InputError(
+                f"--labels_csv={self.labels_csv}: is for "
+                f"{_with_fact('reads_labels_csv')}, not {self.dataset}"
             )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(
@@ -971,15 +987,23 @@ class Config(commandline.Flags):
         value = getattr(self, "class_prior", CLASS_PRIORS[0])
         return None if value in CLASS_PRIORS else value
 
+    def labeled_by(self) -> str | None:
+        """Returns the flag that chooses the labeled images, with its value.
+
+        None where all images of a known class are labeled.
+        """
+        given = ((name, getattr(self, name)) for name in _SPLITS)
+        words = [f"--{name}={value}" for name, value in given if value]
+        return words[0] if words else None
+
     def needs_unlabeled_folder(self) -> bool:
-        """Returns whether --data_dir must have images in unlabeled/.
+        """Returns whether --data_dir must have images without a class.
 
         It need not if nothing is learned from them, nor if flags label only a
-        part of labeled/, as the rest is unlabeled then.
+        part of those with a class, as the rest is unlabeled then.
         """
-        all_labeled = all(getattr(self, name) is None for name in _SPLITS)
         entry, _ = registry.algorithms.find(self.algorithm)
-        return bool(entry.value.unlabeled_views) and all_labeled
+        return bool(entry.value.unlabeled_views) and self.labeled_by() is None
 
     def absolute(self) -> Self:
         """Returns the same flags with absolute paths, valid in any folder.
@@ -1013,13 +1037,23 @@ class Config(commandline.Flags):
     def moved(self, data_dir: str | None, tfds_dir: str | None) -> Self:
         """Returns the run's flags with the folders of its images replaced.
 
+        A table of labels in the old --data_dir is looked for in the new one.
+
         Args:
             data_dir: The new --data_dir; None keeps it.
             tfds_dir: The new --tfds_dir; None keeps it.
         """
+        labels_csv = self.labels_csv
+        if data_dir and labels_csv and self.data_dir:
+            old = os.path.abspath(io.expand(self.data_dir))
+            path = os.path.abspath(io.expand(labels_csv))
+            if path.startswith(os.path.join(old, "")):
+                place = os.path.relpath(path, old)
+                labels_csv = os.path.join(io.expand(data_dir), place)
         return dataclasses.replace(
             self,
             data_dir=data_dir or self.data_dir,
+            labels_csv=labels_csv,
             tfds_dir=tfds_dir or self.tfds_dir,
         )
 

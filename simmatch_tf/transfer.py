@@ -13,7 +13,8 @@ from typing import ClassVar, NamedTuple
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry, signals, terminal
-from simmatch_tf.data.sources import folder, tfds
+from simmatch_tf.data import layout
+from simmatch_tf.data.sources import tfds
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
@@ -102,8 +103,15 @@ class TransferConfig(config_lib.Plugins):
     )
     data_dir: str | None = flag(
         None,
-        "For the dataset `folder`: a folder with labeled/CLASS/* and "
-        "test/CLASS/*.",
+        "For the dataset `folder`: a folder with labeled/CLASS/* or "
+        "train/CLASS/*, and test/CLASS/* or val/CLASS/*; or images in any "
+        "folders, with --labels_csv.",
+    )
+    labels_csv: str | None = flag(
+        None,
+        "For the dataset `folder`: CSV file with the columns file, class and "
+        "part, as for train.",
+        rare=True,
     )
     tfds_dir: str | None = flag(
         None,
@@ -305,6 +313,7 @@ class TransferConfig(config_lib.Plugins):
                 "folder, and only that, needs --data_dir=DIR"
             )
         for name, read in (
+            ("labels_csv", "reads_labels_csv" in known),
             ("on_bad_image", "skips_bad_images" in known),
             ("tfds_dir", "is_prepared" in known),
             ("tfds_manual_dir", "is_prepared" in known),
@@ -316,7 +325,9 @@ class TransferConfig(config_lib.Plugins):
                     f"{self.datasets}"
                 )
         if "folder" in names:
-            images = folder.Listing(self.data_dir, unlabeled=False)
+            images = layout.Listing(
+                self.data_dir, self.labels_csv, unlabeled=False
+            )
             images.check(need_unlabeled=False)
         preflight.check_folder("tfds_manual_dir", self.tfds_manual_dir)
 

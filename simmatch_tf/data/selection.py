@@ -8,7 +8,7 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from simmatch_tf import io, terminal
 from simmatch_tf.flags.errors import InputError
@@ -63,11 +63,12 @@ class Walker:
         self.left_out: list[str] = []
         self.systems: collections.Counter = collections.Counter()
 
-    def images(self, top: str = "") -> list[str]:
+    def images(self, top: str = "", skip: Container[str] = ()) -> list[str]:
         """Returns the images in a folder and below it, in no set order.
 
         Args:
             top: Path of the folder from the walker's; it need not exist.
+            skip: Paths of folders that are left out, with all in them.
 
         Returns:
             Their paths from the walker's folder.
@@ -75,9 +76,12 @@ class Walker:
         Raises:
             InputError: A folder cannot be read, or a link leads nowhere.
         """
-        return [name for folder in self.folders(top) for name in folder[1]]
+        folders = self.folders(top, skip)
+        return [name for _, images in folders for name in images]
 
-    def folders(self, top: str = "") -> Iterator[tuple[str, list[str]]]:
+    def folders(
+        self, top: str = "", skip: Container[str] = ()
+    ) -> Iterator[tuple[str, list[str]]]:
         """Yields each folder and the images in it; see `images`."""
         visited = set()
         # Links wait until all real folders are done: a folder that can be
@@ -99,7 +103,8 @@ class Walker:
             inside, images = self.list(path)
             yield path, images
             for name, is_link in sorted(inside):
-                (links if is_link else folders).append(name)
+                if name not in skip:
+                    (links if is_link else folders).append(name)
 
     def list(self, path: str) -> tuple[list[tuple[str, bool]], list[str]]:
         """Lists a folder.

@@ -66,7 +66,8 @@ def draw(
         split_seed: Random seed.
         validation_fraction: Share of the labeled images of each class, at
             least one, that is set aside: in neither the labeled nor the
-            unlabeled set. Unlabeled files of the same content are left out.
+            unlabeled set. Unlabeled files of the same content are left out. A
+            dataset that has such images itself sets only these aside.
         unlabeled_includes_labeled: Whether labeled images are unlabeled ones
             as well.
 
@@ -74,7 +75,10 @@ def draw(
         InputError: There are not enough images, or none would be left.
     """
     all_labels = source.train.labels
-    candidates = np.arange(len(all_labels)) if listed is None else listed
+    candidates = _not_aside(source, listed)
+    aside = np.asarray(source.set_aside, np.int64)
+    if aside.size:
+        validation_fraction = 0
     # By class, then by index: the images of a class are neighbours.
     order = candidates[np.argsort(all_labels[candidates], kind="stable")]
     ends = np.searchsorted(
@@ -100,11 +104,41 @@ def draw(
             )
         labeled.append(np.sort(pool[: count - held]))
         validation.append(np.sort(pool[count - held : count]))
-    labeled, validation = np.concatenate(labeled), np.concatenate(validation)
+    labeled = np.concatenate(labeled)
+    validation = np.concatenate([*validation, aside])
     unlabeled = _unlabeled(
         source, labeled, validation, unlabeled_includes_labeled
     )
     return Split(labeled, validation, unlabeled)
+
+
+def _not_aside(
+    source: source_lib.Source, listed: np.ndarray | None
+) -> np.ndarray:
+    """Returns the images of which some are labeled, without those set aside.
+
+    Args:
+        source: The dataset.
+        listed: See `draw`.
+
+    Raises:
+        InputError: Such an image is listed.
+    """
+    aside = np.asarray(source.set_aside, np.int64)
+    if listed is None:
+        mask = np.ones(len(source.train), bool)
+        mask[aside] = False
+        return np.flatnonzero(mask)
+    both = np.intersect1d(listed, aside)
+    if both.size:
+        index = int(both[0])
+        name = source.train.names and source.train.names[index]
+        raise InputError(
+            f"{name or f'image {index}'}: is listed as labeled, but is one of "
+            f"the validation images of {source.name}, which choose the best "
+            "step; leave it out of the list"
+        )
+    return listed
 
 
 def _unlabeled(

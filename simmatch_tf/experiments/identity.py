@@ -8,8 +8,7 @@ import hashlib
 import pathlib
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import fingerprint
-from simmatch_tf.data.sources import folder
+from simmatch_tf.data import fingerprint, layout
 
 
 def flags(config: config_lib.Config) -> list[str]:
@@ -17,8 +16,8 @@ def flags(config: config_lib.Config) -> list[str]:
     operational = {
         name for name, each in config.fields().items() if each.operational
     }
-    if config.data_dir is not None:
-        operational.remove("data_dir")
+    # Only these say which images are trained on.
+    operational -= {"data_dir", "labels_csv"}
     text = config.absolute().to_flagfile(without=operational)
     return text.split("\n")[:-1]
 
@@ -64,9 +63,9 @@ def data(
             those that exist now.
 
     Returns:
-        A digest of the names and sizes in --data_dir, and of the contents of a
-        list, of first weights and of plugins. None if no flag names files, or
-        they are not known.
+        A digest of the names and sizes in --data_dir, of the classes in
+        --labels_csv, and of the contents of a list, of first weights and of
+        plugins. None if no flag names files, or they are not known.
     """
     try:
         if data_json is not None:
@@ -74,7 +73,9 @@ def data(
         else:
             files = fingerprint.of_flags(config).files
             if config.data_dir is not None:
-                files = {**_in_folder(config.absolute().data_dir), **files}
+                place = config.absolute()
+                images = _in_folder(place.data_dir, place.labels_csv)
+                files = {**images, **files}
     except (OSError, ValueError):
         return None  # missing files: the runs that need them say so
     if config.data_dir is None:
@@ -83,6 +84,6 @@ def data(
 
 
 @functools.cache
-def _in_folder(path: str) -> fingerprint.Files:
+def _in_folder(path: str, labels_csv: str | None) -> fingerprint.Files:
     """Lists the files of a folder, once for all cells of a plan."""
-    return folder.Listing(path).fingerprint().files
+    return layout.Listing(path, labels_csv).fingerprint().files

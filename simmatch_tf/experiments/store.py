@@ -129,7 +129,8 @@ class Store:
         if None not in (data, finished.data) and data != finished.data:
             raise InputError(
                 f"{path}: is of other data: files of --data_dir, "
-                "--labeled_list, --split_file, --class_prior, --init_from or "
+                "--labels_csv, --labeled_list, --split_file, --class_prior, "
+                "--init_from or "
                 "--plugin were added, removed or changed since; delete it to "
                 "run it again"
             )

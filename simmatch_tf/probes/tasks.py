@@ -115,6 +115,9 @@ def load(name: str, flags: Any) -> Task:
         label_fraction=1.0,
         steps=1,
         data_dir=flags.data_dir if facts.get("needs_data_dir") else None,
+        labels_csv=(
+            flags.labels_csv if facts.get("reads_labels_csv") else None
+        ),
         on_bad_image=(
             flags.on_bad_image if facts.get("skips_bad_images") else "error"
         ),
@@ -138,7 +141,12 @@ def of_source(source: source_lib.Source) -> Task:
     if source.test is None:
         raise InputError(
             f"--datasets={source.name}: has no test images of known classes"
-            + ("; place some in test/CLASS/" if source.name == "folder" else "")
+            + (
+                "; place some in test/CLASS/, or mark rows of --labels_csv by "
+                "test in a column part"
+                if source.name == "folder"
+                else ""
+            )
         )
     train = source.train
     if labeled.size < len(train):

@@ -20,7 +20,7 @@ from tensorboard.util import tensor_util
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, registry, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import fingerprint
+from simmatch_tf.data import fingerprint, layout
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import results, workdir
@@ -31,12 +31,6 @@ Scalars = dict[str, dict[int, float]]
 _SEEDS = ("seed", "split_seed")
 _LEAST_PREFIX = 3  # characters that the names of a group's runs must share
 _LONGEST = 40  # characters of a group's name that lists its runs
-# (dataset, "test" or "validation") → how the names of these images begin.
-_SCORED = {
-    ("folder", "test"): "test/",
-    ("folder", "validation"): "labeled/",
-    ("custom", "test"): "test",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,7 +371,11 @@ def data_changes(then: Run, now: Run, *, scored: bool = False) -> str:
     """
     scored_on = then.result.scored_on if scored else None
     if None not in (then.data, now.data):
-        prefix = _SCORED.get((then.config.dataset, scored_on), "")
+        names = then.data.files.keys() | now.data.files.keys()
+        if scored_on and then.config.dataset == "folder":
+            names = layout.scored_names(names, scored_on)
+        elif (then.config.dataset, scored_on) == ("custom", "test"):
+            names = {"test"}
         # That a flag names a file in one run alone is a difference of flags.
         common = then.data.files.keys() & now.data.files.keys()
 
@@ -385,7 +383,7 @@ def data_changes(then: Run, now: Run, *, scored: bool = False) -> str:
             chosen = {
                 name: (size, 0, digest)  # whenever they were written
                 for name, (size, _, digest) in files.items()
-                if name.startswith(prefix)
+                if name in names
                 and (name[:2] != "--" or (name in common and not scored))
             }
             return fingerprint.Fingerprint(chosen)
@@ -457,8 +455,8 @@ def _deciding(config: config_lib.Config) -> dict[str, Any]:
         for name, value in config.values().items()
         if (
             not fields[name].operational
-            # Only the folder says which images these are.
-            or (name == "data_dir" and value is not None)
+            # Only these say which images and classes they are.
+            or (name in ("data_dir", "labels_csv") and value is not None)
         )
         and name not in _SEEDS
     }

@@ -364,6 +364,7 @@ class Inspector:
             config.dataset,
             config.source,
             config.data_dir,
+            config.labels_csv,
             config.tfds_dir,
             config.image_size,
             config.on_bad_image,

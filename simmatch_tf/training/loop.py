@@ -422,6 +422,8 @@ class _Run:
         def read() -> tuple[source_lib.Source, splits.Split, list | None]:
             with signals.at_once(f"the images of {config.dataset}"):
                 source = inputs.make_source(config, given)
+            if source.overview:
+                self._say(source.overview)
             split = inputs.make_split(config, source, self.folder)
             prior = inputs.class_prior(config, source, split, self.folder)
             return source, split, prior
@@ -472,7 +474,12 @@ class _Run:
             f"{config.backbone}; "
             f"{config.steps} steps in {self.folder.path}"
         )
-        if len(split.validation):
+        if len(self.source.set_aside):
+            bar.say(
+                f"{len(split.validation)} validation images choose the best "
+                "step"
+            )
+        elif len(split.validation):
             bar.say(
                 f"{len(split.validation)} labeled images set aside to choose "
                 f"the best step; {len(split.labeled)} are left to train on"

@@ -4,9 +4,8 @@ import shutil
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.data import fingerprint
+from simmatch_tf.data import fingerprint, layout
 from simmatch_tf.data.sources import digits as digits_lib
-from simmatch_tf.data.sources import folder
 from simmatch_tf.flags.errors import InputError
 
 NAMES = ("labeled/a/1.png", "labeled/b/2.png", "unlabeled/caf\u00e9 \\.png")
@@ -22,7 +21,7 @@ def root(tmp_path):
 
 def of(root, *, contents=True):
     """The files in a folder; `contents`: with their digests."""
-    listing = folder.Listing(str(root))
+    listing = layout.Listing(str(root))
     paths = [f"{listing.root}/{path}" for path in listing.paths]
     known = dict(zip(listing.names, fingerprint.digests(paths), strict=True))
     return listing.fingerprint(known if contents else None)

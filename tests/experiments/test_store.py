@@ -87,6 +87,29 @@ def test_the_path_of_a_folder_is_part_of_the_name():
     assert identity.name(one) != identity.name(other)
 
 
+def test_the_classes_in_a_table_are_part_of_the_data(tmp_path):
+    names = ("a.png", "b.png", "c.png")
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+    table = tmp_path / "l.csv"
+    config = config_lib.Config(
+        dataset="folder", data_dir=str(tmp_path), steps=7, labels_csv=str(table)
+    )
+    digests = []
+    for classes in ("xy", "yx"):
+        rows = zip(names, classes, strict=False)
+        table.write_text("file,class\n" + "\n".join(map(",".join, rows)))
+        identity._in_folder.cache_clear()
+        digests.append(identity.data(config))
+    assert None not in digests and digests[0] != digests[1]
+    other = dataclasses.replace(config, labels_csv=str(tmp_path / "m.csv"))
+    assert identity.name(config) != identity.name(other)
+    without = dataclasses.replace(config, labels_csv=None)
+    assert identity.flags(without) == [
+        word for word in identity.flags(config) if "labels_csv" not in word
+    ]
+
+
 def test_a_folder_has_one_name_for_all_ways_to_write_it(tmp_path, monkeypatch):
     def name(folder):
         config = config_lib.Config(dataset="folder", data_dir=folder, steps=7)

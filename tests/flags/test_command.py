@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from simmatch_tf import config as config_lib
-from simmatch_tf.data.sources import folder as folder_source
+from simmatch_tf.data import layout
 from simmatch_tf.training import workdir
 from tests import runs
 
@@ -385,7 +385,7 @@ def test_a_folder_s_errors_need_no_tensorflow(tmp_path):
         data_dir=str(tmp_path / "photos"),
     )
     with workdir.claim(config) as folder:
-        listing = folder_source.Listing(config.data_dir)
+        listing = layout.Listing(config.data_dir)
         folder.begin(config, listing.fingerprint)
         folder.results.write_text("{}")
     (tmp_path / "photos/labeled/b/2.png").write_bytes(b"x")

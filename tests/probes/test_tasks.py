@@ -169,6 +169,26 @@ def test_a_folder(tmp_path):
         folder_task.class_names == ("a", "b")
         and folder_task.held_out.sum() == 2
     )
+    # The same images by a table, and as ImageFolder has them.
+    identity = folder_task.identity
+    (tmp_path / "labeled").rename(tmp_path / "more")
+    rows = [f"more/{c}/{n}.png,{c}" for c in "ab" for n in range(3)]
+    (tmp_path / "l.csv").write_text("\n".join(["file,class", *rows]))
+    by_table = tasks.load(
+        "folder",
+        flags(
+            datasets="folder",
+            data_dir=str(tmp_path),
+            labels_csv=str(tmp_path / "l.csv"),
+        ),
+    )
+    assert by_table.train.labels.tolist() == [0] * 3 + [1] * 3
+    assert by_table.identity == identity
+    (tmp_path / "more").rename(tmp_path / "train")
+    image_folder = tasks.load(
+        "folder", flags(datasets="folder", data_dir=str(tmp_path))
+    )
+    assert image_folder.identity == identity
 
 
 def test_a_version_that_is_not_there(small_tfds):

@@ -236,6 +236,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
         ({"seed": 1}, "--seed=1: nothing is drawn"),
         ({"on_bad_image": "skip"}, "=skip: is not read by --datasets=digits"),
         ({"tfds_dir": "/x"}, "--tfds_dir=/x: is not read by"),
+        ({"labels_csv": "/x"}, "--labels_csv=/x: is not read by"),
         ({"protocol": "finetune", "rates": "0"}, "--rates=0: must be numbers"),
         ({"protocol": "finetune", "rates": "1,1.0000001"}, "each once"),
         ({"protocol": "finetune", "rates": "101"}, "at most 100"),

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import evaluate, preflight
+from simmatch_tf import evaluate, predict, preflight
 from simmatch_tf.data import files
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import inputs, workdir
@@ -464,3 +464,94 @@ def test_flags_of_a_run_hold_in_any_folder(photos, tmp_path, monkeypatch):
     evaluate.main(evaluate.EvaluateConfig(workdir=str(tmp_path / "run")))
     flags = (tmp_path / "run" / "flags.cfg").read_text("utf-8")
     assert f"--data_dir={photos}" in flags
+
+
+@pytest.mark.slow
+def test_a_flat_folder_labeled_again_with_predictions(photos, tmp_path):
+    """A table of labels; then what predict wrote, corrected and cut short."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    rows = ["file;class;part"]
+    for path in sorted(photos.rglob("*.*")):
+        class_name, name = path.parent.name, f"{path.parent.name}_{path.name}"
+        shutil.copy(path, flat / name)
+        if class_name != "unlabeled":
+            part = "test" if path.stem in "45" else ""
+            rows.append(f"{name};{class_name};{part}")
+    table = flat / "labels.csv"
+    table.write_text("\n".join(rows), "utf-8-sig")
+    options = {**FOLDER, "data_dir": str(flat), "labels_csv": str(table)}
+    options["checkpoint_every"] = 2
+    whole = runs.fit(tmp_path / "run", **options)
+    assert (whole.labels, whole.unlabeled) == (8, 14)
+    assert whole.scored_on == "test" and whole.test_images == 4
+    split = json.loads((tmp_path / "run" / "split.json").read_text("utf-8"))
+    assert split["names"][:2] == ["b_0.jpg", "b_1.png"]
+    # Killed and resumed, also where the folder has moved.
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "run", cut)
+    (cut / "results.json").unlink()
+    for path in (cut / "checkpoints").glob("step_00000004*"):
+        path.unlink()
+    moved = flat.rename(tmp_path / "moved")
+    options |= {"data_dir": str(moved), "labels_csv": f"{moved}/labels.csv"}
+    assert runs.fit(cut, **options) == whole
+    assert runs.began_after(cut) == 2
+    assert_same_weights(tmp_path / "run", cut)
+    evaluate.main(
+        evaluate.EvaluateConfig(workdir=str(cut), data_dir=str(moved))
+    )
+    report = json.loads((cut / "evaluation.json").read_text())
+    assert report["test_images"] == 4 and "images_changed" not in report
+    # predict says what the rest are; a person corrects one and drops others.
+    output = tmp_path / "predicted.csv"
+    predict.main(
+        predict.PredictConfig(
+            model=str(cut), images=str(moved), output=str(output)
+        )
+    )
+    head, *lines = output.read_text("utf-8").splitlines()
+    cells = [line.split(",") for line in lines]
+    assert [row[0] for row in cells] == [
+        name for name in sorted(os.listdir(moved)) if name != "labels.csv"
+    ]
+    kept = [row for row in cells if row[0].startswith("unlabeled")][:4]
+    for number, row in enumerate(kept):
+        row[1] = "bä"[number % 2]
+    text = "\n".join([head, *map(",".join, kept)])
+    output.write_text(text, "utf-8")
+    options |= {"labels_csv": str(output), "validation_fraction": 0.5}
+    result = runs.fit(tmp_path / "again", **options)
+    assert (result.labels, result.validation_labels) == (2, 2)
+    assert result.unlabeled == 16
+    # A corrected table is another dataset.
+    output.write_text(text.replace("ä,", "b,", 1), "utf-8")
+    with pytest.raises(InputError, match="as 'b'.* as 'ä'"):
+        runs.fit(tmp_path / "again", **options)
+
+
+@pytest.mark.slow
+def test_validation_images_choose_the_best_step(photos, tmp_path, capsys):
+    """train/, val/ and test/, with all training images labeled."""
+    (photos / "labeled").rename(photos / "train")
+    shutil.rmtree(photos / "unlabeled")
+    make_photos(photos, ("val/ä", "val/b", "test/ä", "test/b"), 3, seed=1)
+    options = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.2}
+    with pytest.raises(InputError, match="--labels=N to label N images of tra"):
+        runs.fit(tmp_path / "run", **options)
+    result = runs.fit(tmp_path / "run", **{**options, "labels": 4})
+    assert (result.labels, result.unlabeled) == (4, 12)
+    assert result.validation_labels == 6 and result.test_images == 6
+    assert result.scored_on == "test"
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["student"]["best"]["chosen_on"] == "validation"
+    said = capsys.readouterr().err
+    assert (
+        "validation: val/; they choose the best step, instead of --va" in said
+    )
+    assert (
+        "labeled: train/; --labels=4 chooses from them, the rest is u" in said
+    )
+    assert "6 validation images choose the best step" in said
+    result = runs.fit(tmp_path / "all", **options, algorithm="supervised")
+    assert (result.labels, result.validation_labels) == (12, 6)

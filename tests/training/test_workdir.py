@@ -12,9 +12,8 @@ from absl import logging
 import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, registry, terminal, train
-from simmatch_tf.data import fingerprint
+from simmatch_tf.data import fingerprint, layout
 from simmatch_tf.data.sources import digits
-from simmatch_tf.data.sources import folder as folder_lib
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import identity, plan
@@ -86,7 +85,7 @@ def config_of(root, **changes):
 
 
 def of_folder(root):
-    listing = folder_lib.Listing(str(root))
+    listing = layout.Listing(str(root))
     paths = [f"{listing.root}/{path}" for path in listing.paths]
     digests = fingerprint.digests(paths)
     return listing.fingerprint(dict(zip(listing.names, digests, strict=True)))
@@ -144,6 +143,31 @@ def test_more_labels(config, root):
     )
     with workdir.claim(dataclasses.replace(config, overwrite=True)) as folder:
         assert folder.anew
+
+
+def test_another_class_in_a_table(root, tmp_path):
+    table = tmp_path / "labels.csv"
+    rows = "file,class\nlabeled/a/1.png,a\nmore/1.png,b\nmore/2.png,a\n"
+    table.write_text(rows)
+    for number in (1, 2, 3):
+        write(root / f"more/{number}.png", b"%d" % number)
+    config = config_of(root, labels_csv=str(table))
+    listing = layout.Listing(str(root), str(table))
+    finish(config, listing.fingerprint())
+    train.main(config)
+    # As a spreadsheet saves it.
+    table.write_text(rows.replace(",", ";"), "utf-8-sig")
+    train.main(config)
+    train.main(dataclasses.replace(config, labels_csv=f"{tmp_path}/labels.csv"))
+    table.write_text(rows.replace("1.png,b", "1.png,a"))
+    refused(
+        config,
+        r"now: 1 is new \(more/1.png as 'a'\), 1 is gone \(more/1.png as 'b'",
+    )
+    table.unlink()
+    refused(config, "--labels_csv=.*labels.csv: cannot be read")
+    config = dataclasses.replace(config, labels_csv=None)
+    refused(config, r"5 are gone \(more/1.png, more/1.png as 'b', ")
 
 
 def test_another_label(config, root):

@@ -20,6 +20,7 @@ optional:
                       then required. Other sources refuse that flag.
     has_labels        True: some of the training images have a class and the
                       others none, so that no flag need say which are labeled.
+    reads_labels_csv  True: it reads --labels_csv; other sources refuse it.
     skips_bad_images  True: it follows --on_bad_image=skip.
     from_python       True: the images are an argument of `simmatch_tf.fit`.
     is_prepared       Config → whether its record files are in --tfds_dir, where
@@ -210,11 +211,16 @@ class Source:
         image_size: Side of the square views of encoded images. Images in
             memory have their own size by default; with an `image_size`, they
             must be square.
-        validation: Images to choose hyper-parameters by, if the dataset has
-            some. Training sets labeled images aside instead.
+        validation: Images to choose hyper-parameters by in transfer, if the
+            dataset has some. Training sets labeled images aside instead.
+        set_aside: Indices of training images [n] that training sets aside to
+            choose the best step, in place of --validation_fraction. By default
+            none.
         measure: Computes the statistics of encoded training images.
         origin: Returns the fingerprint of the files; None: there are no files,
             or they are not known.
+        overview: What each place of the images became, in lines for people; ""
+            for nothing to say.
     """
 
     name: str
@@ -226,6 +232,8 @@ class Source:
     validation: Images | Encoded | None = None
     measure: Callable[[], Statistics] | None = None
     origin: Callable[[], fingerprint_lib.Fingerprint] | None = None
+    set_aside: np.ndarray | Sequence[int] = ()
+    overview: str = ""
 
     def __post_init__(self) -> None:
         """Checks that labels, names and the sets of images fit together.

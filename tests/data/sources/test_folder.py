@@ -23,7 +23,7 @@ GOOD = (
     "test/dog/10.jpg",
 )
 
-COPIES = ("in two classes", "in labeled/, too", "in unlabeled/, too", "twice")
+COPIES = ("in two classes", "labeled ones, too", "twice")
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +354,7 @@ def test_no_folder(tmp_path):
         (
             ["labeled"],
             [],
-            "there is no folder labeled/ in it; expected are labeled/CLASS/",
+            "there is no folder labeled/ or train/ in it; expected are labele",
         ),
         (
             [],
@@ -378,8 +378,8 @@ def test_no_folder(tmp_path):
             "test/cow is a class that labeled/ does not have; the classes are "
             "cat, dog",
         ),
-        (["unlabeled"], [], "are no images in unlabeled/; expected are"),
-        (["unlabeled"], ["unlabeled/in/"], "are no images in unlabeled/; exp"),
+        (["unlabeled"], [], "are no images in unlabeled/; add some"),
+        (["unlabeled"], ["unlabeled/in/"], "are no images in unlabeled/; add"),
     ],
 )
 def test_wrong_layouts(tmp_path, without, more, message):
@@ -455,9 +455,9 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
     (root / "test").symlink_to("labeled")
     read(root)
     leak, overlap = warned
-    assert leak.startswith("test images that are in labeled/, too, and ")
+    assert leak.startswith("test images that are labeled ones, too, and ")
     assert "class: 3 (test/cat/a.png is labeled/cat/a.png, " in leak
-    assert overlap.startswith("test images that are in unlabeled/, too, and")
+    assert overlap.startswith("test images that are unlabeled ones, too, and")
 
 
 @pytest.mark.parametrize(
@@ -466,14 +466,14 @@ def test_test_images_that_are_trained_on(tmp_path, warned):
         (
             "labeled/cat/a.png",
             "test/cat/copy.png",
-            "test images that are in labeled/, too, and trained on with "
+            "test images that are labeled ones, too, and trained on with "
             "their class: 1 (test/cat/copy.png is labeled/cat/a.png): the "
             "result will be too good; remove them from one of the two",
         ),
         (
             "unlabeled/z.bmp",
             "test/cat/copy.bmp",
-            "test images that are in unlabeled/, too, and trained on without "
+            "test images that are unlabeled ones, too, and trained on without "
             "their class: 1 (test/cat/copy.bmp is unlabeled/z.bmp): the "
             "result may be better than on new images",
         ),
@@ -525,11 +525,20 @@ def test_what_is_not_used_is_named(tmp_path, warned):
         f"{root}: not used, as they are none of labeled/, unlabeled/ and "
         "test/: Unlabelled/; notes.txt; stray.png; val/"
     ]
+    assert read(root).overview.splitlines()[-3:] == [
+        "not used: Unlabelled/       1",
+        "not used: stray.png         1",
+        "not used: val/              1",
+    ]
+    shutil.rmtree(root / "test")
+    warned.clear()
+    read(root)
+    assert warned[0].endswith("val/ (to measure on val/, call it test/)")
     shutil.rmtree(root / "unlabeled")
     with pytest.raises(InputError, match="beside these it holds Unlabelled/; "):
         read(root)
-    os.rename(root / "labeled", root / "train")
-    with pytest.raises(InputError, match="no folder labeled/ .* train/; val/$"):
+    os.rename(root / "labeled", root / "photos")
+    with pytest.raises(InputError, match="images lie directly .*stray.png: na"):
         read(root)
 
 
@@ -564,7 +573,7 @@ def test_nothing_but_other_formats(tmp_path):
 
 def test_no_unlabeled_images_are_needed(tmp_path):
     root = make(tmp_path / "data", without=["unlabeled"])
-    with pytest.raises(InputError, match="--labels=N labels N of .*supervised"):
+    with pytest.raises(InputError, match="--labels=N to label .*supervised"):
         read(root)
     source = folder.load(str(root), on_bad_image="error", need_unlabeled=False)
     assert len(source.train) == 3
@@ -641,7 +650,7 @@ def test_an_empty_unlabeled_is_named(tmp_path, warned):
     assert warned == [
         f"{root}: there is an unlabeled/, but there are no images in it"
     ]
-    folder.load(str(root), **how, unlabeled=False)
+    folder.load(str(root), **how, for_transfer=True)
     assert len(warned) == 1
 
 
@@ -718,3 +727,95 @@ def test_without_images_set_aside_copies_stay(tmp_path, warned):
     _, split, names = draw(root, validation_fraction=0.0)
     assert "unlabeled/copy.png" in names and not warned
     assert len(split.unlabeled) == 6
+
+
+# ------------------------------------------- validation images beside test --
+
+
+def image_folder(root):
+    """train/, val/ and test/, of different colours."""
+    for number, name in enumerate(GOOD):
+        name = name.replace("labeled/c", "train/c").replace(
+            "labeled/d", "train/d"
+        )
+        save(root / name, (20 * number, 0, 0))
+    save(root / "val/cat/v.png", (0, 50, 0))
+    save(root / "val/dog/v.png", (0, 100, 0))
+    return root
+
+
+def test_validation_images_are_set_aside(tmp_path):
+    source, split, unlabeled = draw(image_folder(tmp_path / "data"))
+    names = np.array(source.train.names)
+    assert [*names[split.validation]] == ["val/cat/v.png", "val/dog/v.png"]
+    np.testing.assert_array_equal(source.train.labels[split.validation], [0, 1])
+    # --validation_fraction sets no labeled images aside besides.
+    assert [*names[split.labeled]] == [
+        "train/cat/a.png",
+        "train/cat/b.jpg",
+        "train/dog/c.gif",
+    ]
+    assert unlabeled == [*names[:-2]] and len(source.test) == 3
+    _, split, _ = draw(tmp_path / "data", labels=2, validation_fraction=0)
+    assert len(split.labeled) == 2 and len(split.validation) == 2
+    with pytest.raises(InputError, match="val/cat/v.png: is listed as labeled"):
+        draw(tmp_path / "data", listed=np.array([0, 2, 5]))
+    _, split, _ = draw(tmp_path / "data", listed=np.array([0, 2]))
+    assert [*split.labeled] == [0, 2] and len(split.validation) == 2
+
+
+def test_statistics_without_validation_images(tmp_path):
+    with_val = read(image_folder(tmp_path / "data")).statistics()
+    shutil.rmtree(tmp_path / "data/val")
+    assert read(tmp_path / "data").statistics() == with_val
+
+
+def test_copies_of_validation_images_are_named(tmp_path, warned):
+    root = image_folder(tmp_path / "data")
+    copy(root, "val/cat/v.png", "train/cat/copy.png")
+    copy(root, "val/dog/v.png", "test/dog/copy.png")
+    read(root)
+    assert [line.split(":")[0] for line in warned] == [
+        "validation images that are labeled ones, too, and trained on with "
+        "their class",
+        "test images that are validation ones, too, and choose the best step",
+    ]
+
+
+def test_transfer_keeps_validation_images_apart(tmp_path):
+    root = image_folder(tmp_path / "data")
+    source = folder.load(str(root), on_bad_image="error", for_transfer=True)
+    assert len(source.train) == 3 and len(source.test) == 3
+    assert source.validation.names == ["val/cat/v.png", "val/dog/v.png"]
+    assert not len(source.set_aside)
+
+
+def test_a_table_of_labels(tmp_path, warned):
+    root = tmp_path / "data"
+    for number, name in enumerate("abcde"):
+        save(root / f"{name}.png", (40 * number, 0, 0))
+    (root / "l.csv").write_text(
+        "file,class,part,confidence\nb.png,dog,,0.5\nd.png,cat,,\n"
+        "a.png,cat,test,\ne.png,dog,test,\n"
+    )
+    source = folder.load(
+        str(root), str(root / "l.csv"), on_bad_image="error", image_size=8
+    )
+    assert source.train.names == ["d.png", "b.png", "c.png"]
+    np.testing.assert_array_equal(source.train.labels, [0, 1, -1])
+    assert source.test.names == ["a.png", "e.png"]
+    assert "1 of its rows have a class and a confidence" in warned[0]
+    assert len(warned) == 1
+    assert source.overview.splitlines()[2:] == [
+        "labeled: l.csv                                 2        2  1 (cat)  "
+        "1 (dog)",
+        "unlabeled: all that l.csv gives no class       1",
+        "test: l.csv                                    2        2  1 (cat)  "
+        "1 (dog)",
+    ]
+    # Workers that have another table have another dataset.
+    identity = source.identity()
+    text = (root / "l.csv").read_text().replace("b.png,dog", "c.png,dog")
+    (root / "l.csv").write_text(text)
+    other = folder.load(str(root), str(root / "l.csv"), on_bad_image="error")
+    assert other.identity() != identity
