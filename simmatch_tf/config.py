@@ -198,6 +198,12 @@ class Config(commandline.Flags):
         low=0,
         high=0.9,
     )
+    validation_when: str = rare(
+        "always",
+        "Whether --validation_fraction applies to all datasets, or only to "
+        "those without test images.",
+        choices=("always", "no_test"),
+    )
     unlabeled_includes_labeled: bool = rare(
         True, "Whether the unlabeled set has the labeled images, too."
     )

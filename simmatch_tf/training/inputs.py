@@ -107,7 +107,9 @@ def labeled_images(
         InputError: It is not known.
     """
     entry = _entry(config)
-    if "outline" not in entry.facts:
+    # An outline does not say whether there are test images.
+    depends = config.validation_fraction and config.validation_when == "no_test"
+    if "outline" not in entry.facts or depends:
         return len(_drawn(config, _load(config)).labeled)
     if config.split_file is not None:
         content = splits.read_content(io.expand(config.split_file))
@@ -165,6 +167,9 @@ def _drawn(
             source,
             unlabeled_includes_labeled=config.unlabeled_includes_labeled,
         )
+    fraction = config.validation_fraction
+    if config.validation_when == "no_test" and source.test is not None:
+        fraction = 0.0
     listed = _listed(config, source)
     return splits.draw(
         source,
@@ -172,7 +177,7 @@ def _drawn(
         label_fraction=None if listed is not None else config.label_fraction,
         listed=listed,
         split_seed=config.split_seed,
-        validation_fraction=config.validation_fraction,
+        validation_fraction=fraction,
         unlabeled_includes_labeled=config.unlabeled_includes_labeled,
     )
 

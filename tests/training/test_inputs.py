@@ -370,8 +370,24 @@ def test_one_image_in_a_class(photos, tmp_path):
     make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
     with pytest.raises(InputError, match="give --validation_fraction=0 where"):
         draw(config)
-    split = draw(dataclasses.replace(config, validation_fraction=0.0))
-    assert len(split.labeled) == 7 and not len(split.validation)
+    for change in {"validation_fraction": 0.0}, {"validation_when": "no_test"}:
+        split = draw(dataclasses.replace(config, **change))
+        assert len(split.labeled) == 7 and not len(split.validation)
+
+
+def test_labels_are_set_aside_only_without_test_images(photos, tmp_path):
+    options = {**FOLDER, "data_dir": str(photos), "validation_fraction": 0.5}
+    config = runs.config(tmp_path, **options, validation_when="no_test")
+
+    def sizes():
+        source = inputs.make_source(config)
+        split = inputs.make_split(config, source, workdir.Workdir(tmp_path))
+        return len(split.labeled), len(split.validation)
+
+    labeled, validation = sizes()
+    assert labeled == validation > 0
+    make_photos(photos, ("test/ä", "test/b"), 3, seed=1)
+    assert sizes() == (labeled + validation, 0)
 
 
 @pytest.mark.slow
