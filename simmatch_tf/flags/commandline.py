@@ -443,20 +443,26 @@ class Flags(Values):
         Raises:
             InputError: The file cannot be read, or a flag is wrong.
         """
-        words = [f"--flagfile={os.fspath(path)}"]
-        declared = cls.declared()
+        flagfile = f"--flagfile={os.fspath(path)}"
+        parts = []
         for name, value in values.items():
-            if name not in declared:
-                raise cls.unknown(name)
             if value is None:
                 raise InputError(
                     f"--{name}=None: leave it out, and the flagfile decides"
                 )
-            for part in value if isinstance(value, list | tuple) else [value]:
-                is_bool = isinstance(part, bool)
-                word = declared[name].word(part) if is_bool else None
-                words.append(word or f"--{name}={part}")
-        return cls.from_argv(["config", *words])
+            several = value if isinstance(value, list | tuple) else [value]
+            parts += [(name, part) for part in several]
+        words = [f"--{name}={part}" for name, part in parts]
+        if words:  # plugins declare flags that `values` may name
+            expanded = flagfiles.expand([flagfile, *words], cls.alternatives)
+            cls.prepare(["config", *expanded])
+        declared = cls.declared()
+        for place, (name, part) in enumerate(parts):
+            if name not in declared:
+                raise cls.unknown(name)
+            if isinstance(part, bool):
+                words[place] = declared[name].word(part)
+        return cls.from_argv(["config", flagfile, *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
         """Returns the text of a flagfile with the same flags.

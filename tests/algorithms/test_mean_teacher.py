@@ -1,5 +1,6 @@
 """A complete method in a file outside of the package: docs/extending.md."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -110,6 +111,24 @@ def test_its_flag_is_in_help(plugin):
         cwd=pathlib.Path(__file__).parents[2],
     )
     assert "mean_teacher.weight" in done.stdout + done.stderr
+
+
+def test_python_gives_its_flags_by_name(plugin):
+    (snippet,) = (
+        block.text
+        for block in pages.blocks(pages.ROOT / "docs" / "extending.md")
+        if block.text.startswith("simmatch_tf.Config.from_flagfile(")
+    )
+    # In a process of its own: here the plugin is loaded already.
+    script = f"import simmatch_tf\nconfig = {snippet}\nprint(config.hyper)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=plugin.parent,
+        env={**os.environ, "PYTHONPATH": str(pages.ROOT)},
+    )
+    assert "HyperParameters(weight=20.0)" in done.stdout, done.stderr
 
 
 def make(strategy=None, algorithm="mean_teacher"):
