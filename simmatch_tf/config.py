@@ -64,9 +64,9 @@ class Plugins(commandline.Flags):
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:
-        """Loads the plugins."""
+        """Loads the plugins, which replace those of a run by their names."""
         for path in flagfiles.value_of("plugin", words):
-            registry.load_plugin(path)
+            registry.load_plugin(path, moved=True)
         return words
 
 
@@ -585,8 +585,10 @@ class Config(commandline.Flags):
         all flags of the recipe. Flags on the command line itself must fit.
         """
         words = _without_moved(words)
+        given = [w for w in words if not isinstance(w, flagfiles.FileWord)]
+        given = flagfiles.value_of("plugin", given)
         for path in flagfiles.value_of("plugin", words):
-            registry.load_plugin(path)
+            registry.load_plugin(path, recorded=path not in given)
         for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, words)
             default = cls.__dataclass_fields__[chooser].default
@@ -616,7 +618,7 @@ class Config(commandline.Flags):
         """
         values = {n: v for n, v in values.items() if v is not None}
         for path in values.get("plugin", ()):
-            registry.load_plugin(path)
+            registry.load_plugin(path, recorded=True)
         for part, (known, chooser) in _CHOSEN.items():
             chosen = _choose(part, values.get(chooser)).declared()
             for entry in known:
