@@ -12,7 +12,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, registry
-from simmatch_tf.algorithms import algorithm
+from simmatch_tf.algorithms import algorithm, pseudo_labeling
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.errors import InputError
@@ -155,6 +155,25 @@ def test_the_file_of_an_imported_method_becomes_a_plugin(
     assert config.plugin == (str(path),)
     registry.load_plugin(str(path))  # not registered twice
     assert Config(**GOOD).absolute().plugin == ()
+
+
+def test_a_method_has_only_the_flags_that_it_derives(plugin):
+    @registry.algorithms.register("thresholds")
+    class Thresholds(algorithm.Algorithm):
+        @dataclasses.dataclass(frozen=True)
+        class HyperParameters(pseudo_labeling.HyperParameters):
+            pass
+
+    config = Config(**GOOD, algorithm="thresholds", threshold=0.5, lambda_u=2)
+    assert config.hyper.values() == {"threshold": 0.5, "lambda_u": 2.0}
+    with pytest.raises(
+        InputError, match="is for --algorithm=fixmatch or .*, n"
+    ):
+        Config(**GOOD, algorithm="thresholds", targets_from="teacher")
+    with pytest.raises(TypeError, match="must derive from pseudo_labeling.Tar"):
+
+        class Lacks(pseudo_labeling.PseudoLabeling):
+            HyperParameters = Thresholds.HyperParameters
 
 
 def test_a_name_of_ones_own_asks_for_its_file():

@@ -277,7 +277,7 @@ class HyperParameters(Values):
     A subclass is a frozen dataclass nested in what it belongs to:
 
         @registry.algorithms.register("comatch")
-        class CoMatch(pseudo_labeling.PseudoLabeling):
+        class CoMatch(algorithm.Algorithm):
             @dataclasses.dataclass(frozen=True)
             class HyperParameters(pseudo_labeling.HyperParameters):
                 queue_size: int = commandline.flag(2560, "…", low=1)
