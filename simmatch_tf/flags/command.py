@@ -104,7 +104,11 @@ def help_text(kind: type[commandline.Flags], *, full: bool = False) -> str:
     lines += ["", "Also:"]
     also = [
         ("--flagfile=FILE", "Read flags from a file, one a line."),
-        ("--verbosity=N", "1 prints more; -1 no progress; -2 nothing."),
+        (
+            "--verbosity=N",
+            "-1 prints no progress; -2 no warnings either; 1 prints more. "
+            "Results and errors are always printed.",
+        ),
         ("--helpfull", f"List all flags ({left_out} more)."),
     ]
     for name, text in also[: 3 if left_out else 2]:
