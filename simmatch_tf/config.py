@@ -678,11 +678,15 @@ class Config(commandline.Flags):
 
     def _check_data(self) -> None:
         facts = registry.sources.find(self.dataset)[0].facts
-        if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
+        if facts.get("needs_data_dir") and self.data_dir is None:
             raise InputError(
-                f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
-                f"{_with_fact('needs_data_dir')}, and only that, needs "
-                "--data_dir"
+                "--data_dir is missing: name the folder of the images, which "
+                f"--dataset={self.dataset} reads"
+            )
+        if self.data_dir is not None and not facts.get("needs_data_dir"):
+            raise InputError(
+                f"--data_dir={self.data_dir}: is for "
+                f"{_with_fact('needs_data_dir')}, not {self.dataset}"
             )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(

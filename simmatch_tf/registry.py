@@ -263,7 +263,7 @@ def load_plugin(
         raise errors.InputError(f"--plugin={path}: must be a .py file")
     if not os.path.isfile(file):
         hint = f"; if it was moved, give --plugin=NEW_FOLDER/{base}"
-        raise errors.InputError(
+        raise errors.PluginError(
             f"--plugin={path}: no such file{hint if recorded else ''}"
         )
     spec = importlib.util.spec_from_file_location(name, file)
@@ -276,8 +276,10 @@ def load_plugin(
         del sys.modules[name]
         line = errors.line_in(file, error)
         where = f", line {line}" if line else ""
-        raise errors.InputError(
-            f"--plugin={path}{where}: {type(error).__name__}: {error}"
+        # The text of a syntax error names file and line again.
+        says = error.msg if isinstance(error, SyntaxError) and line else error
+        raise errors.PluginError(
+            f"--plugin={path}{where}: {type(error).__name__}: {says}"
         ) from error
 
 

@@ -401,7 +401,7 @@ def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
         ),
         (
             ["--steps=2", "--queue_match.queue_sise=9"],
-            "did you mean queue_match.queue_size",
+            "did you mean --queue_match.queue_size",
         ),
         (["--steps=2", "--algorithm=queue_mach"], "did you mean queue_match"),
     ):

@@ -373,7 +373,10 @@ class Flags(Values):
             names += names[-1:] * (len(words) - len(names))
         if len(words) > len(names):
             word = words[len(names)]
-            raise InputError(f"{word!r} is not a flag: flags begin with --")
+            hint = "flags begin with --"
+            if word.endswith(".cfg"):
+                hint = f"did you mean --flagfile={word}?"
+            raise InputError(f"{word!r} is not a flag: {hint}")
         for name, word in zip(names, words, strict=False):
             values[name].parse(word)
         given = {}
@@ -394,7 +397,7 @@ class Flags(Values):
         if name in (*_OF_A_RUN, "run") and others:
             hint = f"; here {' or '.join(others)} names the run"
         elif close(positive, [*declared], cutoff=0.5):
-            hint = nearest(positive, declared)
+            hint = nearest(positive, declared, prefix="--")
         else:
             hint = "; --helpfull lists all flags"
         return InputError(f"--{name}: unknown{hint}")
