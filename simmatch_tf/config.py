@@ -72,9 +72,9 @@ class Plugins(commandline.Flags):
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:
-        """Loads the plugins."""
+        """Loads the plugins, which replace those of a run by their names."""
         for path in flagfiles.value_of("plugin", words):
-            registry.load_plugin(path)
+            registry.load_plugin(path, moved=True)
         return words
 
 
@@ -653,8 +653,10 @@ class Config(commandline.Flags):
         all flags of the recipe. Flags on the command line itself must fit.
         """
         words = _without_moved(words)
+        given = [w for w in words if not isinstance(w, flagfiles.FileWord)]
+        given = flagfiles.value_of("plugin", given)
         for path in flagfiles.value_of("plugin", words):
-            registry.load_plugin(path)
+            registry.load_plugin(path, recorded=path not in given)
         for part, (known, chooser) in _CHOSEN.items():
             names = flagfiles.value_of(chooser, words)
             default = cls.__dataclass_fields__[chooser].default
@@ -685,7 +687,7 @@ class Config(commandline.Flags):
         """
         values = {n: v for n, v in values.items() if v is not None}
         for path in values.get("plugin", ()):
-            registry.load_plugin(path)
+            registry.load_plugin(path, recorded=True)
         for part, (known, chooser) in _CHOSEN.items():
             chosen = _choose(part, values.get(chooser)).declared()
             for entry in known:
@@ -750,11 +752,15 @@ class Config(commandline.Flags):
 
     def _check_data(self) -> None:
         facts = registry.sources.find(self.dataset)[0].facts
-        if bool(facts.get("needs_data_dir")) != (self.data_dir is not None):
+        if facts.get("needs_data_dir") and self.data_dir is None:
             raise InputError(
-                f"--dataset={self.dataset} and --data_dir={self.data_dir}: "
-                f"{_with_fact('needs_data_dir')}, and only that, needs "
-                "--data_dir"
+                "--data_dir is missing: name the folder of the images, which "
+                f"--dataset={self.dataset} reads"
+            )
+        if self.data_dir is not None and not facts.get("needs_data_dir"):
+            raise InputError(
+                f"--data_dir={self.data_dir}: is for "
+                f"{_with_fact('needs_data_dir')}, not {self.dataset}"
             )
         if self.labels_csv is not None and not facts.get("reads_labels_csv"):
             raise InputError(

@@ -1,7 +1,7 @@
 r"""Labels images: their classes, and the labeled images that explain them.
 
 python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
-    --output=labels.csv --explain --html=report.html
+    --output=labels.csv --explain --html=labels.html
 """
 
 import dataclasses

@@ -110,7 +110,7 @@ class Registry:
             if other and not _is_same(other.value, value):
                 raise ValueError(
                     f"--{self.flag}={pattern} is registered twice: by "
-                    f"{_origin(other.value)} and by {_origin(value)}"
+                    f"{_where(other.value)} and by {_where(value)}"
                 )
             bases = map(_origin, getattr(value, "__mro__", ()))
             if self._base and self._base not in bases:
@@ -224,23 +224,35 @@ class Networks(Registry):
 
 # Name of a plugin file → the path that it was loaded from.
 _plugins: dict[str, str] = {}
+# The same, of plugins that replace those of a run.
+_moved: dict[str, str] = {}
 
 
-def load_plugin(path: str) -> None:
+def load_plugin(
+    path: str, *, moved: bool = False, recorded: bool = False
+) -> None:
     """Imports a Python file that registers something, once.
 
     Args:
         path: The file. A file that the program has imported is not imported
             again. If it does not exist, a plugin of the same name that was
             loaded from elsewhere is taken for it.
+        moved: The file replaces any of the same name that a run recorded,
+            whether that still exists or not.
+        recorded: A run or a recipe names the file, so that it may have been
+            moved since.
 
     Raises:
         InputError: There is no such file, or it fails.
     """
-    file = os.path.realpath(io.expand(path))
+    file = plugin_file(path)
+    if moved:
+        file = os.path.realpath(io.expand(path))
     name = f"simmatch_tf_plugin_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
     base = os.path.basename(file)
-    if name in sys.modules or (base in _plugins and not os.path.exists(file)):
+    if moved and os.path.isfile(file):
+        _moved[base] = file
+    if name in sys.modules:
         return
     known = (algorithms, sources, networks)
     entries = [e for each in known for e in each._entries.values()]
@@ -250,9 +262,9 @@ def load_plugin(path: str) -> None:
     if not file.endswith(".py"):
         raise errors.InputError(f"--plugin={path}: must be a .py file")
     if not os.path.isfile(file):
-        raise errors.InputError(
-            f"--plugin={path}: no such file; if it was moved, give "
-            f"--plugin=NEW_FOLDER/{base}"
+        hint = f"; if it was moved, give --plugin=NEW_FOLDER/{base}"
+        raise errors.PluginError(
+            f"--plugin={path}: no such file{hint if recorded else ''}"
         )
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
@@ -264,17 +276,20 @@ def load_plugin(path: str) -> None:
         del sys.modules[name]
         line = errors.line_in(file, error)
         where = f", line {line}" if line else ""
-        raise errors.InputError(
-            f"--plugin={path}{where}: {type(error).__name__}: {error}"
+        # The text of a syntax error names file and line again.
+        says = error.msg if isinstance(error, SyntaxError) and line else error
+        raise errors.PluginError(
+            f"--plugin={path}{where}: {type(error).__name__}: {says}"
         ) from error
 
 
 def plugin_file(path: str) -> str:
     """Returns where the file that --plugin names is now; see `load_plugin`."""
     file = os.path.realpath(io.expand(path))
-    if os.path.exists(file):
-        return file
-    return _plugins.get(os.path.basename(file), file)
+    base = os.path.basename(file)
+    if base in _moved:
+        return _moved[base]
+    return file if os.path.exists(file) else _plugins.get(base, file)
 
 
 def file_of(value: Any) -> str | None:
@@ -314,6 +329,11 @@ def _prefix(pattern: str, flag: str) -> str:
             'give their class a prefix, such as prefix = "mine."'
         )
     return match[0]
+
+
+def _where(value: Any) -> str:
+    """Returns where a value is defined, for a message: a file, if it can."""
+    return file_of(value) or _origin(value)
 
 
 def _origin(value: Any) -> str:

@@ -41,8 +41,8 @@ class ReportConfig(config_lib.ImageFolders):
     )
     images: int = flag(
         24,
-        "Number of wrong and of least certain test images to show. 0 reads no "
-        "images.",
+        "Number of misclassified test images to show, and of the least certain "
+        "test images. 0 reads no images.",
         low=0,
         high=1000,
     )

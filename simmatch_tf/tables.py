@@ -42,7 +42,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def comma_separated(rows: Sequence[Sequence]) -> str:
-    """Writes a table as CSV, one line a row; None is an empty cell."""
+    """Writes a table as CSV, one line per row; None is an empty cell."""
     text = io_lib.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()

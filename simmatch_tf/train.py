@@ -2,7 +2,7 @@
 
 python -m simmatch_tf.train --flagfile=configs/digits_40.cfg
 
-Started again with the same --workdir, it goes on where it was stopped.
+Started again with the same --workdir, it resumes.
 """
 
 import sys

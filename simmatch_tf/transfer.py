@@ -1,4 +1,4 @@
-r"""Measures what a backbone's features are worth on other datasets.
+r"""Measures the quality of a backbone's features on other datasets.
 
 python -m simmatch_tf.transfer runs/digits_40 --datasets=fashion_mnist
 python -m simmatch_tf.transfer mine=runs/imagenet_10pct \
@@ -307,10 +307,15 @@ class TransferConfig(config_lib.Plugins):
             known.update(fact for fact in facts if facts[fact])
             if "is_prepared" in facts:
                 tfds.check_name(name, flag="datasets")
-        if ("needs_data_dir" in known) != (self.data_dir is not None):
+        if "needs_data_dir" in known and self.data_dir is None:
             raise InputError(
-                f"--datasets={self.datasets} and --data_dir={self.data_dir}: "
-                "folder, and only that, needs --data_dir=DIR"
+                "--data_dir is missing: name the folder of the images, which "
+                f"--datasets={self.datasets} reads"
+            )
+        if self.data_dir is not None and "needs_data_dir" not in known:
+            raise InputError(
+                f"--data_dir={self.data_dir}: is for --datasets=folder, not "
+                f"{self.datasets}"
             )
         for name, read in (
             ("labels_csv", "reads_labels_csv" in known),

@@ -65,8 +65,14 @@ def test_defaults_are_the_published_cifar_settings():
             {"labels": None, "labeled_list": "imagenet2012_subset/1pct"},
             "is for --dataset=imagenet2012, not digits",
         ),
-        ({"dataset": "folder"}, "--data_dir=None: --dataset=folder, and only"),
-        ({"data_dir": "x"}, "--data_dir=x: --dataset=folder, and only that"),
+        (
+            {"dataset": "folder"},
+            "--data_dir is missing: name the folder of the",
+        ),
+        (
+            {"data_dir": "x"},
+            "--data_dir=x: is for --dataset=folder, not digits",
+        ),
         ({"data_dir": " "}, "--data_dir=' ': names no folder"),
         (
             {"image_size": 64, "eval_resize": 32},

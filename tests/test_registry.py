@@ -10,8 +10,9 @@ import typing
 
 import pytest
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, registry
-from simmatch_tf.algorithms import algorithm
+from simmatch_tf.algorithms import algorithm, pseudo_labeling
 from simmatch_tf.config import Config
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.errors import InputError
@@ -52,6 +53,7 @@ def plugin(tmp_path, monkeypatch):
         list(each)
         monkeypatch.setattr(each, "_entries", dict(each._entries))
     monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "_moved", {})
     path = tmp_path / "plugin.py"
     path.write_text(PLUGIN)
     before = set(sys.modules)
@@ -155,6 +157,25 @@ def test_the_file_of_an_imported_method_becomes_a_plugin(
     assert Config(**GOOD).absolute().plugin == ()
 
 
+def test_a_method_has_only_the_flags_that_it_derives(plugin):
+    @registry.algorithms.register("thresholds")
+    class Thresholds(algorithm.Algorithm):
+        @dataclasses.dataclass(frozen=True)
+        class HyperParameters(pseudo_labeling.HyperParameters):
+            pass
+
+    config = Config(**GOOD, algorithm="thresholds", threshold=0.5, lambda_u=2)
+    assert config.hyper.values() == {"threshold": 0.5, "lambda_u": 2.0}
+    with pytest.raises(
+        InputError, match="is for --algorithm=fixmatch or .*, n"
+    ):
+        Config(**GOOD, algorithm="thresholds", targets_from="teacher")
+    with pytest.raises(TypeError, match="must derive from pseudo_labeling.Tar"):
+
+        class Lacks(pseudo_labeling.PseudoLabeling):
+            HyperParameters = Thresholds.HyperParameters
+
+
 def test_a_name_of_ones_own_asks_for_its_file():
     with pytest.raises(InputError, match="a method of your own needs --plugin"):
         Config(**GOOD, algorithm="mixmatch")
@@ -241,7 +262,7 @@ def test_help_lists_a_plugin_s_flags(plugin):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no such file; if it was moved, give --plugin=NEW"),
+        (None, "no such file$"),
         ("import os\n\n1 / 0\n", "line 3: ZeroDivisionError: division"),
         ("x = = 1\n", "line 1: SyntaxError: invalid syntax"),
         ("import nowhere_at_all\n", "line 1: ModuleNotFoundError: No module"),
@@ -271,6 +292,36 @@ def test_a_plugin_that_fails(plugin, tmp_path, content, message):
         path.write_text(content)
     with pytest.raises(InputError, match=f"--plugin={path}.*{message}"):
         Config.from_argv(["x", f"--plugin={path}", "--labels=40", "--steps=2"])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_plugin_that_a_command_names_replaces_that_of_a_run(
+    plugin, tmp_path, kept
+):
+    old, new = tmp_path / "old" / "mine.py", tmp_path / "mine.py"
+    old.parent.mkdir()
+    flagfile = tmp_path / "flags.cfg"
+    flagfile.write_text(
+        f"--plugin={old}\n--labels=40\n--steps=5\n--algorithm=queue_match\n"
+    )
+    with pytest.raises(
+        InputError, match="no such file; if it was moved, give --plugin=NEW"
+    ):
+        Config.from_flagfile(flagfile)
+    new.write_text(PLUGIN.replace("2560", "77"))
+    if kept:
+        old.write_text(PLUGIN)
+    config_lib.Plugins.from_argv(["evaluate", f"--plugin={new}"])
+    config = Config.from_flagfile(flagfile)
+    assert config.queue_size == 77
+    assert registry.plugin_file(str(old)) == str(new)
+    # Two that nothing ranks are refused by their files.
+    other = tmp_path / "other.py"
+    other.write_text(PLUGIN)
+    with pytest.raises(
+        InputError, match=f"registered twice: by {new} and by {other}"
+    ):
+        registry.load_plugin(str(other))
 
 
 def test_a_plugin_is_a_python_file(tmp_path):
@@ -350,7 +401,7 @@ def test_commands_read_plugins_without_tensorflow(plugin, tmp_path):
         ),
         (
             ["--steps=2", "--queue_match.queue_sise=9"],
-            "did you mean queue_match.queue_size",
+            "did you mean --queue_match.queue_size",
         ),
         (["--steps=2", "--algorithm=queue_mach"], "did you mean queue_match"),
     ):

@@ -27,7 +27,8 @@ edit.
 `--flag=value` sets a flag; `--flag` and `--noflag` switch a boolean one.
 `--flagfile=FILE` reads flags from a file, one a line. Later flags win. `--help`
 lists the usual flags of a command, `--helpfull` all of them. Each command also
-takes `--verbosity`: 0 by default, -1 for warnings only, -2 for nothing, 1 for
+takes `--verbosity`: 0 by default, -1 for no progress, -2 for no warnings either
+(results and errors are always printed), 1 for
 TensorFlow's own messages.
 """
 

@@ -463,6 +463,9 @@ class Algorithm(lazy.Module):
 
         Returns:
             An entry for the metrics; none where the run writes no summaries.
+
+        Raises:
+            InputError: `compute` returns something else.
         """
         return diagnostics.in_logged_steps(batch, compute)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from simmatch_tf import config as config_lib
+from simmatch_tf.flags import errors
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment, memory
 from simmatch_tf.ops import propagation, summaries
@@ -56,13 +57,26 @@ def in_logged_steps(
     Returns:
         `DIAGNOSTICS` and its value, zeros in a step that is not logged; empty
         where no step of the run is.
+
+    Raises:
+        InputError: `compute` returns something else.
     """
     if LOGGED not in batch:
         return {}
+
+    def checked() -> Diagnostics:
+        value = compute()
+        if not isinstance(value, Diagnostics):
+            raise errors.InputError(
+                f"self.diagnose: its function returns {type(value).__name__}: "
+                "must return a diagnostics.Diagnostics(means, rows)"
+            )
+        return value
+
     # A call is one operation of the graph: where it is not taken, those inside
     # cost nothing.
     function = tf.function(
-        compute,
+        checked,
         autograph=False,
         experimental_attributes={"_noinline": True},
     )

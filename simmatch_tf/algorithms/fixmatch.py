@@ -34,7 +34,7 @@ class FixMatch(pseudo_labeling.PseudoLabeling):
     """
 
     @dataclasses.dataclass(frozen=True)
-    class HyperParameters(pseudo_labeling.HyperParameters):
+    class HyperParameters(pseudo_labeling.TargetHyperParameters):
         """As published, FixMatch does not align."""
 
         prefix = ""

@@ -6,7 +6,7 @@ The letters are those of `simmatch`.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simmatch_tf.algorithms import algorithm, diagnostics
 from simmatch_tf.flags import commandline, errors, flagfiles
@@ -35,7 +35,7 @@ class Targets(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HyperParameters(commandline.HyperParameters):
-    """Flags of every method with pseudo-labels from weak views."""
+    """Flags of every method that has pseudo-labels with a threshold."""
 
     prefix = ""
 
@@ -48,6 +48,14 @@ class HyperParameters(commandline.HyperParameters):
     lambda_u: float = flag(
         1.0, "Weight of the pseudo-label loss.", low=0, high=1e6
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetHyperParameters(HyperParameters):
+    """Flags of subclasses of `PseudoLabeling`, which computes the targets."""
+
+    prefix = ""
+
     targets_from: str = flag(
         "student",
         "Network that predicts the pseudo-labels from the weak views: the "
@@ -129,13 +137,28 @@ class PseudoLabeling(algorithm.Algorithm):
     """Learns from pairs of a weak and a strong view of each unlabeled image.
 
     A subclass writes `train_step`: `label` above the tape, `forward` below it,
-    then its losses.
+    then its losses. If it has flags of its own, their class derives from
+    `TargetHyperParameters`.
 
     Attributes:
         align: The distribution alignment.
     """
 
-    HyperParameters = HyperParameters
+    HyperParameters = TargetHyperParameters
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks that a subclass has the flags that this class reads.
+
+        Raises:
+            TypeError: It does not have them.
+        """
+        super().__init_subclass__(**kwargs)
+        if not issubclass(cls.HyperParameters, TargetHyperParameters):
+            raise TypeError(
+                f"{cls.__qualname__}.HyperParameters: must derive from "
+                "pseudo_labeling.TargetHyperParameters, because "
+                "PseudoLabeling reads flags such as --targets_from"
+            )
 
     @property
     def from_teacher(self) -> bool:

@@ -41,7 +41,7 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
     """
 
     @dataclasses.dataclass(frozen=True)
-    class HyperParameters(pseudo_labeling.HyperParameters):
+    class HyperParameters(pseudo_labeling.TargetHyperParameters):
         """Flags of the memory bank and of instance matching."""
 
         prefix = ""

@@ -240,6 +240,29 @@ def plugins(config: config_lib.Config) -> dict[str, str]:
     }
 
 
+def changed_plugins(
+    config: config_lib.Config, then: Fingerprint
+) -> dict[str, str]:
+    """Returns the plugins of a run that have changed since it began.
+
+    Args:
+        config: The run's flags.
+        then: Fingerprint at its start. Plugins that it does not list are left
+            out: it is of an older version.
+
+    Returns:
+        Name, "--plugin=mine.py" → its file.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    contents = then.plugins()
+    paths = {n: path for n, path in plugins(config).items() if n in contents}
+    paths = {n: path for n, path in paths.items() if os.path.isfile(path)}
+    now = zip(paths, digests(list(paths.values())), strict=True)
+    return {n: paths[n] for n, content in now if content != contents[n]}
+
+
 def _weights(path: str) -> str | None:
     """Returns a file that changes with the weights that --init_from names."""
     try:

@@ -12,7 +12,7 @@ _RANGE = 2**24  # the integers that float32 holds exactly
 
 
 def key(seed: int, stream: str) -> int:
-    """Returns an int32 that differs for every seed and stream.
+    """Returns a hash of seed and stream, an int32 that is not negative.
 
     Args:
         seed: The run's seed, at least 0.

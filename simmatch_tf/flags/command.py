@@ -19,7 +19,7 @@ from absl import app, flags
 
 from simmatch_tf import terminal
 from simmatch_tf.flags import commandline
-from simmatch_tf.flags.errors import InputError
+from simmatch_tf.flags.errors import InputError, PluginError
 
 # Seconds that functions registered to run at the end of a process may take.
 _EXIT_SECONDS = 5.0
@@ -53,6 +53,8 @@ def run(
                 print(help_text(kind, full="full" in asked[0]))
                 sys.exit(0)
             parsed["config"] = kind.parse(flags.FLAGS, argv)
+        except PluginError as error:
+            sys.exit(f"error: {error}")
         except (InputError, flags.Error) as error:
             sys.exit(f"error: {error}\nSee --help, or --helpfull for all.")
         return argv[:1]
@@ -104,7 +106,10 @@ def help_text(kind: type[commandline.Flags], *, full: bool = False) -> str:
     lines += ["", "Also:"]
     also = [
         ("--flagfile=FILE", "Read flags from a file, one a line."),
-        ("--verbosity=N", "1 prints more; -1 no progress; -2 nothing."),
+        (
+            "--verbosity=N",
+            "-1: no progress; -2: only results and errors; 1: more.",
+        ),
         ("--helpfull", f"List all flags ({left_out} more)."),
     ]
     for name, text in also[: 3 if left_out else 2]:

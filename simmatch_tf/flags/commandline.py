@@ -277,7 +277,7 @@ class HyperParameters(Values):
     A subclass is a frozen dataclass nested in what it belongs to:
 
         @registry.algorithms.register("comatch")
-        class CoMatch(pseudo_labeling.PseudoLabeling):
+        class CoMatch(algorithm.Algorithm):
             @dataclasses.dataclass(frozen=True)
             class HyperParameters(pseudo_labeling.HyperParameters):
                 queue_size: int = commandline.flag(2560, "…", low=1)
@@ -387,7 +387,10 @@ class Flags(Values):
             names += names[-1:] * (len(words) - len(names))
         if len(words) > len(names):
             word = words[len(names)]
-            raise InputError(f"{word!r} is not a flag: flags begin with --")
+            hint = "flags begin with --"
+            if word.endswith(".cfg"):
+                hint = f"did you mean --flagfile={word}?"
+            raise InputError(f"{word!r} is not a flag: {hint}")
         for name, word in zip(names, words, strict=False):
             values[name].parse(word)
         given = {}
@@ -408,7 +411,7 @@ class Flags(Values):
         if name in (*_OF_A_RUN, "run") and others:
             hint = f"; here {' or '.join(others)} names the run"
         elif close(positive, [*declared], cutoff=0.5):
-            hint = nearest(positive, declared)
+            hint = nearest(positive, declared, prefix="--")
         else:
             hint = "; --helpfull lists all flags"
         return InputError(f"--{name}: unknown{hint}")
@@ -457,20 +460,26 @@ class Flags(Values):
         Raises:
             InputError: The file cannot be read, or a flag is wrong.
         """
-        words = [f"--flagfile={os.fspath(path)}"]
-        declared = cls.declared()
+        flagfile = f"--flagfile={os.fspath(path)}"
+        parts = []
         for name, value in values.items():
-            if name not in declared:
-                raise cls.unknown(name)
             if value is None:
                 raise InputError(
                     f"--{name}=None: leave it out, and the flagfile decides"
                 )
-            for part in value if isinstance(value, list | tuple) else [value]:
-                is_bool = isinstance(part, bool)
-                word = declared[name].word(part) if is_bool else None
-                words.append(word or f"--{name}={part}")
-        return cls.from_argv(["config", *words])
+            several = value if isinstance(value, list | tuple) else [value]
+            parts += [(name, part) for part in several]
+        words = [f"--{name}={part}" for name, part in parts]
+        if words:  # plugins declare flags that `values` may name
+            expanded = flagfiles.expand([flagfile, *words], cls.alternatives)
+            cls.prepare(["config", *expanded])
+        declared = cls.declared()
+        for place, (name, part) in enumerate(parts):
+            if name not in declared:
+                raise cls.unknown(name)
+            if isinstance(part, bool):
+                words[place] = declared[name].word(part)
+        return cls.from_argv(["config", flagfile, *words])
 
     def to_flagfile(self, *, without: Sequence[str] = ()) -> str:
         """Returns the text of a flagfile with the same flags.

@@ -5,9 +5,16 @@ import re
 import traceback
 from collections.abc import Iterable, Sequence
 
+# A name is suggested if its likeness, in [0, 1], is within this of the best.
+_MARGIN = 0.12
+
 
 class InputError(ValueError):
     """An error that the user can correct; commands print it without a trace."""
+
+
+class PluginError(InputError):
+    """An error in a plugin, about which --help has nothing to say."""
 
 
 def close(
@@ -24,17 +31,27 @@ def close(
     return difflib.get_close_matches(value, names, count, cutoff)
 
 
-def nearest(value: str, names: Iterable[str]) -> str:
+def nearest(value: str, names: Iterable[str], *, prefix: str = "") -> str:
     """Returns the end of a message about an unknown name: similar names.
 
     Args:
         value: The unknown name.
         names: The known names.
+        prefix: What stands before each name where it is given, such as "--".
     """
     names = list(names)
     if names_like := close(value, names, count=3, cutoff=0.5):
-        return f"; did you mean {' or '.join(names_like)}?"
+        # Others are guesses only if they are nearly as similar as the best.
+        likeness = {name: _likeness(value, name) for name in names_like}
+        least = max(likeness.values()) - _MARGIN
+        shown = [f"{prefix}{n}" for n, x in likeness.items() if x >= least]
+        return f"; did you mean {' or '.join(shown)}?"
     return f"; known: {', '.join(names)}"
+
+
+def _likeness(value: str, name: str) -> float:
+    # `difflib.get_close_matches` compares them in this order.
+    return difflib.SequenceMatcher(None, name, value).ratio()
 
 
 def reason(error: Exception) -> str:

@@ -112,6 +112,34 @@ def shuffle(
     return take(x, order), lambda y: take(y, home)
 
 
+def write_rows(table: tf.Variable, indices: tf.Tensor, rows: tf.Tensor) -> None:
+    """Writes this replica's rows, and those of the others, into a table.
+
+    It is for state of each image. A batch may hold an image twice; then the
+    first of its rows in the whole batch is written, on each replica.
+
+    Args:
+        table: A `variable` [N, ...]; each replica gets the same values.
+        indices: Rows of the table [B / replicas], int32 or int64 in [0, N).
+        rows: Their values [B / replicas, ...]; cast to the type of the table.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    indices = tf.convert_to_tensor(indices)
+    rows = tf.cast(rows, table.dtype)
+    if rows.shape != indices.shape + table.shape[1:]:
+        raise ValueError(
+            f"rows has shape {rows.shape}: must be "
+            f"{indices.shape + table.shape[1:]}, one row for each index"
+        )
+    indices, rows = all_gather(indices), all_gather(rows)  # [B], [B, ...]
+    same = indices[:, None] == indices[None, :]  # [B, B]
+    # Equal rows, so that it does not matter which is written last.
+    rows = tf.gather(rows, tf.argmax(same, axis=1))
+    table.assign(tf.tensor_scatter_nd_update(table, indices[:, None], rows))
+
+
 def variable(
     value: Any, name: str, dtype: tf.DType | str, *, own: bool = False
 ) -> tf.Variable:

@@ -86,6 +86,49 @@ def recent_shares(scalars: Scalars) -> dict[str, float]:
     return shares
 
 
+# Name of a problem → its name in texts, as in docs/monitoring.md.
+TITLES: Mapping[str, str] = {
+    "no_pseudo_labels": "no pseudo-labels",
+    "collapse": "collapse",
+    "prior_drift": "prior drift",
+    "unequal_labels": "unequal labels",
+    "confident_but_wrong": "confident but wrong",
+    "memory_waits": "matching waits",
+    "input_bound": "the input is slow",
+    "ema_lags": "the EMA lags",
+    "statistics_lag": "BatchNorm's averages lag",
+}
+# Name of a problem → scalars that a method logs from its first logged step on
+# if it logs what the problem is judged by. Others do not depend on the method.
+_OF_A_METHOD: Mapping[str, tuple[str, ...]] = {
+    "no_pseudo_labels": ("pseudo_label/mask_rate",),
+    "collapse": (
+        "pseudo_label/balance",
+        "pseudo_label/confidence",
+        "alignment/divergence",
+    ),
+    "confident_but_wrong": ("pseudo_label/confidence", "pseudo_label/sure"),
+    "memory_waits": ("memory/filled",),
+    "statistics_lag": (
+        "pseudo_label/accuracy_all",
+        "pseudo_label/confidence",
+    ),
+}
+
+
+def is_logged(name: str, scalars: Scalars) -> bool:
+    """Returns whether a run's method logs what a problem is judged by.
+
+    True also where that cannot be told, because no step was logged.
+
+    Args:
+        name: Name of the problem.
+        scalars: TensorBoard tag → step → value.
+    """
+    tags = _OF_A_METHOD.get(name, ("loss/total",))
+    return "loss/total" not in scalars or any(tag in scalars for tag in tags)
+
+
 def judge(
     config: config_lib.Config,
     scalars: Scalars,

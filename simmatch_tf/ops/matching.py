@@ -1,4 +1,4 @@
-"""Matching in one pass over the memory bank: nothing of size N × K is kept.
+"""Matching in one pass over the memory bank, block by block.
 
 The result equals that of `propagation` and `losses.instance_loss`, one after
 the other, which are its definition. For each image it needs these sums over
@@ -13,7 +13,9 @@ whose quotients c^ = Σ ŵ Q_f / Σ ŵ and c^s = Σ w Q_f / Σ w give (slides, L
     H(q̂, q^s) = log Σ_k w_k - z^s·c^ / t,     ∂H/∂z^s = (c^s - c^) / t
 
 Slots are added block by block. A block is laid out [slots, N]: then the class
-of a slot picks a row of p^w, and adds a row to the class sums. The letters are
+of a slot picks a row of p^w, and adds a row to the class sums. Nothing of size
+N × K is kept for the gradient; where the memory bank is more than one block
+(see `_block_size`), nothing of that size is computed at once. The letters are
 those of `algorithms.simmatch`.
 """
 

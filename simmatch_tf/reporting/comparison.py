@@ -311,7 +311,7 @@ def table_csv(compared: Comparison) -> str:
 
 
 def runs_csv(compared: Comparison) -> str:
-    """Returns one line a run."""
+    """Returns one line per run."""
     names = [field.name for field in dataclasses.fields(Score)]
     lines = [
         [getattr(score, name) for name in names]

@@ -135,7 +135,7 @@ def save_figures(
 
 
 def overview(groups: Sequence[runs_lib.Group]) -> Table:
-    """Returns a line a group: its data, method and seeds."""
+    """Returns one line per group: its data, method and seeds."""
     rows = ["run dataset labels algorithm backbone steps seeds".split()]
     for group in groups:
         config, run = group.config, group.runs[0]
@@ -234,7 +234,7 @@ def _comparable(groups: Sequence[runs_lib.Group]) -> bool:
 
 
 def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
-    """Returns a line a group; a dash stands for what is not known."""
+    """Returns one line per group; a dash stands for what is not known."""
     leads = len(groups) > 1 and _comparable(groups)
     compared = comparison.Comparison(
         title="",
@@ -365,7 +365,7 @@ def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
 
 
 def each_run(runs: Sequence[runs_lib.Run]) -> Table:
-    """Returns a line a run."""
+    """Returns one line per run."""
     head = [
         "run",
         "folder",
@@ -425,8 +425,8 @@ def _problems(
     """Looks for known problems.
 
     Returns:
-        Each finding, once a group, with all runs that have it; and a sentence
-        a run that has too few values to be judged.
+        Each finding, once per group, with all runs that have it; and sentences
+        on what could not be judged, for each run.
     """
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     not_judged = []
@@ -455,12 +455,18 @@ def _problems(
                     entry = {"finding": finding, "runs": []}
                     entry = entries.setdefault((group.name, name), entry)
                     entry["runs"].append(run.name)
-            names = [name for name in judged if judged[name] is None]
-            if names:
-                text = ", ".join(names).replace("_", " ")
-                not_judged.append(
-                    f"{run.name} has too few values to tell: {text}."
-                )
+            unknown = [name for name in judged if judged[name] is None]
+            logged = [n for n in unknown if diagnosis.is_logged(n, run.scalars)]
+            others = [name for name in unknown if name not in logged]
+            for says, names in (
+                ("has too few values to tell", logged),
+                (
+                    "was not checked for what is not logged by this method",
+                    others,
+                ),
+            ):
+                titles = ", ".join(diagnosis.TITLES[name] for name in names)
+                not_judged += [f"{run.name} {says}: {titles}."] if names else []
     return [*entries.values()], not_judged
 
 
@@ -609,7 +615,7 @@ def worst(
 
 
 def left_out(inspections: Inspections) -> list[str]:
-    """Returns a sentence a run whose test images the page cannot show."""
+    """Returns a sentence for each run whose images the page cannot show."""
     return [
         f"{name}: no test images are shown: {reason}"
         for name, reason in inspections.skipped.items()

@@ -489,7 +489,7 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 
 def separated_by_data(groups: Sequence[Group]) -> list[str]:
-    """Returns a sentence a group that only its data keep from another."""
+    """Returns a sentence for each group that only data keep from another."""
     sentences = []
     for number, each in enumerate(groups):
         for other in groups[:number]:

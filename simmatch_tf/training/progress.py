@@ -32,7 +32,7 @@ _SHARES = {
 class Progress:
     """Shows two live lines on a terminal, and plain lines elsewhere.
 
-    --verbosity=-1 shows warnings only, --verbosity=-2 nothing.
+    --verbosity=-1 shows warnings only, --verbosity=-2 not even these.
 
     Attributes:
         done: Steps done.

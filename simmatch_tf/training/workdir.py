@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,6 +63,8 @@ _OWN = (
     EVALUATION,
     "imported.json",
 )
+# Folders and plugins of which a command has said that these have changed.
+_warned: set[tuple[pathlib.Path, str]] = set()
 
 
 class Workdir:
@@ -102,9 +105,29 @@ class Workdir:
     def read_config(self) -> config_lib.Config:
         """Returns the flags of the run in this folder.
 
+        Warns, once, of each plugin that has changed since the run began.
+
         Raises:
             InputError: There is no run, or its flagfile cannot be used.
         """
+        config = self._read_config()
+        then = None
+        if config.plugin:
+            # `data_changes` tells what is wrong with the file.
+            with contextlib.suppress(OSError, ValueError):
+                then = fingerprint.read(self.data)
+        if then is not None:
+            for path in fingerprint.changed_plugins(config, then).values():
+                if (self.path, path) not in _warned:
+                    _warned.add((self.path, path))
+                    terminal.warn(
+                        f"{self.path}: {path} has changed since the run began"
+                    )
+        return config
+
+    def _read_config(self) -> config_lib.Config:
+        if not self.path.exists():
+            raise InputError(f"--workdir={self.path}: no such folder")
         if not self.flagfile.is_file():
             raise InputError(
                 f"--workdir={self.path}: no run here ({FLAGFILE} is missing)"
@@ -294,15 +317,12 @@ class Workdir:
         else:
             self.compared = known
             now = now.join(fingerprint.of_flags(config, then))
-            contents = now.plugins()
-            for name, content in then.plugins().items():
-                if contents[name] != content:  # part of the method
-                    raise InputError(
-                        f"--workdir={self.path}: its {name} has changed since "
-                        "the run began. For a new run give another --workdir, "
-                        "or --overwrite; with the file as it was the run can "
-                        "go on"
-                    )
+            for name in fingerprint.changed_plugins(config, then):
+                raise InputError(  # it is part of the method
+                    f"--workdir={self.path}: its {name} has changed since the "
+                    "run began. For a new run give another --workdir, or "
+                    "--overwrite; with the file as it was the run can go on"
+                )
         changes = fingerprint.compare(then, now)
         if changes.touched:
             terminal.warn(
@@ -457,7 +477,7 @@ def _check_same(folder: Workdir, config: config_lib.Config) -> None:
     wrong = []
     config = folder.planned(config)
     for name, (old, new, operational) in (
-        folder.read_config().differences(config.absolute()).items()
+        folder._read_config().differences(config.absolute()).items()
     ):
         if name in _NOT_COMPARED:
             continue

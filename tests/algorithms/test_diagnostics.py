@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from simmatch_tf.algorithms import diagnostics, fixmatch
+from simmatch_tf.flags import errors
 from tests import reference
 from tests.algorithms import test_simmatch as small
 
@@ -185,3 +186,17 @@ def test_on_two_replicas(placement, two_replicas):
         )
         assert ("sharpness/q_w" in means) == (placement == "replicated")
         assert means["memory/filled"] == 0
+
+
+def test_what_diagnose_must_be_given():
+    class Wrong(fixmatch.FixMatch):
+        def train_step(self, batch):
+            return self.diagnose(batch, lambda: {"a/b": tf.constant(1.0)})
+
+    algorithm = small.make(Wrong)
+    step = tf.function(algorithm.guarded_step, autograph=False)
+    with pytest.raises(
+        errors.InputError,
+        match=r"test_diagnostics.py, line .*returns dict: must return a diag",
+    ):
+        step(logged())

@@ -1,5 +1,6 @@
 """A complete method in a file outside of the package: docs/extending.md."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import tensorflow as tf
 
 import simmatch_tf
 from simmatch_tf import registry
+from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.algorithms import diagnostics
 from simmatch_tf.distributed import strategies
 from simmatch_tf.ops import rotations, schedules
 from simmatch_tf.training import loop, state
@@ -45,6 +48,37 @@ def mixup(tmp_path_factory):
     path = tmp_path_factory.mktemp("plugin") / "mixup.py"
     path.write_text(text)
     registry.load_plugin(str(path))
+
+
+@pytest.fixture(scope="module")
+def ensembling(tmp_path_factory):
+    """The file of the page's method with state of each image, imported."""
+    (text,) = (
+        block.text
+        for block in pages.blocks(pages.ROOT / "docs" / "extending.md")
+        if "class TemporalEnsembling" in block.text
+    )
+    path = tmp_path_factory.mktemp("plugin") / "ensembling.py"
+    path.write_text(text)
+    registry.load_plugin(str(path))
+
+
+def test_state_of_each_image(ensembling):
+    ours = make(algorithm="ensembling", unlabeled_images=9)
+    x = batch()
+    del x["unlabeled_weak_2"]
+    x["unlabeled_index"] = tf.constant([8, 2, 8, 0, 1, 3], tf.int64)
+    x[diagnostics.LOGGED] = tf.constant(True)
+    step = tf.function(ours.guarded_step, autograph=False)
+    metrics = step(x)
+    assert metrics["loss/c"] == 0
+    rows = ours.last.numpy()
+    np.testing.assert_allclose(rows.sum(1), [1, 1, 1, 1, 0, 0, 0, 0, 1])
+    metrics = step(x)
+    assert metrics["loss/c"] > 0
+    seen = metrics[diagnostics.DIAGNOSTICS].means["ensembling/seen"]
+    np.testing.assert_allclose(seen, 1, rtol=1e-6)
+    assert any(v is ours.last for v in algorithm_lib.state(ours))
 
 
 @pytest.mark.slow
@@ -112,7 +146,25 @@ def test_its_flag_is_in_help(plugin):
     assert "mean_teacher.weight" in done.stdout + done.stderr
 
 
-def make(strategy=None, algorithm="mean_teacher"):
+def test_python_gives_its_flags_by_name(plugin):
+    (snippet,) = (
+        block.text
+        for block in pages.blocks(pages.ROOT / "docs" / "extending.md")
+        if block.text.startswith("simmatch_tf.Config.from_flagfile(")
+    )
+    # In a process of its own: here the plugin is loaded already.
+    script = f"import simmatch_tf\nconfig = {snippet}\nprint(config.hyper)"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=plugin.parent,
+        env={**os.environ, "PYTHONPATH": str(pages.ROOT)},
+    )
+    assert "HyperParameters(weight=20.0)" in done.stdout, done.stderr
+
+
+def make(strategy=None, algorithm="mean_teacher", unlabeled_images=0):
     config = simmatch_tf.Config(
         algorithm=algorithm,
         dataset="custom",
@@ -131,6 +183,7 @@ def make(strategy=None, algorithm="mean_teacher"):
         slot_labels=small.LABELS,
         num_classes=small.L,
         statistics=([0.5], [0.3]),
+        unlabeled_images=unlabeled_images,
     )
 
 

@@ -305,6 +305,11 @@ def test_serve_data_checks_its_flags_without_tensorflow(words, message):
         (["--nothing"], "error: --nothing: unknown"),
         (["word"], "error: 'word' is not a flag"),
         (
+            ["configs/x.cfg"],
+            "'configs/x.cfg' is not a flag: did you mean "
+            "--flagfile=configs/x.cfg?",
+        ),
+        (
             ["--flagfile=configs/imagenet_1pct.cfg", "--backbone=resnet51"],
             "--backbone=resnet51: the depth must be 18, 34, 50",
         ),
@@ -341,7 +346,17 @@ def test_flags_of_other_commands_and_of_absl_are_refused(words, message):
     process = answer(command, *words)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert message in process.stderr
-    assert "did you mean log_dir" not in process.stderr
+    assert "did you mean --log_dir" not in process.stderr
+
+
+def test_an_error_in_a_plugin_is_said_once_and_without_help(tmp_path):
+    (tmp_path / "bad.py").write_text("x = = 1\n")
+    for name, message in (
+        ("bad.py", "--plugin=bad.py, line 1: SyntaxError: invalid syntax"),
+        ("none.py", "--plugin=none.py: no such file"),
+    ):
+        process = answer("train", f"--plugin={name}", cwd=tmp_path)
+        assert process.stderr == f"error: {message}\n"
 
 
 def test_help_marks_required_flags_and_keeps_examples_on_lines():

@@ -13,3 +13,16 @@ def test_what_brought_a_collective_down():
 
 def test_an_error_without_a_word():
     assert errors.reason(ValueError()) == "ValueError()"
+
+
+def test_only_similar_names_are_suggested():
+    names = ["epochs", "steps", "eval_every", "keep"]
+    assert errors.nearest("step", names) == "; did you mean steps?"
+    assert (
+        errors.nearest("epoch", names, prefix="--")
+        == "; did you mean --epochs?"
+    )
+    assert errors.nearest("a12", ["a11", "a13", "b2"]) == (
+        "; did you mean a13 or a11?"
+    )
+    assert errors.nearest("xyz", ["a", "b"]) == "; known: a, b"

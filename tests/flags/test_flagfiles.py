@@ -61,7 +61,7 @@ def test_flagfiles_nest_and_the_later_wins(tmp_path, monkeypatch):
     [
         ("alpha=1", "'alpha=1' is neither a flag nor a comment"),
         ("--flagfile=self.cfg", "the file includes itself"),
-        ("--alhpa=1", "--alhpa: unknown; did you mean alpha"),
+        ("--alhpa=1", "--alhpa: unknown; did you mean --alpha"),
         ("--alpha=x", "--alpha=x: must be a number"),
         ("--flagfile=other.cfg", "--flagfile=other.cfg: no such file"),
         ("--labels=40\n--steps=5\n--\nword", "'word' is neither a flag"),
@@ -151,11 +151,11 @@ def test_more_flags_behind_a_flagfile(tmp_path):
         config == expected and config.workdir == f"runs/folder-{tmp_path.name}"
     )
     for values, message in (
-        ({"data_dri": "x"}, "--data_dri: unknown; did you mean data_dir"),
+        ({"data_dri": "x"}, "--data_dri: unknown; did you mean --data_dir.$"),
         ({"data_dir": "x", "steps": 0}, "--steps=0: must be at least 1"),
         ({"data_dir": "x", "steps": 1.5}, "steps"),
         ({"data_dir": None}, "--data_dir=None: leave it out"),
-        ({}, "needs --data_dir"),
+        ({}, "--data_dir is missing: name the folder"),
     ):
         with pytest.raises(InputError, match=message):
             Config.from_flagfile("configs/folder.cfg", **values)

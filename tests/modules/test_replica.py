@@ -57,6 +57,33 @@ def test_the_seed_decides(two_replicas):
     assert (moved_by_seed[1] != moved_by_seed[2]).any()
 
 
+def test_rows_of_an_index_that_occurs_twice(two_replicas):
+    indices = np.array([4, 1, 4, 0, 1, 2], np.int64)
+    rows = np.arange(12.0).reshape(6, 2)
+    wanted = np.array([[6, 7], [2, 3], [10, 11], [-1, -1], [0, 1]])
+
+    def made():
+        return replica.variable(-np.ones([5, 2]), "table", tf.float32)
+
+    with two_replicas.scope():
+        two = made()
+    values = np.concatenate([indices[:, None], rows], axis=1)
+
+    def write(x):
+        replica.write_rows(two, tf.cast(x[:, 0], tf.int64), x[:, 1:])
+        return two.read_value()
+
+    for table in run(two_replicas, write, values):
+        np.testing.assert_array_equal(table, wanted)
+    one = made()
+    replica.write_rows(one, indices, rows)
+    np.testing.assert_array_equal(one, wanted)
+    with pytest.raises(
+        ValueError, match="rows has shape .6, 1.: must be .6, 2"
+    ):
+        replica.write_rows(one, indices, rows[:, :1])
+
+
 def test_alone_nothing_moves():
     x = tf.reshape(tf.range(6), [3, 2])
     shuffled, back = replica.shuffle(x, tf.constant([0, 0]))

@@ -10,6 +10,7 @@ from simmatch_tf.data import pipeline
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import progress
 from tests import runs
+from tests.docs import pages
 
 CONFIG = runs.config("unused", steps=100)
 
@@ -137,6 +138,13 @@ def test_an_old_evaluation_says_nothing_of_now():
         tops = {"test/student_top1": {step: 0.5}}
         findings = findings_of(CONFIG, seen | tops, 95)
         assert [finding.name for finding in findings] == names
+
+
+def test_problems_have_the_names_of_the_page():
+    text = (pages.ROOT / "docs" / "monitoring.md").read_text("utf-8")
+    rows = text.partition("| pattern |")[2].partition("\n\n")[0].splitlines()
+    titles = [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]]
+    assert titles == [diagnosis.TITLES[name] for name in diagnosis.PATTERNS]
 
 
 def test_what_cannot_be_judged():

@@ -228,11 +228,12 @@ def test_a_run_without_a_list_of_its_images(config, logged, capsys, content):
 
 @pytest.mark.parametrize("dataset", ["folder", "plugged"])
 def test_a_plugin_that_changed(root, tmp_path, monkeypatch, dataset, logged):
-    """It is part of the method: neither shown nor resumed."""
+    """It is part of the method: not resumed, and shown with a warning."""
     for each in (registry.algorithms, registry.sources):
         list(each)
         monkeypatch.setattr(each, "_entries", dict(each._entries))
     monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(registry, "_moved", {})
     plugin = tmp_path / "mixmatch.py"
     plugin.write_text(
         "from simmatch_tf import registry\n"
@@ -255,6 +256,12 @@ def test_a_plugin_that_changed(root, tmp_path, monkeypatch, dataset, logged):
     plugin.write_text(plugin.read_text() + "# other\n")
     assert identity.name(config) != name
     refused(config, "its --plugin=mixmatch.py has changed since the run began")
+    assert logged == []
+    for _ in range(2):
+        folder.read_config()
+    assert logged == [
+        f"{folder.path}: {plugin} has changed since the run began"
+    ]
     # A run of an older version has no entry for it.
     lines = before.splitlines()
     kept = [line for line in lines if "--plugin" not in line]

@@ -293,7 +293,7 @@ def test_flags_of_a_source_in_a_file_of_its_own(table, tmp_path):
     refused(
         "--table.file=.*: is for --dataset=table, not digits", dataset="digits"
     )
-    refused("--dataset=folder, and only that", data_dir=str(tmp_path))
+    refused("is for --dataset=folder", data_dir=str(tmp_path))
 
 
 def test_a_finished_run_compares_the_pixels_of_its_source(table, tmp_path):
