@@ -107,6 +107,8 @@ _OF_A_METHOD: Mapping[str, tuple[str, ...]] = {
         "pseudo_label/confidence",
         "alignment/divergence",
     ),
+    "prior_drift": ("pseudo_label/confidence", "alignment/divergence"),
+    "unequal_labels": ("pseudo_label/confidence", "alignment/divergence"),
     "confident_but_wrong": ("pseudo_label/confidence", "pseudo_label/sure"),
     "memory_waits": ("memory/filled",),
     "statistics_lag": (

@@ -212,7 +212,8 @@ def test_unknown_problems_are_listed(tmp_path):
         "a has too few values to tell: the input is slow, BatchNorm's averages "
         "lag.",
         "a was not checked for what is not logged by this method: no "
-        "pseudo-labels, collapse, confident but wrong, matching waits.",
+        "pseudo-labels, collapse, prior drift, unequal labels, confident but "
+        "wrong, matching waits.",
     ]
     # Without any scalars nobody knows what the method would log.
     folder = written.run(tmp_path / "b", curves=None)
