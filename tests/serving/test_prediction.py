@@ -372,8 +372,10 @@ def test_predict_with_other_weights(finished_run, wanted):
 
 def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
     predictions = simmatch_tf.predict(finished_run[0], folder)
-    lines = str(predictions).splitlines()
+    *lines, note = str(predictions).splitlines()
     assert len(lines) == len(predictions) == 12
+    assert note == predictions.note
+    assert note.startswith("Confidences are not calibrated; ")
     best = predictions.confidences[0]
     assert lines[0].startswith(f"00.png  {predictions.classes[0]} {best:.1%}, ")
     predict.main(
