@@ -207,7 +207,7 @@ class Config(commandline.Flags):
     unlabeled_includes_labeled: bool = rare(
         True, "Whether the unlabeled set has the labeled images, too."
     )
-    image_size: int | None = rare(
+    image_size: int | None = flag(
         None,
         "Side of the images in pixels. Default: that of the dataset, or 224.",
         low=8,
@@ -271,8 +271,8 @@ class Config(commandline.Flags):
     # Network.
     backbone: str = flag(
         "wrn_28_2",
-        "Backbone: wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 is twice as "
-        "wide), keras_cv:NAME or keras_applications:NAME.",
+        "Backbone: cnn_FILTERS, wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 is "
+        "twice as wide), keras_cv:NAME or keras_applications:NAME.",
     )
     init_from: str | None = flag(
         None,
@@ -293,7 +293,7 @@ class Config(commandline.Flags):
         "over the share of each device.",
         choices=("synchronized", "local"),
     )
-    precision: str = flag(
+    precision: str = rare(
         "float32",
         "Precision of the network. Losses and matching always use float32 or "
         "better; mixed_float16 scales the loss.",
@@ -302,7 +302,7 @@ class Config(commandline.Flags):
 
     # Method.
     algorithm: str = flag("simmatch", "Training method.")
-    ema_momentum: float = flag(
+    ema_momentum: float = rare(
         0.999, "Momentum of the EMA teacher's weights.", low=0, high=1
     )
     ema_warmup: bool = rare(
