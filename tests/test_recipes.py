@@ -20,6 +20,7 @@ RECIPES = sorted(
 SHORT = {
     "steps": 1,
     "epochs": None,
+    "minutes": None,
     "warmup_epochs": None,
     "matching_start_steps": 0,
     "batch_size": 4,

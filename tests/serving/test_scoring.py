@@ -326,7 +326,6 @@ def test_results_on_changed_images(tmp_path, capsys):
     report.main(report.ReportConfig(runs=(str(path),), output=str(output)))
     text = output.read_text("utf-8")
     assert "3 are changed (test/a/0.png" in text
-    assert "calibration and confusion are not known" in text
     assert '<div class="item">' not in text
     # A run that began after the change is no second seed of it.
     later = tmp_path / "later"
