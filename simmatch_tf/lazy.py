@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -55,7 +54,7 @@ def _joined(cls: type) -> type:
     )
 
 
-class _Follower(importlib.abc.MetaPathFinder):
+class _Follower:
     """Has a module imported right after another one."""
 
     def __init__(self, name: str, follower: str) -> None:

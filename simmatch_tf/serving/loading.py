@@ -280,19 +280,9 @@ def run(
     folder.warn_unfinished(trained.step)
     weights = weights or trained.weights_of_record
     labeled, why_not = None, preflight.NO_MEMORY
-    values = config.values()
     if trained.memory is not None and preflight.may_have_memory(config):
-        names = thumbnails.slot_names(content)
-        slots = np.flatnonzero(trained.memory["written"] >= 0)
-        why_not = "" if len(slots) else _EMPTY_MEMORY
-        labeled = classifier_lib.Labeled(
-            features=trained.memory["features"][slots],
-            slots=slots,
-            labels=trained.memory["labels"][slots],
-            ids=[names[slot] for slot in slots],
-            temperature=values["temperature"],
-            alpha=values["alpha"],
-        )
+        labeled = _labeled(trained.memory, config, content)
+        why_not = "" if len(labeled.slots) else _EMPTY_MEMORY
     accuracy = calibration = None
     # Damaged results do not keep a run from predicting.
     try:
@@ -337,6 +327,24 @@ def run(
         step=trained.step,
         weights=weights,
         weights_of_record=trained.weights_of_record,
+    )
+
+
+def _labeled(
+    memory: dict[str, np.ndarray],
+    config: config_lib.Config,
+    content: dict[str, Any],
+) -> classifier_lib.Labeled:
+    """Returns the labeled images whose slots of the memory were written."""
+    names, values = thumbnails.slot_names(content), config.values()
+    slots = np.flatnonzero(memory["written"] >= 0)
+    return classifier_lib.Labeled(
+        features=memory["features"][slots],
+        slots=slots,
+        labels=memory["labels"][slots],
+        ids=[names[slot] for slot in slots],
+        temperature=values["temperature"],
+        alpha=values["alpha"],
     )
 
 

@@ -302,16 +302,7 @@ class Inspector:
             )
         terminal.say(f"scoring the test images of {folder.path}")
         config = folder.read_config().moved(self.data_dir, self.tfds_dir)
-        _check_present(config)
-        # Unless the run was imported, or is of an older version.
-        changes = folder.data.is_file() and folder.data_changes(
-            config, images_only=True
-        )
-        if changes:
-            raise InputError(
-                f"{folder.path}: its images are not those that it began with: "
-                f"{changes}"
-            )
+        _check_images(folder, config)
         source = self._source(config)
         split = splits.read(folder.split, source)
         scored_on, images, indices = inputs.scored_images(
@@ -374,11 +365,11 @@ class Inspector:
         return self._sources[key]
 
 
-def _check_present(config: config_lib.Config) -> None:
-    """Checks that a dataset can be read without downloading it.
+def _check_images(folder: workdir.Workdir, config: config_lib.Config) -> None:
+    """Checks that a run's images are here, and those that it began with.
 
     Raises:
-        InputError: It cannot.
+        InputError: They are not; nothing is downloaded.
     """
     facts = registry.sources.find(config.dataset)[0].facts
     if facts.get("from_python"):
@@ -388,6 +379,15 @@ def _check_present(config: config_lib.Config) -> None:
         raise InputError(
             f"{config.dataset} is not prepared here; give its place by "
             "--tfds_dir"
+        )
+    # Unless the run was imported, or is of an older version.
+    changes = folder.data.is_file() and folder.data_changes(
+        config, images_only=True
+    )
+    if changes:
+        raise InputError(
+            f"{folder.path}: its images are not those that it began with: "
+            f"{changes}"
         )
 
 

@@ -87,6 +87,11 @@ class Baselines:
         self.left_out = baselines.left_out(self._labels, source.num_classes)
 
     @property
+    def running(self) -> bool:
+        """Whether their process ran when it was last asked."""
+        return self._process is not None
+
+    @property
     def _labels(self) -> np.ndarray:
         return self._source.train.labels[self._split.labeled]
 

@@ -131,8 +131,8 @@ def plan(
     fits, too_many = 0, int(max(left, 0.0) / costs.step) + 1
     while too_many - fits > 1:
         more = (fits + too_many) // 2
-        resolved = _resolved(config, planned(more))
-        if seconds(costs, resolved, start) <= left:
+        flags = resolved(config, planned(more))
+        if seconds(costs, flags, start) <= left:
             fits = more
         else:
             too_many = more
@@ -142,8 +142,13 @@ def plan(
     return planned(fits)
 
 
-def _resolved(config: config_lib.Config, planned: Plan) -> config_lib.Config:
-    """Returns flags of the planned length, whose warm-up is left out."""
+def resolved(config: config_lib.Config, planned: Plan) -> config_lib.Config:
+    """Returns flags with durations in steps, without warm-up and profile.
+
+    Args:
+        config: The run's flags.
+        planned: Length of the run.
+    """
     return dataclasses.replace(
         with_length(config, planned),
         warmup_steps=None,

@@ -224,21 +224,9 @@ class _Run:
     def _take_steps(self, stepper: step_lib.Stepper) -> None:
         """Takes the remaining steps, and does what is due between them."""
         config, algorithm, step = self.config, self.algorithm, self.bar.done
-        request = self.request
+        request, between_every = self.request, algorithm.between_steps_every
         # Without summaries there are no pictures to wait for.
         picture_every = config.picture_every or config.steps
-        between_every = algorithm.between_steps_every or config.steps
-        intervals = (
-            config.log_every,
-            config.eval_every,
-            config.checkpoint_every,
-            config.steps_per_loop,
-            picture_every,
-            between_every,
-        )
-
-        cooldown_steps = config.cooldown_steps()
-        cooldown_start = config.steps - cooldown_steps if cooldown_steps else 0
 
         def due(every: int) -> bool:
             return step % every == 0 or step == config.steps
@@ -246,10 +234,7 @@ class _Run:
         while step < config.steps:
             self.profile.at(step)
             # ------------------------------------------------------- train --
-            count = min(config.steps - step, *(n - step % n for n in intervals))
-            count = min(count, self.profile.until_next(step))
-            if step < cooldown_start:
-                count = min(count, cooldown_start - step)
+            count = self._until_due(step)
             first, step = step + 1, step + count
             logs, shows = due(config.log_every), due(picture_every)
             asked_before = stepper.stop
@@ -268,10 +253,11 @@ class _Run:
                         stepper.diagnostics,
                         stepper.waited,
                     )
-                self._say_baselines()
             self.bar.advance(step, values)
+            if logs:
+                self._say_baselines()
             # ----------------------------------------------- between steps --
-            if algorithm.between_steps_every and step % between_every == 0:
+            if between_every and step % between_every == 0:
                 algorithm.between_steps(step)
             with self.monitor.paused():
                 if shows:
@@ -285,17 +271,39 @@ class _Run:
                     self.bar.warn(self.monitor.scalars.findings(step))
                 # ----------------------------------------------- checkpoint --
                 stop = self.workers.stop(request, asked_before)
-                if step == cooldown_start:
+                if step == self._cooldown_start():
                     self._save(step, self.before_cooldown)
                 if due(config.checkpoint_every) or stop:
                     with self.bar.aside("checkpoint"):
                         self._save(step, self.checkpoints)
-            self.bar.foretell()
+            if not self.baselines.running:  # they slow the steps down
+                self.bar.foretell()
             if stop and step < config.steps:
                 raise signals.Interrupted(
                     f"{stop} after step {step} of {config.steps}; "
                     f"saved in {self.folder.path}: start it again to go on"
                 )
+
+    def _until_due(self, step: int) -> int:
+        """Returns the number of steps until something is due between steps."""
+        config = self.config
+        intervals = (
+            config.log_every,
+            config.eval_every,
+            config.checkpoint_every,
+            config.steps_per_loop,
+            config.picture_every or config.steps,
+            self.algorithm.between_steps_every or config.steps,
+        )
+        ends = [config.steps, *(step - step % n + n for n in intervals)]
+        if step < self._cooldown_start():
+            ends.append(self._cooldown_start())
+        return min(min(ends) - step, self.profile.until_next(step))
+
+    def _cooldown_start(self) -> int:
+        """Returns the last step before the cool-down, 0 without one."""
+        cooldown = self.config.cooldown_steps()
+        return self.config.steps - cooldown if cooldown else 0
 
     # --------------------------------------------------------------- length --
     def _with_length(self) -> config_lib.Config:
@@ -548,6 +556,7 @@ class _Run:
         news = self.baselines.news() if self.workers.chief else None
         if news is not None:
             self.bar.say(news)
+            self.bar.time_anew()
 
     # ---------------------------------------------------------------- parts --
     def _make_algorithm(

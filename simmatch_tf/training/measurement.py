@@ -272,16 +272,12 @@ def provisional(config: config_lib.Config) -> config_lib.Config:
     Args:
         config: The run's flags.
     """
-    return dataclasses.replace(
+    steps = 2**20
+    return duration.resolved(
         config,
-        steps=2**20,
-        epochs=None,
-        minutes=None,
-        measured_steps=None,
-        extended_steps=None,
-        extend_minutes=None,
-        extend_steps=None,
-        warmup_steps=None,
-        warmup_epochs=None,
-        profile=None,
-    ).with_durations(1)
+        duration.Plan(
+            steps,
+            config.eval_every or steps,
+            config.checkpoint_every or steps,
+        ),
+    )

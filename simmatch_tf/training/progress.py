@@ -134,6 +134,13 @@ class Progress:
         if not self._bar.disable:
             self._bar.start_t += seconds
 
+    def time_anew(self) -> None:
+        """Forgets how long steps took so far, because other work has ended."""
+        self._leave_out(time.monotonic() - self._began)
+        if not self._bar.disable:
+            self._bar.initial += self.done - self._first
+        self._first = self.done
+
     def _left(self) -> float | None:
         """Returns the seconds to the end; None before a step was timed."""
         if self.done <= self._first:

@@ -204,3 +204,18 @@ def test_the_end_is_foretold_from_what_was_measured(capsys, monkeypatch):
     assert err[1].startswith("ends in about 17 min 00 s")  # 98 · 10 + 2 · 20
     assert len(err) == 2
     shown.close()
+
+
+def test_steps_beside_other_work_are_forgotten(capsys, monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    shown = progress.Progress(0, 100, bar=False)
+    clock.now += 60  # 20 steps of 3 s
+    shown.advance(20, None)
+    shown.time_anew()
+    shown.foretell()  # no step was timed since
+    clock.now += 20  # 20 of 1 s
+    shown.advance(40, {"loss/total": 1.0})
+    line = capsys.readouterr().err
+    assert line == "step 40/100: loss 1.000 (1.00 steps/s, 60 s left)\n"
+    shown.close()
