@@ -101,6 +101,7 @@ class NoLabels(simmatch_tf.Algorithm):
         return {"loss/total": loss}
 
 
+@pytest.mark.slow
 def test_no_labeled_views_and_a_batch_norm_in_a_head(tmp_path):
     assert fit(tmp_path, "unlabeled_test").loss > 0
     head = simmatch_tf.load(tmp_path, weights="student")

@@ -156,6 +156,7 @@ def test_compiled_by_xla():
     assert means["pseudo_label/confidence"] > 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_on_two_replicas(placement, two_replicas):
     with two_replicas.scope():

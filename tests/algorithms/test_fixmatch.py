@@ -77,6 +77,7 @@ def test_losses_equal_the_equations(changes):
     assert int(ours.align.written) == int(changes.get("align", False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["teacher", "student"])
 def test_it_is_simmatch_without_the_memory(form):
     """Soft and aligned, with α = 1 and λ_in = 0, both train the same."""

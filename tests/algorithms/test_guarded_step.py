@@ -128,6 +128,7 @@ def test_a_gradient_that_is_not_finite(bad_gradient):
     assert_same(before, state(algorithm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["replicated", "sharded"])
 def test_one_replica_s_trouble_is_everyone_s(placement, factor, two_replicas):
     with two_replicas.scope():

@@ -96,6 +96,7 @@ def test_draws_for_the_whole_batch_are_those_of_one_device(mixup, two_replicas):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_it_is_resumed_to_the_same_weights(plugin, tmp_path, monkeypatch):
     changes = {
         "algorithm": "mean_teacher",

@@ -294,6 +294,7 @@ def on_two(strategy, algorithm, inputs, steps, *, guarded=False):
         step(shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher_norm", ["eman", "shuffle"])
 def test_local_statistics_stay_the_same_on_all(teacher_norm, two_replicas):
     with two_replicas.scope():

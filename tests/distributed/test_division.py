@@ -114,6 +114,7 @@ def test_training(processes, batches, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_by_the_data_service(processes, batches, address, tmp_path):  # noqa: F811
     shares_of_processes = read_training(
         processes, batches, tmp_path, data_service=address

@@ -174,9 +174,15 @@ def test_a_head_needs_a_name_of_its_own():
     [
         ("wrn_10_1", "float32"),
         ("wrn_10_1", "float64"),
-        ("resnet18", "mixed_float16"),
-        ("keras_applications:MobileNet", "mixed_bfloat16"),
-        ("keras_cv:yolo_v8_xs_backbone", "float32"),
+        pytest.param("resnet18", "mixed_float16", marks=pytest.mark.slow),
+        pytest.param(
+            "keras_applications:MobileNet",
+            "mixed_bfloat16",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "keras_cv:yolo_v8_xs_backbone", "float32", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_saved_network_comes_back(backbone, precision, tmp_path):

@@ -348,6 +348,7 @@ def graphs(graph):
         yield from graphs(graph._functions[name].graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_nothing_of_all_images_by_all_slots(temperature):
     slots, images = 60_000, 64  # more images than D

@@ -53,6 +53,7 @@ def test_permutation():
     assert all(sorted(order) == list(range(9)) for order in orders)
 
 
+@pytest.mark.slow
 def test_both_compile_to_stablehlo():
     @tf.function(autograph=False, jit_compile=True)
     def draw(seed):

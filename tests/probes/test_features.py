@@ -84,6 +84,7 @@ def test_they_are_the_network_s_of_images_as_pillow_makes_them(
     assert np.abs(extracted).max() > 0.1
 
 
+@pytest.mark.slow
 def test_they_are_computed_once_for_equal_content(extract, folder, monkeypatch):
     encoder = make_encoder()
     first = extract(encoder, make_task(), "train")

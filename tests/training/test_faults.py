@@ -119,6 +119,7 @@ def test_a_disk_that_takes_no_saved_network(
     assert (disk / "run" / "model.keras").is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_back_before_older_ones_go(
     finished_run, tmp_path, monkeypatch
 ):

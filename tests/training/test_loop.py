@@ -220,6 +220,7 @@ def test_compiled_with_xla(tmp_path, finished_run):
             np.testing.assert_allclose(a[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_flagfile_of_a_run_starts_the_same_run(finished_run, tmp_path):
     config = workdir_lib.Workdir(finished_run[0]).read_config()
     simmatch_tf.fit(
@@ -292,6 +293,7 @@ def test_supervised_runs_and_keeps_as_many_as_asked(tmp_path):
     assert "embeddings" not in simmatch_tf.load(tmp_path).output
 
 
+@pytest.mark.slow
 def test_images_set_aside_choose_the_best_and_calibrate(tmp_path):
     result = runs.fit(tmp_path, labels=40, validation_fraction=0.25, steps=3)
     assert result.validation_labels == 10 and result.labels == 30
@@ -322,11 +324,13 @@ def test_images_set_aside_choose_the_best_and_calibrate(tmp_path):
     assert result.macro_accuracy == pytest.approx(figures["macro_accuracy"])
 
 
+@pytest.mark.slow
 def test_batch_larger_than_the_labeled_set(tmp_path):
     result = runs.fit(tmp_path, labels=10, batch_size=32, steps=2)
     assert result.labels == 10
 
 
+@pytest.mark.slow
 def test_epochs(tmp_path):
     # 1,400 images // (8 · 2) = 87 steps an epoch.
     result = runs.fit(tmp_path, steps=None, epochs=0.02)
@@ -366,6 +370,7 @@ def test_a_run_that_cannot_start_removes_nothing(finished_run, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_flags_may_change_before_the_first_checkpoint(tmp_path):
     quick = {"algorithm": "supervised", "steps": 2}
     with workdir_lib.claim(runs.config(tmp_path, **quick)) as folder:

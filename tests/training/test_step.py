@@ -14,16 +14,19 @@ from simmatch_tf.training import inputs, state
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
 
-FORMS = [
+QUICK = [
     {"algorithm": "supervised"},
     {"targets_from": "student"},
-    {"targets_from": "student", "weak_forward": "separate"},
     {"targets_from": "teacher"},
+]
+SLOW = [
+    {"targets_from": "student", "weak_forward": "separate"},
     {"targets_from": "teacher", "teacher_norm": "shuffle"},
     {"targets_from": "student", "on_nonfinite": "skip"},
     {"targets_from": "teacher", "precision": "mixed_bfloat16"},
     {"targets_from": "student", "precision": "mixed_float16"},
 ]
+FORMS = [*QUICK, *(pytest.param(f, marks=pytest.mark.slow) for f in SLOW)]
 
 
 def make(**changes):
