@@ -46,6 +46,18 @@ PATHS = (
 CLASS_PRIORS = ("uniform", "labeled")
 # Flags that give the length of a run.
 _LENGTHS = ("steps", "epochs", "minutes")
+# Flags to leave out of a run whose --steps are known.
+_NO_OTHER_LENGTH = dict.fromkeys(
+    (
+        "epochs",
+        "minutes",
+        "measured_steps",
+        "extended_steps",
+        "extend_minutes",
+        "extend_steps",
+        "warmup_epochs",
+    )
+)
 # Steps between evaluations, and between checkpoints, unless flags say more.
 _EVERY = 500
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
@@ -1096,6 +1108,20 @@ class Config(commandline.Flags):
             return None
         return f"imagenet2012_subset/{shares[self.label_fraction]}"
 
+    def with_steps(self, steps: int) -> Self:
+        """Returns the flags with another length, without warm-up and profile.
+
+        Args:
+            steps: Number of steps.
+        """
+        return dataclasses.replace(
+            self,
+            **_NO_OTHER_LENGTH,
+            steps=steps,
+            warmup_steps=None,
+            profile=None,
+        )
+
     def with_durations(self, unlabeled_images: int) -> Self:
         """Returns the flags with epochs turned into steps.
 
@@ -1141,17 +1167,11 @@ class Config(commandline.Flags):
             picture_every = self.picture_every or 500
         return dataclasses.replace(
             self,
+            **_NO_OTHER_LENGTH,
             steps=steps,
-            epochs=None,
-            minutes=None,
-            measured_steps=None,
-            extended_steps=None,
-            extend_minutes=None,
-            extend_steps=None,
             eval_every=self.eval_every or -(-steps // 8),
             checkpoint_every=self.checkpoint_every or -(-steps // 8),
             warmup_steps=warmup_steps,
-            warmup_epochs=None,
             picture_every=picture_every if self.summaries else None,
         )
 

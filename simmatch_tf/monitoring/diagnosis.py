@@ -505,14 +505,18 @@ def not_ahead(
         return None
     low, high = (100 * end for end in lead["interval"])
     points, images = 100 * lead["top1"], lead["images"]
-    minutes = getattr(config, "minutes", None)
-    if minutes is not None:
-        longer = f"--minutes={2 * minutes:g}"
-    elif config.epochs is not None:
-        longer = f"--epochs={2 * config.epochs:g}"
+    if config.schedule == "cooldown":
+        longer = f"--extend_steps={steps}"
+        if config.minutes is not None:
+            longer = f"--extend_minutes={config.minutes:g}"
+        turn = [f"go on training with {longer}"]
     else:
         longer = f"--steps={2 * steps}"
-    turn = [f"train longer in another --workdir: {longer}"]
+        if config.minutes is not None:
+            longer = f"--minutes={2 * config.minutes:g}"
+        elif config.epochs is not None:
+            longer = f"--epochs={2 * config.epochs:g}"
+        turn = [f"train longer in another --workdir: {longer}"]
     if getattr(config, "threshold", 0.0) > _HIGH_THRESHOLD:
         turn.append(
             "use more of the pseudo-labels, which in a short run are seldom "
@@ -544,7 +548,7 @@ def not_ahead(
         f"lead is {points:+.1f} points, 95 % interval [{low:+.1f}, "
         f"{high:+.1f}] on the same {images} images.",
         why,
-        f"{'; '.join(turn)}.".capitalize(),
+        f"To change that: {'; '.join(turn)}.",
     )
 
 

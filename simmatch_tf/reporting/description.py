@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -45,17 +44,7 @@ def of_flags(config: config_lib.Config) -> str:
     slots = inputs.labeled_images(config, outline)
     num_classes = len(outline.class_names)
     # Durations may depend on the number of images; none is needed here.
-    config = dataclasses.replace(
-        config,
-        steps=1,
-        epochs=None,
-        minutes=None,
-        measured_steps=None,
-        extended_steps=None,
-        profile=None,
-        warmup_steps=0,
-        warmup_epochs=None,
-    )
+    config = config.with_steps(1)
     algorithm = state.make_algorithm(
         config,
         strategies.one(),

@@ -131,8 +131,8 @@ def plan(
     fits, too_many = 0, int(max(left, 0.0) / costs.step) + 1
     while too_many - fits > 1:
         more = (fits + too_many) // 2
-        flags = resolved(config, planned(more))
-        if seconds(costs, flags, start) <= left:
+        resolved = _resolved(config, planned(more))
+        if seconds(costs, resolved, start) <= left:
             fits = more
         else:
             too_many = more
@@ -142,18 +142,12 @@ def plan(
     return planned(fits)
 
 
-def resolved(config: config_lib.Config, planned: Plan) -> config_lib.Config:
-    """Returns flags with durations in steps, without warm-up and profile.
-
-    Args:
-        config: The run's flags.
-        planned: Length of the run.
-    """
+def _resolved(config: config_lib.Config, planned: Plan) -> config_lib.Config:
+    """Returns flags of the planned length, whose warm-up is left out."""
     return dataclasses.replace(
-        with_length(config, planned),
-        warmup_steps=None,
-        warmup_epochs=None,
-        profile=None,
+        config.with_steps(planned.steps),
+        eval_every=planned.eval_every,
+        checkpoint_every=planned.checkpoint_every,
     ).with_durations(1)
 
 

@@ -322,6 +322,12 @@ def test_model_as_good_as_a_baseline():
     ("flags", "word"),
     [
         ({"steps": None, "epochs": 2.5}, "--epochs=5"),
+        ({"steps": None, "minutes": 10.0}, "--minutes=20"),
+        ({"schedule": "cooldown"}, "go on training with --extend_steps=400"),
+        (
+            {"steps": None, "minutes": 10.0, "schedule": "cooldown"},
+            "--extend_minutes=10",
+        ),
         ({"algorithm": "supervised"}, "--algorithm=simmatch"),
     ],
 )

@@ -80,7 +80,10 @@ def test_model_that_is_not_ahead_is_told_what_to_do():
     text = printed_tables.result(with_lead(-0.2, -0.25, -0.15), CONFIG)
     text = " ".join(text.split())
     assert "lead is -20.0 points, 95 % interval [-25.0, -15.0]" in text
-    assert "Train longer in another --workdir: --steps=800;" in text
+    assert (
+        "To change that: train longer in another --workdir: --steps=800;"
+        in text
+    )
     assert "not worth using yet" in text
 
 
