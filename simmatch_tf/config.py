@@ -221,7 +221,8 @@ class Config(commandline.Flags):
     )
     image_size: int | None = flag(
         None,
-        "Side of the images in pixels. Default: that of the dataset, or 224.",
+        "Side of the images in pixels. Default: that of the dataset, or 224; "
+        "of a folder, what suits backbone and images.",
         low=8,
         high=1024,
     )

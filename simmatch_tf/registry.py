@@ -190,6 +190,8 @@ class Networks(Registry):
         check: See `Registry.find`.
         min_side: Smallest side of its images in pixels, 1 by default.
         side_step: Number of which the sides must be multiples, 1 by default.
+        usual_side: Side in pixels of the images of a folder, unless they are
+            smaller or flags say another; 224 even for smaller ones by default.
         normalized: False for a network that takes images from 0 to 255, for
             it normalizes them itself; True by default.
         initializer: Initializer of the heads on top of it; see

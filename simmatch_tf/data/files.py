@@ -224,6 +224,17 @@ class Inspection:
         std = np.sqrt(np.maximum(spread, 0)) / 255
         return (mean / 255).tolist(), np.maximum(std, 1e-3).tolist()
 
+    def side(self, indices: np.ndarray) -> int:
+        """Returns the median side of some files, as if they were square.
+
+        Args:
+            indices: Which files, at least one; none of them bad.
+
+        Returns:
+            Pixels, the square root of the median area.
+        """
+        return round(float(np.median(self.contents[indices].pixels)) ** 0.5)
+
 
 def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
     """Decodes every file once, except those that were inspected before.

@@ -127,6 +127,7 @@ class _Run:
         began: float,
     ) -> None:
         self.folder, self.given = folder, config
+        self.planned = folder.planned(config)
         self.request, self.began = request, began
         # ---------------------------------------------------------- devices --
         # First: once TensorFlow has started, a CPU cannot be divided any more.
@@ -141,7 +142,7 @@ class _Run:
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # ----------------------------------------------------------- length --
         self.costs: duration.Costs | None = None
-        self.flags = self._with_length()
+        self.flags = self._completed()
         self.config = self.flags.with_durations(len(self.split.unlabeled))
         # -------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
@@ -306,15 +307,18 @@ class _Run:
         return self.config.steps - cooldown if cooldown else 0
 
     # --------------------------------------------------------------- length --
-    def _with_length(self) -> config_lib.Config:
-        """Returns the flags with the length of the run, measured if needed.
+    def _completed(self) -> config_lib.Config:
+        """Returns the flags with what they leave open: image size and length.
 
-        All workers have the chief's.
+        The length is measured if needed. All workers have the chief's.
 
         Raises:
             InputError: --minutes has no room for a step.
         """
-        config = self.folder.planned(self.given)
+        config = self.planned
+        side = self.source.image_size
+        if side is not None and config.dataset != "custom":
+            config = dataclasses.replace(config, image_size=side)
         if config.minutes is None and config.schedule != "cooldown":
             return config
         names = (
@@ -345,7 +349,7 @@ class _Run:
     def _measure(
         self, config: config_lib.Config, seconds: float
     ) -> duration.Plan:
-        """Measures the run, and plans it for its minutes; see `_with_length`.
+        """Measures the run, and plans it for its minutes; see `_completed`.
 
         Args:
             config: The run's flags.
@@ -425,7 +429,7 @@ class _Run:
         self, given: source_lib.Source | None, resumed: bool
     ) -> tuple[source_lib.Source, splits.Split, list[float] | None]:
         """Reads images, split and prior, which all workers must share."""
-        config = self.given
+        config = self.planned
 
         def read() -> tuple[source_lib.Source, splits.Split, list | None]:
             with signals.at_once(f"the images of {config.dataset}"):
@@ -479,7 +483,7 @@ class _Run:
             f"{config.algorithm} on {self.source.name}: "
             f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
             f"{len(self.scored[2])} {self.scored[0]} images; "
-            f"{config.backbone}; "
+            f"{config.backbone} on images of {self.source.image_shape[1]} pixels; "
             f"{config.steps} steps in {self.folder.path}"
         )
         if len(self.source.set_aside):

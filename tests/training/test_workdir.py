@@ -6,6 +6,7 @@ import os
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 from absl import logging
 
@@ -268,6 +269,46 @@ def test_a_plugin_that_changed(root, tmp_path, monkeypatch, dataset, logged):
     kept[-2] = kept[-2].rstrip(",")
     folder.data.write_text("\n".join(kept))
     folder.check_data(config)
+
+
+@pytest.mark.slow
+def test_the_size_of_a_folders_images(tmp_path):
+    root = tmp_path / "photos"
+    for place, name in enumerate(NAMES * 2):
+        path = root / name.replace("1.png", f"{place}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.full([12, 12, 3], 40 * place, np.uint8)
+        PIL.Image.fromarray(array).save(path)
+    flags = {
+        "dataset": "folder",
+        "data_dir": str(root),
+        "backbone": "cnn_2",
+        "image_size": None,
+        "labels": None,
+        "batch_size": 2,
+        "validation_fraction": 0.5,
+        "steps": 4,
+    }
+    workdirs = tmp_path / "whole", tmp_path / "resumed", tmp_path / "given"
+    for path, size in zip(workdirs, (None, None, 10), strict=True):
+        runs.fit(path, **{**flags, "image_size": size})
+    whole, other, given = (workdir.Workdir(path) for path in workdirs)
+    assert whole.read_config().image_size == 12
+    assert given.read_config().image_size == 10
+    # Killed before its end; its images are as they were.
+    for folder in (other, given):
+        folder.results.unlink()
+        for path in folder.checkpoints.glob("step_00000004*"):
+            path.unlink()
+        runs.fit(folder.path, **flags)
+        assert runs.began_after(folder.path) == 2
+    assert given.read_config().image_size == 10
+    assert simmatch_tf.load(given.path).inputs[0].shape[1] == 10
+    data = "checkpoints/step_00000004.data-00000-of-00001"
+    assert (whole.path / data).read_bytes() == (other.path / data).read_bytes()
+    assert (whole.path / data).read_bytes() != (given.path / data).read_bytes()
+    with pytest.raises(InputError, match="image_size is 10 there and 12 here"):
+        runs.fit(given.path, **{**flags, "image_size": 12})
 
 
 def test_a_run_without_a_checkpoint_begins_anew(root):

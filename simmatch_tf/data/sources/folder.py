@@ -108,10 +108,12 @@ def load_for_run(config: config_lib.Config) -> source.Source:
         notes["validation"] += (
             f", instead of --validation_fraction={config.validation_fraction}"
         )
+    network, _ = registry.networks.find(config.backbone)
     return load(
         config.data_dir,
         config.labels_csv,
         image_size=config.image_size,
+        usual_side=network.facts.get("usual_side"),
         on_bad_image=config.on_bad_image,
         need_unlabeled=config.needs_unlabeled_folder(),
         notes=notes,
@@ -124,6 +126,7 @@ def load(
     *,
     on_bad_image: str,
     image_size: int | None = None,
+    usual_side: int | None = None,
     need_unlabeled: bool = True,
     for_transfer: bool = False,
     notes: Mapping[str, str] | None = None,
@@ -134,7 +137,9 @@ def load(
         data_dir: The folder.
         labels_csv: Table of the images' classes, or None.
         on_bad_image: "error" or "skip", see `files.usable`.
-        image_size: Side of the views; default: 224.
+        image_size: Side of the views. Default: `usual_side`, or that of the
+            images if they are smaller.
+        usual_side: See there; None: 224, even if the images are smaller.
         need_unlabeled: Whether there must be unlabeled images, if they are
             read.
         for_transfer: Leave out unlabeled images, and keep validation images
@@ -164,6 +169,8 @@ def load(
     validation = kept[parts == "validation"]
     learned = kept[(parts == "labeled") | (parts == "unlabeled")]
     statistics = inspection.statistics(learned)
+    if image_size is None and usual_side is not None:
+        image_size = min(usual_side, inspection.side(learned))
     train, apart = np.concatenate([learned, validation]), None
     if for_transfer and validation.size:
         train, apart = learned, validation

@@ -23,7 +23,11 @@ def _check(filters: str) -> str:
 
 
 @registry.networks.register(
-    r"cnn_(\d+)", examples=("cnn_32",), check=_check, min_side=8
+    r"cnn_(\d+)",
+    examples=("cnn_32",),
+    check=_check,
+    min_side=8,
+    usual_side=64,
 )
 def cnn(image_shape: tuple[int, int, int], filters: int | str) -> keras.Model:
     """Builds cnn_FILTERS: images → features after the global pool.

@@ -141,6 +141,23 @@ def test_source(tmp_path):
     np.testing.assert_array_equal(source.test.labels, [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("most", "given", "side"),
+    # Half of the five training images have at least 9·6 pixels: √54 ≈ 7.
+    [(64, None, 7), (5, None, 5), (64, 20, 20), (None, None, 224)],
+)
+def test_image_size(tmp_path, most, given, side):
+    root = make(tmp_path / "data")
+    for name in ("labeled/cat/a.png", "unlabeled/z.bmp"):
+        PIL.Image.new("RGB", (100, 200)).save(root / name)
+    for name in ("test/cat/1.jpg", "test/dog/2.JPEG", "test/dog/10.jpg"):
+        PIL.Image.new("RGB", (300, 300)).save(root / name)  # do not count
+    source = folder.load(
+        str(root), on_bad_image="error", image_size=given, usual_side=most
+    )
+    assert source.image_shape == (side, side, 3)
+
+
 def test_statistics_are_those_of_the_training_images(tmp_path):
     make(tmp_path / "data", without=["test"])
     before = read(tmp_path / "data").statistics()
