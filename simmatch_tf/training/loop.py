@@ -479,11 +479,12 @@ class _Run:
     def _introduce(self, start: int) -> None:
         """Prints what is trained on what, and where it goes on."""
         config, split, bar = self.config, self.split, self.bar
+        side = self.source.image_shape[0]
         bar.say(
             f"{config.algorithm} on {self.source.name}: "
             f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
             f"{len(self.scored[2])} {self.scored[0]} images; "
-            f"{config.backbone} on images of {self.source.image_shape[1]} pixels; "
+            f"{config.backbone} on images of {side} pixels; "
             f"{config.steps} steps in {self.folder.path}"
         )
         if len(self.source.set_aside):
