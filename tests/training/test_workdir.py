@@ -282,7 +282,7 @@ def test_the_size_of_a_folders_images(tmp_path):
     flags = {
         "dataset": "folder",
         "data_dir": str(root),
-        "backbone": "cnn_2",
+        "backbone": "scatter_2",
         "image_size": None,
         "labels": None,
         "batch_size": 2,

@@ -1,4 +1,4 @@
-"""The small network: its size, by hand, and its maps at any image size."""
+"""The small network: its size, by hand, and its maps."""
 
 import keras
 import numpy as np
@@ -6,20 +6,18 @@ import pytest
 
 from simmatch_tf import registry
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks.backbones import cnn
+from simmatch_tf.networks.backbones import scattering
 
 
 def test_size_by_hand():
-    model = cnn.cnn((32, 32, 3), "32")
-    kernels = (
-        5 * 5 * 3 * 32
-        + 9 * (32 * 32 + 32 * 32)
-        + 9 * (32 * 64 + 64 * 64)
-        + 9 * (64 * 128 + 128 * 128)
+    model = scattering.scattering((32, 32, 3), "32")
+    channels = 8 + 3  # directions and colors
+    kernels = 9 * (
+        channels * 32 + 32 * 32 + (32 * 64 + 64 * 64) + (64 * 128 + 128 * 128)
     )
-    scales = 2 * (32 + 2 * (32 + 64 + 128))
+    scales = 2 * (channels + 2 * (32 + 64 + 128))
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    assert trained == kernels + scales == 298_272
+    assert trained == kernels + scales == 289_782
     assert model.output_shape == (None, 128)
 
 
@@ -27,14 +25,14 @@ def test_size_by_hand():
     ("shape", "sides"),
     [
         ((8, 8, 1), [8, 4, 2]),
+        ((16, 16, 1), [16, 8, 4]),
         ((28, 28, 1), [14, 7, 3]),
         ((32, 32, 3), [16, 8, 4]),
-        ((64, 64, 3), [16, 8, 4]),
-        ((224, 224, 3), [16, 8, 4]),
+        ((64, 64, 3), [32, 16, 8]),
     ],
 )
-def test_maps_are_of_one_size(shape, sides):
-    model = cnn.cnn(shape, 8)
+def test_maps(shape, sides):
+    model = scattering.scattering(shape, 8)
     added = [
         layer.output.shape[1]
         for layer in model.layers
@@ -48,7 +46,7 @@ def test_maps_are_of_one_size(shape, sides):
     assert np.abs(model(x) - model(corner)).max() > 0
 
 
-@pytest.mark.parametrize("name", ["cnn_0", "cnn_1000"])
+@pytest.mark.parametrize("name", ["scatter_0", "scatter_1000"])
 def test_widths_that_make_no_sense(name):
     with pytest.raises(InputError, match="must be from 1 to 512"):
         registry.networks.find(name, flag="backbone")
