@@ -284,8 +284,8 @@ class Config(commandline.Flags):
     # Network.
     backbone: str = flag(
         "wrn_28_2",
-        "Backbone: scatter_FILTERS, wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 is "
-        "twice as wide), keras_cv:NAME or keras_applications:NAME.",
+        "Backbone: scatter_FILTERS, wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 "
+        "is twice as wide), keras_cv:NAME or keras_applications:NAME.",
     )
     init_from: str | None = flag(
         None,
