@@ -10,6 +10,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -166,6 +167,13 @@ def evaluation(report: dict[str, Any]) -> str:
         f"Step {report['step']}, {images} {report['scored_on']} images, "
         f"* evaluation weights\n\n{tables.plain(rows)}"
     )
+    if "fitted_on" in report[record]:
+        on = metrics.describe_fit(
+            report[record]["fitted_on"],
+            report[record]["fitted_images"],
+            report["scored_on"],
+        )
+        text += f"\n\nThe temperature was fitted {on}."
     if len(class_names) <= _WIDE:
         rows = [["true \\ predicted", *class_names]]
         for name, counts in zip(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmatch_tf import io, tables
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import charts, comparison, figures, pages
 from simmatch_tf.reporting import runs as runs_lib
@@ -71,6 +72,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         differences=differences(groups),
         result=result(groups, known),
         baselines=baselines(groups),
+        temperatures=temperatures(groups),
         scored=_scored(groups),
         not_compared=not_compared(groups),
         unfinished=unfinished(groups),
@@ -284,6 +286,24 @@ def _calibration_errors(group: runs_lib.Group, known: Reports) -> list[float]:
         if "calibration_error" in report:
             errors.append(report["calibration_error"])
     return errors
+
+
+def temperatures(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """Says what the temperatures of runs were fitted on, each set once."""
+    fitted: dict[str, list[str]] = {}
+    for run in (run for group in groups for run in group.finished):
+        network = getattr(run.result, run.record)
+        calibration = network.get("calibration", {})
+        if calibration.get("temperature"):
+            on = metrics.describe_fit(
+                calibration.get("fitted_on", "validation"),
+                calibration["images"],
+                run.result.scored_on,
+            )
+            fitted.setdefault(on, []).append(run.name)
+    return [
+        f"{on} ({', '.join(names)})" for on, names in fitted.items()
+    ]
 
 
 def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:

@@ -647,15 +647,15 @@ class _Run:
         logits = self.evaluator.logits(images, indices)
         labels = images.labels[indices]
         self.accuracy = chosen = metrics.accuracy(logits, labels)
-        set_aside, classes = logits, labels  # if there are no test images
-        if self.source.test is not None:
-            train, aside = self.source.train, self.split.validation
-            set_aside, classes = {}, train.labels[aside]
-        if len(self.split.validation) and self.source.test is not None:
+        fit_on = name_of_set, logits, labels
+        train, aside = self.source.train, self.split.validation
+        if len(aside) and self.source.test is not None:
             set_aside = self.evaluator.logits(train, aside)
-            chosen = metrics.accuracy(set_aside, classes)
+            chosen = metrics.accuracy(set_aside, train.labels[aside])
+            if len(aside) >= metrics.LEAST_TO_CALIBRATE:
+                fit_on = "validation", set_aside, train.labels[aside]
         if step == self.config.steps:
-            self._calibrate(logits, labels, set_aside, classes)
+            self._calibrate(logits, labels, fit_on)
         values = {}
         for name, accuracy in self.accuracy.items():
             score, top1 = chosen[name]["top1"], accuracy["top1"]
@@ -674,32 +674,36 @@ class _Run:
         self,
         logits: Mapping[str, np.ndarray],
         labels: np.ndarray,
-        set_aside: Mapping[str, np.ndarray],
-        classes: np.ndarray,
+        fit_on: tuple[str, Mapping[str, np.ndarray], np.ndarray],
     ) -> None:
-        """Fits temperatures on the images set aside, and measures them.
+        """Fits temperatures, and measures them.
 
-        Test images measure alone. Images that were trained on cannot fit one:
-        of those a network is always too sure.
+        Images that were trained on cannot fit one: of those a network is always
+        too sure.
 
         Args:
             logits: Network → logits of the images that results are measured on.
             labels: Their classes.
-            set_aside: Network → logits of the images set aside; may be empty.
-            classes: Their classes.
+            fit_on: "validation" or "test", and logits and classes of the images
+                to fit on: those set aside or, where they are too few, the same
+                as above.
         """
+        name_of_set, others, classes = fit_on
+        enough = len(classes) >= metrics.LEAST_TO_CALIBRATE
+        images = min(len(classes), metrics.MOST_TO_CALIBRATE)
         for name, values in logits.items():
             temperature = None
-            if name in set_aside and len(classes) >= metrics.LEAST_TO_CALIBRATE:
-                temperature = metrics.fit_temperature(set_aside[name], classes)
+            if enough:
+                temperature = metrics.fit_temperature(others[name], classes)
             self.calibration[name] = {
                 "temperature": temperature,
-                "images": len(classes) if temperature else 0,
+                "fitted_on": name_of_set if enough else None,
+                "images": images if enough else 0,
                 **metrics.calibration(
                     values,
                     labels,
                     temperature=temperature,
-                    fitted_on_these=set_aside is logits,
+                    fitted_on_these=others is logits,
                 ),
             }
 

@@ -28,10 +28,12 @@ class Result:
         weights_of_record: "student" or "ema".
         student: {"last": {"top1", "top5", "macro_accuracy", "step"}, "best":
             {"top1", "step", "chosen_on": "validation" | "test"},
-            "calibration": {"temperature", "images", "calibration_error",
-            "uncalibrated_error"}}: the temperature that confidences are
-            calibrated by, None without one, fitted on this number of images
-            set aside; the calibration error with it, and without.
+            "calibration": {"temperature", "fitted_on", "images",
+            "calibration_error", "uncalibrated_error"}}: the temperature that
+            confidences are calibrated by, None without one, fitted on this
+            number of "validation" or "test" images; the calibration error with
+            it, and without. Where the temperature was fitted on the images that
+            measure the error, they do so by cross-fitting.
         ema: The same for the EMA teacher.
         algorithm: As in --algorithm.
         dataset: As in --dataset.

@@ -375,7 +375,7 @@ def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
     *lines, note = str(predictions).splitlines()
     assert len(lines) == len(predictions) == 12
     assert note == predictions.note
-    assert note.startswith("Confidences are not calibrated; ")
+    assert note.startswith("Confidences are calibrated on 397 test images, ")
     best = predictions.confidences[0]
     assert lines[0].startswith(f"00.png  {predictions.classes[0]} {best:.1%}, ")
     predict.main(
