@@ -45,7 +45,7 @@ def reports(
     """Returns each run's metrics: just measured, or from `evaluate`."""
     known = {}
     for group in groups:
-        for run in group.finished:
+        for run in group.measured:
             if run.name in inspections.by_run:
                 known[run.name] = inspections.by_run[run.name].report
             elif run.evaluation is not None:
@@ -128,7 +128,7 @@ def save_figures(
             if name in names:
                 name = f"confusion_{plain}_{len(names)}.png"
             names.append(name)
-            class_names = group.finished[0].result.class_names
+            class_names = group.measured[0].result.class_names
             figures.save_confusion(counts, class_names, folder / names[-1])
     return names
 
@@ -209,7 +209,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
     pairs: dict[tuple[int, Any], int] = {}
     scores = []
     for group in groups:
-        for run in group.finished:
+        for run in group.measured:
             # Where a file says which images are labeled, --split_seed does not.
             labeled = tuple(run.split.get("labeled", ()))
             seeds = run.config.seed, labeled or run.config.split_seed
@@ -232,7 +232,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
 
 
 def _comparable(groups: Sequence[runs_lib.Group]) -> bool:
-    return runs_lib.same_scored([r for g in groups for r in g.finished])
+    return runs_lib.same_scored([r for g in groups for r in g.measured])
 
 
 def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
@@ -279,7 +279,7 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
 def _calibration_errors(group: runs_lib.Group, known: Reports) -> list[float]:
     """Returns the calibration errors of a group's runs, where known."""
     errors = []
-    for run in group.finished:
+    for run in group.measured:
         report = known.get(run.name) or getattr(run.result, run.record).get(
             "calibration", {}
         )
@@ -291,7 +291,7 @@ def _calibration_errors(group: runs_lib.Group, known: Reports) -> list[float]:
 def temperatures(groups: Sequence[runs_lib.Group]) -> list[str]:
     """Says what the temperatures of runs were fitted on, each set once."""
     fitted: dict[str, list[str]] = {}
-    for run in (run for group in groups for run in group.finished):
+    for run in (run for group in groups for run in group.measured):
         network = getattr(run.result, run.record)
         calibration = network.get("calibration", {})
         if calibration.get("temperature"):
@@ -315,7 +315,7 @@ def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
             lead = run.result.lead
             for each in run.result.baselines:
                 text = ""
-                if each["name"] == lead["over"]:
+                if lead and each["name"] == lead["over"]:
                     interval = comparison.interval_text(lead["interval"], "+")
                     text = f"{100 * lead['top1']:+.1f} {interval}"
                 rows.append(
@@ -332,7 +332,7 @@ def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
 
 def _interval(group: runs_lib.Group) -> str:
     """Returns the interval of the runs' mean for this number of images."""
-    results = [run.result for run in group.finished]
+    results = [run.result for run in group.measured]
     if not results:
         return _UNKNOWN
     return comparison.wilson_text(
@@ -356,7 +356,7 @@ def _scored(groups: Sequence[runs_lib.Group]) -> str:
         f"{run.result.test_images:,} {run.result.scored_on} images of "
         f"{run.config.dataset}"
         for group in groups
-        for run in group.finished
+        for run in group.measured
     }
     return "; ".join(sorted(sets))
 
@@ -364,7 +364,7 @@ def _scored(groups: Sequence[runs_lib.Group]) -> str:
 def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
     """Returns sentences on why results are not grouped or compared."""
     sentences = runs_lib.separated_by_data(groups)
-    finished = sum(bool(group.finished) for group in groups)
+    finished = sum(bool(group.measured) for group in groups)
     if finished > 1 and not _comparable(groups):
         sentences.append(
             "No lead is given: the results are not all of the same images."
@@ -373,7 +373,7 @@ def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
 
 
 def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
-    """Returns a sentence for each run that has no result yet."""
+    """Returns a sentence for each run that has no accuracy."""
     return [
         f"{run.name} is not finished: it has reached step {run.reached:,}"
         + (f" of {run.steps:,}" if run.steps else "")
@@ -381,6 +381,12 @@ def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
         for group in groups
         for run in group.runs
         if run.result is None
+    ] + [
+        f"The accuracy of {run.name} is not known: it has neither test images "
+        "nor labeled images set aside."
+        for group in groups
+        for run in group.finished
+        if run not in group.measured
     ]
 
 
@@ -398,7 +404,7 @@ def each_run(runs: Sequence[runs_lib.Run]) -> Table:
     rows = [[*head, "best top-1, %", "steps", "time"]]
     for run in runs:
         top1 = interval = macro = best = _UNKNOWN
-        if run.result is not None:
+        if run.result is not None and run.result.top1 is not None:
             own = getattr(run.result, run.record)["best"]
             top1 = f"{100 * run.result.top1:.2f}"
             interval = comparison.wilson_text(
@@ -557,8 +563,8 @@ def _confusions(
         counts = confusion(group, known)
         if counts is None:
             continue
-        names = group.finished[0].result.class_names
-        runs = sum(run.name in known for run in group.finished)
+        names = group.measured[0].result.class_names
+        runs = sum(run.name in known for run in group.measured)
         picture = None
         if len(names) <= figures.MOST_CLASSES:
             picture = pages.data_uri(
@@ -583,9 +589,9 @@ def confusion(group: runs_lib.Group, known: Reports) -> list[list[int]] | None:
     """
     matrices = [
         known[run.name]["confusion"]
-        for run in group.finished
+        for run in group.measured
         if run.name in known
-        and run.result.class_names == group.finished[0].result.class_names
+        and run.result.class_names == group.measured[0].result.class_names
     ]
     if not matrices:
         return None

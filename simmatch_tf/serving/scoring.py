@@ -107,6 +107,12 @@ def of_run(
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
     scored_on, images, indices = inputs.scored_images(source, split.validation)
+    if scored_on is None:
+        raise InputError(
+            f"{folder.path}: {source.name} has no test images, and the run set "
+            "no labeled ones aside to evaluate it on; a run with "
+            "--validation_fraction=0.2 does"
+        )
     evaluator = evaluator_lib.Evaluator(
         strategies.one(),
         trained.networks,

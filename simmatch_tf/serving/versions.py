@@ -198,7 +198,7 @@ def accuracy(
         return None
     result = results.read(folder.results)
     last = getattr(result, weights)["last"]
-    if last["step"] != step:
+    if last["step"] != step or last["top1"] is None:
         return None
     measured = {
         "top1": last["top1"],

@@ -302,6 +302,45 @@ def test_lead_is_on_the_chosen_images_alone(tmp_path, monkeypatch):
     assert lead["images"] == 40 and lead["top1"] == 0
 
 
+def unscored(source=None):
+    return dataclasses.replace(source or digits.load(8), test=None)
+
+
+def test_without_images_to_score_on_there_is_no_lead(tmp_path):
+    process = make(tmp_path, source=unscored())
+    assert process.left_out is None and process.missing()
+    assert len(process.sets) == 1 and len(process.sets[0][1]) == 20
+    assert process._key != make(tmp_path)._key
+    process.measured = known(20)
+    assert process.news() == (
+        "baselines by cross-validation on 20 labels: SVM on HOG, grey levels "
+        "and thumbnail 50.00%, logistic regression on HOG, grey levels and "
+        "thumbnail 75.00%"
+    )
+    outcome = process.outcome(None)
+    assert outcome.lead is None
+    assert [each["top1"] for each in outcome.baselines] == [0.5, 0.75]
+
+
+@pytest.mark.slow
+def test_process_cross_validates(tmp_path, cache):
+    process = make(tmp_path / "run", source=unscored())
+    assert process.missing()
+    process.start()
+    process.wait(signals.Request())
+    images = digits.load(8).train
+    labeled = draw(digits.load(8)).labeled
+    wanted = baselines.measure(
+        {
+            "images": images.images[labeled],
+            "labels": images.labels[labeled],
+            "remark": "cross-validation",
+        }
+    )
+    same(process.measured, wanted)
+    assert all(len(each.right) == 20 for each in process.measured)
+
+
 def test_too_many_classes_leave_them_out(tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "MOST_CLASSES", 9)
     process = make(tmp_path)
