@@ -88,7 +88,7 @@ def same(one, other):
 
 def test_known_baselines_are_not_measured_again(tmp_path, monkeypatch):
     first = make(tmp_path / "run")
-    assert first.missing()
+    assert first.expected() and first.missing()
     baselines.write(tmp_path / "run" / "baselines.json", first._key, known())
     again = make(tmp_path / "run")
     assert not again.missing()
@@ -105,12 +105,16 @@ def test_runs_share_baselines_through_the_cache(tmp_path, cache):
     path = cache / f"baselines-{one._key}.json"
     baselines.write(path, one._key, known())
     assert not other.missing()
+    # Before it begins, it expects none to measure, unless it has first weights.
+    assert not other.expected()
+    assert make(tmp_path / "c", init_from="x").expected()
     same(other.measured, known())
     assert (tmp_path / "b" / "baselines.json").read_text() == path.read_text()
 
 
 def test_nothing_is_read_without_them(tmp_path):
-    assert not make(tmp_path, baselines=False).missing()
+    without = make(tmp_path, baselines=False)
+    assert not without.missing() and not without.expected()
 
 
 def test_key_is_of_images_labels_and_first_weights(tmp_path):
