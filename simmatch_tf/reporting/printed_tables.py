@@ -90,8 +90,8 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
 def _unmeasured(outcome: results.Result) -> str:
     """Returns the lines on a run without images to measure its result on."""
     unknown = (
-        "How accurate this model is was not measured: there are no test images, "
-        "and no labeled images were set aside. Another run with "
+        "How accurate this model is was not measured: there are no test "
+        "images, and no labeled images were set aside. Another run with "
         "--validation_fraction=0.2, or with test images, measures it."
     )
     if not outcome.baselines:

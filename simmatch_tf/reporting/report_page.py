@@ -301,9 +301,7 @@ def temperatures(groups: Sequence[runs_lib.Group]) -> list[str]:
                 run.result.scored_on,
             )
             fitted.setdefault(on, []).append(run.name)
-    return [
-        f"{on} ({', '.join(names)})" for on, names in fitted.items()
-    ]
+    return [f"{on} ({', '.join(names)})" for on, names in fitted.items()]
 
 
 def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:

@@ -185,9 +185,7 @@ class Baselines:
                 baselines.write(path, self._key, self.measured)
         return self.measured is None
 
-    def start(
-        self, features: Sequence[np.ndarray] | None = None
-    ) -> None:
+    def start(self, features: Sequence[np.ndarray] | None = None) -> None:
         """Reads the images and starts the process.
 
         Args:

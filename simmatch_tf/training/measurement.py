@@ -89,7 +89,8 @@ def measure(
 
     Returns:
         What each part takes, and the seconds to build and compile all of it
-        once more and to start the baselines. They are the chief's measurements on every worker.
+        once more and to start the baselines. They are the chief's measurements
+        on every worker.
 
     Raises:
         Interrupted: A signal came.
@@ -281,7 +282,9 @@ class _Measurement:
             some = len(left[: most * _PREPARED_IMAGES])
             seconds += first
             if some:
-                more = self._prepared(images, indices[: _PREPARED_IMAGES + some])
+                more = self._prepared(
+                    images, indices[: _PREPARED_IMAGES + some]
+                )
                 seconds += max(more - first, 0.0) * len(left) / some
         return seconds
 

@@ -246,9 +246,7 @@ def test_baselines_without_images_to_score_on():
     ]
     for each in measured:
         assert each.right.shape == (12,)
-        assert each.summary()["interval"] == list(
-            metrics.wilson(each.top1, 12)
-        )
+        assert each.summary()["interval"] == list(metrics.wilson(each.top1, 12))
     assert max(each.top1 for each in measured) > 0.8
     # Noise tells nothing of labels. A classifier that had learned from the
     # images that it predicts would be right on nearly all of them.

@@ -160,13 +160,17 @@ def test_runs_that_are_not_measured(tmp_path):
         assert "None" not in text
         table = report_page.result(groups, {})
         assert column(table, "top-1, % (runs)")[-1] == "–"
-        assert column(report_page.each_run(groups[-1].runs), "top-1, %") == ["–"]
+        assert column(report_page.each_run(groups[-1].runs), "top-1, %") == [
+            "–"
+        ]
 
 
 def test_what_temperatures_were_fitted_on(tmp_path):
     folders = [written.run(tmp_path / name) for name in "abcd"]
     for folder, fitted in zip(
-        folders, ({"fitted_on": "test"}, {"fitted_on": "test"}, {}), strict=False
+        folders,
+        ({"fitted_on": "test"}, {"fitted_on": "test"}, {}),
+        strict=False,
     ):
         content = json.loads((folder / "results.json").read_text())
         content["ema"]["calibration"] = {

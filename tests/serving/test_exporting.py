@@ -117,7 +117,9 @@ def test_versions_count_up_and_a_failed_comparison_leaves_nothing(
     )
     np.testing.assert_allclose(
         explanation["probabilities"],
-        calibrated_softmax(student(images, training=False)["logits"], "student"),
+        calibrated_softmax(
+            student(images, training=False)["logits"], "student"
+        ),
         atol=1e-6,
     )
     assert explanation["neighbor_slots"].shape == (3, 20)
