@@ -209,13 +209,7 @@ def evaluation(report: dict[str, Any]) -> str:
         f"Step {report['step']}, {images} {report['scored_on']} images, "
         f"* evaluation weights\n\n{tables.plain(rows)}"
     )
-    if "fitted_on" in report[record]:
-        on = metrics.describe_fit(
-            report[record]["fitted_on"],
-            report[record]["fitted_images"],
-            report["scored_on"],
-        )
-        text += f"\n\nThe temperature was fitted {on}."
+    text += _temperature(report[record], report["scored_on"])
     if len(class_names) <= _WIDE:
         rows = [["true \\ predicted", *class_names]]
         for name, counts in zip(
@@ -224,6 +218,16 @@ def evaluation(report: dict[str, Any]) -> str:
             rows.append([name, *(str(count or ".") for count in counts)])
         text += f"\n\nConfusion matrix of {record}:\n\n{tables.plain(rows)}"
     return text
+
+
+def _temperature(figures: dict[str, Any], scored_on: str) -> str:
+    """Returns a line on what a network's temperature was fitted on, or ""."""
+    if "fitted_on" not in figures:
+        return ""
+    on = metrics.describe_fit(
+        figures["fitted_on"], figures["fitted_images"], scored_on
+    )
+    return f"\n\nThe temperature was fitted {on}."
 
 
 def predictions(review: Any, output: pathlib.Path, note: str = "") -> str:
