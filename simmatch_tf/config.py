@@ -206,7 +206,8 @@ class Config(commandline.Flags):
         0.0,
         "Share of the labeled images of each class (at least one image) set "
         "aside to choose the best step, and to measure the accuracy of a "
-        "dataset without test images. With val/ beside test/, val/ is used.",
+        "dataset without test images, which is not measured at 0. With val/ "
+        "beside test/, val/ is used.",
         low=0,
         high=0.9,
     )

@@ -98,7 +98,7 @@ def _inspect(
         The attributes of `report_page.Inspections`. Each group shows the
         images of its worst run, which has the most errors to look at.
     """
-    runs = [run for group in groups for run in group.finished]
+    runs = [run for group in groups for run in group.measured]
     if flags.images == 0:
         return {}, [], {run.name: "--images=0" for run in runs}
     if not runs:
@@ -115,8 +115,8 @@ def _inspect(
     )
     by_run, shown, skipped = {}, [], {}
     for group in groups:
-        worst = min(group.finished, key=lambda r: r.result.top1, default=None)
-        for run in group.finished:
+        worst = min(group.measured, key=lambda r: r.result.top1, default=None)
+        for run in group.measured:
             try:
                 by_run[run.name] = inspector.inspect(
                     run.folder, run.result, pictures=run is worst

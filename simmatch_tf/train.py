@@ -61,7 +61,11 @@ def main(config: config_lib.Config) -> None:
         from simmatch_tf.reporting import printed_tables
 
         print(printed_tables.result(result, config), end="\n\n")
-        print(printed_tables.next_steps((folder.extends or folder).path))
+        path, measured = (
+            (folder.extends or folder).path,
+            result.top1 is not None,
+        )
+        print(printed_tables.next_steps(path, measured=measured))
 
 
 if __name__ == "__main__":

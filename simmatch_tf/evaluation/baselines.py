@@ -9,7 +9,9 @@ images alone, seen in two ways:
 
 Their settings are chosen by cross-validation on the labels. They are scored on
 the images that the run's own result is measured on, image by image, so that the
-two can be compared in pairs. All numbers are functions of images and labels: no
+two can be compared in pairs. A run without such images has no result; its
+baselines are scored by cross-validation, each labeled image by classifiers that
+were fitted on other ones. All numbers are functions of images and labels: no
 clock and no number of processors has a part in them.
 
 `python -m simmatch_tf.evaluation.baselines` is the process that a run starts;
@@ -73,7 +75,8 @@ class Baseline:
 
     Attributes:
         name: What it is, in words.
-        right: Whether it is right, bool [n], for each scored image.
+        right: Whether it is right, bool [n], for each scored image or, in
+            cross-validation, for each labeled image that was held out.
     """
 
     name: str
@@ -81,7 +84,7 @@ class Baseline:
 
     @property
     def top1(self) -> float:
-        """Share of the scored images that it is right on."""
+        """Share of these images that it is right on."""
         return float(self.right.mean())
 
     def summary(self) -> dict[str, object]:
@@ -114,7 +117,8 @@ def choose(labels: np.ndarray, scored: int) -> Choice:
 
     Args:
         labels: Classes of the labeled images, [K].
-        scored: Number of images that the result is measured on.
+        scored: Number of images that the result is measured on; 0 for
+            cross-validation.
 
     Returns:
         Sorted places. Of too many labels each class keeps its share, at least
@@ -132,6 +136,8 @@ def choose(labels: np.ndarray, scored: int) -> Choice:
         kept = np.union1d(share.astype(int), first)
         places = np.sort(order[kept])
         remarks.append(f"{len(places):,} of {len(labels):,} labels")
+    if not scored:
+        remarks.append("cross-validation")
     tested = np.arange(scored)
     if scored > MOST_SCORED:
         tested = np.sort(random.permutation(scored)[:MOST_SCORED])
@@ -139,12 +145,13 @@ def choose(labels: np.ndarray, scored: int) -> Choice:
     return Choice(places, tested, "; ".join(remarks))
 
 
-def left_out(labels: np.ndarray, classes: int) -> str | None:
+def left_out(labels: np.ndarray, classes: int, scored: int) -> str | None:
     """Says why there are no baselines, or returns None.
 
     Args:
         labels: Classes of the labeled images, [K].
         classes: Number of classes, L.
+        scored: See `choose`.
     """
     if classes > MOST_CLASSES:
         return (
@@ -153,6 +160,11 @@ def left_out(labels: np.ndarray, classes: int) -> str | None:
         )
     if len(np.unique(labels)) < 2:
         return "all labeled images are of one class"
+    if not scored and _largest(labels) < 2:
+        return (
+            "there are no images to score them on, and no class has two "
+            "labeled images, of which one could be held out"
+        )
     return None
 
 
@@ -367,37 +379,68 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Baseline]:
 
     Args:
         arrays: `images` uint8 [K, H, W, C] and `labels` [K] to learn from;
-            `scored_images` and `scored_labels`, likewise [n], to score; where
-            there are first weights, `features` [K, D] and `scored_features`
-            [n, D]; `remark`, what the names are to say of the images.
+            `scored_images` and `scored_labels`, likewise [n], to score,
+            without which there is cross-validation; where there are first
+            weights, `features` [K, D] and `scored_features` [n, D]; `remark`,
+            what the names are to say of the images.
     """
     import threadpoolctl
 
-    labels, truth = arrays["labels"], arrays["scored_labels"]
+    labels, truth = arrays["labels"], arrays.get("scored_labels")
+    sets = ("", "scored_") if truth is not None else ("",)
     grey = arrays["images"].shape[-1] == 1
     views = {
-        f"HOG, {'grey levels' if grey else 'colours'} and thumbnail": (
-            handmade(arrays["images"]),
-            handmade(arrays["scored_images"]),
-        )
+        f"HOG, {'grey levels' if grey else 'colours'} and thumbnail": [
+            handmade(arrays[f"{name}images"]) for name in sets
+        ]
     }
     if "features" in arrays:
-        views["features of the first weights"] = (
-            arrays["features"],
-            arrays["scored_features"],
-        )
+        views["features of the first weights"] = [
+            arrays[f"{name}features"] for name in sets
+        ]
     remark = str(arrays["remark"])
     baselines = []
     # One thread: the last bits depend on their number, and the other cores
     # are for training.
     with threadpoolctl.threadpool_limits(1):
         for view, features in views.items():
-            train, scored = _standardized(*features)
             for kind, predict in _CLASSIFIERS.items():
                 name = f"{kind} on {view}" + (f" ({remark})" if remark else "")
-                predicted = predict(train, labels, scored)
-                baselines.append(Baseline(name, predicted == truth))
+                if truth is not None:
+                    train, scored = _standardized(*features)
+                    right = predict(train, labels, scored) == truth
+                else:
+                    predicted = cross_validated(predict, *features, labels)
+                    right = (predicted == labels)[predicted >= 0]
+                baselines.append(Baseline(name, right))
     return baselines
+
+
+def cross_validated(
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    features: np.ndarray,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """Predicts each labeled image by a classifier of the other folds.
+
+    Nothing is learned from the fold that is predicted: neither a setting nor
+    the mean of a feature.
+
+    Args:
+        predict: A classifier, such as `support_vector_machine`.
+        features: Of the labeled images, [K, D].
+        labels: Their classes, [K], of at least two classes, one of which has
+            two images.
+
+    Returns:
+        Classes, [K]; -1 of an image that is never held out, see `folds`.
+    """
+    fold, predicted = folds(labels), np.full(len(labels), -1)
+    for number in range(fold.max() + 1):
+        rows, others = fold != number, fold == number
+        train, scored = _standardized(features[rows], features[others])
+        predicted[others] = predict(train, labels[rows], scored)
+    return predicted
 
 
 # --------------------------------------------------------------------- file --

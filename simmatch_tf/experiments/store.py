@@ -163,6 +163,11 @@ class Store:
                 be written.
         """
         result = results.read(workdir / "results.json")
+        if result.top1 is None:
+            raise InputError(
+                f"{workdir}: has no result to compare, because there are no "
+                "test images; give --validation_fraction, such as 0.2"
+            )
         timing = workdir / "timing.json"
         try:
             sessions = json.loads(timing.read_text("utf-8"))

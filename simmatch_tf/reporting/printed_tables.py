@@ -10,6 +10,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -29,6 +30,13 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
         outcome: The result.
         config: The run's flags, for advice.
     """
+    title = (
+        f"{outcome.algorithm} on {outcome.dataset}: {outcome.labels} labels, "
+        f"{outcome.steps} steps, seed {outcome.seed}, split seed "
+        f"{outcome.split_seed}"
+    )
+    if outcome.top1 is None:
+        return title + _unmeasured(outcome)
     head = ["weights", "top-1", "95 %", "top-5", "macro", "best top-1"]
     rows = [[*head, "at step"]]
     for name in ("student", "ema"):
@@ -49,9 +57,7 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
         rows = [row[:3] + row[4:] for row in rows]
     chosen_on = outcome.student["best"]["chosen_on"]
     return (
-        f"{outcome.algorithm} on {outcome.dataset}: {outcome.labels} labels, "
-        f"{outcome.steps} steps, seed {outcome.seed}, split seed "
-        f"{outcome.split_seed}\n\n{tables.plain(rows)}\n\n"
+        f"{title}\n\n{tables.plain(rows)}\n\n"
         f"* The result: last checkpoint, on {outcome.test_images} "
         f"{outcome.scored_on} images.\n"
         f"  95 %: Wilson's interval for this number of images.\n"
@@ -66,15 +72,6 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
     lead = outcome.lead
     if lead is None:
         return ""
-    rows = [["baseline, of the same labels", "top-1", "95 %"]]
-    rows += [
-        [
-            each["name"],
-            tables.percent(each["top1"]),
-            comparison.interval_text(each["interval"]),
-        ]
-        for each in outcome.baselines
-    ]
     finding = diagnosis.not_ahead(
         config, lead, steps=outcome.steps, labels=outcome.labels
     )
@@ -87,10 +84,51 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
         )
     else:
         text = f"{finding.says} {finding.why} {finding.turn}"
-    text = textwrap.fill(
+    return f"\n\n{_baseline_table(outcome)}\n\n{_filled(text)}"
+
+
+def _unmeasured(outcome: results.Result) -> str:
+    """Returns the lines on a run without images to measure its result on."""
+    unknown = (
+        "How accurate this model is was not measured: there are no test "
+        "images, and no labeled images were set aside. Another run with "
+        "--validation_fraction=0.2, or with test images, measures it."
+    )
+    if not outcome.baselines:
+        return f"\n\n{_filled(unknown)}"
+    best = max(outcome.baselines, key=lambda each: each["top1"])
+    text = (
+        f"The best baseline reaches {100 * best['top1']:.1f} %, 95 % interval "
+        f"{comparison.interval_text(best['interval'])}, by cross-validation: "
+        "each labeled image is predicted by a classifier of labeled images of "
+        "other folds. 95 %: Wilson's interval for this number of predictions. "
+        "This is not the accuracy of the model, but what it should exceed."
+    )
+    return (
+        f"\n\n{_filled(unknown)}\n\n{_baseline_table(outcome)}\n\n"
+        f"{_filled(text)}"
+    )
+
+
+def _baseline_table(outcome: results.Result) -> str:
+    """Returns a line a baseline."""
+    rows = [["baseline, of the same labels", "top-1", "95 %"]]
+    rows += [
+        [
+            each["name"],
+            tables.percent(each["top1"]),
+            comparison.interval_text(each["interval"]),
+        ]
+        for each in outcome.baselines
+    ]
+    return tables.plain(rows)
+
+
+def _filled(text: str) -> str:
+    """Breaks a text into lines; no flag is cut."""
+    return textwrap.fill(
         text, _WIDTH, break_long_words=False, break_on_hyphens=False
     )
-    return f"\n\n{tables.plain(rows)}\n\n{text}"
 
 
 def shows_top5(classes: int) -> bool:
@@ -98,8 +136,13 @@ def shows_top5(classes: int) -> bool:
     return classes > TOP
 
 
-def next_steps(workdir: pathlib.Path) -> str:
-    """Returns what a finished run has written, and commands that use it."""
+def next_steps(workdir: pathlib.Path, *, measured: bool = True) -> str:
+    """Returns what a finished run has written, and commands that use it.
+
+    Args:
+        workdir: Its folder.
+        measured: Whether it has images to evaluate it on.
+    """
     run = shlex.quote(str(workdir))
     # A folder of its own: an export folder holds versions of one model only.
     exports = shlex.quote(f"exports/{workdir.absolute().name or 'run'}")
@@ -109,7 +152,7 @@ def next_steps(workdir: pathlib.Path) -> str:
         f"In {workdir}: {'tensorboard/, ' * events}checkpoints/, "
         "results.json. Next:",
         f"{module}report {run} --output=report.html",
-        f"{module}evaluate --workdir={run}",
+        *[f"{module}evaluate --workdir={run}"] * measured,
         f"{module}export --workdir={run} --output={exports}",
     ]
     if events:
@@ -166,6 +209,7 @@ def evaluation(report: dict[str, Any]) -> str:
         f"Step {report['step']}, {images} {report['scored_on']} images, "
         f"* evaluation weights\n\n{tables.plain(rows)}"
     )
+    text += _temperature(report[record], report["scored_on"])
     if len(class_names) <= _WIDE:
         rows = [["true \\ predicted", *class_names]]
         for name, counts in zip(
@@ -174,6 +218,16 @@ def evaluation(report: dict[str, Any]) -> str:
             rows.append([name, *(str(count or ".") for count in counts)])
         text += f"\n\nConfusion matrix of {record}:\n\n{tables.plain(rows)}"
     return text
+
+
+def _temperature(figures: dict[str, Any], scored_on: str) -> str:
+    """Returns a line on what a network's temperature was fitted on, or ""."""
+    if "fitted_on" not in figures:
+        return ""
+    on = metrics.describe_fit(
+        figures["fitted_on"], figures["fitted_images"], scored_on
+    )
+    return f"\n\nThe temperature was fitted {on}."
 
 
 def predictions(review: Any, output: pathlib.Path, note: str = "") -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmatch_tf import io, tables
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import charts, comparison, figures, pages
 from simmatch_tf.reporting import runs as runs_lib
@@ -44,7 +45,7 @@ def reports(
     """Returns each run's metrics: just measured, or from `evaluate`."""
     known = {}
     for group in groups:
-        for run in group.finished:
+        for run in group.measured:
             if run.name in inspections.by_run:
                 known[run.name] = inspections.by_run[run.name].report
             elif run.evaluation is not None:
@@ -71,6 +72,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         differences=differences(groups),
         result=result(groups, known),
         baselines=baselines(groups),
+        temperatures=temperatures(groups),
         scored=_scored(groups),
         not_compared=not_compared(groups),
         unfinished=unfinished(groups),
@@ -126,7 +128,7 @@ def save_figures(
             if name in names:
                 name = f"confusion_{plain}_{len(names)}.png"
             names.append(name)
-            class_names = group.finished[0].result.class_names
+            class_names = group.measured[0].result.class_names
             figures.save_confusion(counts, class_names, folder / names[-1])
     return names
 
@@ -207,7 +209,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
     pairs: dict[tuple[int, Any], int] = {}
     scores = []
     for group in groups:
-        for run in group.finished:
+        for run in group.measured:
             # Where a file says which images are labeled, --split_seed does not.
             labeled = tuple(run.split.get("labeled", ()))
             seeds = run.config.seed, labeled or run.config.split_seed
@@ -230,7 +232,7 @@ def scores(groups: Sequence[runs_lib.Group]) -> list[comparison.Score]:
 
 
 def _comparable(groups: Sequence[runs_lib.Group]) -> bool:
-    return runs_lib.same_scored([r for g in groups for r in g.finished])
+    return runs_lib.same_scored([r for g in groups for r in g.measured])
 
 
 def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
@@ -277,13 +279,29 @@ def result(groups: Sequence[runs_lib.Group], known: Reports) -> Table:
 def _calibration_errors(group: runs_lib.Group, known: Reports) -> list[float]:
     """Returns the calibration errors of a group's runs, where known."""
     errors = []
-    for run in group.finished:
+    for run in group.measured:
         report = known.get(run.name) or getattr(run.result, run.record).get(
             "calibration", {}
         )
         if "calibration_error" in report:
             errors.append(report["calibration_error"])
     return errors
+
+
+def temperatures(groups: Sequence[runs_lib.Group]) -> list[str]:
+    """Says what the temperatures of runs were fitted on, each set once."""
+    fitted: dict[str, list[str]] = {}
+    for run in (run for group in groups for run in group.measured):
+        network = getattr(run.result, run.record)
+        calibration = network.get("calibration", {})
+        if calibration.get("temperature"):
+            on = metrics.describe_fit(
+                calibration.get("fitted_on", "validation"),
+                calibration["images"],
+                run.result.scored_on,
+            )
+            fitted.setdefault(on, []).append(run.name)
+    return [f"{on} ({', '.join(names)})" for on, names in fitted.items()]
 
 
 def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
@@ -295,7 +313,7 @@ def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
             lead = run.result.lead
             for each in run.result.baselines:
                 text = ""
-                if each["name"] == lead["over"]:
+                if lead and each["name"] == lead["over"]:
                     interval = comparison.interval_text(lead["interval"], "+")
                     text = f"{100 * lead['top1']:+.1f} {interval}"
                 rows.append(
@@ -312,7 +330,7 @@ def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
 
 def _interval(group: runs_lib.Group) -> str:
     """Returns the interval of the runs' mean for this number of images."""
-    results = [run.result for run in group.finished]
+    results = [run.result for run in group.measured]
     if not results:
         return _UNKNOWN
     return comparison.wilson_text(
@@ -336,7 +354,7 @@ def _scored(groups: Sequence[runs_lib.Group]) -> str:
         f"{run.result.test_images:,} {run.result.scored_on} images of "
         f"{run.config.dataset}"
         for group in groups
-        for run in group.finished
+        for run in group.measured
     }
     return "; ".join(sorted(sets))
 
@@ -344,7 +362,7 @@ def _scored(groups: Sequence[runs_lib.Group]) -> str:
 def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
     """Returns sentences on why results are not grouped or compared."""
     sentences = runs_lib.separated_by_data(groups)
-    finished = sum(bool(group.finished) for group in groups)
+    finished = sum(bool(group.measured) for group in groups)
     if finished > 1 and not _comparable(groups):
         sentences.append(
             "No lead is given: the results are not all of the same images."
@@ -353,7 +371,7 @@ def not_compared(groups: Sequence[runs_lib.Group]) -> list[str]:
 
 
 def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
-    """Returns a sentence for each run that has no result yet."""
+    """Returns a sentence for each run that has no accuracy."""
     return [
         f"{run.name} is not finished: it has reached step {run.reached:,}"
         + (f" of {run.steps:,}" if run.steps else "")
@@ -361,6 +379,12 @@ def unfinished(groups: Sequence[runs_lib.Group]) -> list[str]:
         for group in groups
         for run in group.runs
         if run.result is None
+    ] + [
+        f"The accuracy of {run.name} is not known: it has neither test images "
+        "nor labeled images set aside."
+        for group in groups
+        for run in group.finished
+        if run not in group.measured
     ]
 
 
@@ -378,7 +402,7 @@ def each_run(runs: Sequence[runs_lib.Run]) -> Table:
     rows = [[*head, "best top-1, %", "steps", "time"]]
     for run in runs:
         top1 = interval = macro = best = _UNKNOWN
-        if run.result is not None:
+        if run.result is not None and run.result.top1 is not None:
             own = getattr(run.result, run.record)["best"]
             top1 = f"{100 * run.result.top1:.2f}"
             interval = comparison.wilson_text(
@@ -537,8 +561,8 @@ def _confusions(
         counts = confusion(group, known)
         if counts is None:
             continue
-        names = group.finished[0].result.class_names
-        runs = sum(run.name in known for run in group.finished)
+        names = group.measured[0].result.class_names
+        runs = sum(run.name in known for run in group.measured)
         picture = None
         if len(names) <= figures.MOST_CLASSES:
             picture = pages.data_uri(
@@ -563,9 +587,9 @@ def confusion(group: runs_lib.Group, known: Reports) -> list[list[int]] | None:
     """
     matrices = [
         known[run.name]["confusion"]
-        for run in group.finished
+        for run in group.measured
         if run.name in known
-        and run.result.class_names == group.finished[0].result.class_names
+        and run.result.class_names == group.measured[0].result.class_names
     ]
     if not matrices:
         return None

@@ -147,6 +147,11 @@ class Group:
         """The runs that have a result."""
         return [run for run in self.runs if run.result is not None]
 
+    @property
+    def measured(self) -> list[Run]:
+        """Those of the finished runs whose accuracy is known."""
+        return [run for run in self.finished if run.result.top1 is not None]
+
 
 # Finding and reading runs ----------------------------------------------------
 

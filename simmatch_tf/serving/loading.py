@@ -179,20 +179,8 @@ class Model(abc.ABC):
     @property
     def note(self) -> str:
         """Whether confidences are calibrated, and how far off they are."""
-        text = "Confidences are not calibrated"
-        if self.calibration is not None:
-            text = (
-                "Confidences are calibrated on "
-                f"{self.calibration['images']:,} labeled images set aside"
-            )
-        error = (self.accuracy or {}).get("calibration_error")
-        if error is None:
-            return f"{text}; how far off they are was not measured."
-        return (
-            f"{text}; they are off by {error:.1%} on average: the calibration "
-            f"error of {self.accuracy['images']:,} "
-            f"{self.accuracy['scored_on']} images."
-        )
+        text = versions.confidences(self.calibration, self.accuracy)
+        return f"Confidences are {text}."
 
     @abc.abstractmethod
     def thumbnails(self, slots: Sequence[int]) -> dict[int, bytes]:

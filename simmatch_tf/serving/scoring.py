@@ -33,31 +33,58 @@ class Scores:
     """Logits of networks on the images that results are measured on.
 
     Attributes:
-        logits: Name of a network → float32 [N, L]. A run has "student" and
-            "ema", an export one of them, whose logits are known up to a
-            constant in each row.
+        logits: Name of a network → float32 [N, L], without a temperature. A
+            run has "student" and "ema", an export one of them, whose logits
+            are known up to a constant in each row.
         labels: Classes [N].
         about: Entries for the report: step, weights of record, classes,
             images.
-        temperatures: Network → the temperature that its result calibrates
-            confidences by, if it has one. The logits are without it; an
-            export's are with its own.
+        calibrations: Network → how its confidences are calibrated, see
+            `versions.calibration`; None: they are not.
     """
 
     logits: dict[str, np.ndarray]
     labels: np.ndarray
     about: dict[str, Any]
-    temperatures: dict[str, float] = dataclasses.field(default_factory=dict)
+    calibrations: dict[str, dict[str, Any] | None]
 
     def describe(self, name: str, bins: int) -> dict[str, Any]:
-        """Returns the figures of a network, see `metrics.describe`."""
-        return metrics.describe(
+        """Returns the figures of a network.
+
+        Returns:
+            Those of `metrics.describe`; of calibrated confidences also
+            `fitted_on` and `fitted_images`, what the temperature was fitted on.
+        """
+        calibration = self.calibrations[name]
+        figures = _figures(
             self.logits[name],
             self.labels,
-            temperature=self.temperatures.get(name),
-            fitted_on_these=self.about["scored_on"] == "validation",
-            bins=bins,
+            calibration,
+            self.about["scored_on"],
+            bins,
         )
+        if calibration is not None:
+            figures["fitted_on"] = calibration["fitted_on"]
+            figures["fitted_images"] = calibration["images"]
+        return figures
+
+
+def _figures(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    calibration: dict[str, Any] | None,
+    scored_on: str,
+    bins: int = metrics.BINS,
+) -> dict[str, Any]:
+    """Returns `metrics.describe` of logits without their temperature."""
+    return metrics.describe(
+        logits,
+        labels,
+        temperature=calibration and calibration["temperature"],
+        fitted_on_these=bool(calibration)
+        and calibration["fitted_on"] == scored_on,
+        bins=bins,
+    )
 
 
 def of_run(
@@ -80,6 +107,12 @@ def of_run(
     source = inputs.make_source(config)
     split = splits.read(folder.split, source)
     scored_on, images, indices = inputs.scored_images(source, split.validation)
+    if scored_on is None:
+        raise InputError(
+            f"{folder.path}: {source.name} has no test images, and the run set "
+            "no labeled ones aside to evaluate it on; a run with "
+            "--validation_fraction=0.2 does"
+        )
     evaluator = evaluator_lib.Evaluator(
         strategies.one(),
         trained.networks,
@@ -97,12 +130,11 @@ def of_run(
         "test_images": len(indices),
     }
     logits = evaluator.logits(images, indices)
-    temperatures = {}
-    for name in logits:
-        calibration = versions.calibration(folder, name, trained.step)
-        if calibration is not None:
-            temperatures[name] = calibration["temperature"]
-    return Scores(logits, images.labels[indices], about, temperatures)
+    calibrations = {
+        name: versions.calibration(folder, name, trained.step)
+        for name in logits
+    }
+    return Scores(logits, images.labels[indices], about, calibrations)
 
 
 def of_export(
@@ -165,7 +197,14 @@ def of_export(
     }
     # The softmax of a softmax's logarithm is that softmax.
     logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-    return Scores({weights: logits}, source.test.labels, about)
+    if export.calibration is not None:
+        logits *= export.calibration["temperature"]
+    return Scores(
+        {weights: logits},
+        source.test.labels,
+        about,
+        {weights: export.calibration},
+    )
 
 
 def _changed_training_images(
@@ -324,15 +363,9 @@ class Inspector:
         )
         logits = evaluator.logits(images, indices)["record"]
         labels = images.labels[indices]
-        temperature = run.classifier.temperature
-        report = metrics.describe(
-            logits,
-            labels,
-            temperature=temperature,
-            fitted_on_these=scored_on == "validation",
-        )
+        report = _figures(logits, labels, run.calibration, scored_on)
         # From here on confidences are those of `predict`.
-        logits = logits / (temperature or 1.0)
+        logits = logits / (run.classifier.temperature or 1.0)
         wrong, uncertain = rank(logits, labels)
         errors, most = len(wrong), self.images if pictures else 0
         wrong, uncertain = wrong[:most].tolist(), uncertain[:most].tolist()

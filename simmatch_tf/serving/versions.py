@@ -198,7 +198,7 @@ def accuracy(
         return None
     result = results.read(folder.results)
     last = getattr(result, weights)["last"]
-    if last["step"] != step:
+    if last["step"] != step or last["top1"] is None:
         return None
     measured = {
         "top1": last["top1"],
@@ -227,8 +227,9 @@ def calibration(
         step: Training steps done.
 
     Returns:
-        `temperature`, which logits are divided by, and `images`, the number of
-        images set aside that it was fitted on. None: they are not calibrated.
+        `temperature`, which logits are divided by; `images`, the number of
+        images that it was fitted on, and `fitted_on`, "validation" or "test".
+        None: they are not calibrated.
 
     Raises:
         InputError: The run's result cannot be read.
@@ -239,7 +240,36 @@ def calibration(
     calibrated = network.get("calibration", {})
     if network["last"]["step"] != step or not calibrated.get("temperature"):
         return None
-    return {name: calibrated[name] for name in ("temperature", "images")}
+    return {
+        "temperature": calibrated["temperature"],
+        "fitted_on": calibrated.get("fitted_on", "validation"),
+        "images": calibrated["images"],
+    }
+
+
+def confidences(
+    calibration: Mapping[str, Any] | None, measured: Mapping[str, Any] | None
+) -> str:
+    """Says whether confidences are calibrated, and how far off they are.
+
+    Args:
+        calibration: See `calibration`.
+        measured: See `accuracy`.
+    """
+    text = "not calibrated"
+    if calibration is not None:
+        scored_on = (measured or {}).get("scored_on", "")
+        on = metrics.describe_fit(
+            calibration["fitted_on"], calibration["images"], scored_on
+        )
+        text = f"calibrated {on}"
+    error = (measured or {}).get("calibration_error")
+    if error is None:
+        return f"{text}; how far off they are was not measured"
+    return (
+        f"{text}; they are off by {error:.1%} on average: the calibration "
+        f"error of {measured['images']:,} {measured['scored_on']} images"
+    )
 
 
 def evaluated(
@@ -305,12 +335,10 @@ def _markdown(card: dict[str, Any]) -> str:
     calibrated = card.get("calibration")
     rows = [
         ("accuracy", score),
+        ("confidences", confidences(calibrated, measured)),
         (
-            "confidences",
-            f"calibrated: temperature {calibrated['temperature']:.3g}, fitted "
-            f"on {calibrated['images']} labeled images set aside"
-            if calibrated
-            else "not calibrated",
+            "temperature",
+            f"{calibrated['temperature']:.3g}" if calibrated else "none",
         ),
         ("algorithm", model["algorithm"]),
         ("backbone", f"{model['backbone']}, {model['parameters']} parameters"),

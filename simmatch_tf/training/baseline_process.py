@@ -65,7 +65,9 @@ class Baselines:
         folder: workdir_lib.Workdir,
         source: source_lib.Source,
         split: splits.Split,
-        scored: tuple[str, source_lib.Images | source_lib.Encoded, np.ndarray],
+        scored: tuple[
+            str | None, source_lib.Images | source_lib.Encoded, np.ndarray
+        ],
     ) -> None:
         """Names the images; nothing is read or started.
 
@@ -74,7 +76,7 @@ class Baselines:
             folder: Its folder.
             source: Its images.
             split: Which of them are labeled.
-            scored: Those that its result is measured on; see
+            scored: Those that its result is measured on, if there are any; see
                 `inputs.scored_images`.
         """
         self._config, self._folder = config, folder
@@ -84,7 +86,9 @@ class Baselines:
         self._told = False
         self.measured: list[baselines.Baseline] | None = None
         self.failure: str | None = None
-        self.left_out = baselines.left_out(self._labels, source.num_classes)
+        self.left_out = baselines.left_out(
+            self._labels, source.num_classes, len(scored[2])
+        )
 
     @property
     def running(self) -> bool:
@@ -109,6 +113,17 @@ class Baselines:
     def scored(self) -> np.ndarray:
         """Indices of the images that they are scored on."""
         return self._scored[2][self.choice.scored]
+
+    @property
+    def sets(self) -> tuple[tuple[Any, np.ndarray], ...]:
+        """Images and indices of what they learn from and are scored on.
+
+        In cross-validation that is one set.
+        """
+        learned = self._source.train, self.labeled
+        if self._scored[0] is None:
+            return (learned,)
+        return learned, (self._scored[1], self.scored)
 
     @functools.cached_property
     def _key(self) -> str:
@@ -146,6 +161,18 @@ class Baselines:
         return cache.path(f"baselines-{self._key}.json")
 
     # ---------------------------------------------------------- beginning --
+    def expected(self) -> bool:
+        """Returns whether they are to be measured, as far as is known.
+
+        It is asked before the run begins. With first weights, only a run that
+        has begun knows whether another one has measured the same.
+        """
+        if not self._config.baselines or self.left_out is not None:
+            return False
+        if self._config.init_from or self._cache is None:
+            return True
+        return not self._cache.is_file()
+
     def missing(self) -> bool:
         """Returns whether they are to be measured: not left out, not known."""
         if not self._config.baselines or self.left_out is not None:
@@ -158,30 +185,24 @@ class Baselines:
                 baselines.write(path, self._key, self.measured)
         return self.measured is None
 
-    def start(
-        self, features: tuple[np.ndarray, np.ndarray] | None = None
-    ) -> None:
+    def start(self, features: Sequence[np.ndarray] | None = None) -> None:
         """Reads the images and starts the process.
 
         Args:
-            features: What the first weights make of the labeled and of the
-                scored images, in the order of `labeled` and `scored`: float32
-                [K, D] and [n, D].
+            features: What the first weights make of the images of each of
+                `sets`: float32 [K, D] and [n, D].
 
         Raises:
             InputError: An image cannot be read.
         """
-        train, (_, images, _) = self._source.train, self._scored
+        arrays = {"remark": np.array(self.choice.remark)}
         with signals.at_once("the images for the baselines"):
-            arrays = {
-                "images": self._pixels(train, self.labeled),
-                "labels": train.labels[self.labeled],
-                "scored_images": self._pixels(images, self.scored),
-                "scored_labels": images.labels[self.scored],
-                "remark": np.array(self.choice.remark),
-            }
-        if features is not None:
-            arrays["features"], arrays["scored_features"] = features
+            for number, (images, indices) in enumerate(self.sets):
+                prefix = "scored_" * number
+                arrays[f"{prefix}images"] = self.pixels(images, indices)
+                arrays[f"{prefix}labels"] = images.labels[indices]
+                if features is not None:
+                    arrays[f"{prefix}features"] = features[number]
         command = [
             *(sys.executable, "-P", "-W", "ignore"),
             *("-m", "simmatch_tf.evaluation.baselines"),
@@ -211,10 +232,21 @@ class Baselines:
         except (OSError, TypeError) as error:
             self.failure = f"their process cannot be started ({error})"
 
-    def _pixels(
+    def pixels(
         self, images: source_lib.Images | source_lib.Encoded, indices: Any
     ) -> np.ndarray:
-        """Returns images, uint8 [n, H, W, C], of the part that is evaluated."""
+        """Reads images as the baselines see them.
+
+        Args:
+            images: The images to choose from.
+            indices: Which of them, [n], n ≥ 1.
+
+        Returns:
+            uint8 [n, H, W, C], of the part of an image that is evaluated.
+
+        Raises:
+            InputError: An image cannot be read.
+        """
         if not images.encoded:
             return images.images[indices]
         resize = self._config.eval_resize
@@ -261,6 +293,9 @@ class Baselines:
         self._told = True
         figures = ", ".join(f"{b.name} {b.top1:.2%}" for b in self.measured)
         name = self._scored[0]
+        if name is None:
+            count = len(self.measured[0].right)
+            return f"baselines by cross-validation on {count} labels: {figures}"
         return f"baselines on {len(self.scored)} {name} images: {figures}"
 
     def wait(self, request: signals.Request) -> None:
@@ -308,20 +343,21 @@ class Baselines:
         if self._errors is not None:
             self._errors.close()
 
-    def outcome(self, right: Sequence[bool]) -> Outcome:
+    def outcome(self, right: Sequence[bool] | None) -> Outcome:
         """Returns what results.json says.
 
         Args:
             right: Whether the model is right, for each image that the result
-                is measured on.
+                is measured on; None: there are no such images.
         """
-        if not self.measured:
-            return Outcome([], None)
+        entries = [each.summary() for each in self.measured or ()]
+        if not entries or right is None:
+            return Outcome(entries, None)
         best = max(self.measured, key=lambda each: each.top1)
         own = np.asarray(right)[self.choice.scored]
         lead, interval = metrics.lead(own, best.right)
         return Outcome(
-            [each.summary() for each in self.measured],
+            entries,
             {
                 "over": best.name,
                 "images": len(own),

@@ -254,7 +254,7 @@ def _listed(
 
 def scored_images(
     source: source_lib.Source, validation: np.ndarray
-) -> tuple[str, source_lib.Images | source_lib.Encoded, np.ndarray]:
+) -> tuple[str | None, source_lib.Images | source_lib.Encoded, np.ndarray]:
     """Returns the images that results are measured on.
 
     Args:
@@ -262,19 +262,12 @@ def scored_images(
         validation: Indices of the training images that were set aside.
 
     Returns:
-        "test" or "validation", the set, and the indices in it.
-
-    Raises:
-        InputError: There are neither test nor validation images.
+        "test" or "validation", the set, and the indices in it; None and no
+        index if there are neither test nor validation images.
     """
     if source.test is not None:
         return "test", source.test, np.arange(len(source.test))
-    if not len(validation):
-        raise InputError(
-            f"{source.name} has no test images: give --validation_fraction, "
-            "such as 0.2, to score by labeled images set aside"
-        )
-    return "validation", source.train, validation
+    return "validation" if len(validation) else None, source.train, validation
 
 
 def make_pipeline(

@@ -140,6 +140,10 @@ class _Run:
         self._say(f"reading the images of {config.dataset}")
         self.source, self.split, self.class_prior = self._read(source, resumed)
         self.scored = inputs.scored_images(self.source, self.split.validation)
+        # -------------------------------------------------------- baselines --
+        self.baselines = baseline_process.Baselines(
+            config, folder, self.source, self.split, self.scored
+        )
         # ----------------------------------------------------------- length --
         self.costs: duration.Costs | None = None
         self.flags = self._completed()
@@ -178,10 +182,6 @@ class _Run:
         self.accuracy: dict[str, dict[str, float]] = {}
         self.calibration: dict[str, dict[str, float | None]] = {}
         self.right: np.ndarray | None = None
-        # -------------------------------------------------------- baselines --
-        self.baselines = baseline_process.Baselines(
-            self.config, folder, self.source, self.split, self.scored
-        )
 
     def train(self) -> results.Result:
         """Trains to the end, or until a signal asks to stop.
@@ -341,8 +341,9 @@ class _Run:
         planned = self._measure(config, 60 * value)
         self._say(
             f"{flag}={value:g} is {planned.steps} steps in all of "
-            f"{self.costs.step:.3g} s, and evaluations of "
-            f"{self.costs.evaluation:.1f} s every {planned.eval_every} steps"
+            f"{self.costs.step:.3g} s"
+            + f", and evaluations of {self.costs.evaluation:.1f} s every "
+            f"{planned.eval_every} steps" * bool(self.scored[0])
         )
         return duration.with_length(config, planned)
 
@@ -369,6 +370,7 @@ class _Run:
             source=self.source,
             split=self.split,
             scored=self.scored[1:],
+            baselines=self.baselines,
             folder=self.folder.measuring,
             make=make,
         )
@@ -480,10 +482,11 @@ class _Run:
         """Prints what is trained on what, and where it goes on."""
         config, split, bar = self.config, self.split, self.bar
         side = self.source.image_shape[0]
+        scored_on, _, indices = self.scored
         bar.say(
             f"{config.algorithm} on {self.source.name}: "
             f"{len(split.labeled)} labeled, {len(split.unlabeled)} unlabeled, "
-            f"{len(self.scored[2])} {self.scored[0]} images; "
+            f"{len(indices)} {scored_on or 'test'} images; "
             f"{config.backbone} on images of {side} pixels; "
             f"{config.steps} steps in {self.folder.path}"
         )
@@ -497,10 +500,16 @@ class _Run:
                 f"{len(split.validation)} labeled images set aside to choose "
                 f"the best step; {len(split.labeled)} are left to train on"
             )
-        if self.source.test is None:
+        if scored_on == "validation":
             bar.say(
                 f"{self.source.name} has no test images: the result is "
                 "measured on the images set aside, too"
+            )
+        elif scored_on is None:
+            bar.say(
+                f"{self.source.name} has no test images, and no labeled ones "
+                "are set aside: the accuracy of this run will not be known; "
+                "--validation_fraction=0.2 would measure it"
             )
         if self.initial:
             bar.say(self.initial)
@@ -531,12 +540,9 @@ class _Run:
             return
         features = None
         if self.config.init_from and self._has_first_weights():
-            sets = (
-                (self.source.train, self.baselines.labeled),
-                (self.scored[1], self.baselines.scored),
-            )
             features = tuple(
-                self.evaluator.features("student", *each) for each in sets
+                self.evaluator.features("student", *each)
+                for each in self.baselines.sets
             )
         self.workers.by_chief(lambda: self.baselines.start(features))
 
@@ -649,18 +655,20 @@ class _Run:
     def _evaluate(self, step: int) -> None:
         """Evaluates all networks, and keeps the best step on record."""
         name_of_set, images, indices = self.scored
+        if name_of_set is None:
+            return
         logits = self.evaluator.logits(images, indices)
         labels = images.labels[indices]
         self.accuracy = chosen = metrics.accuracy(logits, labels)
-        set_aside, classes = logits, labels  # if there are no test images
-        if self.source.test is not None:
-            train, aside = self.source.train, self.split.validation
-            set_aside, classes = {}, train.labels[aside]
-        if len(self.split.validation) and self.source.test is not None:
+        fit_on = name_of_set, logits, labels
+        train, aside = self.source.train, self.split.validation
+        if len(aside) and self.source.test is not None:
             set_aside = self.evaluator.logits(train, aside)
-            chosen = metrics.accuracy(set_aside, classes)
+            chosen = metrics.accuracy(set_aside, train.labels[aside])
+            if len(aside) >= metrics.LEAST_TO_CALIBRATE:
+                fit_on = "validation", set_aside, train.labels[aside]
         if step == self.config.steps:
-            self._calibrate(logits, labels, set_aside, classes)
+            self._calibrate(logits, labels, fit_on)
         values = {}
         for name, accuracy in self.accuracy.items():
             score, top1 = chosen[name]["top1"], accuracy["top1"]
@@ -679,32 +687,36 @@ class _Run:
         self,
         logits: Mapping[str, np.ndarray],
         labels: np.ndarray,
-        set_aside: Mapping[str, np.ndarray],
-        classes: np.ndarray,
+        fit_on: tuple[str, Mapping[str, np.ndarray], np.ndarray],
     ) -> None:
-        """Fits temperatures on the images set aside, and measures them.
+        """Fits temperatures, and measures them.
 
-        Test images measure alone. Images that were trained on cannot fit one:
-        of those a network is always too sure.
+        Images that were trained on cannot fit one: of those a network is always
+        too sure.
 
         Args:
             logits: Network → logits of the images that results are measured on.
             labels: Their classes.
-            set_aside: Network → logits of the images set aside; may be empty.
-            classes: Their classes.
+            fit_on: "validation" or "test", and logits and classes of the images
+                to fit on: those set aside or, where they are too few, the same
+                as above.
         """
+        name_of_set, others, classes = fit_on
+        enough = len(classes) >= metrics.LEAST_TO_CALIBRATE
+        images = min(len(classes), metrics.MOST_TO_CALIBRATE)
         for name, values in logits.items():
             temperature = None
-            if name in set_aside and len(classes) >= metrics.LEAST_TO_CALIBRATE:
-                temperature = metrics.fit_temperature(set_aside[name], classes)
+            if enough:
+                temperature = metrics.fit_temperature(others[name], classes)
             self.calibration[name] = {
                 "temperature": temperature,
-                "images": len(classes) if temperature else 0,
+                "fitted_on": name_of_set if enough else None,
+                "images": images if enough else 0,
                 **metrics.calibration(
                     values,
                     labels,
                     temperature=temperature,
-                    fitted_on_these=set_aside is logits,
+                    fitted_on_these=others is logits,
                 ),
             }
 
@@ -753,21 +765,7 @@ class _Run:
         """Collects the result from the state after the last step."""
         config, algorithm, source = self.config, self.algorithm, self.source
         scored_on, _, indices = self.scored
-        networks = {}
-        for name, last in self.accuracy.items():
-            _, best, step = algorithm.record.best[name].numpy().tolist()
-            networks[name] = {
-                "last": {**last, "step": config.steps},
-                "best": {
-                    # Kept in float32; the number of images gives the rest.
-                    "top1": round(best * len(indices)) / len(indices),
-                    "step": int(step),
-                    "chosen_on": (
-                        "validation" if len(self.split.validation) else "test"
-                    ),
-                },
-                "calibration": self.calibration[name],
-            }
+        networks = self._networks()
         last = networks[algorithm.evaluated_weights]["last"]
         loss = float(algorithm.record.loss.numpy())
         beside = self.baselines.outcome(self.right)
@@ -797,6 +795,35 @@ class _Run:
             baselines=beside.baselines,
             lead=beside.lead,
         )
+
+    def _networks(self) -> dict[str, dict[str, dict]]:
+        """Returns what the result says of each network."""
+        step, count = self.config.steps, len(self.scored[2])
+        if not count:
+            unknown = dict.fromkeys(("top1", "top5", "macro_accuracy"))
+            return {
+                name: {
+                    "last": {**unknown, "step": step},
+                    "best": {"top1": None, "step": step, "chosen_on": None},
+                    "calibration": {"temperature": None, "images": 0},
+                }
+                for name in self.algorithm.networks()
+            }
+        chosen_on = "validation" if len(self.split.validation) else "test"
+        networks = {}
+        for name, last in self.accuracy.items():
+            _, best, at = self.algorithm.record.best[name].numpy().tolist()
+            networks[name] = {
+                "last": {**last, "step": step},
+                "best": {
+                    # Kept in float32; the number of images gives the rest.
+                    "top1": round(best * count) / count,
+                    "step": int(at),
+                    "chosen_on": chosen_on,
+                },
+                "calibration": self.calibration[name],
+            }
+        return networks
 
     def _finish(self, result: results.Result) -> None:
         """Writes model.keras, then results.json, which finishes the run.

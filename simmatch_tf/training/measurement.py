@@ -24,7 +24,7 @@ from simmatch_tf.distributed import workers as workers_lib
 from simmatch_tf.evaluation import evaluator as evaluator_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import monitor as monitor_lib
-from simmatch_tf.training import checkpoints, duration
+from simmatch_tf.training import baseline_process, checkpoints, duration
 from simmatch_tf.training import step as step_lib
 
 # Steps are measured for this share of the time, within these bounds.
@@ -34,6 +34,8 @@ _LEAST_CALLS, _LOGGED_CALLS = 3, 2
 _PREPARED_STEPS = 4
 # Batches of an evaluation that are measured at most; all take as long.
 _EVALUATED_BATCHES = 4
+# Images for the baselines that are measured at once.
+_PREPARED_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Parts:
         source: Its dataset.
         split: Its labeled images.
         scored: The set that is evaluated, and the indices in it.
+        baselines: Those that it starts before its first step.
         folder: An empty place for files on the disk of the run.
         make: Builds the algorithm, evaluator and stepper anew.
     """
@@ -53,6 +56,7 @@ class Parts:
     source: source_lib.Source
     split: splits.Split
     scored: tuple[source_lib.Images | source_lib.Encoded, np.ndarray]
+    baselines: baseline_process.Baselines
     folder: pathlib.Path
     make: Callable[
         [config_lib.Config],
@@ -85,7 +89,8 @@ def measure(
 
     Returns:
         What each part takes, and the seconds to build and compile all of it
-        once more. They are the chief's measurements on every worker.
+        once more and to start the baselines. They are the chief's measurements
+        on every worker.
 
     Raises:
         Interrupted: A signal came.
@@ -163,7 +168,8 @@ class _Measurement:
         checkpoint = self._checkpoint()
         self._monitor.writer.close()
         costs = duration.Costs(step, logged, evaluation, checkpoint, picture)
-        micro = [*dataclasses.astuple(costs), again + tracing]
+        again += tracing + self._baselines(window)
+        micro = [*dataclasses.astuple(costs), again]
         (*own, again), *_ = self._workers.gather(
             [round(value * 1e6) for value in micro]
         ).tolist()
@@ -233,6 +239,8 @@ class _Measurement:
             window: Seconds to measure for, roughly.
         """
         images, indices = self._parts.scored
+        if not len(indices):
+            return 0.0, 0.0
         batch = min(self._config.eval_batch_size, len(indices))
         compiling = self._evaluate(images, indices[:batch])
         most = int(window / max(compiling, 1e-6))
@@ -253,6 +261,42 @@ class _Measurement:
     ) -> float:
         began = time.monotonic()
         self._evaluator.logits(images, indices)
+        return time.monotonic() - began
+
+    def _baselines(self, window: float) -> float:
+        """Returns the seconds of all that the baselines' process is given.
+
+        Args:
+            window: Seconds to measure for, roughly.
+        """
+        baselines, agree = self._parts.baselines, self._workers.agree
+        if not agree(baselines.expected()):
+            return 0.0
+        seconds = 0.0
+        for images, indices in baselines.sets:
+            # What comes before the first batch is not needed for each.
+            first = self._prepared(images, indices[:_PREPARED_IMAGES])
+            left = indices[_PREPARED_IMAGES:]
+            most = int(window / max(first, 1e-6))
+            most = agree(min(max(most, 1), _EVALUATED_BATCHES))
+            some = len(left[: most * _PREPARED_IMAGES])
+            seconds += first
+            if some:
+                more = self._prepared(
+                    images, indices[: _PREPARED_IMAGES + some]
+                )
+                seconds += max(more - first, 0.0) * len(left) / some
+        return seconds
+
+    def _prepared(
+        self,
+        images: source_lib.Images | source_lib.Encoded,
+        indices: np.ndarray,
+    ) -> float:
+        began = time.monotonic()
+        self._parts.baselines.pixels(images, indices)
+        if self._config.init_from:
+            self._evaluator.features("student", images, indices)
         return time.monotonic() - began
 
     def _checkpoint(self) -> float:

@@ -20,18 +20,21 @@ class Result:
 
     Attributes:
         top1: Top-1 accuracy of the weights of record at the last step, on the
-            images that `scored_on` names.
+            images that `scored_on` names. Without such images this and all
+            other accuracies are None.
         top5: Top-5 accuracy, likewise.
         loss: Total loss of the very last training step; None of a run that
             was imported at its end.
         steps: Length of the run.
         weights_of_record: "student" or "ema".
         student: {"last": {"top1", "top5", "macro_accuracy", "step"}, "best":
-            {"top1", "step", "chosen_on": "validation" | "test"},
-            "calibration": {"temperature", "images", "calibration_error",
-            "uncalibrated_error"}}: the temperature that confidences are
-            calibrated by, None without one, fitted on this number of images
-            set aside; the calibration error with it, and without.
+            {"top1", "step", "chosen_on": "validation" | "test" | None},
+            "calibration": {"temperature", "fitted_on", "images",
+            "calibration_error", "uncalibrated_error"}}: the temperature that
+            confidences are calibrated by, None without one, fitted on this
+            number of "validation" or "test" images; the calibration error with
+            it, and without. Where the temperature was fitted on the images that
+            measure the error, they do so by cross-fitting.
         ema: The same for the EMA teacher.
         algorithm: As in --algorithm.
         dataset: As in --dataset.
@@ -40,8 +43,9 @@ class Result:
         validation_labels: Labeled images set aside.
         unlabeled: Unlabeled images.
         scored_on: "test"; or "validation" if the dataset has no test images:
-            then the labeled images set aside, which also chose the best step.
-        test_images: Number of images behind each top-1.
+            then the labeled images set aside, which also chose the best step;
+            or None if there are neither.
+        test_images: Number of images behind each top-1; 0 without any.
         seed: As in --seed.
         split_seed: As in --split_seed.
         versions: Package → version.
@@ -52,14 +56,16 @@ class Result:
         baselines: What scikit-learn's classifiers reach on the same labels
             and images: {"name", "top1", "interval": [low, high]} of each;
             none with --nobaselines, of runs of older versions, and on workers
-            other than the chief. See `evaluation.baselines`.
+            other than the chief. See `evaluation.baselines`. Where `scored_on`
+            is None, by cross-validation on the labels, which each name says.
         lead: What the weights of record are ahead of the best of them, image
             by image: {"over": its name, "images", "top1": difference,
-            "interval": [low, high]}; None without baselines.
+            "interval": [low, high]}; None without baselines, or without a
+            top-1.
     """
 
-    top1: float
-    top5: float
+    top1: float | None
+    top5: float | None
     loss: float | None
     steps: int
     weights_of_record: str
@@ -71,7 +77,7 @@ class Result:
     labels: int
     validation_labels: int
     unlabeled: int
-    scored_on: str
+    scored_on: str | None
     test_images: int
     seed: int
     split_seed: int

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from simmatch_tf.evaluation import baselines
+from simmatch_tf.evaluation import baselines, metrics
 
 HANDMADE = "HOG, colours and thumbnail"
 
@@ -209,6 +209,57 @@ def test_first_weights_have_baselines_of_their_own():
     assert measured[0].top1 > 0.9 > measured[2].top1
 
 
+def test_cross_validation_learns_nothing_from_what_it_predicts():
+    labels = np.array([0, 0, 0, 1, 1, 1, 2])
+    features = np.arange(7.0)[:, None] ** 2  # [7, 1], no two alike
+    fold = baselines.folds(labels)
+    assert sorted(fold) == [-1, 0, 0, 1, 1, 2, 2]
+    seen = []
+
+    def predict(train, known, scored):
+        # Undoes the standardization: by the images to learn from alone.
+        number = len(seen)
+        rows, others = fold != number, fold == number
+        mean, deviation = features[rows].mean(), features[rows].std()
+        np.testing.assert_allclose(train * deviation + mean, features[rows])
+        np.testing.assert_allclose(scored * deviation + mean, features[others])
+        np.testing.assert_array_equal(known, labels[rows])
+        seen.append(number)
+        return np.full(len(scored), number)
+
+    predicted = baselines.cross_validated(predict, features, labels)
+    assert seen == [0, 1, 2]
+    # The only image of its class is never predicted.
+    np.testing.assert_array_equal(predicted, fold)
+
+
+def test_baselines_without_images_to_score_on():
+    arrays = task(remark="cross-validation")
+    del arrays["scored_images"], arrays["scored_labels"]
+    # An image that is the only one of its class is always learned from.
+    arrays["images"] = np.concatenate([arrays["images"], arrays["images"][:1]])
+    arrays["labels"] = np.append(arrays["labels"], 2)
+    measured = baselines.measure(arrays)
+    assert [each.name for each in measured] == [
+        f"SVM on {HANDMADE} (cross-validation)",
+        f"logistic regression on {HANDMADE} (cross-validation)",
+    ]
+    for each in measured:
+        assert each.right.shape == (12,)
+        assert each.summary()["interval"] == list(metrics.wilson(each.top1, 12))
+    assert max(each.top1 for each in measured) > 0.8
+    # Noise tells nothing of labels. A classifier that had learned from the
+    # images that it predicts would be right on nearly all of them.
+    random = np.random.default_rng(0)
+    arrays["images"] = random.integers(0, 256, [80, 32, 32, 3]).astype(np.uint8)
+    arrays["labels"] = random.integers(0, 2, 80)
+    features = random.normal(size=[80, 40]).astype(np.float32)
+    measured = baselines.measure(arrays | {"features": features})
+    assert len(measured) == 4
+    for each in measured:
+        assert each.right.shape == (80,) and each.top1 < 0.7
+
+
 def test_names_say_which_images_were_chosen():
     measured = baselines.measure(task(remark="12 of 90 labels"))
     assert measured[0].name == f"SVM on {HANDMADE} (12 of 90 labels)"
@@ -221,6 +272,9 @@ def test_all_images_are_chosen_up_to_a_number():
     choice = baselines.choose(np.zeros(5_000, int), 10_000)
     assert len(choice.labeled) == 5_000 and len(choice.scored) == 10_000
     assert choice.remark == ""
+    choice = baselines.choose(np.zeros(60, int), 0)
+    assert len(choice.labeled) == 60 and len(choice.scored) == 0
+    assert choice.remark == "cross-validation"
 
 
 def test_too_many_images_are_chosen_from_by_class():
@@ -242,10 +296,13 @@ def test_too_many_images_are_chosen_from_by_class():
 
 
 def test_what_has_no_baselines():
-    assert baselines.left_out(np.array([0, 1]), 2) is None
-    assert "one class" in baselines.left_out(np.array([1, 1]), 2)
-    reason = baselines.left_out(np.arange(1_000), 1_000)
+    assert baselines.left_out(np.array([0, 1]), 2, 9) is None
+    assert "one class" in baselines.left_out(np.array([1, 1]), 2, 9)
+    reason = baselines.left_out(np.arange(1_000), 1_000, 9)
     assert "1,000 classes" in reason and "200" in reason
+    # Without images to score on, one labeled image must be held out.
+    assert "held out" in baselines.left_out(np.array([0, 1]), 2, 0)
+    assert baselines.left_out(np.array([0, 1, 1]), 2, 0) is None
 
 
 # ------------------------------------------------------------------ file ---

@@ -159,14 +159,14 @@ def test_temperature_is_one_unless_the_images_tell():
 def test_cross_fitting_uses_other_images():
     logits, labels = drawn(53, factor=3.0)
     scaled = metrics.cross_fitted(logits, labels)
-    # Image 7 is in part 2, of which no image fitted its temperature.
-    others = np.arange(53) % 5 != 2
+    # Sorted by class, image 7 is the 2nd of five: no image at such a place
+    # fitted its temperature.
+    order = np.argsort(labels, kind="stable")
+    place = np.empty(53, int)
+    place[order] = np.arange(53)
+    others = place % 5 != place[7] % 5
     temperature = metrics.fit_temperature(logits[others], labels[others])
     np.testing.assert_allclose(scaled[7], logits[7] / temperature)
-    labels[7] = (labels[7] + 1) % 4
-    np.testing.assert_array_equal(
-        scaled[7], metrics.cross_fitted(logits, labels)[7]
-    )
     figures = metrics.calibration(
         logits, labels, temperature=2.0, fitted_on_these=True
     )
@@ -174,3 +174,40 @@ def test_cross_fitting_uses_other_images():
         metrics.cross_fitted(logits, labels), labels
     )
     assert figures["temperature"] == 2.0
+
+
+def test_cross_fitting_leaves_each_part_its_share_of_each_class():
+    """Classes in turn, as in digits: every fifth image is of one class.
+
+    Class 0 is too sure, the others not sure enough. Were class 0 a part of its
+    own, its temperature would be that of the others alone, below 1.
+    """
+    labels = np.tile(np.arange(5), 100)
+    logits = np.eye(5)[labels] * 4.0
+    sure = np.flatnonzero(labels == 0)
+    logits[sure] = np.eye(5)[[1]] * 20.0  # wrong, all of them
+    scaled = metrics.cross_fitted(logits, labels)
+    temperature = metrics.fit_temperature(logits, labels)
+    assert temperature > 5
+    np.testing.assert_allclose(scaled, logits / temperature, rtol=0.02)
+
+
+def test_a_temperature_is_fitted_on_a_choice_of_many_images(monkeypatch):
+    logits, labels = drawn(300, factor=3.0)
+    order = np.argsort(labels, kind="stable")
+    expected = metrics.fit_temperature(logits[order[::2]], labels[order[::2]])
+    whole = metrics.fit_temperature(logits, labels)
+    monkeypatch.setattr(metrics, "MOST_TO_CALIBRATE", 150)
+    # The places 0, 2.007, 4.01 … 299 are rounded: nearly every second one.
+    chosen = metrics.fit_temperature(logits, labels)
+    assert chosen != whole
+    assert chosen == pytest.approx(expected, rel=0.1)
+
+
+def test_describe_fit():
+    assert metrics.describe_fit("validation", 50, "test") == (
+        "on 50 validation images"
+    )
+    assert metrics.describe_fit("test", 2000, "test") == (
+        "on 2,000 test images, error by cross-fitting"
+    )

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import pytest
 
@@ -76,6 +77,34 @@ def test_baselines_stand_below_the_result():
     ]
 
 
+def test_a_result_that_was_not_measured():
+    unknown = {"top1": None, "top5": None, "macro_accuracy": None, "step": 400}
+    figures = {"last": unknown, "best": {**unknown, "chosen_on": None}}
+    result = dataclasses.replace(
+        RESULT,
+        **{"top1": None, "top5": None, "student": figures, "ema": figures},
+        scored_on=None,
+        test_images=0,
+    )
+    text = printed_tables.result(result, CONFIG)
+    assert text.splitlines()[0].startswith("simmatch on digits: 40 labels")
+    assert "was not measured: there are no test images" in text
+    assert "baseline" not in text and "None" not in text
+    text = printed_tables.result(
+        dataclasses.replace(result, baselines=BASELINES), CONFIG
+    )
+    assert "other                         80.00 %  [75.7, 83.6]" in text
+    assert (
+        "The best baseline reaches 90.0 %, 95 % interval [86.6, 92.6], by "
+        "cross-validation:"
+    ) in " ".join(text.split())
+    assert "None" not in text and "ahead" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    path = pathlib.Path("runs/a")
+    assert "evaluate" in printed_tables.next_steps(path)
+    assert "evaluate" not in printed_tables.next_steps(path, measured=False)
+
+
 def test_model_that_is_not_ahead_is_told_what_to_do():
     text = printed_tables.result(with_lead(-0.2, -0.25, -0.15), CONFIG)
     text = " ".join(text.split())
@@ -150,9 +179,13 @@ def test_evaluation_without_images_of_a_class():
     ]
     assert "temperature" not in text
     calibrated = {**one, "uncalibrated_error": 0.25, "macro_accuracy": 0.5}
+    calibrated |= {"fitted_on": "test", "fitted_images": 6}
     page = printed_tables.evaluation({**report, "student": calibrated})
     (row,) = (x for x in page.splitlines() if x.startswith("without the"))
     assert row.split()[-3:] == ["25.00", "%", "-"]
+    assert (
+        "The temperature was fitted on 6 test images, error by cross-fitting."
+    ) in page
     assert "cat                 3    3" in text
     assert "dog                 .    ." in text
     many = {**report, "class_names": [str(i) for i in range(16)]}

@@ -135,6 +135,59 @@ def test_runs_on_changed_images(tmp_path, capsys):
     assert "No lead is given" in out and "No lead is given" in text
 
 
+def test_runs_that_are_not_measured(tmp_path):
+    """Beside one that is; and alone."""
+    folders = [written.run(tmp_path / "a"), written.run(tmp_path / "b", 0.5)]
+    path = folders[1] / "results.json"
+    content = json.loads(path.read_text())
+    for figures in (content["student"], content["ema"]):
+        for each in figures.values():
+            each["top1"] = None
+    content |= {"top1": None, "top5": None, "scored_on": None}
+    content |= {"test_images": 0, "lead": None}
+    content["baselines"] = [
+        {"name": "SVM (cross-validation)", "top1": 0.4, "interval": [0.3, 0.5]}
+    ]
+    path.write_text(json.dumps(content))
+    (folders[1] / "flags.cfg").write_text(
+        (folders[1] / "flags.cfg").read_text() + "--alpha=0.5\n"
+    )
+    for shown in (folders, folders[1:]):
+        groups = written.groups(*shown)
+        text = report_page.page(groups, NOTHING)
+        assert "The accuracy of b is not known: it has neither test" in text
+        assert "SVM (cross-validation)" in text and "40.0" in text
+        assert "None" not in text
+        table = report_page.result(groups, {})
+        assert column(table, "top-1, % (runs)")[-1] == "–"
+        assert column(report_page.each_run(groups[-1].runs), "top-1, %") == [
+            "–"
+        ]
+
+
+def test_what_temperatures_were_fitted_on(tmp_path):
+    folders = [written.run(tmp_path / name) for name in "abcd"]
+    for folder, fitted in zip(
+        folders,
+        ({"fitted_on": "test"}, {"fitted_on": "test"}, {}),
+        strict=False,
+    ):
+        content = json.loads((folder / "results.json").read_text())
+        content["ema"]["calibration"] = {
+            "temperature": 1.5,
+            "images": 100,
+            **fitted,
+        }
+        (folder / "results.json").write_text(json.dumps(content))
+    groups = [written.groups(folder)[0] for folder in folders]
+    assert report_page.temperatures(groups) == [
+        "on 100 test images, error by cross-fitting (a, b)",
+        "on 100 validation images (c)",
+    ]
+    text = " ".join(report_page.page(groups, NOTHING).split())
+    assert "with a temperature that was fitted on 100 test images" in text
+
+
 def test_an_unfinished_run(tmp_path):
     text = report_page.page(
         written.groups(written.run(tmp_path / "a", None, steps=90)), NOTHING

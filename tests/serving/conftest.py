@@ -1,8 +1,10 @@
 """One export and one folder of images for all tests of serving."""
 
+import numpy as np
 import pytest
 
 import simmatch_tf
+from simmatch_tf.evaluation import metrics
 from simmatch_tf.serving import exporting, loading
 from tests.serving import helpers
 
@@ -19,6 +21,17 @@ def exported(finished_run, tmp_path_factory):
 def model(finished_run):
     """The finished run's network."""
     return simmatch_tf.load(finished_run[0])
+
+
+@pytest.fixture(scope="session")
+def calibrated_softmax(finished_run):
+    """Logits → confidences, by the temperature of the finished run."""
+
+    def calibrated_softmax(logits, weights="ema"):
+        calibration = getattr(finished_run[1], weights)["calibration"]
+        return metrics.softmax(np.asarray(logits) / calibration["temperature"])
+
+    return calibrated_softmax
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,13 @@ from tests.serving.helpers import TEST, png
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 64])
-def test_signatures_agree_with_the_network(exported, model, count):
+def test_signatures_agree_with_the_network(
+    exported, model, calibrated_softmax, count
+):
     _, loaded = exported
     pixels = TEST.images[:count]
     wanted = model(tf.constant(pixels), training=False)
-    p = tf.nn.softmax(wanted["logits"]).numpy()
+    p = calibrated_softmax(wanted["logits"])
     images = tf.constant(pixels)
     encoded = tf.constant([png(image) for image in pixels], tf.string)
     default = loaded.signatures["serving_default"](images=images)

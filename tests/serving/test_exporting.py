@@ -56,7 +56,7 @@ def test_content_of_an_export(exported, finished_run):
 
 @pytest.mark.parametrize("loader", ["tf.saved_model.load", "TFSMLayer"])
 def test_documented_ways_to_load_an_export(
-    exported, model, loader, tmp_path, monkeypatch, capsys
+    exported, model, calibrated_softmax, loader, tmp_path, monkeypatch, capsys
 ):
     page = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
     blocks = re.findall(
@@ -68,7 +68,7 @@ def test_documented_ways_to_load_an_export(
     (tmp_path / "7.png").write_bytes(png(TEST.images[7]))
     names = {"images": TEST.images[:3]}
     exec(code, names)
-    p = tf.nn.softmax(model(TEST.images[:8], training=False)["logits"]).numpy()
+    p = calibrated_softmax(model(TEST.images[:8], training=False)["logits"])
     if loader == "TFSMLayer":
         np.testing.assert_allclose(names["probabilities"], p[:3], atol=1e-6)
     else:
@@ -79,7 +79,7 @@ def test_documented_ways_to_load_an_export(
 
 @pytest.mark.slow
 def test_versions_count_up_and_a_failed_comparison_leaves_nothing(
-    finished_run, exported, tmp_path, monkeypatch
+    finished_run, exported, calibrated_softmax, tmp_path, monkeypatch
 ):
     output = tmp_path / "out"
     (output / "7").mkdir(parents=True)
@@ -117,7 +117,9 @@ def test_versions_count_up_and_a_failed_comparison_leaves_nothing(
     )
     np.testing.assert_allclose(
         explanation["probabilities"],
-        tf.nn.softmax(student(images, training=False)["logits"]),
+        calibrated_softmax(
+            student(images, training=False)["logits"], "student"
+        ),
         atol=1e-6,
     )
     assert explanation["neighbor_slots"].shape == (3, 20)

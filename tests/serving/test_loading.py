@@ -106,12 +106,13 @@ def test_calibration_error_is_noted(finished_run, photos, tmp_path, capsys):
     shutil.copytree(finished_run[0], workdir)
     error = result.ema["calibration"]["calibration_error"]
     assert simmatch_tf.predict(workdir, TEST.images[:12]).note == (
-        f"Confidences are not calibrated; they are off by {error:.1%} on "
-        "average: the calibration error of 397 test images."
+        "Confidences are calibrated on 397 test images, error by "
+        f"cross-fitting; they are off by {error:.1%} on average: the "
+        "calibration error of 397 test images."
     )
     evaluated(workdir, result, 0.123)
     predictions = simmatch_tf.predict(workdir, TEST.images[:12])
-    assert "not calibrated; they are off by 12.3% on" in predictions.note
+    assert "they are off by 12.3% on average" in predictions.note
     assert str(predictions).endswith(predictions.note)
     error = result.student["calibration"]["calibration_error"]
     student = simmatch_tf.predict(workdir, TEST.images[:12], weights="student")
@@ -134,12 +135,17 @@ def test_export_keeps_its_calibration_error(finished_run, tmp_path):
     def export(name):
         return exporting.write(workdir, tmp_path / name)
 
-    before = export("before")
-    error = before.card["accuracy"].pop("calibration_error")
+    error = export("calibrated").card["accuracy"]["calibration_error"]
     assert error == result.ema["calibration"]["calibration_error"]
-    # A card of an older version.
+    # A run and a card of an older version.
+    content = json.loads((workdir / "results.json").read_text())
+    for name in ("student", "ema"):
+        del content[name]["calibration"]
+    (workdir / "results.json").write_text(json.dumps(content))
+    before = export("before")
+    assert "calibration_error" not in before.card["accuracy"]
     card = json.loads((before.path / "model_card.json").read_text())
-    del card["accuracy"]["calibration_error"], card["calibration"]
+    del card["calibration"]
     (before.path / "model_card.json").write_text(json.dumps(card))
     evaluated(workdir, result, 0.2)
     after = export("after")
@@ -233,6 +239,7 @@ def calibrated(finished_run, tmp_path_factory):
     for name, temperature in (("ema", 2.5), ("student", 0.5)):
         content[name]["calibration"] |= {
             "temperature": temperature,
+            "fitted_on": "validation",
             "images": 50,
         }
     (workdir / "results.json").write_text(json.dumps(content))
@@ -252,15 +259,15 @@ def test_a_run_predicts_with_its_temperature(calibrated, finished_run):
         predictions.probabilities, scaled(calibrated, 2.5, images), atol=1e-6
     )
     assert predictions.note.startswith(
-        "Confidences are calibrated on 50 labeled images set aside; they are "
-        "off by "
+        "Confidences are calibrated on 50 validation images; they are off by "
     )
     plain = simmatch_tf.predict(finished_run[0], images)
     assert predictions.classes == plain.classes
     assert not np.allclose(predictions.probabilities, plain.probabilities)
     run = loading.run(calibrated)
     assert run.identity["temperature"] == 2.5
-    assert "temperature" not in loading.run(finished_run[0]).identity
+    plain = finished_run[1].ema["calibration"]["temperature"]
+    assert loading.run(finished_run[0]).identity["temperature"] == plain
     # What explains is as in training.
     for key in ("aggregated", "propagated", "weights"):
         np.testing.assert_array_equal(
@@ -274,14 +281,19 @@ def test_a_run_predicts_with_its_temperature(calibrated, finished_run):
 @pytest.mark.slow
 def test_an_export_has_the_temperature_in_its_graph(calibrated, tmp_path):
     written = exporting.write(calibrated, tmp_path / "exports")
-    assert written.card["calibration"] == {"temperature": 2.5, "images": 50}
+    assert written.card["calibration"] == {
+        "temperature": 2.5,
+        "fitted_on": "validation",
+        "images": 50,
+    }
     images = TEST.images[:12]
     expected = scaled(calibrated, 2.5, images)
     predictions = simmatch_tf.predict(written.path, images)
     np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-5)
-    assert "calibrated on 50 labeled images" in predictions.note
+    assert "calibrated on 50 validation images;" in predictions.note
     page = (written.path / "model_card.md").read_text()
-    assert "temperature 2.5, fitted on 50 labeled images set aside" in page
+    assert "| temperature | 2.5 |" in page
+    assert "| confidences | calibrated on 50 validation images; they" in page
     # Evaluated, it is not scaled a second time.
     scores = scoring.of_export(
         written.path, runs.config(calibrated), batch_size=64
@@ -289,11 +301,13 @@ def test_an_export_has_the_temperature_in_its_graph(calibrated, tmp_path):
     run = scoring.of_run(
         workdir.Workdir(calibrated), runs.config(calibrated), batch_size=64
     )
-    assert run.temperatures == {"ema": 2.5, "student": 0.5}
     one, other = scores.describe("ema", 15), run.describe("ema", 15)
-    assert one["calibration_error"] == pytest.approx(
-        other["calibration_error"], abs=1e-4
-    )
+    for name in ("calibration_error", "uncalibrated_error"):
+        assert one[name] == pytest.approx(other[name], abs=1e-4)
+    for figures in (one, other):
+        assert figures["temperature"] == 2.5
+        assert figures["fitted_on"] == "validation"
+        assert figures["fitted_images"] == 50
     assert other["uncalibrated_error"] != other["calibration_error"]
 
 

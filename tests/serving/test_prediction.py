@@ -34,7 +34,7 @@ def table(path):
 
 
 def test_run_and_export_predict_the_same(
-    exported, model, finished_run, photos, tmp_path, capsys
+    exported, model, calibrated_softmax, finished_run, photos, tmp_path, capsys
 ):
     written, _ = exported
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
@@ -59,7 +59,7 @@ def test_run_and_export_predict_the_same(
     assert rows == table(second)
     names = [row["file"] for row in rows]
     assert names == sorted(names) and len(names) == 43
-    p = tf.nn.softmax(model(TEST.images[:40], training=False)["logits"]).numpy()
+    p = calibrated_softmax(model(TEST.images[:40], training=False)["logits"])
     for row in rows:
         number = row["file"].removeprefix("sub/").removesuffix(".png")
         if row["error"]:
@@ -300,9 +300,9 @@ def once(opened, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def wanted(model):
+def wanted(model, calibrated_softmax):
     out = model(tf.constant(PIXELS), training=False)
-    return tf.nn.softmax(out["logits"]).numpy()
+    return calibrated_softmax(out["logits"])
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ def test_printed_table_and_rows(finished_run, folder, tmp_path, once):
     *lines, note = str(predictions).splitlines()
     assert len(lines) == len(predictions) == 12
     assert note == predictions.note
-    assert note.startswith("Confidences are not calibrated; ")
+    assert note.startswith("Confidences are calibrated on 397 test images, ")
     best = predictions.confidences[0]
     assert lines[0].startswith(f"00.png  {predictions.classes[0]} {best:.1%}, ")
     predict.main(

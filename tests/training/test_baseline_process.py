@@ -88,7 +88,7 @@ def same(one, other):
 
 def test_known_baselines_are_not_measured_again(tmp_path, monkeypatch):
     first = make(tmp_path / "run")
-    assert first.missing()
+    assert first.expected() and first.missing()
     baselines.write(tmp_path / "run" / "baselines.json", first._key, known())
     again = make(tmp_path / "run")
     assert not again.missing()
@@ -105,12 +105,16 @@ def test_runs_share_baselines_through_the_cache(tmp_path, cache):
     path = cache / f"baselines-{one._key}.json"
     baselines.write(path, one._key, known())
     assert not other.missing()
+    # Before it begins, it expects none to measure, unless it has first weights.
+    assert not other.expected()
+    assert make(tmp_path / "c", init_from="x").expected()
     same(other.measured, known())
     assert (tmp_path / "b" / "baselines.json").read_text() == path.read_text()
 
 
 def test_nothing_is_read_without_them(tmp_path):
-    assert not make(tmp_path, baselines=False).missing()
+    without = make(tmp_path, baselines=False)
+    assert not without.missing() and not without.expected()
 
 
 def test_key_is_of_images_labels_and_first_weights(tmp_path):
@@ -300,6 +304,45 @@ def test_lead_is_on_the_chosen_images_alone(tmp_path, monkeypatch):
     right[process.scored] = process.measured[1].right
     lead = process.outcome(right).lead
     assert lead["images"] == 40 and lead["top1"] == 0
+
+
+def unscored(source=None):
+    return dataclasses.replace(source or digits.load(8), test=None)
+
+
+def test_without_images_to_score_on_there_is_no_lead(tmp_path):
+    process = make(tmp_path, source=unscored())
+    assert process.left_out is None and process.missing()
+    assert len(process.sets) == 1 and len(process.sets[0][1]) == 20
+    assert process._key != make(tmp_path)._key
+    process.measured = known(20)
+    assert process.news() == (
+        "baselines by cross-validation on 20 labels: SVM on HOG, grey levels "
+        "and thumbnail 50.00%, logistic regression on HOG, grey levels and "
+        "thumbnail 75.00%"
+    )
+    outcome = process.outcome(None)
+    assert outcome.lead is None
+    assert [each["top1"] for each in outcome.baselines] == [0.5, 0.75]
+
+
+@pytest.mark.slow
+def test_process_cross_validates(tmp_path, cache):
+    process = make(tmp_path / "run", source=unscored())
+    assert process.missing()
+    process.start()
+    process.wait(signals.Request())
+    images = digits.load(8).train
+    labeled = draw(digits.load(8)).labeled
+    wanted = baselines.measure(
+        {
+            "images": images.images[labeled],
+            "labels": images.labels[labeled],
+            "remark": "cross-validation",
+        }
+    )
+    same(process.measured, wanted)
+    assert all(len(each.right) == 20 for each in process.measured)
 
 
 def test_too_many_classes_leave_them_out(tmp_path, monkeypatch):

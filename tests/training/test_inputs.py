@@ -19,7 +19,9 @@ import simmatch_tf
 from simmatch_tf import evaluate, predict, preflight
 from simmatch_tf.data import files
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.training import inputs, workdir
+from simmatch_tf.reporting import printed_tables
+from simmatch_tf.serving import exporting
+from simmatch_tf.training import inputs, results, workdir
 from tests import recording, runs
 
 FOLDER = {
@@ -76,8 +78,6 @@ def assert_same_weights(one, other):
 @pytest.mark.slow
 def test_a_folder_without_test_images(photos, tmp_path, capsys):
     options = {**FOLDER, "data_dir": str(photos)}
-    with pytest.raises(InputError, match="has no test images: give --validat"):
-        runs.fit(tmp_path / "run", **options)
     options["validation_fraction"] = 0.3
     result = runs.fit(tmp_path / "run", **options)
     assert result.scored_on == "validation" and result.test_images == 4
@@ -89,6 +89,44 @@ def test_a_folder_without_test_images(photos, tmp_path, capsys):
     assert report["scored_on"] == "validation" and report["test_images"] == 4
     record = report[report["weights_of_record"]]
     assert record["top1"] == result.top1
+
+
+@pytest.mark.slow
+def test_a_folder_without_images_to_score_on(
+    photos, tmp_path, monkeypatch, capsys
+):
+    """It trains on all labels; baselines are cross-validated on them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "run"
+    options = {**FOLDER, "data_dir": str(photos), "baselines": True}
+    result = runs.fit(folder, **options)
+    assert result.scored_on is None and result.test_images == 0
+    for network in (result.student, result.ema):
+        assert network["last"]["top1"] is network["best"]["top1"] is None
+        assert network["calibration"]["temperature"] is None
+    assert result.top1 is result.top5 is result.lead is None
+    assert (result.labels, result.validation_labels) == (12, 0)
+    assert results.read(folder / "results.json") == result
+    assert [each["name"][-18:] for each in result.baselines] == [
+        "(cross-validation)"
+    ] * 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "the accuracy of this run will not be known" in err
+    text = printed_tables.result(result, runs.config(folder, **options))
+    assert "was not measured" in text and "(cross-validation)" in text
+    note = simmatch_tf.predict(folder, photos / "labeled").note
+    assert note == (
+        "Confidences are not calibrated; how far off they are was not measured."
+    )
+    with pytest.raises(InputError, match="set no labeled ones aside to eval"):
+        evaluate.main(evaluate.EvaluateConfig(workdir=str(folder)))
+    written = exporting.write(folder, tmp_path / "exports")
+    assert written.card["accuracy"] is None
+    assert "not measured" in (written.path / "model_card.md").read_text()
+    # Killed before its result was written, it has the same one.
+    for name in ("results.json", "model.keras"):
+        (folder / name).unlink()
+    assert runs.fit(folder, **options) == result
 
 
 @pytest.mark.slow

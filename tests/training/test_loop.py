@@ -314,6 +314,7 @@ def test_images_set_aside_choose_the_best_and_calibrate(tmp_path):
     )
     calibration = result.ema["calibration"]
     assert calibration["images"] == 10
+    assert calibration["fitted_on"] == "validation"
     assert calibration["temperature"] == pytest.approx(temperature, rel=1e-3)
     figures = metrics.describe(
         *scored(source.test, np.arange(397)),
@@ -579,11 +580,66 @@ def test_a_checkpoint_of_another_network(finished_run, tmp_path):
         simmatch_tf.load(workdir, weights="student")
 
 
-def test_without_images_set_aside_nothing_is_calibrated(finished_run):
-    _, result = finished_run
-    for network in (result.student, result.ema):
+@pytest.mark.slow
+def test_without_images_set_aside_test_images_calibrate(finished_run):
+    """The temperature is that of all test images, its error is cross-fitted."""
+    workdir, result = finished_run
+    test = digits.load(8).test
+    for weights in ("student", "ema"):
+        network = getattr(result, weights)
         calibration = network["calibration"]
-        assert calibration["temperature"] is None
-        assert calibration["images"] == 0
-        assert 0 <= calibration["calibration_error"] <= 1
+        assert calibration["fitted_on"] == "test"
+        assert calibration["images"] == 397
+        model = simmatch_tf.load(workdir, weights=weights)
+        logits = model(test.images)["logits"].numpy()
+        temperature = metrics.fit_temperature(logits, test.labels)
+        assert calibration["temperature"] == pytest.approx(
+            temperature, rel=1e-3
+        )
+        scaled = metrics.cross_fitted(logits, test.labels)
+        error = metrics.calibration_error(scaled, test.labels)
+        assert calibration["calibration_error"] == pytest.approx(
+            error, abs=1e-3
+        )
         assert 0 <= network["last"]["macro_accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "aside, tested, fitted_on, images",
+    [(9, 12, "test", 12), (12, 12, "validation", 12), (9, 9, None, 0)],
+)
+def test_which_images_calibrate(tmp_path, aside, tested, fitted_on, images):
+    """Those set aside, if they are ten; else the test images, if they are."""
+    rng = np.random.default_rng(0)
+
+    def noise(count):
+        x = rng.integers(0, 256, [count, 8, 8, 1]).astype(np.uint8)
+        return simmatch_tf.Images(x, np.arange(count) % 3)
+
+    source = simmatch_tf.Source(
+        "mine", ["a", "b", "c"], noise(60), noise(tested), True
+    )
+    config = runs.config(
+        tmp_path,
+        dataset="custom",
+        backbone="tiny_loop",
+        algorithm="quiet",
+        labels=24,
+        validation_fraction=aside / 24,
+        image_size=None,
+        steps=2,
+    )
+    result = simmatch_tf.fit(config, source=source)
+    assert result.validation_labels == aside
+    calibration = result.student["calibration"]
+    assert calibration["fitted_on"] == fitted_on
+    assert calibration["images"] == images
+    assert (calibration["temperature"] is None) == (fitted_on is None)
+    assert 0 <= calibration["calibration_error"] <= 1
+    predictions = simmatch_tf.predict(tmp_path, source.test.images)
+    assert {
+        "test": "calibrated on 12 test images, error by cross-fitting; they",
+        "validation": "calibrated on 12 validation images; they are off by",
+        None: "Confidences are not calibrated; they are off by",
+    }[fitted_on] in predictions.note

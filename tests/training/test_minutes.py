@@ -64,6 +64,16 @@ def test_the_same_run_as_with_as_many_steps(
 
 
 @pytest.mark.slow
+def test_minutes_have_room_for_the_start_of_the_baselines(
+    tmp_path, six_steps, monkeypatch
+):
+    monkeypatch.setattr(measurement._Measurement, "_baselines", lambda *_: 600)
+    runs.fit(tmp_path, **{**MINUTES, "minutes": 20.0})
+    ((_, left),) = six_steps
+    assert left < 600
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
