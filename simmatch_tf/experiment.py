@@ -9,7 +9,8 @@ import dataclasses
 import sys
 from typing import ClassVar
 
-from simmatch_tf import io, preflight, signals, tables, terminal
+from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight, registry, signals, tables, terminal
 from simmatch_tf.experiments import plan as plan_lib
 from simmatch_tf.experiments import runner, summary
 from simmatch_tf.experiments import store as store_lib
@@ -93,6 +94,20 @@ class ExperimentConfig(commandline.Flags):
         )
 
 
+def _check_can_score(config: config_lib.Config) -> None:
+    """Checks that a run has a result to compare, before any is trained.
+
+    Raises:
+        InputError: It has neither test nor validation images.
+    """
+    can_score = registry.sources.find(config.dataset)[0].facts.get("can_score")
+    if can_score is not None and not can_score(config):
+        raise InputError(
+            f"--data_dir={config.data_dir} has no test images, so that there "
+            "is nothing to compare; give --validation_fraction, such as 0.2"
+        )
+
+
 def main(flags: ExperimentConfig) -> int | None:
     """Runs what is left; returns 42 if interrupted, 1 if a run failed."""
     plan = plan_lib.read(flags.plan)
@@ -110,6 +125,7 @@ def main(flags: ExperimentConfig) -> int | None:
     for cell in store.missing(chosen):
         try:
             preflight.check_available(cell.config)
+            _check_can_score(cell.config)
         except InputError as error:
             raise InputError(f"{cell.title()}: {error}") from None
     with runner.claim(folder) as lock:

@@ -1,5 +1,6 @@
 """The command: a plan is run, interrupted, resumed, and shown."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from simmatch_tf import experiment
+from simmatch_tf.data.sources import folder
 from simmatch_tf.experiments import plan, runner, summary
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
@@ -229,6 +231,32 @@ def test_a_full_store_stops_no_run(stub, monkeypatch):
         )  # fmt: skip
     assert set(failed) == set(planned_cells)
     assert all("No space left" in why for why in failed.values())
+
+
+def test_runs_without_images_to_score_on(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("labeled/a/1.png", "labeled/b/1.png", "unlabeled/1.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(b"image")
+    path = tmp_path / "folder.cfg"
+    text = (
+        "[plan]\ntitle = x\nseeds = 0\n"
+        f"base = --dataset=folder --data_dir={photos} --steps=4\n"
+        "[threshold]\n0.5 = --threshold=0.5\n0.7 = --threshold=0.7\n"
+    )
+    path.write_text(text)
+    words = str(path), f"--workdir={tmp_path / 'out'}", "--jobs=1"
+    with pytest.raises(InputError, match="has no test images.* such as 0.2"):
+        experiment.main(flags(*words))
+    assert not (tmp_path / "out").exists()
+    config = plan.read(str(path)).cells()[0].config
+    assert not folder.can_score(config)
+    set_aside = dataclasses.replace(config, validation_fraction=0.5)
+    assert folder.can_score(set_aside)
+    for name in ("a", "b"):
+        (photos / "test" / name).mkdir(parents=True)
+        (photos / "test" / name / "2.png").write_bytes(b"image")
+    assert folder.can_score(config)
 
 
 def test_dry_run(tmp_path):

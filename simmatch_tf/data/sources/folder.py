@@ -66,6 +66,14 @@ def check(config: config_lib.Config) -> None:
     )
 
 
+def can_score(config: config_lib.Config) -> bool:
+    """Returns whether a run has images to measure its result on."""
+    if config.validation_fraction or config.split_file:
+        return True
+    listing = layout.Listing(config.data_dir, config.labels_csv)
+    return listing.has_test or "validation" in listing.parts
+
+
 def fingerprint(
     config: config_lib.Config, then: fingerprint_lib.Fingerprint
 ) -> fingerprint_lib.Fingerprint:
@@ -94,6 +102,7 @@ def _load_for_transfer(config: config_lib.Config) -> source.Source:
     reads_labels_csv=True,
     skips_bad_images=True,
     check_images=check,
+    can_score=can_score,
     fingerprint=fingerprint,
     load_for_transfer=_load_for_transfer,
 )

@@ -25,6 +25,8 @@ optional:
     from_python       True: the images are an argument of `simmatch_tf.fit`.
     is_prepared       Config → whether its record files are in --tfds_dir, where
                       it has such. Otherwise loading may download them.
+    can_score         Config → whether there are images to measure a result on;
+                      without it there are.
     check_images      Config → None. Raises InputError where the flags name
                       images that do not exist.
     fingerprint       (Config, fingerprint.Fingerprint that the run began with)
