@@ -60,8 +60,10 @@ def main(config: config_lib.Config) -> None:
             return
         from simmatch_tf.reporting import printed_tables
 
+        folder = folder.extends or folder
+        config = folder.planned(config)  # its minutes may be extended ones
         print(printed_tables.result(result, config), end="\n\n")
-        print(printed_tables.next_steps((folder.extends or folder).path))
+        print(printed_tables.next_steps(folder.path, config, result.steps))
 
 
 if __name__ == "__main__":

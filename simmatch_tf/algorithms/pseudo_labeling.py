@@ -84,7 +84,7 @@ class TargetHyperParameters(HyperParameters):
         "Number of batches that distribution alignment averages over.",
         low=1,
     )
-    class_prior: str = rare(
+    class_prior: str = flag(
         "uniform",
         "Class shares that distribution alignment aims at: uniform (equal "
         "shares, as published), labeled (those of the labeled images), or a "

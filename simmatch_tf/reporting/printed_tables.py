@@ -10,6 +10,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.flags import flagfiles
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -98,8 +99,16 @@ def shows_top5(classes: int) -> bool:
     return classes > TOP
 
 
-def next_steps(workdir: pathlib.Path) -> str:
-    """Returns what a finished run has written, and commands that use it."""
+def next_steps(
+    workdir: pathlib.Path, config: config_lib.Config, steps: int
+) -> str:
+    """Returns what a finished run has written, and commands that use it.
+
+    Args:
+        workdir: Its folder.
+        config: Its flags.
+        steps: Its length.
+    """
     run = shlex.quote(str(workdir))
     # A folder of its own: an export folder holds versions of one model only.
     exports = shlex.quote(f"exports/{workdir.absolute().name or 'run'}")
@@ -112,6 +121,10 @@ def next_steps(workdir: pathlib.Path) -> str:
         f"{module}evaluate --workdir={run}",
         f"{module}export --workdir={run} --output={exports}",
     ]
+    extension = diagnosis.extension(config, steps)
+    if extension is not None:
+        flagfile = shlex.quote(str(workdir / flagfiles.OF_RUN))
+        lines.append(f"{module}train --flagfile={flagfile} {extension}")
     if events:
         lines.insert(2, f"  tensorboard --logdir={run}")
     return "\n".join(lines)

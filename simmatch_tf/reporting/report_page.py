@@ -440,6 +440,7 @@ def _problems(
                 step=run.reached,
                 steps=steps,
                 classes=run.classes,
+                images=run.result and run.result.test_images,
             )
             if run.result is not None:
                 behind = diagnosis.not_ahead(

@@ -268,7 +268,7 @@ class _Run:
                     with self.bar.aside("evaluation"):
                         self._evaluate(step)
                 if logs:
-                    self.bar.warn(self.monitor.scalars.findings(step))
+                    self._warn(step)
                 # ----------------------------------------------- checkpoint --
                 stop = self.workers.stop(request, asked_before)
                 if step == self._cooldown_start():
@@ -514,6 +514,9 @@ class _Run:
             )
         if start:
             bar.say(f"resumed after step {start}")
+        self._warn(start)
+        if text := self.monitor.scalars.imbalance():
+            bar.say(text)
 
     def _start_baselines(self) -> None:
         """Starts to measure the baselines, unless they are known.
@@ -610,6 +613,12 @@ class _Run:
         )
 
     # -------------------------------------------------------- between steps --
+    def _warn(self, step: int) -> None:
+        """Warns of known problems that show by now."""
+        self.bar.warn(
+            self.monitor.scalars.findings(step, self.flags, len(self.scored[2]))
+        )
+
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint.
 
