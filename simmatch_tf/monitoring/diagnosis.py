@@ -612,7 +612,7 @@ def _ema_lags(run: _Scalars) -> Finding | bool | None:
             f"the average is still the first weights, after {run.step} steps."
         )
         # A tenth of the run forgets 99 % of what was before.
-        lower = min(0.01 ** (10 / run.steps), momentum)
+        lower = min(max(0.01 ** (10 / run.steps), 0.5), momentum)
         turn = f"--ema_momentum={lower:.2g}, or turn on --ema_warmup."
     return Finding(
         "ema_lags",
@@ -838,20 +838,19 @@ def _per_time(
         scale: What one of its units is written as.
         noun: Name of what is written.
     """
-    per_step = scale / change.last
-    unit = "per 1,000 steps"
-    factor = 1000.0
+    per = 10 ** min(3, int(math.log10(run.steps)))
+    unit, steps = f"per {per:,} steps", float(per)
     if run.config.minutes is not None:
         unit, known = "a minute", run.config.measured_steps or run.steps
-        factor = known / run.config.minutes
-    ends = sorted(
-        factor * per_step * (change.slope + side * change.half)
-        for side in (-1, 1)
+        steps = known / run.config.minutes
+    low, middle, high = (
+        f"{value:.{0 if abs(value) >= 10 else 1}f}"
+        for value in sorted(
+            steps * scale / change.last * (change.slope + side * change.half)
+            for side in (-1, 0, 1)
+        )
     )
-    return (
-        f"{factor * per_step * change.slope:.2g}{noun} {unit} (95 % interval "
-        f"[{ends[0]:.2g}, {ends[1]:.2g}])"
-    )
+    return f"{middle}{noun} {unit} (95 % interval [{low}, {high}])"
 
 
 def _is_too_short(run: _Scalars, says: str, why: str) -> Finding:

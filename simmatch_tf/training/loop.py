@@ -645,8 +645,10 @@ class _Run:
         raise FloatingPointError(
             f"{name} is not finite at step {first}"
             f"{many if guard.skips else ''}; last good checkpoint: {last}, in "
-            f"{self.folder.checkpoints}. A lower --learning_rate or a "
-            "--warmup_steps may help, in another --workdir or with --overwrite"
+            f"{self.folder.checkpoints}. "
+            f"--learning_rate={self.config.learning_rate / 2:g} or "
+            f"--warmup_steps={max(1, self.config.steps // 20)} may help, in "
+            "another --workdir or with --overwrite"
             + ("" if guard.skips else hint)
         )
 

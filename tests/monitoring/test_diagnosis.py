@@ -645,7 +645,7 @@ def test_too_short_says_how_fast_and_what_to_do():
     )
     minutes = {"steps": None, "minutes": 10.0, "measured_steps": 1000}
     finding = at_end(RISING, **minutes)
-    assert "by 4 points a minute" in finding.says
+    assert "by 4.0 points a minute" in finding.says
     assert finding.turn.endswith("with --extend_minutes=10.")
     # It was extended from 500 steps: the run took 20 minutes in all.
     minutes |= {"measured_steps": 500, "extended_steps": 1000}

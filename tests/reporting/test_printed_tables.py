@@ -87,6 +87,24 @@ def test_model_that_is_not_ahead_is_told_what_to_do():
     assert "not worth using yet" in text
 
 
+def test_next_steps_of_a_run_that_can_be_extended(tmp_path):
+    folder = tmp_path / "my run"
+    assert "--extend" not in printed_tables.next_steps(folder, CONFIG, 400)
+    minutes = config.Config(
+        labels=40, minutes=7.5, measured_steps=400, schedule="cooldown"
+    )
+    text = printed_tables.next_steps(folder, minutes, 400)
+    assert text.endswith(
+        f"train --flagfile='{folder}/flags.cfg' --extend_minutes=7.5"
+    )
+    # It was extended to three times its length.
+    text = printed_tables.next_steps(folder, minutes, 1200)
+    assert text.endswith("--extend_minutes=22")
+    steps = config.Config(labels=40, steps=400, schedule="cooldown")
+    text = printed_tables.next_steps(folder, steps, 400)
+    assert text.endswith("--extend_steps=400")
+
+
 @pytest.mark.parametrize("classes", [3, 5, 6])
 def test_top5_of_few_classes_is_not_printed(classes):
     """It is 100 % for any network."""

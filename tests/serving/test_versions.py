@@ -143,12 +143,11 @@ def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
         (tmp_path / "digits_40", "exports/digits_40"),
         (tmp_path / "my run", "'exports/my run'"),
     ):
-        assert (
-            f" --output={folder}\n" in printed_tables.next_steps(workdir) + "\n"
-        )
+        text = printed_tables.next_steps(workdir, runs.config(workdir), 6)
+        assert f" --output={folder}\n" in f"{text}\n"
     monkeypatch.chdir(tmp_path)
     assert f"--output=exports/{tmp_path.name}" in printed_tables.next_steps(
-        tmp_path.relative_to(tmp_path)
+        tmp_path.relative_to(tmp_path), runs.config(tmp_path), 6
     )
 
 
