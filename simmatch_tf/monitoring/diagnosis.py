@@ -784,15 +784,17 @@ def _too_short(run: _Scalars) -> Finding | bool | None:
         rise = trend(points, until, deviation=deviation)
         if rise is not None:
             end = max(step for step in points if step <= until)
-            fell = points[max(points)] < points[end]
-            if fell or rise.low <= 0 or rise.gain() < _WORTH:
+            result = points[max(points)]
+            # The falling rate may have brought most of what was left.
+            gain = min(rise.gain(), (1 - result) / 2)
+            if result < points[end] or rise.low <= 0 or gain < _WORTH:
                 return False
             return _is_too_short(
                 run,
                 f"The {images} top-1 was still rising {when}, by "
                 f"{_per_time(run, rise, 100, ' points')}",
                 f"Learning slows down: if it goes on like this, a run of twice "
-                f"the length gains about {100 * rise.gain():.0f} points.",
+                f"the length gains about {100 * gain:.0f} points.",
             )
     return _labels_not_learned(run, until, when)
 

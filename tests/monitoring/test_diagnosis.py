@@ -244,7 +244,7 @@ def test_every_finding_has_a_reason_and_a_flag():
         "class_share/dog": dict(enumerate([0.1] * diagnosis.RECENT)),
     }
     even |= {"class_used/cat": high, "class_used/dog": low}
-    even["test/ema_top1"] = {step: step / 100 for step in range(20, 101, 10)}
+    even["test/ema_top1"] = {step: step / 200 for step in range(20, 101, 10)}
     config = dataclasses.replace(config, unlabeled_ratio=7)
     judged_at_end = diagnosis.judge(
         config, even, step=100, steps=100, classes=classes, images=2000
@@ -606,6 +606,7 @@ HISTORIES = {
     "three evaluations": ([None] * 5 + [0.2, 0.3, 0.5], None),
     # What came after the rate began to fall is another thing.
     "only the cool-down": ([0.4] * 8 + [0.6, 0.7], False),
+    "right after the cool-down": ([*RISING, 0.9, 0.97], False),
     "worse after the cool-down": ([*RISING, 0.5, 0.5], False),
 }
 
