@@ -79,17 +79,19 @@ class Classes:
         return self.prior or [1 / len(self.names)] * len(self.names)
 
 
-def recent_shares(scalars: Scalars) -> dict[str, float]:
+def recent_shares(scalars: Scalars, prefix: str = SHARES) -> dict[str, float]:
     """Returns how often recent pseudo-labels name each class.
 
     Args:
         scalars: TensorBoard tag → step → value.
+        prefix: `SHARES`; or `USED`, of those that pass the threshold, as shares
+            of all.
 
     Returns:
         Class → mean share of the last `RECENT` logged steps, or of fewer if
         there are no more; {} if none are logged.
     """
-    return _shares(scalars, SHARES, RECENT)
+    return _shares(scalars, prefix, RECENT)
 
 
 # Name of a problem → its name in texts, as in docs/monitoring.md.
