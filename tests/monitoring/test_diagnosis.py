@@ -576,6 +576,8 @@ def test_trend_of_what_counts():
     values = {step: step / 1000 for step in range(100, 900, 100)}
     assert diagnosis.trend(values, 400).first == pytest.approx(200)
     assert diagnosis.trend(values, 300) is None
+    same = diagnosis.trend({**values, 100: 9.0}, 800)
+    assert same == diagnosis.trend(values, 800)
     assert diagnosis.trend({**values, 300: math.nan}, 400) is None
     # Many are averaged in eight groups: of 64 values, eight each.
     many = {step: 0.0 if step % 2 else 1.0 for step in range(37, 101)}
@@ -677,11 +679,13 @@ def test_too_short_where_the_rate_falls_all_along():
 
 
 def test_too_short_is_told_at_the_end_only():
-    judged = diagnosis.judge(
-        CONFIG, {"test/ema_top1": {25 * n: n / 9 for n in range(1, 5)}},
-        step=99, steps=100,
-    )  # fmt: skip
-    assert judged["too_short"] is None
+    config = dataclasses.replace(CONFIG, schedule="constant")
+    rising = {"test/ema_top1": {10 * n: 0.05 * n for n in range(1, 10)}}
+    for step, shows in ((99, False), (100, True)):
+        judged = diagnosis.judge(
+            config, rising, step=step, steps=100, images=2000
+        )
+        assert bool(judged["too_short"]) == shows
 
 
 @pytest.mark.parametrize(
