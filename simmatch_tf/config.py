@@ -444,7 +444,7 @@ class Config(commandline.Flags):
         choices=("auto", "one", "mirrored", "multi_worker", "tpu"),
     )
     tpu: str | None = operational(
-        None, "Name or address of the TPU; local for that of this machine."
+        None, "Name or address of the TPU; local for this machine's."
     )
     devices: int | None = operational(
         None,

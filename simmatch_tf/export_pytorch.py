@@ -5,6 +5,7 @@ python -m simmatch_tf.export_pytorch --workdir=runs/published --output=run.pth
 
 import dataclasses
 
+from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
@@ -12,7 +13,7 @@ from simmatch_tf.training import workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportPytorchConfig(commandline.Flags):
+class ExportPytorchConfig(config_lib.Plugins):
     """The flags of `python -m simmatch_tf.export_pytorch`."""
 
     workdir: str | None = flag(

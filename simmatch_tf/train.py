@@ -60,12 +60,10 @@ def main(config: config_lib.Config) -> None:
             return
         from simmatch_tf.reporting import printed_tables
 
+        folder = folder.extends or folder
+        config = folder.planned(config)  # its minutes may be extended ones
         print(printed_tables.result(result, config), end="\n\n")
-        path, measured = (
-            (folder.extends or folder).path,
-            result.top1 is not None,
-        )
-        print(printed_tables.next_steps(path, measured=measured))
+        print(printed_tables.next_steps(folder.path, config, result))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def pseudo_labels(
 
     Returns:
         Means: confidence and entropies by their tags; `confidences` [BINS],
-        shares of images by max p̂; `classes` [L], shares by argmax p̂;
+        shares of images by max p̂; `classes` [L], shares by argmax p̂; `used`
+        [L], those of them with a used pseudo-label, which sum to the mask rate;
         `predicted` [L], the mean of the alignment; and, where true classes are
         known, shares of all images: `known`, and of these `right`; with a used
         pseudo-label `kept`, `kept_right`; with max p̂ ≥ SURE `sure`,
@@ -124,6 +125,10 @@ def pseudo_labels(
         "sharpness/p_hat": tf.reduce_mean(summaries.entropy(p_hat)),
         "confidences": summaries.histogram(confidence, BINS),
         "classes": summaries.shares(classes, p_hat.shape[1]),
+        # Images that are not used are of a further class, which is left out.
+        "used": summaries.shares(
+            tf.where(mask > 0, classes, p_hat.shape[1]), p_hat.shape[1] + 1
+        )[:-1],
     }
     if align is not None:
         means["predicted"] = tf.cast(align.mean(), tf.float32)

@@ -59,9 +59,8 @@ class TargetHyperParameters(HyperParameters):
     targets_from: str = flag(
         "student",
         "Network that predicts the pseudo-labels from the weak views: the "
-        "student, or its EMA teacher. SimMatch is published with the student "
-        "for small label sets, such as CIFAR's (temporal ensemble), and with "
-        "the teacher for ImageNet.",
+        "student, as published for small label sets (temporal ensemble), or "
+        "its EMA teacher, as for ImageNet.",
         choices=("teacher", "student"),
     )
     teacher_norm: str = rare(
@@ -84,11 +83,11 @@ class TargetHyperParameters(HyperParameters):
         "Number of batches that distribution alignment averages over.",
         low=1,
     )
-    class_prior: str = rare(
+    class_prior: str = flag(
         "uniform",
-        "Class shares that distribution alignment aims at: uniform (equal "
-        "shares, as published), labeled (those of the labeled images), or a "
-        "CSV file with one class and its share a line.",
+        "Class shares that distribution alignment aims at: uniform (as "
+        "published), labeled (those of the labeled images), or a CSV file "
+        "with a class and its share a line.",
     )
 
     @classmethod

@@ -279,6 +279,12 @@ def read(value: str) -> Table:
             f"{given}: must be a CSV file with the columns file and class; "
             "save the table as CSV (UTF-8)"
         )
+    if not path.exists():
+        raise InputError(
+            f"{given}: no such file. If the table of a run has moved, put it "
+            "back, or start train again with its new place; other commands "
+            "find it if it lies in --data_dir"
+        )
     head, cells = _parse(io.read_text(path, given), given)
     places = {name: _place(head, [name], given) for name in _NEEDED}
     places["part"] = _place(head, _PART, given)

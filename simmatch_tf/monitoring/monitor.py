@@ -156,7 +156,7 @@ class Scalars:
         self._classes = classes
         self.values: dict[str, dict[int, float]] = {}
         self.classes: np.ndarray | None = None
-        self._recent: collections.deque[np.ndarray] | None = None
+        self._recent: collections.deque[tuple] | None = None
         self._told: set[str] = set()
 
     def keep(self, step: int, values: Mapping[str, float]) -> None:
@@ -197,40 +197,82 @@ class Scalars:
             values["alignment/divergence"] = divergence(
                 means["predicted"], prior
             )
-        if "classes" in means and self._add(means["classes"]):
+        if "confidences" in means:
+            values[diagnosis.QUARTILE] = quartile(means["confidences"])
+        if "classes" in means and self._add(means):
             balance = math.exp(-divergence(self.classes))
             values["pseudo_label/balance"] = balance
             if self._classes and len(self.classes) <= diagnosis.MOST_SHARES:
-                for name, share in zip(
-                    self._classes.names, self.classes, strict=True
-                ):
-                    values[f"{diagnosis.SHARES}{name}"] = float(share)
+                for tag, shares in self._recent_shares().items():
+                    for name, share in zip(
+                        self._classes.names, shares, strict=True
+                    ):
+                        values[f"{tag}{name}"] = float(share)
         return values
 
-    def _add(self, shares: np.ndarray) -> bool:
+    def _add(self, means: Mapping[str, np.ndarray]) -> bool:
         """Adds a step's shares of classes; returns whether they are enough."""
+        shares = means["classes"]
         if self._recent is None:
             labels = _LABELS_PER_CLASS * len(shares)
             self._recent = collections.deque(
                 maxlen=-(-labels // self._unlabeled)
             )
-        self._recent.append(shares)
-        self.classes = np.mean(self._recent, axis=0)
+        # A method's own diagnostics need not have the second.
+        self._recent.append((shares, means.get("used")))
+        self.classes = np.mean([all_ for all_, _ in self._recent], axis=0)
         return len(self._recent) == self._recent.maxlen
 
-    def findings(self, step: int) -> list[diagnosis.Finding]:
-        """Returns known problems that show by now, each once a session."""
+    def _recent_shares(self) -> dict[str, np.ndarray]:
+        """Returns how a tag begins → shares of the classes [L]."""
+        shares = {diagnosis.SHARES: self.classes}
+        used = [each for _, each in self._recent]
+        if all(each is not None for each in used):
+            shares[diagnosis.USED] = np.mean(used, axis=0)
+        return shares
+
+    def imbalance(self) -> str:
+        """Returns a line on unequally many labels, "" if a warning says so."""
+        if self._classes is None or "unequal_labels" in self._told:
+            return ""
+        return diagnosis.imbalance(self._classes)
+
+    def findings(
+        self,
+        step: int,
+        config: config_lib.Config | None = None,
+        images: int | None = None,
+    ) -> list[diagnosis.Finding]:
+        """Returns known problems that show by now, each once a session.
+
+        Args:
+            step: Steps done.
+            config: The run's flags as they were given, for the advice; by
+                default those with durations in steps.
+            images: Number of images that the result is measured on.
+        """
         judged = diagnosis.judge(
-            self._config,
+            config or self._config,
             self.values,
             step=step,
             steps=self._config.steps,
             classes=self._classes,
+            images=images,
         )
         findings = filter(None, judged.values())
         new = [each for each in findings if each.name not in self._told]
         self._told |= {each.name for each in new}
         return new
+
+
+def quartile(shares: np.ndarray) -> float:
+    """Returns the largest edge of a histogram that a quarter lies above.
+
+    Args:
+        shares: Shares in equal bins of [0, 1], [bins]; they sum to 1.
+    """
+    above = np.cumsum(np.asarray(shares, np.float64)[::-1])[::-1]
+    return int(np.flatnonzero(above >= 0.25 - 1e-6)[-1]) / len(above)
 
 
 def divergence(p: np.ndarray, prior: Sequence[float] | None = None) -> float:

@@ -17,9 +17,13 @@ from simmatch_tf.reporting import runs as runs_lib
 # Stands for the tag of the accuracy of the evaluation weights.
 RECORD = "the weights of record"
 # Scalars that serve the search for known problems alone.
-_NOT_DRAWN = {"pseudo_label/sure", "pseudo_label/sure_accuracy"}
+_NOT_DRAWN = {
+    "pseudo_label/sure",
+    "pseudo_label/sure_accuracy",
+    diagnosis.QUARTILE,
+}
 # How tags of values begin that are in a table, not in a curve.
-_IN_TABLES = (diagnosis.SHARES,)
+_IN_TABLES = (diagnosis.SHARES, diagnosis.USED)
 _POINTS = 50  # that a curve keeps, roughly, when noise is averaged
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
 from simmatch_tf.evaluation import metrics
+from simmatch_tf.flags import flagfiles
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -136,12 +137,15 @@ def shows_top5(classes: int) -> bool:
     return classes > TOP
 
 
-def next_steps(workdir: pathlib.Path, *, measured: bool = True) -> str:
+def next_steps(
+    workdir: pathlib.Path, config: config_lib.Config, result: results.Result
+) -> str:
     """Returns what a finished run has written, and commands that use it.
 
     Args:
         workdir: Its folder.
-        measured: Whether it has images to evaluate it on.
+        config: Its flags.
+        result: Its result.
     """
     run = shlex.quote(str(workdir))
     # A folder of its own: an export folder holds versions of one model only.
@@ -152,9 +156,13 @@ def next_steps(workdir: pathlib.Path, *, measured: bool = True) -> str:
         f"In {workdir}: {'tensorboard/, ' * events}checkpoints/, "
         "results.json. Next:",
         f"{module}report {run} --output=report.html",
-        *[f"{module}evaluate --workdir={run}"] * measured,
+        *[f"{module}evaluate --workdir={run}"] * (result.top1 is not None),
         f"{module}export --workdir={run} --output={exports}",
     ]
+    extension = diagnosis.extension(config, result.steps)
+    if extension is not None:
+        flagfile = shlex.quote(str(workdir / flagfiles.OF_RUN))
+        lines.append(f"{module}train --flagfile={flagfile} {extension}")
     if events:
         lines.insert(2, f"  tensorboard --logdir={run}")
     return "\n".join(lines)

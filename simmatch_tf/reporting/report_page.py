@@ -464,6 +464,7 @@ def _problems(
                 step=run.reached,
                 steps=steps,
                 classes=run.classes,
+                images=run.result and run.result.test_images,
             )
             if run.result is not None:
                 behind = diagnosis.not_ahead(
@@ -501,8 +502,9 @@ def class_shares(
 
     Returns:
         The group's name, and a line a class: labeled images; share of these;
-        share that alignment aims at; share of the last pseudo-labels, in the
-        mean of the runs. Groups whose runs logged no shares are left out.
+        share that alignment aims at; share of the last pseudo-labels, and of
+        those that pass the threshold, in the mean of the runs. Groups whose
+        runs logged no shares are left out.
     """
     listed = []
     for group in groups:
@@ -513,10 +515,19 @@ def class_shares(
             continue
         aligns = getattr(group.config, "align", False)
         rows = [["class", "labeled images", "their share", "prior"]]
-        rows[0].append("pseudo-labels")
+        rows[0] += ["pseudo-labels", "used ones"]
+        used = [
+            {name: share / max(sum(shares.values()), 1e-9)}
+            for run in group.runs
+            for shares in [diagnosis.recent_shares(run.scalars, diagnosis.USED)]
+            for name, share in shares.items()
+        ]
         for number, name in enumerate(classes.names):
             labeled = classes.labeled[number]
-            known = [shares[name] for shares in runs if name in shares]
+            known, passing = (
+                [shares[name] for shares in each if name in shares]
+                for each in (runs, used)
+            )
             rows.append(
                 [
                     name,
@@ -524,6 +535,7 @@ def class_shares(
                     f"{labeled / sum(classes.labeled):.1%}",
                     f"{classes.aim[number]:.1%}" if aligns else _UNKNOWN,
                     f"{statistics.mean(known):.1%}" if known else _UNKNOWN,
+                    f"{statistics.mean(passing):.1%}" if passing else _UNKNOWN,
                 ]
             )
         listed.append((group.name, rows))

@@ -269,7 +269,7 @@ class _Run:
                     with self.bar.aside("evaluation"):
                         self._evaluate(step)
                 if logs:
-                    self.bar.warn(self.monitor.scalars.findings(step))
+                    self._warn(step)
                 # ----------------------------------------------- checkpoint --
                 stop = self.workers.stop(request, asked_before)
                 if step == self._cooldown_start():
@@ -528,6 +528,9 @@ class _Run:
             )
         if start:
             bar.say(f"resumed after step {start}")
+        self._warn(start)
+        if text := self.monitor.scalars.imbalance():
+            bar.say(text)
 
     def _start_baselines(self) -> None:
         """Starts to measure the baselines, unless they are known.
@@ -621,6 +624,12 @@ class _Run:
         )
 
     # -------------------------------------------------------- between steps --
+    def _warn(self, step: int) -> None:
+        """Warns of known problems that show by now."""
+        self.bar.warn(
+            self.monitor.scalars.findings(step, self.flags, len(self.scored[2]))
+        )
+
     def _check_finite(self, step: int) -> None:
         """Stops before a broken state can replace a good checkpoint.
 
@@ -647,8 +656,10 @@ class _Run:
         raise FloatingPointError(
             f"{name} is not finite at step {first}"
             f"{many if guard.skips else ''}; last good checkpoint: {last}, in "
-            f"{self.folder.checkpoints}. A lower --learning_rate or a "
-            "--warmup_steps may help, in another --workdir or with --overwrite"
+            f"{self.folder.checkpoints}. "
+            f"--learning_rate={self.config.learning_rate / 2:g} or "
+            f"--warmup_steps={max(1, self.config.steps // 20)} may help, in "
+            "another --workdir or with --overwrite"
             + ("" if guard.skips else hint)
         )
 

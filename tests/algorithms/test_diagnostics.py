@@ -68,6 +68,9 @@ def test_equals_the_equations(targets_from):
         means["classes"], np.bincount(label, minlength=small.L) / small.U
     )
     np.testing.assert_allclose(
+        means["used"], np.bincount(label[kept], minlength=small.L) / small.U
+    )
+    np.testing.assert_allclose(
         means["confidences"],
         np.histogram(confidence, diagnostics.BINS, (0, 1))[0] / small.U,
         atol=1e-6,

@@ -183,7 +183,7 @@ def test_files_that_are_no_such_table(tmp_path):
         labels_csv.read(write(tmp_path / "labels.xlsx", "PK"))
     with pytest.raises(InputError, match="is no text in UTF-8 .* save it as"):
         read(tmp_path, "file,class\na.jpg,caf\xe9\n", encoding="latin-1")
-    with pytest.raises(InputError, match=r"gone.csv: cannot be read \(No such"):
+    with pytest.raises(InputError, match=r"gone.csv: no such file\. If the"):
         labels_csv.read(str(tmp_path / "gone.csv"))
 
 

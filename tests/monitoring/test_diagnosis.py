@@ -1,6 +1,8 @@
 """Each pattern shows where it is, on a real run, and on no healthy one."""
 
 import dataclasses
+import math
+import re
 import time
 
 import pytest
@@ -41,6 +43,33 @@ def test_no_pseudo_labels():
     assert find(step=9, pseudo_label__mask_rate=low) == []
     # A value that is not finite is no value.
     assert find(pseudo_label__mask_rate=[float("nan"), *low[1:]]) == []
+
+
+@pytest.mark.parametrize(
+    ("threshold", "quartile", "advice"),
+    [
+        # The bin below, so that a quarter reach it.
+        (0.95, 0.62, "--threshold=0.6 instead of 0.95: a quarter of the"),
+        (0.95, 0.65, "--threshold=0.65 instead"),
+        # Lower would be guesses; a step down that most would not reach.
+        (0.95, 0.3, "--threshold=0.5 instead of 0.95."),
+        # Not known, or no lower than now.
+        (0.95, None, "--threshold=0.7 instead of 0.95."),
+        (0.7, None, "--threshold=0.5 instead of 0.7."),
+        (0.7, 0.75, "--threshold=0.5 instead of 0.7."),
+        (0.5, None, "Train longer, in another --workdir: --steps=200."),
+    ],
+)
+def test_no_pseudo_labels_name_a_threshold(threshold, quartile, advice):
+    config = dataclasses.replace(CONFIG, threshold=threshold)
+    scalars = {"pseudo_label/mask_rate": dict.fromkeys(range(5), 0.0)}
+    if quartile is not None:
+        scalars[diagnosis.QUARTILE] = dict.fromkeys(range(5), quartile)
+    (finding,) = findings_of(config, scalars, 100)
+    assert finding.turn.startswith(advice) or advice in finding.turn
+    assert "--alpha=0.95" in finding.turn
+    config = dataclasses.replace(config, alpha=1.0)
+    assert "--alpha" not in findings_of(config, scalars, 100)[0].turn
 
 
 def test_collapse():
@@ -151,13 +180,15 @@ def test_what_cannot_be_judged():
     def missing(scalars, classes=None, **changes):
         config = dataclasses.replace(CONFIG, **changes)
         judged = diagnosis.judge(
-            config, scalars, step=100, steps=100, classes=classes
+            config, scalars, step=100, steps=100, classes=classes, images=99
         )
         return [name for name in judged if judged[name] is None]
 
     assert missing({}) == list(diagnosis.PATTERNS)
     # What a method has no part of is not missing.
-    assert missing({}, algorithm="supervised") == ["input_bound", "ema_lags"]
+    assert missing({}, algorithm="supervised") == [
+        "too_short", "input_bound", "ema_lags",
+    ]  # fmt: skip
     fixmatch = missing({}, algorithm="fixmatch", targets_from="teacher")
     assert "memory_waits" not in fixmatch and "statistics_lag" not in fixmatch
     enough = dict(enumerate([0.7] * diagnosis.RECENT))
@@ -170,6 +201,8 @@ def test_what_cannot_be_judged():
     scalars = dict.fromkeys(tags, enough) | {"memory/filled": {9: 1.0}}
     scalars["alignment/divergence"] = dict.fromkeys(range(5), 0.1)
     scalars["class_share/cat"] = dict.fromkeys(range(5), 0.5)
+    scalars["class_used/cat"] = scalars["class_used/dog"] = enough
+    scalars["test/ema_top1"] = dict.fromkeys((20, 30, 50, 70), 0.7)
     two = diagnosis.Classes(("cat", "dog"), (9, 9))
     assert missing(scalars, two) == ["input_bound"]
     scalars["speed/input_wait"] = dict.fromkeys(range(5), 0.1)
@@ -210,12 +243,21 @@ def test_every_finding_has_a_reason_and_a_flag():
         "class_share/cat": high,
         "class_share/dog": dict(enumerate([0.1] * diagnosis.RECENT)),
     }
-    drift = diagnosis.judge(config, even, step=80, steps=100, classes=classes)[
-        "prior_drift"
-    ]
-    findings = [*judged.values(), drift]
+    even |= {"class_used/cat": high, "class_used/dog": low}
+    even["test/ema_top1"] = {step: step / 200 for step in range(20, 101, 10)}
+    config = dataclasses.replace(config, unlabeled_ratio=7)
+    judged_at_end = diagnosis.judge(
+        config, even, step=100, steps=100, classes=classes, images=2000
+    )
+    late = ("too_short", "starved_classes", "prior_drift")
+    assert judged.pop("too_short") is judged.pop("starved_classes") is None
+    findings = [*judged.values(), *(judged_at_end[name] for name in late)]
     for finding in findings:
-        assert finding.why and "--" in finding.turn
+        assert finding.why and re.search(r"--\w+=\w|turn on --", finding.turn)
+        # No flag is to be raised or lowered to a value that is not said.
+        assert not re.search(
+            r"(Lower|Raise|lower|raise) --\w+[^=\w]", finding.turn
+        )
         named = {
             word.strip(".,;:()").removeprefix("--").split("=")[0]
             for text in (finding.why, finding.turn)
@@ -323,7 +365,10 @@ def test_model_as_good_as_a_baseline():
     [
         ({"steps": None, "epochs": 2.5}, "--epochs=5"),
         ({"steps": None, "minutes": 10.0}, "--minutes=20"),
-        ({"schedule": "cooldown"}, "go on training with --extend_steps=400"),
+        (
+            {"schedule": "cooldown"},
+            "by the same command with --extend_steps=400",
+        ),
         (
             {"steps": None, "minutes": 10.0, "schedule": "cooldown"},
             "--extend_minutes=10",
@@ -365,7 +410,9 @@ def test_prior_drift():
         "10%."
     )
     assert "--class_prior=uniform, or a file" in drift.turn
-    assert drift.turn.endswith("Else label more images of cat.")
+    assert drift.turn.endswith(
+        "Else label more images of cat (now 20), such as twice as many."
+    )
     assert judged(prior, shares=(0.5, 0.3, 0.2))["prior_drift"] is False
     # Equal shares are a prior, too.
     drift = judged(shares=(0.6, 0.3, 0.1))["prior_drift"]
@@ -391,11 +438,283 @@ def test_unequal_labels():
         "Classes have from 7 (owl) to 45 (cat) labeled images"
     )
     assert finding.turn.startswith("--class_prior=labeled")
+    assert "macro" in finding.turn
     assert judged(labeled=(13, 10, 7))["unequal_labels"] is False
     prior = (0.6, 0.3, 0.1)
     assert judged(prior, labeled=(45, 23, 7))["unequal_labels"] is False
     unaligned = judged(labeled=(45, 23, 7), align=False)
     assert unaligned["unequal_labels"] is False
+
+
+def test_unequal_labels_are_named_before_the_first_step():
+    classes = diagnosis.Classes(("cat", "dog"), (9, 2))
+    findings = diagnosis.judge(CONFIG, {}, step=0, steps=100, classes=classes)
+    assert [name for name in findings if findings[name] is not None] == [
+        "unequal_labels"
+    ]
+
+
+def test_line_on_unequal_labels():
+    classes = diagnosis.Classes(
+        ("cat", "dog", "owl"), (45, 23, 7), (0.6, 0.3, 0.1)
+    )
+    assert diagnosis.imbalance(classes).startswith(
+        "classes have from 7 (owl) to 45 (cat) labeled images: read the macro"
+    )
+    assert diagnosis.imbalance(diagnosis.Classes(("a", "b"), (13, 7))) == ""
+
+
+def starved(used, shares=None, prior=None, labeled=(20, 20, 20), **changes):
+    """The finding on classes with few used pseudo-labels.
+
+    64 images of each of 5 logged steps are 320 in all.
+    """
+    values = {"batch_size": 16, "unlabeled_ratio": 4, **changes}
+    config = dataclasses.replace(CONFIG, **values)
+    names = ("cat", "dog", "owl")
+    scalars = {
+        f"{prefix}{name}": dict.fromkeys(range(5), share)
+        for prefix, row in (
+            ("class_used/", used),
+            ("class_share/", shares or used),
+        )
+        for name, share in zip(names, row, strict=True)
+    }
+    classes = diagnosis.Classes(names, labeled, prior)
+    return diagnosis.judge(
+        config, scalars, step=100, steps=100, classes=classes
+    )["starved_classes"]
+
+
+def test_starved_classes():
+    # A fifth of a third of 60 % are 4 %: owl has less.
+    finding = starved((0.3, 0.27, 0.03), labeled=(20, 20, 7))
+    assert finding.says == (
+        "1 of 3 classes have hardly any pseudo-labels that are used: owl 5.0% "
+        "instead of 33.3%."
+    )
+    assert finding.turn == (
+        "Label more images of owl (now 7), such as twice as many; or if the "
+        "classes really are that rare among the unlabeled images, nothing is "
+        "wrong, and --class_prior=labeled or --class_prior=FILE says so."
+    )
+    assert starved((0.3, 0.25, 0.05)) is False
+    # It is the share in the prior that counts, or of the labels.
+    assert starved((0.3, 0.27, 0.03), prior=(0.5, 0.45, 0.05)) is False
+    unaligned = {"align": False, "labeled": (50, 45, 5)}
+    assert starved((0.3, 0.27, 0.03), **unaligned) is False
+    assert starved((0.4, 0.2, 0.0), align=False)
+
+
+def test_starved_classes_that_are_recognized():
+    """The threshold is why where all pseudo-labels do name the class."""
+    finding = starved((0.3, 0.3, 0.0), (0.4, 0.3, 0.3), threshold=0.95)
+    assert "owl are recognized, but not with the confidence of" in finding.why
+    assert finding.turn.startswith("--threshold=0.7 instead of 0.95; or label")
+
+
+def test_few_pseudo_labels_are_no_lack_of_a_class():
+    # 320 images, of which 9 % count: 9.6 of each class.
+    assert starved((0.05, 0.04, 0.0)) is False
+    assert starved((0.05, 0.045, 0.0))  # 10.1 of each
+    assert starved((0.5, 0.5, 0.0), prior=(0.49, 0.49, 0.02)) is False
+    # Not early in a run, where the easy classes come first.
+    scalars = {f"class_used/{n}": dict.fromkeys(range(5), 0.5) for n in "ab"}
+    classes = diagnosis.Classes(("a", "b"), (1, 1))
+    judged = diagnosis.judge(
+        CONFIG, scalars, step=49, steps=100, classes=classes
+    )
+    assert judged["starved_classes"] is None
+
+
+def test_many_starved_classes_are_counted():
+    names = tuple("abcdefghij")
+    scalars = {
+        f"class_used/{name}": dict.fromkeys(
+            range(5), 0.0 if name > "e" else 0.2
+        )
+        for name in names
+    }
+    config = dataclasses.replace(CONFIG, batch_size=16, unlabeled_ratio=4)
+    finding = diagnosis.judge(
+        config,
+        scalars,
+        step=100,
+        steps=100,
+        classes=diagnosis.Classes(names, (2,) * 10),
+    )["starved_classes"]
+    assert finding.says.startswith("5 of 10 classes")
+    assert finding.says.endswith("h 0.0% instead of 10.0%, and 2 more.")
+
+
+# ------------------------------------------------------------- too short ---
+
+
+def test_trend_by_hand():
+    points = {
+        math.exp(x): y
+        for x, y in zip((5, 5.4, 5.8, 6.2), (0.1, 0.2, 0.3, 0.4), strict=True)
+    }
+    rise = diagnosis.trend(points, math.exp(6.2), deviation=0.02)
+    assert rise.slope == pytest.approx(0.25)  # 0.1 per 0.4
+    assert rise.before == pytest.approx(0.25)
+    # 0.02 · 1.96 over the root of the squares of -0.4, 0, 0.4.
+    assert rise.half == pytest.approx(0.0693, abs=1e-4)
+    assert rise.gain() == pytest.approx(0.25 * math.log(2))
+    # Around 0.2 x + 0.2 they scatter by -0.2, 0.6, -0.6, 0.2: √(0.8 / 2), and
+    # t of two degrees of freedom is 4.303.
+    points = {math.exp(5 + x / 3): x % 2 for x in range(4)}
+    flat = diagnosis.trend(points, math.exp(6))
+    assert flat.slope == pytest.approx(0) == flat.before
+    assert flat.half == pytest.approx(
+        4.303 * math.sqrt(0.4) / math.sqrt(2 / 9), rel=1e-6
+    )
+
+
+def test_trend_of_what_counts():
+    # From a quarter of the last step on; values that are not finite do not.
+    values = {step: step / 1000 for step in range(100, 900, 100)}
+    assert diagnosis.trend(values, 400).first == pytest.approx(200)
+    assert diagnosis.trend(values, 300) is None
+    same = diagnosis.trend({**values, 100: 9.0}, 800)
+    assert same == diagnosis.trend(values, 800)
+    assert diagnosis.trend({**values, 300: math.nan}, 400) is None
+    # Many are averaged in eight groups: of 64 values, eight each.
+    many = {step: 0.0 if step % 2 else 1.0 for step in range(37, 101)}
+    rise = diagnosis.trend(many, 100)
+    assert rise.slope == pytest.approx(0) and rise.half < 0.01
+    assert 40 < rise.first < 100
+
+
+def test_gain_of_a_slope_that_becomes_smaller():
+    slowing = diagnosis.Trend(1, 2, slope=0.05, half=0.0, before=0.1)
+    assert slowing.gain() == pytest.approx(0.025 * math.log(2))
+    rising = dataclasses.replace(slowing, before=0.02)
+    assert rising.gain() == pytest.approx(0.05 * math.log(2))
+
+
+RISING = [0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55]
+HISTORIES = {
+    "rising": (RISING, True),
+    "flat": ([0.45] * 8, False),
+    "falling": (RISING[::-1], False),
+    # It has learned early, and then only scatters.
+    "noisy": ([0.2, 0.4, 0.45, 0.42, 0.47, 0.43, 0.46, 0.47], False),
+    # 1 - e^-s: most of it is over.
+    "saturating": ([0.5 - 0.4 * math.exp(-x) for x in range(8)], False),
+    # Rising, but too slowly to be worth twice the time.
+    "slow": ([0.45 + 0.01 * math.log(x + 1) for x in range(8)], False),
+    "two evaluations": ([None] * 6 + [0.2, 0.5], None),
+    "three evaluations": ([None] * 5 + [0.2, 0.3, 0.5], None),
+    # What came after the rate began to fall is another thing.
+    "only the cool-down": ([0.4] * 8 + [0.6, 0.7], False),
+    "right after the cool-down": ([*RISING, 0.9, 0.97], False),
+    "worse after the cool-down": ([*RISING, 0.5, 0.5], False),
+}
+
+
+def at_end(history, images=2000, tag="test/ema_top1", **changes):
+    """The finding of a run of 1,000 steps, evaluated every 100."""
+    values = {"steps": 1000, "schedule": "cooldown", **changes}
+    config = dataclasses.replace(CONFIG, **values)
+    points = {
+        100 * number: value
+        for number, value in enumerate(history, 1)
+        if value is not None
+    }
+    return diagnosis.judge(
+        config, {tag: points}, step=1000, steps=1000, images=images
+    )["too_short"]
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_too_short(name):
+    history, shows = HISTORIES[name]
+    judged = at_end(history)
+    assert judged is shows if not shows else judged.name == "too_short"
+
+
+def test_too_short_says_how_fast_and_what_to_do():
+    finding = at_end(RISING)
+    # From 500 to 800 steps by 5 points each 100, over the logarithm 0.318 a
+    # unit, which is 0.318 / 800 a step at the end.
+    assert finding.says.startswith(
+        "The test top-1 was still rising when the learning rate began to fall, "
+        "by 40 points per 1,000 steps (95 % interval ["
+    )
+    assert "gains about 22 points" in finding.why
+    assert finding.turn == (
+        "Go on training by the same command with --extend_steps=1000."
+    )
+    minutes = {"steps": None, "minutes": 10.0, "measured_steps": 1000}
+    finding = at_end(RISING, **minutes)
+    assert "by 4.0 points a minute" in finding.says
+    assert finding.turn.endswith("with --extend_minutes=10.")
+    # It was extended from 500 steps: the run took 20 minutes in all.
+    minutes |= {"measured_steps": 500, "extended_steps": 1000}
+    assert "--extend_minutes=20." in at_end(RISING, **minutes).turn
+    finding = at_end(RISING, schedule="constant")
+    assert "still rising at the end" in finding.says
+    assert finding.turn == "Train longer in another --workdir: --steps=2000."
+
+
+def test_too_short_of_few_images():
+    """On 20 images an accuracy scatters by 11 points."""
+    assert at_end(RISING, images=20) is False
+    assert at_end(RISING, images=None) is None
+
+
+def test_too_short_where_the_rate_falls_all_along():
+    # Only what came before half the rate: step 761 of 1,000.
+    late = [0.4] * 7 + [0.5, 0.6, 0.7]
+    assert at_end(late, schedule="cosine_7_16") is False
+    finding = at_end([*RISING, 0.6, 0.6], schedule="cosine_7_16")
+    assert "when the learning rate had fallen to half" in finding.says
+    assert at_end([*RISING, 0.6, 0.6], schedule="half_cosine")
+    # The evaluation weights of a run with an EMA teacher are the student's.
+    teacher = {"targets_from": "teacher", "tag": "test/student_top1"}
+    assert at_end(RISING, **teacher).name == "too_short"
+    assert at_end(RISING, targets_from="teacher") is None
+    assert at_end(RISING, tag="validation/ema_top1").name == "too_short"
+
+
+def test_too_short_is_told_at_the_end_only():
+    config = dataclasses.replace(CONFIG, schedule="constant")
+    rising = {"test/ema_top1": {10 * n: 0.05 * n for n in range(1, 10)}}
+    for step, shows in ((99, False), (100, True)):
+        judged = diagnosis.judge(
+            config, rising, step=step, steps=100, images=2000
+        )
+        assert bool(judged["too_short"]) == shows
+
+
+@pytest.mark.parametrize(
+    ("losses", "shows"),
+    [
+        ([2.3, 2.2, 2.0, 1.9, 1.8, 1.7, 1.6, 1.5], True),
+        ([2.3, 1.5, 1.0, 0.8, 0.6, 0.5, 0.4, 0.3], False),  # it has learned
+        ([1.6] * 8, False),  # it does not learn at all
+        ([1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1, 2.2], False),
+    ],
+)
+def test_labels_that_are_not_learned(losses, shows):
+    """Two evaluations tell nothing; ln 10 is 2.30, half of it 1.15."""
+    scalars = {
+        "test/ema_top1": {500: 0.2, 1000: 0.3},
+        "loss/s": {100 * n: loss for n, loss in enumerate(losses, 1)},
+    }
+    config = dataclasses.replace(CONFIG, steps=1000, schedule="cooldown")
+    classes = diagnosis.Classes(tuple("abcdefghij"), (4,) * 10)
+    finding = diagnosis.judge(
+        config, scalars, step=1000, steps=1000, classes=classes, images=2000
+    )["too_short"]
+    assert (
+        finding is None
+        if not shows
+        else finding.says.startswith(
+            "The loss on the labeled images is 1.70 (guessing gives 2.30)"
+        )
+    )
 
 
 def test_shares_of_many_classes_are_not_judged():

@@ -122,6 +122,43 @@ def test_divergence_from_a_prior():
     )
 
 
+def test_quartile_of_confidences():
+    shares = np.zeros(20)
+    shares[[2, 12, 19]] = 0.5, 0.3, 0.2  # from 0.1, 0.6 and 0.95 on
+    assert monitor.quartile(shares) == pytest.approx(0.6)
+    shares[[2, 12, 19]] = 0.75, 0.0, 0.25
+    assert monitor.quartile(shares.astype(np.float32)) == pytest.approx(0.95)
+    shares[[2, 19]] = 0.76, 0.24
+    assert monitor.quartile(shares) == pytest.approx(0.1)
+    values = monitor.Scalars(CONFIG, 16).of_step({}, {"confidences": shares})
+    assert values == {diagnosis.QUARTILE: pytest.approx(0.1)}
+
+
+def test_unequal_labels_are_named_once_at_the_start():
+    for prior, finding in ((None, True), ((0.75, 0.25), False)):
+        classes = diagnosis.Classes(("cat", "dog"), (9, 3), prior)
+        scalars = monitor.Scalars(CONFIG, 20, classes)
+        names = [each.name for each in scalars.findings(0)]
+        assert names == ["unequal_labels"] * finding
+        # Where the prior has their shares, it is a remark.
+        line = "classes have from 3 (dog) to 9 (cat) labeled images"
+        assert scalars.imbalance().startswith(line) != finding
+        assert scalars.findings(0) == []
+    assert monitor.Scalars(CONFIG, 20).imbalance() == ""
+
+
+def test_advice_of_a_session_is_that_of_the_flags_as_given():
+    rising = {100 * n: n / 10 for n in range(1, 9)}
+    given = runs.config(
+        "unused", steps=None, minutes=10.0, measured_steps=1000,
+        schedule="cooldown",
+    )  # fmt: skip
+    scalars = monitor.Scalars(given.with_durations(1), 20)
+    scalars.values["test/ema_top1"] = rising
+    (finding,) = scalars.findings(1000, given, 2000)
+    assert "--extend_minutes=10" in finding.turn
+
+
 def test_shares_of_the_classes():
     classes = diagnosis.Classes(("cat", "dog"), (3, 1), (0.75, 0.25))
     scalars = monitor.Scalars(CONFIG, 20, classes)
@@ -131,6 +168,15 @@ def test_shares_of_the_classes():
     assert values["class_share/dog"] == 0.25
     assert values["alignment/divergence"] == pytest.approx(0)
     assert values["pseudo_label/balance"] < 0.9
+    # A method's own diagnostics may lack those that are used.
+    assert "class_used/cat" not in values
+    scalars = monitor.Scalars(CONFIG, 10, classes)
+    for used in (0.5, 0.25):
+        values = scalars.of_step(
+            {}, {"classes": shares, "used": np.array([used, 0.0])}
+        )
+    assert values["class_used/cat"] == 0.375  # the window has two steps of 10
+    assert values["class_used/dog"] == 0
     many = diagnosis.Classes(tuple(map(str, range(101))), (1,) * 101)
     scalars = monitor.Scalars(CONFIG, 2000, many)
     values = scalars.of_step({}, {"classes": np.full(101, 1 / 101)})

@@ -101,8 +101,8 @@ def test_a_result_that_was_not_measured():
     assert "None" not in text and "ahead" not in text
     assert max(map(len, text.splitlines())) <= 80
     path = pathlib.Path("runs/a")
-    assert "evaluate" in printed_tables.next_steps(path)
-    assert "evaluate" not in printed_tables.next_steps(path, measured=False)
+    assert "evaluate" in printed_tables.next_steps(path, CONFIG, RESULT)
+    assert "evaluate" not in printed_tables.next_steps(path, CONFIG, result)
 
 
 def test_model_that_is_not_ahead_is_told_what_to_do():
@@ -114,6 +114,25 @@ def test_model_that_is_not_ahead_is_told_what_to_do():
         in text
     )
     assert "not worth using yet" in text
+
+
+def test_next_steps_of_a_run_that_can_be_extended(tmp_path):
+    folder = tmp_path / "my run"
+    assert "--extend" not in printed_tables.next_steps(folder, CONFIG, RESULT)
+    minutes = config.Config(
+        labels=40, minutes=7.5, measured_steps=400, schedule="cooldown"
+    )
+    text = printed_tables.next_steps(folder, minutes, RESULT)
+    assert text.endswith(
+        f"train --flagfile='{folder}/flags.cfg' --extend_minutes=7.5"
+    )
+    # It was extended to three times its length.
+    longer = dataclasses.replace(RESULT, steps=1200)
+    text = printed_tables.next_steps(folder, minutes, longer)
+    assert text.endswith("--extend_minutes=22")
+    steps = config.Config(labels=40, steps=400, schedule="cooldown")
+    text = printed_tables.next_steps(folder, steps, RESULT)
+    assert text.endswith("--extend_steps=400")
 
 
 @pytest.mark.parametrize("classes", [3, 5, 6])

@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 import PIL.Image
 import pytest
 
+import simmatch_tf
 from simmatch_tf import report
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
@@ -236,8 +237,10 @@ def test_without_scalars_or_images(tmp_path):
 
 
 def test_findings(tmp_path, monkeypatch):
-    def judge(config, scalars, *, step, steps, classes):
+    def judge(config, scalars, *, step, steps, classes, images):
         assert "loss/total" in scalars
+        # Those of the result, which the last run does not have.
+        assert images == (None if config.seed == 2 else 100)
         assert step <= steps
         if config.seed == 1:
             return {"x": False}
@@ -262,16 +265,16 @@ def test_unknown_problems_are_listed(tmp_path):
         for each in said
     )
     assert said == [
-        "a has too few values to tell: the input is slow, BatchNorm's averages "
-        "lag.",
+        "a has too few values to tell: too short, the input is slow, "
+        "BatchNorm's averages lag.",
         "a was not checked for what is not logged by this method: no "
-        "pseudo-labels, collapse, prior drift, unequal labels, confident but "
-        "wrong, matching waits.",
+        "pseudo-labels, classes without pseudo-labels, collapse, prior drift, "
+        "unequal labels, confident but wrong, matching waits.",
     ]
     # Without any scalars nobody knows what the method would log.
     folder = written.run(tmp_path / "b", curves=None)
     _, (said,) = report_page._problems(written.groups(folder))
-    assert said.startswith("b has too few values to tell: no pseudo-labels, c")
+    assert said.startswith("b has too few values to tell: too short, no pseu")
 
 
 def test_many_classes_are_a_table(tmp_path):
@@ -642,6 +645,10 @@ def test_shares_of_the_classes_stand_beside_the_prior(tmp_path):
         f"class_share/{name}": dict.fromkeys(range(10, 31, 10), share)
         for name, share in (("cat", 0.8), ("dog", 0.2))
     }
+    used = {  # 30 % of all pass the threshold
+        f"class_used/{name}": dict.fromkeys(range(10, 31, 10), share)
+        for name, share in (("cat", 0.27), ("dog", 0.03))
+    }
     split = {
         "class_names": ["cat", "dog"],
         "labels": [0] * 15 + [1] * 5,
@@ -650,7 +657,7 @@ def test_shares_of_the_classes_stand_beside_the_prior(tmp_path):
     folders = [
         written.run(
             tmp_path / "labeled",
-            curves=written.CURVES | shares,
+            curves=written.CURVES | shares | used,
             split=split,
             class_prior="labeled",
         ),
@@ -666,23 +673,44 @@ def test_shares_of_the_classes_stand_beside_the_prior(tmp_path):
     (name, table), (other, unaligned) = report_page.class_shares(groups)
     assert (name, other) == ("labeled", "unaligned")
     assert table == [
-        ["class", "labeled images", "their share", "prior", "pseudo-labels"],
-        ["cat", "15", "75.0%", "75.0%", "80.0%"],
-        ["dog", "5", "25.0%", "25.0%", "20.0%"],
+        [
+            *("class", "labeled images", "their share", "prior"),
+            *("pseudo-labels", "used ones"),
+        ],
+        ["cat", "15", "75.0%", "75.0%", "80.0%", "90.0%"],
+        ["dog", "5", "25.0%", "25.0%", "20.0%", "10.0%"],
     ]
+    assert column(unaligned, "used ones") == ["–", "–"]
     assert column(unaligned, "prior") == ["–", "–"]
     text = report_page.page(groups, NOTHING)
     assert "<h2>Classes of the pseudo-labels</h2>" in text
     # They are in the table, not curves of their own.
-    assert "class_share" not in text
+    assert "class_share" not in text and "class_used" not in text
     assert not any(
-        "class_share" in each["chart"].title
-        for each in report_page._charts(groups)
+        "class_" in each["chart"].title for each in report_page._charts(groups)
     )
     alone = written.groups(folders[1])
     assert "Classes of the pseudo-labels" not in report_page.page(
         alone, NOTHING
     )
+
+
+def test_a_run_that_was_too_short(tmp_path):
+    """Six accuracies of 100 images each, to the start of the cool-down."""
+    rising = {"test/ema_top1": {3 * n: 0.2 + 0.07 * n for n in range(1, 11)}}
+    flags = {"schedule": "cooldown", "cooldown": 0.3}
+    flags |= {"steps": None, "minutes": 12.0, "measured_steps": 30}
+    for name, curves, shows in (
+        ("rising", rising, True),
+        ("flat", {"test/ema_top1": dict.fromkeys(range(3, 31, 3), 0.6)}, False),
+    ):
+        # It measures what results.json says, which the flags do not.
+        folder = written.run(tmp_path / name, None, curves=curves, **flags)
+        result = written.result(0.7, simmatch_tf.Config(labels=20, steps=30))
+        result.write(folder / "results.json")
+        text = report_page.page(written.groups(folder), NOTHING)
+        assert ("--extend_minutes=12." in text) == shows
+        assert ("still rising when the learning rate" in text) == shows
 
 
 # ------------------------------------------------------------- baselines ---

@@ -11,6 +11,7 @@ from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import versions
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
+from tests.reporting.test_printed_tables import CONFIG, RESULT
 
 NAMES = ["café", "dog"]
 
@@ -143,13 +144,13 @@ def test_the_command_that_a_run_suggests_is_its_own(tmp_path, monkeypatch):
         (tmp_path / "digits_40", "exports/digits_40"),
         (tmp_path / "my run", "'exports/my run'"),
     ):
-        assert (
-            f" --output={folder}\n" in printed_tables.next_steps(workdir) + "\n"
-        )
+        text = printed_tables.next_steps(workdir, CONFIG, RESULT)
+        assert f" --output={folder}\n" in f"{text}\n"
     monkeypatch.chdir(tmp_path)
-    assert f"--output=exports/{tmp_path.name}" in printed_tables.next_steps(
-        tmp_path.relative_to(tmp_path)
+    text = printed_tables.next_steps(
+        tmp_path.relative_to(tmp_path), CONFIG, RESULT
     )
+    assert f"--output=exports/{tmp_path.name}" in text
 
 
 def evaluation(**changes):

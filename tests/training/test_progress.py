@@ -206,16 +206,37 @@ def test_the_end_is_foretold_from_what_was_measured(capsys, monkeypatch):
     shown.close()
 
 
-def test_steps_beside_other_work_are_forgotten(capsys, monkeypatch):
+@pytest.mark.parametrize("live", [False, True])
+def test_steps_beside_other_work_are_forgotten(live, capsys, monkeypatch):
     clock = _Clock()
     monkeypatch.setattr(progress, "time", clock)
-    shown = progress.Progress(0, 100, bar=False)
-    clock.now += 60  # 20 steps of 3 s
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: live, raising=False)
+    shown = progress.Progress(0, 100, bar=live)
+    bar = shown._bar
+    if live:
+        monkeypatch.setattr(bar, "_time", clock.time)
+        bar.start_t = clock.now
+    clock.now += 30
+    with shown.steps(1, compiled=False):
+        clock.now += 50
+    shown.advance(1, None)
+    clock.now += 57  # 19 steps of 3 s
     shown.advance(20, None)
     shown.time_anew()
     shown.foretell()  # no step was timed since
+    if live:
+        bar.refresh()
+        assert bar.format_dict["n"] == bar.format_dict["initial"] == 20
+        assert bar.format_dict["elapsed"] == 0
     clock.now += 20  # 20 of 1 s
     shown.advance(40, {"loss/total": 1.0})
-    line = capsys.readouterr().err
-    assert line == "step 40/100: loss 1.000 (1.00 steps/s, 60 s left)\n"
+    if live:
+        bar.refresh()
+        rate = bar.format_dict
+        steps = rate["n"] - rate["initial"]
+        assert (steps, rate["elapsed"]) == (20, 20)
+        assert "1.00step/s, 01:00 left" in capsys.readouterr().err
+    else:
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line == "step 40/100: loss 1.000 (1.00 steps/s, 60 s left)"
     shown.close()

@@ -159,14 +159,20 @@ def test_another_class_in_a_table(root, tmp_path):
     # As a spreadsheet saves it.
     table.write_text(rows.replace(",", ";"), "utf-8-sig")
     train.main(config)
-    train.main(dataclasses.replace(config, labels_csv=f"{tmp_path}/labels.csv"))
+    moved = table.rename(tmp_path / "moved.csv")
+    train.main(dataclasses.replace(config, labels_csv=str(moved)))
+    moved.rename(table)
     table.write_text(rows.replace("1.png,b", "1.png,a"))
     refused(
         config,
         r"now: 1 is new \(more/1.png as 'a'\), 1 is gone \(more/1.png as 'b'",
     )
     table.unlink()
-    refused(config, "--labels_csv=.*labels.csv: cannot be read")
+    refused(
+        config,
+        "--labels_csv=.*labels.csv: no such file. If the table of a run has "
+        "moved, put it back, or start train again with its new place",
+    )
     config = dataclasses.replace(config, labels_csv=None)
     refused(config, r"5 are gone \(more/1.png, more/1.png as 'b', ")
 
