@@ -55,9 +55,10 @@ def scattering(
     stride = 2 if min(image_shape[:2]) >= _LEAST_HALVED else 1
     images = keras.Input(image_shape, name="images")
     x = wavelets.WaveletEnergies(stride, name="wavelets")(images)
-    x = batch_norm.BatchNormalization(momentum=0.999, epsilon=1e-3, name="bn")(
-        x
-    )
+    # Without scale and offset, which the convolution behind it has.
+    x = batch_norm.BatchNormalization(
+        momentum=0.999, epsilon=1e-3, center=False, scale=False, name="bn"
+    )(x)
     for stage, width in enumerate((filters, 2 * filters, 4 * filters)):
         name = f"stage{stage + 1}"
         x = wide_resnet.convolution(x, f"{name}_conv1", width, 3)

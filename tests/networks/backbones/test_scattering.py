@@ -15,9 +15,9 @@ def test_size_by_hand():
     kernels = 9 * (
         channels * 32 + 32 * 32 + (32 * 64 + 64 * 64) + (64 * 128 + 128 * 128)
     )
-    scales = 2 * (channels + 2 * (32 + 64 + 128))
+    scales = 2 * 2 * (32 + 64 + 128)
     trained = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    assert trained == kernels + scales == 289_782
+    assert trained == kernels + scales == 289_760
     assert model.output_shape == (None, 128)
 
 
