@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 
 import setuptools
 
@@ -10,6 +11,17 @@ VERSION = re.search(
     r'__version__ = "(.*)"',
     (ROOT / "simmatch_tf" / "__init__.py").read_text(encoding="utf-8"),
 )[1]
+
+packages = setuptools.find_packages(include=["simmatch_tf", "simmatch_tf.*"])
+if "editable_wheel" in sys.argv:
+    # "." makes it a plain entry of sys.path: otherwise another folder named
+    # simmatch_tf in the current one, such as the clone, would hide the package.
+    # The recipes are found in the clone.
+    package_dir = {"": "."}
+else:
+    # The recipes are part of the wheel: --flagfile=configs/x.cfg finds them.
+    packages.append("simmatch_tf.configs")
+    package_dir = {"simmatch_tf.configs": "configs"}
 
 setuptools.setup(
     name="simmatch_tf",
@@ -20,12 +32,8 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[
-        *setuptools.find_packages(include=["simmatch_tf", "simmatch_tf.*"]),
-        "simmatch_tf.configs",
-    ],
-    # The recipes are part of the wheel: --flagfile=configs/x.cfg finds them.
-    package_dir={"simmatch_tf.configs": "configs"},
+    packages=packages,
+    package_dir=package_dir,
     package_data={
         "simmatch_tf.configs": ["*.cfg", "plans/*.cfg"],
         "simmatch_tf.reporting": ["templates/*.html"],

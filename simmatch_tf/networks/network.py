@@ -13,6 +13,7 @@ from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import (
     batch_norm,
     library_backbone,  # noqa: F401 (registers its classes with Keras)
+    wavelets,  # noqa: F401 (likewise)
 )
 from simmatch_tf.networks import heads as heads_lib
 

@@ -1,11 +1,15 @@
 """The small network: its size, by hand, and its maps."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 from simmatch_tf import registry
 from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.networks.backbones import scattering
 
 
@@ -50,3 +54,21 @@ def test_maps(shape, sides):
 def test_widths_that_make_no_sense(name):
     with pytest.raises(InputError, match="must be from 1 to 512"):
         registry.networks.find(name, flag="backbone")
+
+
+@pytest.mark.slow
+def test_a_saved_network_is_loaded_by_another_process(tmp_path):
+    model = network.build(
+        "scatter_4",
+        image_shape=(16, 16, 3),
+        num_classes=2,
+        projection_dim=None,
+        mean=[0.5] * 3,
+        std=[0.2] * 3,
+    )
+    network.save(model, tmp_path / "model.keras", ["a", "b"])
+    code = (
+        "import keras, simmatch_tf\n"
+        f"keras.saving.load_model({str(tmp_path / 'model.keras')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
