@@ -1,7 +1,7 @@
 r"""Labels images: their classes, and the labeled images that explain them.
 
 python -m simmatch_tf.predict --model=runs/digits_40 --images=photos \
-    --output=labels.csv --explain --html=labels.html
+    --output=predictions.csv --explain --html=predictions.html
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, signals, terminal
-from simmatch_tf.data import selection
+from simmatch_tf.data import layout, selection
 from simmatch_tf.flags import command, commandline
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
@@ -40,8 +40,8 @@ class PredictConfig(config_lib.ImageFolders):
         None,
         "Images to classify: a folder (read with its subfolders), a pattern "
         "such as 'photos/**/*.jpg', one image, or a text file with one path a "
-        "line, relative to that file.",
-        required="a folder, a pattern or a list",
+        "line, relative to that file. Default: the images without a class of "
+        "a run on your own folder.",
     )
     output: str | None = flag(
         None,
@@ -112,7 +112,7 @@ def _check(flags: PredictConfig) -> selection.Selection:
                     f"--{name}={value}: applies to a run; an export has what "
                     "it was made with"
                 )
-    output, images = io.expand(flags.output), io.expand(flags.images)
+    output = io.expand(flags.output)
     if output.suffix.lower() == ".parquet" and not importlib.util.find_spec(
         "pyarrow"
     ):
@@ -127,13 +127,53 @@ def _check(flags: PredictConfig) -> selection.Selection:
             f"--output={output}: exists already; name another file, or give "
             "--overwrite"
         )
-    chosen = selection.find(flags.images)
+    if flags.images is None:
+        return _without_class(flags, path if kind == "workdir" else None)
+    chosen, images = selection.find(flags.images), io.expand(flags.images)
     if output.exists() and images.exists() and output.samefile(images):
         raise InputError(
             f"--output={flags.output}: is the file that --images names; give "
             "another one"
         )
     return chosen
+
+
+def _without_class(
+    flags: PredictConfig, path: pathlib.Path | None
+) -> selection.Selection:
+    """Finds the images of a run's --data_dir that have no class.
+
+    Args:
+        flags: The flags of the command.
+        path: Folder of the run; None for an export.
+
+    Returns:
+        The files; their names are those from --data_dir.
+
+    Raises:
+        InputError: It is no run on a folder, or all its images have a class.
+    """
+    config = None
+    if path is not None:
+        config = workdir.Workdir(path).read_config()
+    if config is None or config.dataset != "folder":
+        raise InputError(
+            "--images is missing: give a folder, a pattern or a list (only "
+            "the model of a run on your own folder knows images to classify)"
+        )
+    config = config.moved(flags.data_dir, flags.tfds_dir)
+    listing = layout.Listing(config.data_dir, config.labels_csv)
+    names = [
+        name
+        for name, part in zip(listing.paths, listing.parts, strict=True)
+        if part == "unlabeled"
+    ]
+    if not names:
+        raise InputError(
+            f"--data_dir={config.data_dir}: all images of the run have a "
+            "class; give --images"
+        )
+    return selection.Selection([f"{listing.root}/{n}" for n in names], names)
 
 
 def main(flags: PredictConfig) -> int:

@@ -370,7 +370,7 @@ def test_help_marks_required_flags_and_keeps_examples_on_lines():
     assert "must end in .csv, .jsonl or .parquet. (required)" in " ".join(
         process.stdout.split()
     )
-    assert "--images=photos \\\n    --output=labels.csv" in process.stdout
+    assert "--images=photos \\\n    --output=predictions.csv" in process.stdout
 
 
 def test_a_folder_s_errors_need_no_tensorflow(tmp_path):

@@ -558,6 +558,14 @@ def test_a_flat_folder_labeled_again_with_predictions(photos, tmp_path):
     report = json.loads((cut / "evaluation.json").read_text())
     assert report["test_images"] == 4 and "images_changed" not in report
     # predict says what the rest are; a person corrects one and drops others.
+    rest = tmp_path / "rest.csv"
+    predict.main(
+        predict.PredictConfig(
+            model=str(cut), data_dir=str(moved), output=str(rest)
+        )
+    )
+    names = [line.split(",")[0] for line in rest.read_text().splitlines()[1:]]
+    assert names == sorted(p.name for p in moved.glob("unlabeled*"))
     output = tmp_path / "predicted.csv"
     predict.main(
         predict.PredictConfig(
