@@ -98,9 +98,9 @@ def draw(
             raise InputError(
                 f"--validation_fraction={validation_fraction}: class {name!r} "
                 f"has {count} labeled image{'s' * (count > 1)}, and with "
-                f"{held} set aside none would be left to train on; use more "
-                "labels, or give --validation_fraction=0 where there are test "
-                "images"
+                f"{held} set aside none would be left to train on; label more "
+                "of them, leave the class out, or give --validation_fraction=0 "
+                "(without test images, the accuracy is then not measured)"
             )
         labeled.append(np.sort(pool[: count - held]))
         validation.append(np.sort(pool[count - held : count]))

@@ -74,7 +74,10 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
     if lead is None:
         return ""
     finding = diagnosis.not_ahead(
-        config, lead, steps=outcome.steps, labels=outcome.labels
+        config,
+        lead,
+        steps=outcome.steps,
+        labels=outcome.labels + outcome.validation_labels,
     )
     if finding is None:
         text = (

@@ -471,7 +471,7 @@ def _problems(
                     run.config,
                     run.result.lead,
                     steps=run.result.steps,
-                    labels=run.result.labels,
+                    labels=run.result.labels + run.result.validation_labels,
                 )
                 # Each run has a lead of its own.
                 judged[f"not_ahead/{run.name}"] = behind or False
