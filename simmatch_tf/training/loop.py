@@ -337,7 +337,10 @@ class _Run:
         flag, value = duration.minutes(config)
         if value is None or length is not None:
             return config
-        self._say(f"measuring how fast this machine is, for {flag}={value:g}")
+        self._say(
+            f"measuring how fast this machine is, for {flag}={value:g}, which "
+            "takes a minute or so"
+        )
         planned = self._measure(config, 60 * value)
         self._say(
             f"{flag}={value:g} is {planned.steps} steps in all of "
