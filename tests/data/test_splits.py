@@ -89,7 +89,7 @@ def test_label_fraction(data):
         (
             {"labels": 10, "validation_fraction": 0.5},
             "has 1 labeled image, and with 1 set aside none would be left to "
-            "train on; use more labels, or give --validation_fraction=0 where",
+            "train on; label more of them, leave the class out, or give",
         ),
     ],
 )
