@@ -760,8 +760,8 @@ def _too_short(run: _Scalars) -> Finding | bool | None:
     """Judges a run at its end by its evaluations, else by its labels' loss.
 
     A falling learning rate raises the accuracy whether or not a longer run
-    would be better, so only what was before counts. That more pseudo-labels
-    are used does not: they may be wrong.
+    would be better, so only evaluations before it count. A rising mask rate
+    does not count: the additional pseudo-labels may be wrong.
     """
     if run.step < run.steps:
         return None
@@ -873,7 +873,7 @@ def _starved_classes(run: _Scalars) -> Finding | bool | None:
     """Judges the shares of the classes in the last quarter of the run.
 
     A class counts as starved only if so many of its pseudo-labels were to be
-    expected that their lack is no chance. Rare classes may be left untold.
+    expected that their lack is not chance. Rare classes may go unmentioned.
     """
     if not run.has_pseudo_labels:
         return False

@@ -220,14 +220,14 @@ class Scalars:
             )
         # A method's own diagnostics need not have the second.
         self._recent.append((shares, means.get("used")))
-        self.classes = np.mean([all_ for all_, _ in self._recent], axis=0)
+        self.classes = np.mean([shares for shares, _ in self._recent], axis=0)
         return len(self._recent) == self._recent.maxlen
 
     def _recent_shares(self) -> dict[str, np.ndarray]:
         """Returns how a tag begins → shares of the classes [L]."""
         shares = {diagnosis.SHARES: self.classes}
-        used = [each for _, each in self._recent]
-        if all(each is not None for each in used):
+        used = [used_shares for _, used_shares in self._recent]
+        if all(used_shares is not None for used_shares in used):
             shares[diagnosis.USED] = np.mean(used, axis=0)
         return shares
 

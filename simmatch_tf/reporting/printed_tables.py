@@ -115,7 +115,7 @@ def _unmeasured(outcome: results.Result) -> str:
 
 
 def _baseline_table(outcome: results.Result) -> str:
-    """Returns a line a baseline."""
+    """Returns the table with one line for each baseline."""
     rows = [["baseline, of the same labels", "top-1", "95 %"]]
     rows += [
         [

@@ -127,7 +127,6 @@ class _Run:
         began: float,
     ) -> None:
         self.folder, self.given = folder, config
-        self.planned = folder.planned(config)
         self.request, self.began = request, began
         # ---------------------------------------------------------- devices --
         # First: once TensorFlow has started, a CPU cannot be divided any more.
@@ -146,7 +145,7 @@ class _Run:
         )
         # ----------------------------------------------------------- length --
         self.costs: duration.Costs | None = None
-        self.flags = self._completed()
+        self.flags = self._with_length()
         self.config = self.flags.with_durations(len(self.split.unlabeled))
         # -------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
@@ -307,18 +306,15 @@ class _Run:
         return self.config.steps - cooldown if cooldown else 0
 
     # --------------------------------------------------------------- length --
-    def _completed(self) -> config_lib.Config:
-        """Returns the flags with what they leave open: image size and length.
+    def _with_length(self) -> config_lib.Config:
+        """Returns the flags with the length of the run, measured if needed.
 
-        The length is measured if needed. All workers have the chief's.
+        All workers have the chief's.
 
         Raises:
             InputError: --minutes has no room for a step.
         """
-        config = self.planned
-        side = self.source.image_size
-        if side is not None and config.dataset != "custom":
-            config = dataclasses.replace(config, image_size=side)
+        config = self.folder.planned(self.given)
         if config.minutes is None and config.schedule != "cooldown":
             return config
         names = (
@@ -353,7 +349,7 @@ class _Run:
     def _measure(
         self, config: config_lib.Config, seconds: float
     ) -> duration.Plan:
-        """Measures the run, and plans it for its minutes; see `_completed`.
+        """Measures the run, and plans it for its minutes; see `_with_length`.
 
         Args:
             config: The run's flags.
@@ -434,7 +430,7 @@ class _Run:
         self, given: source_lib.Source | None, resumed: bool
     ) -> tuple[source_lib.Source, splits.Split, list[float] | None]:
         """Reads images, split and prior, which all workers must share."""
-        config = self.planned
+        config = self.given
 
         def read() -> tuple[source_lib.Source, splits.Split, list | None]:
             with signals.at_once(f"the images of {config.dataset}"):

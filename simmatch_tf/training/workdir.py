@@ -151,28 +151,24 @@ class Workdir:
         return config
 
     def planned(self, config: config_lib.Config) -> config_lib.Config:
-        """Returns a run's flags with what it has found out since its start.
+        """Returns a run's flags with the length that is known of it.
 
         Args:
             config: The flags of this command.
 
         Returns:
-            The side of a started run's images; with --minutes, the steps that
-            were measured when the run was first started, and what follows from
-            them; and the steps that a run was extended to. But for the side,
-            the flags as they are for a run with other flags.
+            With --minutes, the steps that were measured when the run was first
+            started, and what follows from them; and the steps that a run was
+            extended to. The flags as they are for a run with other flags.
         """
-        if config.overwrite or not self.flagfile.is_file():
+        measured = config.minutes is not None or config.schedule == "cooldown"
+        if config.overwrite or not (measured and self.flagfile.is_file()):
             return config
         try:
-            then = self._read_config()
+            then = self.read_config()
         except InputError:
             if self.started():
                 raise
-            return config
-        if self.started() and config.image_size is None:
-            config = dataclasses.replace(config, image_size=then.image_size)
-        if config.minutes is None and config.schedule != "cooldown":
             return config
         changed = then.differences(config.absolute())
         if any(

@@ -220,6 +220,9 @@ def test_unreadable_images_and_unwritable_pages(
     assert "otherwise than viewers" in rows["cmyk.jpg"]
     with pytest.raises(InputError, match="is the file that --images names"):
         run_predict(exported[1].path, output, output, overwrite=True)
+    # Neither an export nor a run on digits knows images to classify.
+    with pytest.raises(InputError, match="--images is missing: give a folder"):
+        predict.main(dataclasses.replace(config, images=None))
 
 
 def test_parquet_output_of_a_list(exported, photos, tmp_path):

@@ -565,6 +565,15 @@ def test_a_flat_folder_labeled_again_with_predictions(photos, tmp_path):
     )
     names = [line.split(",")[0] for line in rest.read_text().splitlines()[1:]]
     assert names == sorted(p.name for p in moved.glob("unlabeled*"))
+    hidden = [path.rename(tmp_path / path.name) for path in moved.glob("unl*")]
+    with pytest.raises(InputError, match="all images of the run have a class"):
+        predict.main(
+            predict.PredictConfig(
+                model=str(cut), data_dir=str(moved), output=f"{rest}.csv"
+            )
+        )
+    for path in hidden:
+        path.rename(moved / path.name)
     output = tmp_path / "predicted.csv"
     predict.main(
         predict.PredictConfig(

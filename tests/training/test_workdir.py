@@ -293,28 +293,27 @@ def test_the_size_of_a_folders_images(tmp_path):
         "labels": None,
         "batch_size": 2,
         "validation_fraction": 0.5,
+        "schedule": "cooldown",
         "steps": 4,
     }
-    workdirs = tmp_path / "whole", tmp_path / "resumed", tmp_path / "given"
-    for path, size in zip(workdirs, (None, None, 10), strict=True):
-        runs.fit(path, **{**flags, "image_size": size})
-    whole, other, given = (workdir.Workdir(path) for path in workdirs)
-    assert whole.read_config().image_size == 12
-    assert given.read_config().image_size == 10
-    # Killed before its end; its images are as they were.
-    for folder in (other, given):
-        folder.results.unlink()
-        for path in folder.checkpoints.glob("step_00000004*"):
-            path.unlink()
-        runs.fit(folder.path, **flags)
-        assert runs.began_after(folder.path) == 2
-    assert given.read_config().image_size == 10
-    assert simmatch_tf.load(given.path).inputs[0].shape[1] == 10
-    data = "checkpoints/step_00000004.data-00000-of-00001"
-    assert (whole.path / data).read_bytes() == (other.path / data).read_bytes()
-    assert (whole.path / data).read_bytes() != (given.path / data).read_bytes()
-    with pytest.raises(InputError, match="image_size is 10 there and 12 here"):
-        runs.fit(given.path, **{**flags, "image_size": 12})
+    path = tmp_path / "run"
+    result = runs.fit(path, **flags)
+    data = path / "checkpoints/step_00000004.data-00000-of-00001"
+    whole, shape = data.read_bytes(), simmatch_tf.load(path).inputs[0].shape
+    assert shape == (None, 12, 12, 3)
+    # Killed before its end, it goes on with the same size.
+    (path / "results.json").unlink()
+    for file in path.glob("checkpoints/step_00000004*"):
+        file.unlink()
+    assert runs.fit(path, **flags) == result
+    assert runs.began_after(path) == 2 and data.read_bytes() == whole
+    with pytest.raises(InputError, match="image_size is None there and 10"):
+        runs.fit(path, **{**flags, "image_size": 10})
+    # A given size is not forgotten where the flag is left out.
+    runs.fit(tmp_path / "given", **{**flags, "image_size": 10})
+    for more in ({}, {"extend_steps": 2}):
+        with pytest.raises(InputError, match="image_size is 10 there and None"):
+            runs.fit(tmp_path / "given", **flags, **more)
 
 
 def test_a_run_without_a_checkpoint_begins_anew(root):

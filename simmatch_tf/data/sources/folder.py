@@ -178,8 +178,10 @@ def load(
     validation = kept[parts == "validation"]
     learned = kept[(parts == "labeled") | (parts == "unlabeled")]
     statistics = inspection.statistics(learned)
-    if image_size is None and usual_side is not None:
-        image_size = min(usual_side, inspection.side(learned))
+    if image_size is None:
+        image_size = IMAGE_SIZE
+        if usual_side is not None:
+            image_size = min(usual_side, inspection.side(learned))
     train, apart = np.concatenate([learned, validation]), None
     if for_transfer and validation.size:
         train, apart = learned, validation
@@ -200,7 +202,7 @@ def load(
         train=images(train),
         test=images(kept[parts == "test"]) if listing.has_test else None,
         flip=True,
-        image_size=image_size or IMAGE_SIZE,
+        image_size=image_size,
         validation=None if apart is None else images(apart),
         set_aside=np.arange(len(learned), len(train)),
         measure=lambda: statistics,
