@@ -33,7 +33,7 @@ def _place(path: pathlib.Path, to: pathlib.Path, *, grey: bool) -> None:
         os.link(path, to)
         return
     with PIL.Image.open(path) as image:
-        image.convert("L").resize(
+        image.convert("L").convert("RGB").resize(
             (28, 28), PIL.Image.Resampling.BILINEAR
         ).save(to.with_suffix(".png"))
 
