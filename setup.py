@@ -64,6 +64,7 @@ setuptools.setup(
         "docs": ["mkdocs>=1.6,<2"],
         "examples": ["ipykernel>=6", "nbclient>=0.10"],
         "gpu": ["tensorflow[and-cuda]>=2.19,<2.22"],
+        "hub": ["keras-hub>=0.32,<1"],
         "litert": ["ai-edge-litert>=2.0"],
         "onnx": ["onnxruntime>=1.20", "tf2onnx>=1.17"],
         "parquet": ["pyarrow>=14"],

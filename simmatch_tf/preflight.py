@@ -255,6 +255,8 @@ def check_available(
     check_images(config)
     if not resumed:
         check_folder("tfds_manual_dir", config.tfds_manual_dir)
+        if missing := registry.networks.fact(config.backbone, "missing"):
+            raise InputError(f"--backbone={config.backbone}{missing}")
     for name in () if resumed else ("labeled_list", "split_file"):
         value = getattr(config, name)
         if value is None or value in config_lib.SUBSETS:
@@ -465,18 +467,21 @@ def kind_of_weights(
 
     Returns:
         "workdir", "saved_model", "keras" or "h5"; and the folder or file. For a
-        folder of exported versions it is that of the newest.
+        folder of exported versions it is that of the newest. "imagenet" and a
+        path of no meaning for published weights.
 
     Raises:
         InputError: The path does not exist, or is of no such kind.
     """
     place = io.expand(path)
+    if path == config_lib.PUBLISHED:
+        return path, place
     if place.is_file() and place.suffix in (".keras", ".h5"):
         return place.suffix[1:], place
     return _kind_of_folder(
         f"--{flag}={path}",
         place,
-        "a run's folder (with flags.cfg), a SavedModel's (with "
+        "imagenet, a run's folder (with flags.cfg), a SavedModel's (with "
         "saved_model.pb), or a .keras, .weights.h5 or .h5 file",
     )
 

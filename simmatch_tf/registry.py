@@ -185,20 +185,66 @@ class Registry:
 class Networks(Registry):
     """The registry of backbones.
 
-    The facts of an entry, each of which may be left out:
+    The facts of an entry, each of which may be left out. Those that are numbers
+    may be functions, called with the groups of the match:
         examples: Names to list in help, where the pattern is no plain name.
         check: See `Registry.find`.
         min_side: Smallest side of its images in pixels, 1 by default.
         side_step: Number of which the sides must be multiples, 1 by default.
         usual_side: Side in pixels of the images of a folder, unless they are
             smaller or flags say another; 224 even for smaller ones by default.
+        side_with_weights: The same with --init_from, even for smaller ones;
+            `usual_side` by default.
         normalized: False for a network that takes images from 0 to 255, for
             it normalizes them itself; True by default.
         initializer: Initializer of the heads on top of it; see
             `networks.heads.initializers`.
+        unpublished: Called with the groups of the match, says where there are
+            published weights if there are none for this name; "" if there are.
+            Without it there are none.
+        missing: Called with the groups of the match when a run is begun, says
+            which of its files does not exist: the end of a message, or "".
         flags: Class of flags of its own, whose values the maker takes as
             keyword arguments.
     """
+
+    def fact(
+        self, name: str, fact: str, default: Any = None, *, flag: str = ""
+    ) -> Any:
+        """Returns a fact of a backbone.
+
+        Args:
+            name: The backbone.
+            fact: Name of the fact; see the class.
+            default: Its value where it is left out.
+            flag: The flag that gave the name; see `find`.
+
+        Raises:
+            InputError: There is no such backbone.
+        """
+        entry, match = self.find(name, flag=flag or None)
+        value = entry.facts.get(fact, default)
+        return value(*match.groups()) if callable(value) else value
+
+    def check_published(self, name: str) -> None:
+        """Checks that weights for a backbone are published.
+
+        Args:
+            name: The backbone.
+
+        Raises:
+            InputError: There are none, or there is no such backbone.
+        """
+        entry, match = self.find(name)
+        elsewhere = "those of Keras Applications have some, such as "
+        elsewhere += "keras_applications:MobileNetV3Small"
+        if unpublished := entry.facts.get("unpublished"):
+            elsewhere = unpublished(*match.groups())
+        if elsewhere:
+            raise errors.InputError(
+                f"--init_from=imagenet and --{self.flag}={name}: there are no "
+                f"published weights of this network; {elsewhere}"
+            )
 
     def check_side(
         self, name: str, side: int, *, flag: str | None = None
@@ -213,8 +259,8 @@ class Networks(Registry):
         Raises:
             InputError: It does not, or there is no such backbone.
         """
-        facts = self.find(name, flag=flag)[0].facts
-        least, step = facts.get("min_side", 1), facts.get("side_step", 1)
+        least = self.fact(name, "min_side", 1, flag=flag or "")
+        step = self.fact(name, "side_step", 1, flag=flag or "")
         if side < least or side % step:
             multiple = f", and a multiple of {step}" if step > 1 else ""
             raise errors.InputError(

@@ -22,7 +22,7 @@ from simmatch_tf.reporting import transfer_table
 from simmatch_tf.training import workdir
 
 _OF_RUNS = ("student", "ema")
-_LIBRARIES = ("keras_applications", "keras_cv")
+_LIBRARIES = ("keras_applications", "keras_cv", "keras_hub")
 # Flag → the protocols that read it, of flags that not all protocols read.
 _OF_PROTOCOLS = {
     "max_iter": ("linear",),
@@ -43,7 +43,7 @@ class Named(NamedTuple):
     Attributes:
         name: Name of its row in the table.
         model: A folder, or LIBRARY:NAME.
-        library: "keras_applications", "keras_cv" or None.
+        library: "keras_applications", "keras_cv", "keras_hub" or None.
     """
 
     name: str
@@ -59,8 +59,8 @@ class TransferConfig(config_lib.Plugins):
 
     model: tuple[str, ...] = flag(
         (),
-        "Folder of a run or an export, keras_cv:NAME or "
-        "keras_applications:NAME; NAME=MODEL gives it a name in the table. "
+        "Folder of a run or an export, keras_applications:NAME, keras_cv:NAME "
+        "or keras_hub:NAME; NAME=MODEL gives it a name in the table. "
         "Repeatable. May be given without --model=.",
         required="the folder of a run or an export, or an architecture such "
         "as keras_applications:ResNet50",

@@ -269,6 +269,8 @@ def _weights(path: str) -> str | None:
         kind, place = preflight.kind_of_weights(path)
     except InputError:
         return None  # gone
+    if kind == config_lib.PUBLISHED:
+        return None
     if kind == "saved_model":
         return str(place / "variables" / "variables.index")
     if kind == "workdir":

@@ -62,7 +62,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def adjust(
-    model: keras.Model, *, momentum: float | None, synchronized: bool
+    model: keras.Model,
+    *,
+    momentum: float | None,
+    synchronized: bool,
+    frozen: bool = False,
 ) -> None:
     """Changes the settings of every BatchNorm in a model.
 
@@ -71,8 +75,12 @@ def adjust(
         momentum: Weight of the old statistics, in [0, 1); None changes none.
         synchronized: Whether statistics are averaged over all replicas; False
             changes none.
+        frozen: Whether they use their averages in training, too, and keep
+            these and their weights; False changes none.
     """
     for layer in layers(model):
+        if frozen:
+            layer.trainable = False
         layer.synchronized = layer.synchronized or synchronized
         if momentum is not None:
             layer.momentum = momentum

@@ -102,6 +102,61 @@ def initializers(name: str, fan_in: int) -> dict[str, keras.Initializer]:
     }
 
 
+@keras.saving.register_keras_serializable("simmatch_tf")
+class StandardizedLinear(keras.layers.Layer):
+    """Logits of standardized features: clip((x - mean) / deviation) · w + b.
+
+    Its weights are given, not trained. Their names are those of no other
+    layer, so that no classifier of features as they are is filled with them.
+    """
+
+    def __init__(self, num_classes: int, most: float, **kwargs) -> None:
+        """Takes the sizes.
+
+        Args:
+            num_classes: Number of classes L.
+            most: Where standardized features are cut off, above 0.
+            **kwargs: Arguments of `keras.Layer`.
+        """
+        # Half precision would round features and statistics before `call`.
+        super().__init__(
+            **{"trainable": False, "dtype": "float32", **kwargs}, autocast=False
+        )
+        self._num_classes, self._most = num_classes, most
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Creates the weights [D], [D], [D, L] and [L]."""
+        width, classes = input_shape[-1], self._num_classes
+        self.mean, self.deviation, self.coefficients, self.intercepts = (
+            self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=initializer,
+                dtype="float32",
+                trainable=False,
+                autocast=False,
+            )
+            for name, shape, initializer in (
+                ("feature_mean", (width,), "zeros"),
+                ("feature_deviation", (width,), "ones"),
+                ("coefficients", (width, classes), "zeros"),
+                ("intercepts", (classes,), "zeros"),
+            )
+        )
+
+    def call(self, features: keras.KerasTensor) -> keras.KerasTensor:
+        """Returns logits [N, L], float32, of features [N, D]."""
+        x = keras.ops.cast(features, "float32")
+        x = (x - self.mean) / self.deviation
+        x = keras.ops.clip(x, -self._most, self._most)
+        return keras.ops.matmul(x, self.coefficients) + self.intercepts
+
+    def get_config(self) -> dict:
+        """Returns the layer's configuration, for saving."""
+        sizes = {"num_classes": self._num_classes, "most": self._most}
+        return {**super().get_config(), **sizes}
+
+
 def _features(width: int) -> tuple[keras.KerasTensor, str]:
     """A head's input and dtype, which is that of the weights."""
     dtype = keras.config.dtype_policy().variable_dtype

@@ -264,3 +264,21 @@ PRESETS: Presets = {
     **_mix_transformers(),
     **_vision_transformers(),
 }
+
+# Those whose weights, trained on ImageNet, are published.
+PUBLISHED = (
+    "resnet50",
+    "resnet50_v2",
+    "densenet121",
+    "densenet169",
+    "densenet201",
+    "efficientnetv2_s",
+    "efficientnetv2_b0",
+    "efficientnetv2_b1",
+    "efficientnetv2_b2",
+    "csp_darknet_tiny",
+    "csp_darknet_l",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "mit_b0",
+)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
+import numpy as np
 
 from simmatch_tf import io, registry
 from simmatch_tf.flags.errors import InputError
@@ -34,6 +35,7 @@ def build(
     heads: Mapping[str, Head] | None = None,
     batch_norm_momentum: float | None = None,
     synchronized: bool = False,
+    frozen: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> keras.Model:
     """Builds images → {"features", "logits", "embeddings"} and other heads.
@@ -57,6 +59,8 @@ def build(
         batch_norm_momentum: Weight of the old statistics in every BatchNorm;
             by default that of each layer.
         synchronized: Whether every BatchNorm averages over all replicas.
+        frozen: Whether every BatchNorm of the backbone keeps its averages and
+            weights; see `batch_norm.adjust`.
         options: Keyword arguments of the backbone's maker.
 
     Returns:
@@ -109,10 +113,43 @@ def build(
         x = outputs[below]
         outputs[name] = heads_lib.head(name, x.shape[1], make_head)(x)
     model = keras.Model(images, outputs, name="network")
+    if frozen:
+        batch_norm.adjust(trunk, momentum=None, synchronized=False, frozen=True)
     batch_norm.adjust(
         model, momentum=batch_norm_momentum, synchronized=synchronized
     )
     return model
+
+
+def with_linear_classifier(
+    model: keras.Model,
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    *,
+    most: float,
+) -> keras.Model:
+    """Puts a linear classifier of standardized features on a network.
+
+    Args:
+        model: A network of `build`; it shares its backbone with the new one.
+        mean: Means of the features, [width].
+        deviation: Their deviations, [width].
+        kernel: [width, L].
+        bias: [L].
+        most: Deviations from the mean at which features are cut off.
+
+    Returns:
+        A network images → {"features", "logits"}.
+    """
+    features = model.output["features"]
+    classifier = heads_lib.StandardizedLinear(
+        len(bias), most, name="classifier"
+    )
+    outputs = {"features": features, "logits": classifier(features)}
+    classifier.set_weights([mean, deviation, kernel, bias])
+    return keras.Model(model.input, outputs, name="network")
 
 
 def parts(model: keras.Model) -> dict[str, keras.Layer]:

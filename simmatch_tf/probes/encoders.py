@@ -149,14 +149,21 @@ def _of_library(named: Any, flags: Any) -> Encoder:
     own = commandline.HyperParameters()  # a library's networks have none
     model = _build(named.model, shape, own, flags.seed)
     if flags.weights in (None, "imagenet"):
+        library, name = named.model.split(":", 1)
         try:
-            values = library_backbone.published(*named.model.split(":"), shape)
-            network.parts(model)["backbone"].set_weights(values)
-        except ValueError as error:
+            values = library_backbone.published(library, name, "weights")
+        except InputError as error:
             raise InputError(
-                f"--model={named.model}: {error}; give --weights=FILE, or "
-                "--weights=random for new ones"
+                f"--model={named.model}: {error}; or give --weights=random for "
+                "new ones"
             ) from None
+        initial.fill(
+            model,
+            "imagenet",
+            backbone=named.model,
+            flag="weights",
+            published=values,
+        )
     elif flags.weights != "random":
         initial.fill(model, flags.weights, backbone=named.model, flag="weights")
     encoder = Encoder(named.name, named.model, shape, own, _weights(model))

@@ -166,3 +166,15 @@ def test_a_version_of_keras_without_renorm():
     wanted = layer(images())
     vars(layer).pop("renorm", None)
     np.testing.assert_array_equal(layer(images()), wanted)
+
+
+def test_frozen_layers_keep_averages_and_weights():
+    layer, _ = pair()
+    model = keras.Sequential([keras.Input(SHAPE[1:]), layer])
+    before = [np.array(v) for v in layer.variables]
+    batch_norm.adjust(model, momentum=None, synchronized=False, frozen=True)
+    x = images()
+    np.testing.assert_array_equal(model(x, training=True), model(x))
+    for variable, value in zip(layer.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    assert not layer.trainable_variables

@@ -220,6 +220,36 @@ def test_a_saved_network_comes_back(backbone, precision, tmp_path):
     assert keras.saving.load_model(path).class_names == names
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_linear_classifier_on_a_network_comes_back(precision, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = build()
+        random = np.random.default_rng(0)
+        mean, deviation = random.uniform(0.5, 1, [2, 64])
+        kernel, bias = random.normal(size=[64, 3]), random.normal(size=3)
+        other = network.with_linear_classifier(
+            model, mean, deviation, kernel, bias, most=2.0
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    network.save(other, tmp_path / "model.keras", ["a", "b", "c"])
+    again = network.load(tmp_path / "model.keras")
+    assert list(again.class_names) == ["a", "b", "c"]
+    assert list(network.parts(again)) == ["normalize", "backbone", "classifier"]
+    images = random.integers(0, 256, [9, 8, 8, 3]).astype(np.uint8)
+    features = np.asarray(model(images)["features"], np.float32)
+    outputs = again(images)
+    assert set(outputs) == {"features", "logits"}
+    x = np.clip((features - mean) / deviation, -2, 2)
+    np.testing.assert_allclose(
+        outputs["logits"], x @ kernel + bias, rtol=1e-4, atol=1e-4
+    )
+    # The network that it was put on is as it was.
+    assert model(images)["logits"].shape == (9, 5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "imports", ["import keras, simmatch_tf", "import simmatch_tf, keras"]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 
@@ -101,6 +102,7 @@ def _load_for_transfer(config: config_lib.Config) -> source.Source:
     has_labels=True,
     reads_labels_csv=True,
     skips_bad_images=True,
+    sized_by_backbone=True,
     check_images=check,
     can_score=can_score,
     fingerprint=fingerprint,
@@ -117,12 +119,15 @@ def load_for_run(config: config_lib.Config) -> source.Source:
         notes["validation"] += (
             f", instead of --validation_fraction={config.validation_fraction}"
         )
-    network, _ = registry.networks.find(config.backbone)
+    fact = functools.partial(registry.networks.fact, config.backbone)
+    image_size = config.image_size
+    if image_size is None and config.init_from is not None:
+        image_size = fact("side_with_weights")
     return load(
         config.data_dir,
         config.labels_csv,
-        image_size=config.image_size,
-        usual_side=network.facts.get("usual_side"),
+        image_size=image_size,
+        usual_side=fact("usual_side"),
         on_bad_image=config.on_bad_image,
         need_unlabeled=config.needs_unlabeled_folder(),
         notes=notes,

@@ -22,6 +22,8 @@ optional:
                       others none, so that no flag need say which are labeled.
     reads_labels_csv  True: it reads --labels_csv; other sources refuse it.
     skips_bad_images  True: it follows --on_bad_image=skip.
+    sized_by_backbone True: without --image_size the side of the images depends
+                      on the backbone.
     from_python       True: the images are an argument of `simmatch_tf.fit`.
     is_prepared       Config → whether its record files are in --tfds_dir, where
                       it has such. Otherwise loading may download them.

@@ -1,5 +1,7 @@
 """The names of backbones, and the limits on their images."""
 
+import importlib.util
+import inspect
 import subprocess
 import sys
 
@@ -12,6 +14,11 @@ from simmatch_tf.flags import errors
 from simmatch_tf.networks import keras_cv_presets, library_backbone, network
 from simmatch_tf.networks.backbones import libraries
 
+MODELS = [
+    cls
+    for cls in vars(keras_cv.models).values()
+    if isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)
+]
 # Not of images: of videos, and of points measured by a laser.
 NOT_IMAGES = {
     "videoswin_base",
@@ -25,13 +32,21 @@ def test_the_names_are_those_of_the_installed_libraries():
     functions = {n for n, f in vars(keras.applications).items() if callable(f)}
     names = libraries.keras_applications_names()
     assert set(names) == functions and len(names) == len(functions)
-    presets = {
-        name
-        for cls in vars(keras_cv.models).values()
-        if isinstance(cls, type) and issubclass(cls, keras_cv.models.Backbone)
-        for name in cls.presets_without_weights
-    }
+    presets = {name for cls in MODELS for name in cls.presets_without_weights}
     assert set(keras_cv_presets.PRESETS) == presets - NOT_IMAGES
+
+
+def test_weights_are_published():
+    weights = {name for cls in MODELS for name in cls.presets_with_weights}
+    weights = {n.removesuffix("_imagenet") for n in weights if "_image" in n}
+    # That of another name has another classifier only.
+    assert set(keras_cv_presets.PUBLISHED) == weights & {
+        *keras_cv_presets.PRESETS
+    }
+    for name in libraries.keras_applications_names():
+        function = getattr(keras.applications, name)
+        weights = inspect.signature(function).parameters["weights"]
+        assert weights.default == "imagenet"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +97,16 @@ def test_unknown_names(name, words):
         registry.networks.find(name, flag="model")
     assert str(info.value).startswith(f"--model={name}")
     assert words in str(info.value)
+
+
+def test_keras_hub_is_an_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(errors.InputError) as info:
+        registry.networks.find("keras_hub:dinov2_small")
+    assert str(info.value) == (
+        "--backbone=keras_hub:dinov2_small: keras_hub is not installed; pip "
+        "install 'simmatch_tf[hub]'"
+    )
 
 
 def test_nothing_heavy_is_imported():
