@@ -12,7 +12,7 @@ from simmatch_tf.flags import command
 from simmatch_tf.flags.commandline import flag
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import versions
-from simmatch_tf.training import workdir
+from simmatch_tf.training import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,10 @@ class ExportConfig(config_lib.ImageFolders):
     )
     weights: str | None = flag(
         None,
-        "Weights to export. Default: those that the run's result was "
-        "measured with.",
-        choices=("student", "ema"),
+        "Weights to export; baseline = the frozen baseline of a run with "
+        "--init_from, which needs no checkpoint. Default: those that the "
+        "run's result was measured with.",
+        choices=workdir_lib.WEIGHTS,
     )
     format: str = flag(
         "saved_model",
@@ -84,15 +85,18 @@ class ExportConfig(config_lib.ImageFolders):
 
 
 def main(flags: ExportConfig) -> None:
-    """Exports the last checkpoint of a run."""
+    """Exports the last checkpoint of a run, or its baseline."""
     signals.sigterm_as_ctrl_c()
     preflight.check_format(flags.format)
-    folder = workdir.Workdir(flags.workdir)
+    folder = workdir_lib.Workdir(flags.workdir)
     if not flags.replace_model:
         versions.check_model(
             flags.output, folder.read_config(), folder.images()
         )
-    run = folder.trained()
+    if flags.weights == workdir_lib.BASELINE:
+        run = folder.with_baseline()
+    else:
+        run = folder.trained()
     if flags.images is not None:
         selection.find(flags.images)
     else:

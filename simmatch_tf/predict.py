@@ -71,9 +71,10 @@ class PredictConfig(config_lib.ImageFolders):
     )
     weights: str | None = flag(
         None,
-        "Weights of a run to predict with. Default: those that its result "
-        "was measured with.",
-        choices=("student", "ema"),
+        "Weights of a run to predict with; baseline = the frozen baseline of a "
+        "run with --init_from, which needs no checkpoint. Default: those that "
+        "its result was measured with.",
+        choices=workdir.WEIGHTS,
     )
     batch_size: int = flag(64, "Batch size, in images.", low=1)
     parallel_calls: int | None = flag(
@@ -100,7 +101,13 @@ class PredictConfig(config_lib.ImageFolders):
 def _check(flags: PredictConfig) -> selection.Selection:
     """Checks what needs no TensorFlow; finds the images."""
     kind, path = preflight.kind_of_model("model", flags.model)
-    if kind == "workdir":
+    if kind == "workdir" and flags.weights == workdir.BASELINE:
+        workdir.Workdir(path).with_baseline()
+        if flags.explain:
+            raise InputError(
+                f"--explain and --weights={flags.weights}: {workdir.NO_MEMORY}"
+            )
+    elif kind == "workdir":
         config = workdir.Workdir(path).trained()
         if flags.explain and not preflight.may_have_memory(config):
             raise InputError(f"--explain: {preflight.NO_MEMORY}")
@@ -276,7 +283,8 @@ class _Callable(types.ModuleType):
                 grey with 1 channel), [H, W] (grey) or Pillow images. They are
                 resized and cropped as files are.
             weights: "student" or "ema" of a run; default: the weights of
-                record.
+                record. "baseline" is the frozen baseline of a run with
+                --init_from, which needs no checkpoint.
             batch_size: Images in a batch.
 
         Returns:

@@ -57,6 +57,59 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def first_weights(tmp_path_factory):
+    """A file of weights that nothing was trained on, for --init_from."""
+    import numpy as np
+
+    from simmatch_tf import runtime
+    from simmatch_tf.networks import network
+
+    path = tmp_path_factory.mktemp("weights") / "first.keras"
+    with runtime.seeded(3), runtime.names_apart():
+        model = network.build(
+            "wrn_10_1",
+            image_shape=(8, 8, 1),
+            num_classes=None,
+            projection_dim=None,
+            mean=[0.3],
+            std=[0.4],
+        )
+        random = np.random.default_rng(3)
+        for variable in model.variables:  # as if it had seen images
+            if "moving" in variable.path:
+                variable.assign(random.uniform(0.1, 0.9, variable.shape))
+        model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def frozen_run(first_weights, tmp_path_factory):
+    """A run with --init_from that was killed before its first step.
+
+    Its baseline is a model, which needs no checkpoint. Not to be written to.
+    """
+    from simmatch_tf.training import loop
+    from tests import runs
+
+    folder = tmp_path_factory.mktemp("frozen")
+
+    def die(*arguments):
+        raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(loop._Run, "_take_steps", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            runs.fit(
+                folder / "run",
+                baselines=True,
+                labels=40,
+                init_from=str(first_weights),
+            )
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def small_tfds(tmp_path_factory):
     """A TFDS folder with small datasets in place of the real ones."""
     from tests import small_datasets

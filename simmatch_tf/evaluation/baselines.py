@@ -7,6 +7,9 @@ images alone, seen in two ways:
     first weights   what the network of --init_from makes of an image before
                     the first step, if there is such a network
 
+The logistic regression on the features of the first weights is also returned
+as arrays: a run keeps it, behind these weights, as a model that can be used.
+
 Their settings are chosen by cross-validation on the labels. They are scored on
 the images that the run's own result is measured on, image by image, so that the
 two can be compared in pairs. A run without such images has no result; its
@@ -37,7 +40,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -45,8 +48,13 @@ from simmatch_tf import io, signals
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 
+if TYPE_CHECKING:
+    from sklearn import linear_model
+
+# Name of a run's result on its labels alone, among the baselines.
+LABELS_ALONE = "training on the labels alone"
 # Part of each key: another number, other baselines.
-VERSION = 1
+VERSION = 2
 # Side of the images from which handmade features are computed.
 SIDE = 32
 # Above these numbers a fixed choice of the images is used; with more classes
@@ -58,7 +66,18 @@ _MOST_FOLDS = 5
 _SEED = 0  # of the choice of images and of the folds
 # Deviations from the mean beyond which a feature is cut off: one that hardly
 # varies among few labels may be a thousand times larger elsewhere.
-_MOST_DEVIATIONS = 5.0
+MOST_DEVIATIONS = 5.0
+# A feature with less of a deviation, in itself or as a part of its mean, does
+# not vary: what is left is the rounding of float32.
+_LEAST_DEVIATION, _LEAST_SHARE = 1e-9, 1e-5
+# The logit of a class that no labeled image has: its probability is 0.
+_IMPOSSIBLE = -1e9
+# What a temperature is fitted on: labeled images, each by a classifier of
+# labeled images of other folds.
+HELD_OUT = "held-out labeled"
+# The view and the classifier whose baseline is kept as a model.
+FIRST_WEIGHTS = "features of the first weights"
+KEPT = "logistic regression"
 # Settings; of equally good ones the first is taken. The strength of the loss is
 # scikit-learn's C, for the regression divided by the number D of features; the
 # kernel is exp(-width d² / D).
@@ -70,6 +89,36 @@ _NICE = 5
 
 
 @dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A logistic regression on D features, as arrays of float32.
+
+    The logits of L classes are clip((x - mean) / deviation) · kernel + bias;
+    it cuts off at ±`MOST_DEVIATIONS`.
+
+    Attributes:
+        mean: Means of the features, [D].
+        deviation: Their deviations, [D], above 0.
+        kernel: [D, L], the classes in the run's order.
+        bias: [L]; that of a class without labels makes its probability 0.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which of the classes have labels, bool [L]."""
+        return self.bias > _IMPOSSIBLE / 2
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """Returns logits, float64 [n, L], of features [n, D]."""
+        x = _scaled(features, self.mean, self.deviation)
+        return x @ self.kernel.astype(np.float64) + self.bias
+
+
+@dataclasses.dataclass(frozen=True)
 class Baseline:
     """A classifier on the labels of a run, and how it does.
 
@@ -77,10 +126,17 @@ class Baseline:
         name: What it is, in words.
         right: Whether it is right, bool [n], for each scored image or, in
             cross-validation, for each labeled image that was held out.
+        kept: Of the baseline that is kept as a model: `scored_on`, "test",
+            "validation" or `HELD_OUT`; `top5` and `macro_accuracy`, unless it
+            is the latter; `calibration_error`; `temperature`, None without
+            one, `fitted_on` and `fitted_images`. None of all others.
+        classifier: Its arrays, as far as they are known.
     """
 
     name: str
     right: np.ndarray
+    kept: Mapping[str, Any] | None = None
+    classifier: Classifier | None = None
 
     @property
     def top1(self) -> float:
@@ -229,13 +285,25 @@ def _standardized(
     train: np.ndarray, scored: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gives features the mean 0 and the deviation 1 of the labeled images."""
-    train, scored = train.astype(np.float64), scored.astype(np.float64)
+    scale = _scale(train)
+    return _scaled(train, *scale), _scaled(scored, *scale)
+
+
+def _scale(train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and deviation of each feature; 1 if it does not vary."""
+    train = train.astype(np.float64)
     mean, deviation = train.mean(axis=0), train.std(axis=0)
-    deviation[deviation < 1e-9] = 1.0
-    return tuple(
-        np.clip((rows - mean) / deviation, -_MOST_DEVIATIONS, _MOST_DEVIATIONS)
-        for rows in (train, scored)
-    )
+    least = np.maximum(_LEAST_DEVIATION, _LEAST_SHARE * np.abs(mean))
+    deviation[deviation < least] = 1.0
+    return mean, deviation
+
+
+def _scaled(
+    features: np.ndarray, mean: np.ndarray, deviation: np.ndarray
+) -> np.ndarray:
+    """Returns features in deviations from their means, cut off."""
+    x = (features.astype(np.float64) - mean) / deviation
+    return np.clip(x, -MOST_DEVIATIONS, MOST_DEVIATIONS)
 
 
 # -------------------------------------------------------------- classifiers --
@@ -284,23 +352,88 @@ def logistic_regression(
     Returns:
         Classes, [n].
     """
+    model, _, _ = _regression(train, labels, int(labels.max()) + 1)
+    return model.predict(scored)
+
+
+def _regression(
+    train: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[linear_model.LogisticRegression, np.ndarray, np.ndarray]:
+    """Fits a multinomial logistic regression.
+
+    Args:
+        train: Standardized features of the labeled images, [K, D].
+        labels: Their classes, [K], of at least two classes.
+        classes: Number of classes, L.
+
+    Returns:
+        The model. And logits [k, L] and classes [k] of held-out labeled
+        images, each by a model of the same setting on the images of other
+        folds; k may be 0.
+    """
     from sklearn import linear_model
 
-    def fit(strength: float, x: np.ndarray, y: np.ndarray) -> Callable:
+    def fit(strength: float, x: np.ndarray, y: np.ndarray) -> Any:
         model = linear_model.LogisticRegression(
             C=strength / x.shape[1], max_iter=_ITERATIONS, tol=_TOLERANCE
         )
-        return model.fit(x, y).predict
+        return model.fit(x, y)
 
     x, y, splits = _validation(train, labels)
-    hits = {
-        strength: sum(
-            np.sum(fit(strength, x[rows], y[rows])(x[others]) == y[others])
-            for rows, others in splits
-        )
-        for strength in _REGRESSIONS
-    }
-    return fit(max(hits, key=hits.get), train, labels)(scored)
+    hits, held_out = {}, {}
+    for strength in _REGRESSIONS:
+        logits, hits[strength] = [np.zeros([0, classes])], 0
+        for rows, others in splits:
+            model = fit(strength, x[rows], y[rows])
+            hits[strength] += np.sum(model.predict(x[others]) == y[others])
+            kernel, bias = _columns(model, classes)
+            logits.append(x[others] @ kernel + bias)
+        held_out[strength] = np.concatenate(logits)
+    best = max(hits, key=hits.get)
+    places = [np.zeros(0, int), *(others for _, others in splits)]
+    truth = y[np.concatenate(places)]
+    return fit(best, train, labels), held_out[best], truth
+
+
+def fit_classifier(
+    features: np.ndarray, labels: np.ndarray, classes: int
+) -> Classifier | None:
+    """Fits the logistic regression that a run may begin with.
+
+    Args:
+        features: Of all labeled images, [K, D]; of very many some are used.
+        labels: Their classes, [K].
+        classes: Number of classes, L.
+
+    Returns:
+        The classifier; None where all labels are of one class.
+    """
+    import threadpoolctl
+
+    chosen = choose(labels, 0).labeled
+    features, labels = features[chosen], labels[chosen]
+    if len(np.unique(labels)) < 2:
+        return None
+    scale = _scale(features)
+    # One thread: the last bits depend on their number.
+    with threadpoolctl.threadpool_limits(1):
+        model, _, _ = _regression(_scaled(features, *scale), labels, classes)
+    arrays = (*scale, *_columns(model, classes))
+    return Classifier(*(array.astype(np.float32) for array in arrays))
+
+
+def _columns(
+    model: linear_model.LogisticRegression, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the kernel [D, L] and the bias [L] of a regression's logits."""
+    weights, intercepts = model.coef_, model.intercept_
+    if len(weights) == 1:  # of two classes, the logit of the second one
+        weights = np.concatenate([0 * weights, weights])
+        intercepts = np.concatenate([0 * intercepts, intercepts])
+    kernel = np.zeros([weights.shape[1], classes])
+    bias = np.full(classes, _IMPOSSIBLE)
+    kernel[:, model.classes_], bias[model.classes_] = weights.T, intercepts
+    return kernel, bias
 
 
 def support_vector_machine(
@@ -368,10 +501,7 @@ def _validation(
     return train, labels, splits
 
 
-_CLASSIFIERS = {
-    "SVM": support_vector_machine,
-    "logistic regression": logistic_regression,
-}
+_CLASSIFIERS = {"SVM": support_vector_machine, KEPT: logistic_regression}
 
 
 def measure(arrays: Mapping[str, np.ndarray]) -> list[Baseline]:
@@ -380,9 +510,13 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Baseline]:
     Args:
         arrays: `images` uint8 [K, H, W, C] and `labels` [K] to learn from;
             `scored_images` and `scored_labels`, likewise [n], to score,
-            without which there is cross-validation; where there are first
-            weights, `features` [K, D] and `scored_features` [n, D]; `remark`,
-            what the names are to say of the images.
+            without which there is cross-validation, and `scored_on`, "test"
+            or "validation"; where there are first weights, `features` [K, D],
+            `scored_features` [n, D] and `classes`, the number L of classes;
+            `remark`, what the names are to say of the images.
+
+    Returns:
+        The baselines; the one that is kept has its classifier.
     """
     import threadpoolctl
 
@@ -395,9 +529,7 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Baseline]:
         ]
     }
     if "features" in arrays:
-        views["features of the first weights"] = [
-            arrays[f"{name}features"] for name in sets
-        ]
+        views[FIRST_WEIGHTS] = [arrays[f"{name}features"] for name in sets]
     remark = str(arrays["remark"])
     baselines = []
     # One thread: the last bits depend on their number, and the other cores
@@ -406,14 +538,77 @@ def measure(arrays: Mapping[str, np.ndarray]) -> list[Baseline]:
         for view, features in views.items():
             for kind, predict in _CLASSIFIERS.items():
                 name = f"{kind} on {view}" + (f" ({remark})" if remark else "")
-                if truth is not None:
+                if (kind, view) == (KEPT, FIRST_WEIGHTS):
+                    baselines.append(_kept(name, features, arrays))
+                    continue
+                if truth is None:
+                    right = _cross_validation(predict, *features, labels)
+                else:
                     train, scored = _standardized(*features)
                     right = predict(train, labels, scored) == truth
-                else:
-                    predicted = cross_validated(predict, *features, labels)
-                    right = (predicted == labels)[predicted >= 0]
                 baselines.append(Baseline(name, right))
     return baselines
+
+
+def _kept(
+    name: str,
+    features: Sequence[np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+) -> Baseline:
+    """Measures the baseline that is kept as a model, and calibrates it.
+
+    Args:
+        name: Its name.
+        features: Of the labeled images and, if there are any, of those that
+            are scored.
+        arrays: See `measure`.
+    """
+    labels, truth = arrays["labels"], arrays.get("scored_labels")
+    mean, deviation = _scale(features[0])
+    model, held_out, classes = _regression(
+        _scaled(features[0], mean, deviation), labels, int(arrays["classes"])
+    )
+    parts = (mean, deviation, *_columns(model, int(arrays["classes"])))
+    classifier = Classifier(*(part.astype(np.float32) for part in parts))
+    calibrated = len(classes) >= metrics.LEAST_TO_CALIBRATE
+    temperature = None
+    if calibrated:
+        temperature = metrics.fit_temperature(held_out, classes)
+    kept = {"scored_on": HELD_OUT}
+    if truth is None:
+        right = _cross_validation(logistic_regression, *features, labels)
+        logits, truth = held_out, classes
+    else:
+        logits = classifier.logits(features[1])
+        right = logits.argmax(axis=1) == truth
+        kept = {
+            "scored_on": str(arrays["scored_on"]),
+            "top5": metrics.top_k(logits, truth, 5),
+            "macro_accuracy": metrics.macro_accuracy(logits, truth),
+        }
+    error = metrics.calibration(
+        logits,
+        truth,
+        temperature=temperature,
+        fitted_on_these=logits is held_out,
+    )
+    kept |= {
+        "calibration_error": error["calibration_error"],
+        "temperature": temperature,
+        "fitted_on": HELD_OUT if calibrated else None,
+        "fitted_images": len(classes) if calibrated else 0,
+    }
+    return Baseline(name, right, kept, classifier)
+
+
+def _cross_validation(
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    features: np.ndarray,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """Returns whether `cross_validated` is right, for those held out."""
+    predicted = cross_validated(predict, features, labels)
+    return (predicted == labels)[predicted >= 0]
 
 
 def cross_validated(
@@ -449,6 +644,9 @@ def cross_validated(
 def write(path: pathlib.Path, key: str, baselines: Sequence[Baseline]) -> None:
     """Writes baselines.json, whole or not at all.
 
+    The arrays of a classifier stand in a file beside it, which is complete
+    before baselines.json is.
+
     Args:
         path: The file.
         key: See `key`.
@@ -457,14 +655,43 @@ def write(path: pathlib.Path, key: str, baselines: Sequence[Baseline]) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    entries = [
-        {
-            **each.summary(),
-            "right": "".join("01"[right] for right in each.right.tolist()),
-        }
-        for each in baselines
-    ]
+    entries = []
+    for each in baselines:
+        entry = each.summary()
+        entry["right"] = "".join("01"[right] for right in each.right.tolist())
+        if each.kept is not None:
+            entry["kept"] = dict(each.kept)
+        if each.classifier is not None:
+            _write_arrays(arrays_path(path), key, each.classifier)
+        entries.append(entry)
     io.write_json(path, {"key": key, "baselines": entries})
+
+
+def arrays_path(path: pathlib.Path) -> pathlib.Path:
+    """Returns the file with the arrays of what baselines.json keeps."""
+    return path.with_suffix(".npz")
+
+
+def _write_arrays(path: pathlib.Path, key: str, classifier: Classifier) -> None:
+    try:
+        with io.replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, key=key, **vars(classifier))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error})"
+        ) from None
+
+
+def _read_arrays(path: pathlib.Path, key: str) -> Classifier | None:
+    """Returns None if there is no such file, or it is damaged or another's."""
+    try:
+        with open(path, "rb") as file:
+            arrays = dict(np.load(file, allow_pickle=False))
+        if arrays.pop("key").item() != key:
+            return None
+        return Classifier(**arrays)
+    except Exception:  # a damaged file may raise anything
+        return None
 
 
 def read(path: pathlib.Path, key: str) -> list[Baseline] | None:
@@ -475,8 +702,8 @@ def read(path: pathlib.Path, key: str) -> list[Baseline] | None:
         key: What the baselines must have been computed from.
 
     Returns:
-        The baselines; None if there is no file, it is damaged, or is of other
-        images or labels.
+        The baselines, with the arrays beside it if there are any; None if
+        there is no file, it is damaged, or is of other images or labels.
     """
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -486,6 +713,10 @@ def read(path: pathlib.Path, key: str) -> list[Baseline] | None:
             Baseline(
                 str(entry["name"]),
                 np.array(["01".index(digit) for digit in entry["right"]], bool),
+                kept=entry.get("kept"),
+                classifier=_read_arrays(arrays_path(path), key)
+                if "kept" in entry
+                else None,
             )
             for entry in content["baselines"]
         ]
@@ -494,6 +725,41 @@ def read(path: pathlib.Path, key: str) -> list[Baseline] | None:
     if len({len(each.right) for each in baselines}) != 1:
         return None
     return baselines if len(baselines[0].right) else None
+
+
+def kept(baselines: Sequence[Baseline] | None) -> Baseline | None:
+    """Returns the baseline that is kept as a model, if there is one."""
+    return next((b for b in baselines or () if b.kept is not None), None)
+
+
+def has_classifier(baselines: Sequence[Baseline] | None) -> bool:
+    """Whether the arrays of the baseline that is kept are known."""
+    return getattr(kept(baselines), "classifier", None) is not None
+
+
+def read_kept(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns what baselines.json says of the baseline that is kept.
+
+    Args:
+        path: The file.
+
+    Returns:
+        See `Baseline.kept`; and `top1` and `images`, the number of images that
+        it was scored on. None if the file does not say.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        for entry in content["baselines"]:
+            if "kept" in entry:
+                images = len(entry["right"])
+                return {
+                    **entry["kept"],
+                    "top1": entry["top1"],
+                    "images": images,
+                }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
 
 
 # ------------------------------------------------------------------ process --
@@ -510,6 +776,7 @@ def main(argv: Sequence[str], file: BinaryIO) -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--cache", type=pathlib.Path)
     parser.add_argument("--key", required=True)
+    parser.add_argument("--keeps", action="store_true")
     parser.add_argument("--parent", type=int, required=True)
     words = parser.parse_args(argv)
     _end_with(words.parent)
@@ -519,6 +786,8 @@ def main(argv: Sequence[str], file: BinaryIO) -> None:
         if words.cache is not None:
             # Another run on these images may have been faster.
             baselines = read(words.cache, words.key)
+            if words.keeps and not has_classifier(baselines):
+                baselines = None
         if baselines is None:
             with np.load(file, allow_pickle=False) as arrays:
                 baselines = measure(dict(arrays))

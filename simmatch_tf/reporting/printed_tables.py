@@ -15,6 +15,7 @@ from simmatch_tf.flags import flagfiles
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
+from simmatch_tf.training import workdir as workdir_lib
 
 TOP = 5  # of top-5
 _WIDTH = 79
@@ -78,6 +79,7 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
         lead,
         steps=outcome.steps,
         labels=outcome.labels + outcome.validation_labels,
+        usable=usable_baseline(workdir_lib.Workdir(config.workdir)),
     )
     if finding is None:
         text = (
@@ -89,6 +91,21 @@ def _baselines(outcome: results.Result, config: config_lib.Config) -> str:
     else:
         text = f"{finding.says} {finding.why} {finding.turn}"
     return f"\n\n{_baseline_table(outcome)}\n\n{_filled(text)}"
+
+
+def usable_baseline(folder: workdir_lib.Workdir) -> str | None:
+    """Returns a command that predicts with a run's baseline.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        None if no baseline of the run is kept as a model.
+    """
+    if not folder.baseline.is_file():
+        return None
+    run = shlex.quote(str(folder.path))
+    return f"predict --model={run} --weights={workdir_lib.BASELINE}"
 
 
 def _unmeasured(outcome: results.Result) -> str:
@@ -172,8 +189,8 @@ def next_steps(
 
 
 def evaluation(report: dict[str, Any]) -> str:
-    """Returns the table of `evaluate`: a run's two networks side by side."""
-    names = [name for name in ("student", "ema") if name in report]
+    """Returns the table of `evaluate`: a run's networks side by side."""
+    names = [name for name in workdir_lib.WEIGHTS if name in report]
     record = report["weights_of_record"]
     images = report["test_images"]
     class_names = [str(name) for name in report["class_names"]]

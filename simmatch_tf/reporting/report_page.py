@@ -13,7 +13,13 @@ from typing import Any
 from simmatch_tf import io, tables
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.monitoring import diagnosis
-from simmatch_tf.reporting import charts, comparison, figures, pages
+from simmatch_tf.reporting import (
+    charts,
+    comparison,
+    figures,
+    pages,
+    printed_tables,
+)
 from simmatch_tf.reporting import runs as runs_lib
 
 Table = list[list[str]]
@@ -472,6 +478,7 @@ def _problems(
                     run.result.lead,
                     steps=run.result.steps,
                     labels=run.result.labels + run.result.validation_labels,
+                    usable=printed_tables.usable_baseline(run.folder),
                 )
                 # Each run has a lead of its own.
                 judged[f"not_ahead/{run.name}"] = behind or False

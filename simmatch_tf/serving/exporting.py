@@ -70,7 +70,8 @@ def write(
     Args:
         folder: The run's folder.
         output: The folder of versions.
-        weights: "student" or "ema"; default: the weights of record.
+        weights: "student", "ema" or "baseline"; default: the weights of
+            record.
         kind: "saved_model", "litert" or "onnx".
         input_dtype: Data type of the images that it takes, "uint8" or
             "float32".

@@ -1,7 +1,9 @@
 """Opens what `train` and `export` wrote: a run's folder, or an export."""
 
 import abc
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -49,15 +51,16 @@ class Trained:
     """Networks of a run, and its memory bank.
 
     Attributes:
-        networks: "student" or "ema" → network.
-        weights_of_record: "student" or "ema": those of the run's result.
+        networks: "student", "ema" or "baseline" → network.
+        weights_of_record: "student" or "ema": those of the run's result; None
+            if they are not known.
         step: Training steps done.
         memory: `features` [K, D], `labels` [K] and `written` [K] of the memory
             bank, see `memory.MemoryBuffer`; None without one.
     """
 
     networks: dict[str, keras.Model]
-    weights_of_record: str
+    weights_of_record: str | None
     step: int
     memory: dict[str, np.ndarray] | None
 
@@ -131,6 +134,26 @@ def _read_checkpoint(folder: workdir.Workdir) -> Trained:
     )
 
 
+def _read_baseline(folder: workdir.Workdir) -> Trained:
+    """Reads the baseline that is kept as a model; it needs no checkpoint."""
+    record = None
+    if folder.finished():
+        with contextlib.suppress(InputError):  # damaged
+            record = results.read(folder.results).weights_of_record
+    networks = {workdir.BASELINE: state.baseline(folder)}
+    return Trained(networks, record, step=0, memory=None)
+
+
+def _digest(model: keras.Model) -> str:
+    """Returns a hash of a network's weights."""
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        array = keras.ops.convert_to_numpy(variable)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def _read_weights(
     model: keras.Model, place: Sequence[str], prefix: str
 ) -> None:
@@ -202,8 +225,9 @@ class Run(Model):
         content: The content of its split file.
         data: The file that lists the images that the run began with.
         step: Training steps done.
-        weights: "student" or "ema": those of the classifier.
-        weights_of_record: "student" or "ema": those of the run's result.
+        weights: "student", "ema" or "baseline": those of the classifier.
+        weights_of_record: "student" or "ema": those of the run's result; None
+            if they are not known.
     """
 
     classifier: classifier_lib.Classifier
@@ -213,7 +237,7 @@ class Run(Model):
     data: pathlib.Path
     step: int
     weights: str
-    weights_of_record: str
+    weights_of_record: str | None
 
     def thumbnails(
         self, slots: Sequence[int], source: source_lib.Source | None = None
@@ -251,23 +275,29 @@ def run(
 
     Args:
         path: The run's folder.
-        weights: "student" or "ema"; default: the weights of record.
+        weights: "student", "ema" or "baseline"; default: the weights of
+            record.
         neighbors: See `classifier.Classifier`.
         input_dtype: See `classifier.Classifier`.
         data_dir: Present location of the run's --data_dir.
         tfds_dir: Present location of the run's --tfds_dir.
 
     Raises:
-        InputError: There is no run or no checkpoint, or they do not belong
-            together.
+        InputError: There is no run, no checkpoint or no baseline, or they do
+            not belong together.
     """
     folder = workdir.Workdir(path)
     config = folder.read_config()
     content = splits.read_content(folder.split)
-    trained = read_networks(folder, weights)
-    folder.warn_unfinished(trained.step)
-    weights = weights or trained.weights_of_record
     labeled, why_not = None, preflight.NO_MEMORY
+    if weights == workdir.BASELINE:
+        trained, why_not = _read_baseline(folder), workdir.NO_MEMORY
+        checkpoint = _digest(trained.networks[weights])
+    else:
+        trained = read_networks(folder, weights)
+        folder.warn_unfinished(trained.step)
+        checkpoint = checkpoints.digest(folder.checkpoints, trained.step)
+    weights = weights or trained.weights_of_record
     if trained.memory is not None and preflight.may_have_memory(config):
         labeled = _labeled(trained.memory, config, content)
         why_not = "" if len(labeled.slots) else _EMPTY_MEMORY
@@ -299,7 +329,7 @@ def run(
         input_dtype=input_dtype,
         identity={
             "run": os.path.realpath(path),
-            "checkpoint": checkpoints.digest(folder.checkpoints, trained.step),
+            "checkpoint": checkpoint,
             "step": trained.step,
             "weights": weights,
         }
@@ -309,7 +339,7 @@ def run(
         calibration=calibration,
         classifier=classifier,
         config=config,
-        moved=config.moved(data_dir, tfds_dir),
+        moved=folder.with_side(config.moved(data_dir, tfds_dir)),
         content=content,
         data=folder.data,
         step=trained.step,
@@ -428,7 +458,8 @@ def open_model(
 
     Args:
         model: Folder of a run or an export, as in --model.
-        weights: "student" or "ema" of a run; default: the weights of record.
+        weights: "student", "ema" or "baseline" of a run; default: the weights
+            of record.
         neighbors: Number of neighbors that `explain` gives, of a run.
         data_dir: Present location of a run's --data_dir.
         tfds_dir: Present location of a run's --tfds_dir.
@@ -444,8 +475,7 @@ def open_model(
                 "weights it was made with"
             )
         return export(path)
-    if weights not in (None, "student", "ema"):
-        raise InputError(f"weights={weights!r}: must be student or ema")
+    state.check_weights(weights)
     opened = run(
         path,
         weights=weights,

@@ -21,7 +21,7 @@ from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier as classifier_lib
 from simmatch_tf.serving import loading, thumbnails, versions
-from simmatch_tf.training import inputs, results, workdir
+from simmatch_tf.training import inputs, results, state, workdir
 
 # With more test images than this, inspecting a run would take too long.
 MOST = 20_000
@@ -34,8 +34,8 @@ class Scores:
 
     Attributes:
         logits: Name of a network → float32 [N, L], without a temperature. A
-            run has "student" and "ema", an export one of them, whose logits
-            are known up to a constant in each row.
+            run has "student", "ema" and, if it is kept, "baseline"; an export
+            one of them, whose logits are known up to a constant in each row.
         labels: Classes [N].
         about: Entries for the report: step, weights of record, classes,
             images.
@@ -90,7 +90,7 @@ def _figures(
 def of_run(
     folder: workdir.Workdir, config: config_lib.Config, batch_size: int
 ) -> Scores:
-    """Scores both networks of a run's last checkpoint.
+    """Scores both networks of a run's last checkpoint, and its baseline.
 
     Args:
         folder: The run's folder.
@@ -103,8 +103,14 @@ def of_run(
     terminal.say(f"loading {folder.path}")
     trained = loading.read_networks(folder, "student", "ema")
     folder.warn_unfinished(trained.step)
+    networks = dict(trained.networks)
+    if folder.baseline.is_file():
+        try:
+            networks[workdir.BASELINE] = state.baseline(folder)
+        except InputError as error:
+            terminal.warn(f"{error}; the baseline is left out")
     terminal.say(f"reading the images of {config.dataset}")
-    source = inputs.make_source(config)
+    source = inputs.make_source(folder.with_side(config))
     split = splits.read(folder.split, source)
     scored_on, images, indices = inputs.scored_images(source, split.validation)
     if scored_on is None:
@@ -115,7 +121,7 @@ def of_run(
         )
     evaluator = evaluator_lib.Evaluator(
         strategies.one(),
-        trained.networks,
+        networks,
         batch_size,
         side=source.image_shape[0],
         resize=config.eval_resize,
@@ -342,7 +348,7 @@ class Inspector:
         terminal.say(f"scoring the test images of {folder.path}")
         config = folder.read_config().moved(self.data_dir, self.tfds_dir)
         _check_images(folder, config)
-        source = self._source(config)
+        source = self._source(folder.with_side(config))
         split = splits.read(folder.split, source)
         scored_on, images, indices = inputs.scored_images(
             source, split.validation

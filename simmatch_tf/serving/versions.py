@@ -16,7 +16,7 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
-from simmatch_tf.evaluation import metrics
+from simmatch_tf.evaluation import baselines, metrics
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import results, workdir
 
@@ -24,6 +24,15 @@ from simmatch_tf.training import results, workdir
 CARD = "model_card.json"
 _PAGE = "model_card.md"
 _UNFINISHED = ".unfinished-"
+# What is known of the accuracy of a model.
+_FIGURES = (
+    "top1",
+    "top5",
+    "macro_accuracy",
+    "calibration_error",
+    "scored_on",
+    "images",
+)
 
 
 def add(
@@ -184,14 +193,19 @@ def accuracy(
 
     Args:
         folder: The run's folder.
-        weights: "student" or "ema".
+        weights: "student", "ema" or "baseline".
         step: Training steps done.
 
     Returns:
         `top1` and `top5` in [0, 1], `scored_on`, `images`; also
         `macro_accuracy` and `calibration_error` in [0, 1], unless the run is of
-        an older version. None: nothing was measured.
+        an older version. Of a baseline that was measured by cross-validation
+        on the labels there is no `top5` and no `macro_accuracy`. None: nothing
+        was measured.
     """
+    if weights == workdir.BASELINE:
+        kept = baselines.read_kept(folder.baselines) or {}
+        return {key: kept[key] for key in _FIGURES if key in kept} or None
     if measured := evaluated(folder.evaluation, weights, step):
         return measured
     if not folder.results.is_file():
@@ -223,17 +237,26 @@ def calibration(
 
     Args:
         folder: The run's folder.
-        weights: "student" or "ema".
+        weights: "student", "ema" or "baseline".
         step: Training steps done.
 
     Returns:
         `temperature`, which logits are divided by; `images`, the number of
-        images that it was fitted on, and `fitted_on`, "validation" or "test".
-        None: they are not calibrated.
+        images that it was fitted on, and `fitted_on`, "validation", "test" or
+        `baselines.HELD_OUT`. None: they are not calibrated.
 
     Raises:
         InputError: The run's result cannot be read.
     """
+    if weights == workdir.BASELINE:
+        kept = baselines.read_kept(folder.baselines) or {}
+        if not kept.get("temperature"):
+            return None
+        return {
+            "temperature": kept["temperature"],
+            "fitted_on": kept["fitted_on"],
+            "images": kept["fitted_images"],
+        }
     if not folder.results.is_file():
         return None
     network = getattr(results.read(folder.results), weights)
@@ -279,7 +302,7 @@ def evaluated(
 
     Args:
         evaluation: The file that `evaluate` writes; it need not exist.
-        weights: "student" or "ema".
+        weights: As in the report, such as "ema".
         step: Training steps done.
 
     Returns:
@@ -325,7 +348,7 @@ def _markdown(card: dict[str, Any]) -> str:
     if measured:
         score = f"top-1 {measured['top1']:.2%}"
         # Of five classes or fewer, top-5 is always 100 %.
-        if len(data["class_names"]) > 5:
+        if len(data["class_names"]) > 5 and "top5" in measured:
             score += f", top-5 {measured['top5']:.2%}"
         if "macro_accuracy" in measured:
             score += f", macro {measured['macro_accuracy']:.2%}"

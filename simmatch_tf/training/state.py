@@ -70,6 +70,7 @@ def make_algorithm(
             batch_norm_momentum=config.batch_norm_momentum,
             synchronized=strategy.num_replicas_in_sync > 1
             and config.batch_norm == "synchronized",
+            frozen=config.batch_norm == "frozen",
             options=dataclasses.asdict(config.network),
             heads=heads,
         )
@@ -151,7 +152,9 @@ def load(
 
     Args:
         workdir: The run's folder; None is runs/default, as for `fit`.
-        weights: "student" or "ema"; default: the evaluated weights.
+        weights: "student" or "ema"; default: the evaluated weights. "baseline"
+            is the frozen baseline of a run with --init_from, which needs no
+            checkpoint.
 
     Returns:
         A Keras model from images [N, H, W, C], from 0 to 255, to a dict with
@@ -163,10 +166,12 @@ def load(
         InputError: There is no run or no checkpoint, it does not fit, or
             `weights` is unknown.
     """
-    if weights not in (None, "student", "ema"):
-        raise InputError(f"weights={weights!r}: must be student or ema")
+    check_weights(weights)
     folder = workdir_lib.Workdir(workdir)
-    model = saved_model(folder, weights)
+    if weights == workdir_lib.BASELINE:
+        model = baseline(folder)
+    else:
+        model = saved_model(folder, weights)
     if model is None:
         restored, _, _ = restore(workdir)
         model = restored.networks()[weights or restored.evaluated_weights]
@@ -176,6 +181,37 @@ def load(
         if isinstance(layer, heads.Normalize):
             layer.checks = True
     return model
+
+
+def check_weights(weights: str | None) -> None:
+    """Checks the name of weights that is given from Python.
+
+    Raises:
+        InputError: A run has no such weights.
+    """
+    if weights is not None and weights not in workdir_lib.WEIGHTS:
+        *names, last = workdir_lib.WEIGHTS
+        raise InputError(
+            f"weights={weights!r}: must be {', '.join(names)} or {last}"
+        )
+
+
+@runtime.pinned()
+def baseline(folder: workdir_lib.Workdir) -> keras.Model:
+    """Reads baseline.keras, the classifier on the weights of --init_from.
+
+    Args:
+        folder: The run's folder; it needs no checkpoint.
+
+    Returns:
+        The network, with the attribute `class_names`.
+
+    Raises:
+        InputError: There is no run, or no such file in its folder, or it
+            cannot be read.
+    """
+    folder.with_baseline()
+    return network.load(folder.baseline)
 
 
 @runtime.pinned()

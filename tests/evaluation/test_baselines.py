@@ -27,6 +27,10 @@ def striped(count, *, side=32, channels=3, seed=0):
     return images.clip(0, 255).astype(np.uint8), labels
 
 
+# What `measure` is told where there are first weights.
+OF_FEATURES = {"classes": np.array(2), "scored_on": np.array("test")}
+
+
 def task(**changes):
     images, labels = striped(12)
     scored_images, scored_labels = striped(30, seed=1)
@@ -83,11 +87,15 @@ def test_images_of_other_sizes_are_resized(shape):
 
 
 def test_features_are_standardized_by_the_labeled_images_and_cut_off():
-    train = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0 + 1e-6]])
+    train = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0 + 1e-4]])
     scored = np.array([[1.0, 6.0, 50.0]])
     standardized, other = baselines._standardized(train, scored)
     np.testing.assert_allclose(standardized, [[-1, 0, -1], [1, 0, 1]])
     np.testing.assert_allclose(other, [[0, 1, 5]])
+    # What differs by the rounding of float32 is one value.
+    train[1, 2] = np.float32(1 + 1e-6)
+    standardized, other = baselines._standardized(train, scored)
+    np.testing.assert_allclose(standardized[:, 2], [0, 0], atol=1e-6)
 
 
 # ------------------------------------------------------------ validation ---
@@ -200,7 +208,9 @@ def test_first_weights_have_baselines_of_their_own():
     labels = task()["labels"]
     noise = np.random.default_rng(0).normal(size=[30, 4]).astype(np.float32)
     features = np.eye(4, dtype=np.float32)[labels]
-    measured = baselines.measure(task(features=features, scored_features=noise))
+    measured = baselines.measure(
+        task(features=features, scored_features=noise, **OF_FEATURES)
+    )
     names = [each.name for each in measured]
     assert names[2:] == [
         "SVM on features of the first weights",
@@ -254,8 +264,14 @@ def test_baselines_without_images_to_score_on():
     arrays["images"] = random.integers(0, 256, [80, 32, 32, 3]).astype(np.uint8)
     arrays["labels"] = random.integers(0, 2, 80)
     features = random.normal(size=[80, 40]).astype(np.float32)
-    measured = baselines.measure(arrays | {"features": features})
+    measured = baselines.measure(arrays | {"features": features, "classes": 2})
     assert len(measured) == 4
+    assert baselines.kept(measured) is measured[3]
+    assert measured[3].kept["scored_on"] == "held-out labeled"
+    assert "top5" not in measured[3].kept
+    # As sure as it is right, which of two classes is half of the time.
+    assert measured[3].kept["calibration_error"] < 0.2
+    assert measured[3].kept["fitted_images"] == 80
     for each in measured:
         assert each.right.shape == (80,) and each.top1 < 0.7
 
@@ -263,6 +279,86 @@ def test_baselines_without_images_to_score_on():
 def test_names_say_which_images_were_chosen():
     measured = baselines.measure(task(remark="12 of 90 labels"))
     assert measured[0].name == f"SVM on {HANDMADE} (12 of 90 labels)"
+
+
+# ---------------------------------------------------------- what is kept ---
+
+
+def featured(present=(0, 1, 2), seed=0, per_class=8, noise=1.5, scale=1.0):
+    """Features and labels of a few classes, and as many to score."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).normal(size=[5, 6])
+    arrays = {"remark": "", "scored_on": "test", "classes": 5}
+    for prefix, each in (("", per_class), ("scored_", 60)):
+        labels = np.repeat(present, each)
+        features = centres[labels] + noise * random.normal(
+            size=[len(labels), 6]
+        )
+        features *= scale * np.array([1, 1, 1, 100, 1e-3, 1])
+        arrays[f"{prefix}features"] = features.astype(np.float32)
+        arrays[f"{prefix}labels"] = labels
+    return arrays
+
+
+def measure_kept(arrays):
+    views = [arrays["features"], arrays["scored_features"]]
+    return baselines._kept("logistic regression", views, arrays)
+
+
+@pytest.mark.parametrize("present", [(0, 1, 2, 3, 4), (1, 2, 4), (1, 3)])
+def test_kept_classifier_predicts_what_the_regression_does(present):
+    arrays = featured(present)
+    # Far from all labels, so that it matters where features are cut off.
+    arrays["scored_features"][::7] *= 30
+    train, scored = baselines._standardized(
+        arrays["features"], arrays["scored_features"]
+    )
+    wanted = baselines.logistic_regression(train, arrays["labels"], scored)
+    kept = measure_kept(arrays)
+    logits = kept.classifier.logits(arrays["scored_features"])
+    assert logits.shape == (len(scored), 5)
+    np.testing.assert_array_equal(logits.argmax(axis=1), wanted)
+    np.testing.assert_array_equal(kept.right, wanted == arrays["scored_labels"])
+    assert 0.5 < kept.top1 < 1
+    probabilities = metrics.softmax(logits)
+    missing = [label for label in range(5) if label not in present]
+    assert not probabilities[:, missing].any()
+    # Its probabilities are scikit-learn's, also of two classes.
+    model, _, _ = baselines._regression(train, arrays["labels"], 5)
+    np.testing.assert_allclose(
+        probabilities[:, present], model.predict_proba(scored), atol=1e-5
+    )
+    figures = kept.kept
+    assert figures["scored_on"] == "test"
+    assert kept.top1 <= figures["top5"] <= 1
+    assert figures["macro_accuracy"] == pytest.approx(kept.top1)
+
+
+def test_temperature_is_fitted_on_labels_that_were_held_out(monkeypatch):
+    seen = []
+    fit = metrics.fit_temperature
+
+    def watch(logits, labels):
+        seen.append((logits, labels))
+        return fit(logits, labels)
+
+    monkeypatch.setattr(metrics, "fit_temperature", watch)
+    arrays = featured(per_class=30, noise=6.0)
+    kept = measure_kept(arrays).kept
+    ((logits, labels),) = seen
+    # On those that it was fitted on, it would be right far more often.
+    held_out = np.mean(logits.argmax(axis=1) == labels)
+    train, _ = baselines._standardized(arrays["features"], arrays["features"])
+    own = baselines.logistic_regression(train, arrays["labels"], train)
+    assert held_out < np.mean(own == arrays["labels"])
+    np.testing.assert_array_equal(np.sort(labels), arrays["labels"])
+    assert kept["temperature"] == fit(logits, labels) > 0
+    assert kept["fitted_on"] == "held-out labeled"
+    assert kept["fitted_images"] == 90
+    # Nine labels are too few.
+    kept = measure_kept(featured(per_class=3)).kept
+    assert (kept["temperature"], kept["fitted_on"]) == (None, None)
+    assert kept["fitted_images"] == 0 and 0 < kept["calibration_error"] < 1
 
 
 # ------------------------------------------------------- what is too large ---
@@ -316,6 +412,52 @@ def test_file_gives_back_what_was_measured(tmp_path):
     assert each.name == "SVM" and each.right.dtype == bool
     np.testing.assert_array_equal(each.right, right)
     assert baselines.read(path, "abd") is None  # of other images
+
+
+def test_file_gives_back_what_is_kept(tmp_path):
+    path, arrays = tmp_path / "baselines.json", tmp_path / "baselines.npz"
+    other = baselines.Baseline("SVM", np.ones(180, bool))
+    kept = measure_kept(featured())
+    baselines.write(path, "k", [other, kept])
+    measured = baselines.read(path, "k")
+    assert baselines.has_classifier(measured)
+    read = baselines.kept(measured)
+    assert read is measured[1] and read.kept == kept.kept
+    for name, array in vars(kept.classifier).items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(getattr(read.classifier, name), array)
+    assert baselines.read_kept(path) == {
+        **kept.kept,
+        "top1": kept.top1,
+        "images": 180,
+    }
+    # Without its arrays, or with those of others, it is not whole.
+    content = arrays.read_bytes()
+    for damaged in (content[:200], b"", b"nothing"):
+        arrays.write_bytes(damaged)
+        measured = baselines.read(path, "k")
+        assert not baselines.has_classifier(measured) and len(measured) == 2
+    baselines.write(tmp_path / "other.json", "other", [kept])
+    (tmp_path / "other.npz").rename(arrays)
+    assert not baselines.has_classifier(baselines.read(path, "k"))
+    arrays.unlink()
+    assert not baselines.has_classifier(baselines.read(path, "k"))
+    assert baselines.read_kept(path)["top1"] == kept.top1
+    # Written again without its arrays, as by a run that has the model.
+    baselines.write(path, "k", baselines.read(path, "k"))
+    assert baselines.read_kept(path)["top1"] == kept.top1
+    for text in ("{", "[]", '{"baselines": [{"kept": {}}]}'):
+        path.write_text(text)
+        assert baselines.read_kept(path) is None
+
+
+def test_nothing_is_kept_without_first_weights(tmp_path):
+    path = tmp_path / "baselines.json"
+    baselines.write(path, "k", [baselines.Baseline("SVM", np.ones(3, bool))])
+    assert baselines.read_kept(path) is None
+    assert not baselines.has_classifier(baselines.read(path, "k"))
+    assert not baselines.has_classifier(None)
+    assert [p.name for p in tmp_path.iterdir()] == ["baselines.json"]
 
 
 @pytest.mark.parametrize(
@@ -399,6 +541,32 @@ def test_process_takes_what_another_run_has_measured(tmp_path, monkeypatch):
     words[0] = "--key=other"
     with pytest.raises(EOFError):
         baselines.main([*words, f"--output={output}"], io.BytesIO())
+
+
+def test_process_measures_again_what_the_cache_has_without_arrays(
+    tmp_path, monkeypatch
+):
+    cache, output = tmp_path / "cache.json", tmp_path / "baselines.json"
+    kept = measure_kept(featured())
+    baselines.write(cache, "k", [kept])
+    monkeypatch.setattr(os, "nice", lambda steps: None)
+    monkeypatch.setattr(baselines, "_end_with", lambda parent: None)
+    monkeypatch.setattr(baselines, "measure", lambda arrays: [kept])
+    words = ["--key=k", f"--cache={cache}", "--parent=1"]
+    words.append(f"--output={output}")
+    # Nothing to read: it would fail if it measured.
+    baselines.main([*words, "--keeps"], io.BytesIO())
+    assert baselines.has_classifier(baselines.read(output, "k"))
+    baselines.arrays_path(cache).unlink()
+    baselines.main(words, io.BytesIO())
+    with pytest.raises(EOFError):
+        baselines.main([*words, "--keeps"], io.BytesIO())
+    content = io.BytesIO()
+    np.savez(content, remark="")
+    content.seek(0)
+    baselines.main([*words, "--keeps"], content)
+    assert baselines.has_classifier(baselines.read(cache, "k"))
+    assert baselines.has_classifier(baselines.read(output, "k"))
 
 
 def test_process_measures_where_no_cache_can_be_written(tmp_path, monkeypatch):

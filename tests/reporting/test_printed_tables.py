@@ -5,7 +5,7 @@ import pytest
 
 from simmatch_tf import config
 from simmatch_tf.reporting import printed_tables
-from simmatch_tf.training import results
+from simmatch_tf.training import results, workdir
 
 FIGURES = {
     "last": {
@@ -60,6 +60,21 @@ def test_result():
     assert "student *" not in text
     assert "The best step is chosen on the test images." in text
     assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_the_baseline_that_is_kept_is_named_with_its_folder(tmp_path):
+    folder = workdir.Workdir(tmp_path / "a run")
+    assert printed_tables.usable_baseline(folder) is None
+    folder.path.mkdir()
+    folder.baseline.touch()
+    config = dataclasses.replace(CONFIG, workdir=str(folder.path))
+    name = "logistic regression on features of the first weights"
+    lead = {"over": name, "images": 397, "top1": -0.1, "interval": [-0.2, 0.1]}
+    worse = dataclasses.replace(RESULT, baselines=BASELINES, lead=lead)
+    text = " ".join(printed_tables.result(worse, config).split())
+    command = f"predict --model='{folder.path}' --weights=baseline"
+    assert f"That baseline is a model that can be used: {command}." in text
+    assert "can be used" not in printed_tables.result(worse, CONFIG)
 
 
 def test_baselines_stand_below_the_result():

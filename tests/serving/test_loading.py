@@ -6,8 +6,11 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf.evaluation import metrics
+from simmatch_tf import export, predict
+from simmatch_tf.evaluation import baselines, metrics
 from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
+from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import exporting, loading, scoring
 from simmatch_tf.training import workdir
 from tests import runs
@@ -319,3 +322,219 @@ def test_a_damaged_result_is_told_when_predicting(calibrated, tmp_path, capsys):
     run = loading.run(copied)
     assert run.calibration is None and run.classifier.temperature is None
     assert "Warning: confidences are not calibrated" in capsys.readouterr().err
+
+
+# ------------------------------------------------------- the frozen baseline --
+
+
+@pytest.fixture
+def frozen(frozen_run, tmp_path):
+    """The run that was killed before its first step, to write to."""
+    return workdir.Workdir(shutil.copytree(frozen_run, tmp_path / "frozen"))
+
+
+@pytest.mark.slow
+def test_the_baseline_predicts_without_a_checkpoint(frozen_run, capsys):
+    kept = baselines.read_kept(frozen_run / "baselines.json")
+    run = loading.run(frozen_run, weights="baseline")
+    assert (run.step, run.weights, run.weights_of_record) == (
+        0,
+        "baseline",
+        None,
+    )
+    assert run.explain is None and "baseline" in run.why_not
+    assert run.accuracy["top1"] == kept["top1"]
+    assert (run.accuracy["scored_on"], run.accuracy["images"]) == ("test", 397)
+    predictions = simmatch_tf.predict(
+        frozen_run, TEST.images, weights="baseline"
+    )
+    right = predictions.probabilities.argmax(axis=1) == TEST.labels
+    assert right.mean() == kept["top1"]
+    assert "Warning" not in capsys.readouterr().err  # it is whole
+    logits = simmatch_tf.load(frozen_run, weights="baseline")(TEST.images)
+    np.testing.assert_allclose(
+        predictions.probabilities,
+        metrics.softmax(logits["logits"].numpy() / kept["temperature"]),
+        atol=1e-5,
+    )
+    assert predictions.note == (
+        "Confidences are calibrated on 40 held-out labeled images; they are "
+        f"off by {kept['calibration_error']:.1%} on average: the calibration "
+        "error of 397 test images."
+    )
+    # Without the file, nothing is known of it, and it predicts all the same.
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        simmatch_tf.predict(frozen_run, TEST.images)
+    with pytest.raises(InputError, match="must be student, ema or baseline"):
+        simmatch_tf.predict(frozen_run, TEST.images, weights="baselines")
+
+
+@pytest.mark.slow
+def test_the_identity_of_a_baseline(frozen, finished_run):
+    def identity():
+        return loading.run(frozen.path, weights="baseline").identity
+
+    before = identity()
+    assert before["weights"] == "baseline" and before["step"] == 0
+    other = loading.run(finished_run[0]).identity
+    assert before["checkpoint"] != other["checkpoint"]
+    model = network.load(frozen.baseline)
+    # Written again, as by a run that begins again, it is the same model.
+    network.save(model, frozen.baseline, model.class_names)
+    assert identity() == before
+    model.weights[-1].assign_add(np.ones(10))
+    network.save(model, frozen.baseline, model.class_names)
+    assert identity()["checkpoint"] != before["checkpoint"]
+    frozen.baselines.unlink()
+    run = loading.run(frozen.path, weights="baseline")
+    assert run.accuracy is run.calibration is None
+    assert run.note.startswith("Confidences are not calibrated; how far")
+
+
+@pytest.mark.slow
+def test_the_command_predicts_with_a_baseline(
+    frozen_run, photos, tmp_path, capsys
+):
+    output = tmp_path / "a.jsonl"
+    assert not run_predict(frozen_run, photos, output, weights="baseline")
+    assert "calibrated on 40 held-out labeled" in capsys.readouterr().out
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    names = {f"{n:02}.png": n for n in range(40) if n % 3}
+    rows = {r["file"]: r for r in rows if r["file"] in names}
+    images = TEST.images[[names[name] for name in rows]]
+    wanted = simmatch_tf.predict(frozen_run, images, weights="baseline")
+    assert [row["class"] for row in rows.values()] == wanted.classes
+
+
+def flags_of_predict(model, **changes):
+    return predict.PredictConfig(
+        model=str(model), images="photos", output="a.csv", **changes
+    )
+
+
+@pytest.mark.slow
+def test_a_baseline_explains_nothing(frozen_run, tmp_path, photos, monkeypatch):
+    flags = flags_of_predict(frozen_run, weights="baseline", explain=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(predict.preflight, "start", None)
+        with pytest.raises(InputError, match="--explain and --weights=basel"):
+            predict.main(flags)
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        predict._check(flags_of_predict(frozen_run))
+
+
+def flagged(tmp_path, **changes):
+    """A folder with the flags of a run alone."""
+    folder = workdir.Workdir(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_flags(runs.config(folder.path, **changes))
+    return folder.path
+
+
+@pytest.mark.parametrize(
+    ("flags", "turn"),
+    [
+        ({"baselines": True}, "made of the weights of --init_from"),
+        ({"init_from": "x.keras"}, "has --nobaselines; start it again"),
+        (
+            {"init_from": "x.keras", "baselines": True},
+            "has not come to it, or its baselines were left out or failed",
+        ),
+    ],
+)
+def test_a_run_without_a_baseline_says_what_to_do(flags, turn, tmp_path):
+    path = flagged(tmp_path, **flags)
+    message = f"^--weights=baseline: .*baseline.keras does not exist: .*{turn}"
+    commands = (
+        lambda: predict._check(flags_of_predict(path, weights="baseline")),
+        lambda: export.main(
+            export.ExportConfig(
+                workdir=str(path),
+                output=str(tmp_path / "out"),
+                weights="baseline",
+            )
+        ),
+        lambda: simmatch_tf.load(path, weights="baseline"),
+    )
+    for command in commands:
+        with pytest.raises(InputError, match=message):
+            command()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_export_of_a_baseline(frozen_run, tmp_path, capsys):
+    export.main(
+        export.ExportConfig(
+            workdir=str(frozen_run),
+            output=str(tmp_path / "out"),
+            weights="baseline",
+        )
+    )
+    out = capsys.readouterr().out
+    assert "agrees with the baseline network of step 0" in out
+    exported = loading.export(tmp_path / "out" / "1")
+    assert set(exported.signatures) == SIGNATURES - {"explain"}
+    kept = baselines.read_kept(frozen_run / "baselines.json")
+    model = exported.card["model"]
+    assert (model["weights"], model["step"]) == ("baseline", 0)
+    assert model["weights_of_record"] is None and not model["explains"]
+    assert exported.card["accuracy"]["top1"] == kept["top1"]
+    assert exported.card["calibration"]["fitted_on"] == "held-out labeled"
+    page = (exported.path / "model_card.md").read_text()
+    assert "| weights | baseline, step 0 |" in page
+    assert f"top-1 {kept['top1']:.2%}" in page and "on 397 test images" in page
+    predictions = simmatch_tf.predict(exported.path, TEST.images)
+    right = predictions.probabilities.argmax(axis=1) == TEST.labels
+    assert right.mean() == kept["top1"]
+    # Evaluated, it is the baseline again.
+    scores = scoring.of_export(
+        exported.path, runs.config(frozen_run), batch_size=64
+    )
+    figures = scores.describe("baseline", 15)
+    assert figures["top1"] == kept["top1"]
+    assert figures["calibration_error"] == pytest.approx(
+        kept["calibration_error"], abs=1e-3
+    )
+    text = printed_tables.evaluation({**scores.about, "baseline": figures})
+    assert "baseline *" in text
+    assert "fitted on 40 held-out labeled images" in text
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+@pytest.mark.parametrize(
+    ("kind", "needs"), [("litert", "ai_edge_litert"), ("onnx", "tf2onnx")]
+)
+def test_other_formats_of_a_baseline(kind, needs, frozen_run, tmp_path):
+    pytest.importorskip(needs)
+    written = exporting.write(
+        frozen_run, tmp_path / "out", weights="baseline", kind=kind
+    )
+    assert written.card["model"]["weights"] == "baseline"
+
+
+@pytest.mark.slow
+def test_evaluate_has_a_column_of_the_baseline(frozen, capsys):
+    kept = baselines.read_kept(frozen.baselines)
+    config = frozen.read_config()
+    for path in (frozen.baseline, frozen.baselines):
+        shutil.copy(path, frozen.path.parent / path.name)
+    runs.fit(frozen.path, labels=40, init_from=config.init_from, steps=2)
+    for path in (frozen.baseline, frozen.baselines):
+        shutil.copy(frozen.path.parent / path.name, path)
+    scores = scoring.of_run(frozen, frozen.read_config(), 64)
+    assert set(scores.logits) == {"student", "ema", "baseline"}
+    figures = scores.describe("baseline", 15)
+    assert figures["top1"] == kept["top1"]
+    assert figures["temperature"] == kept["temperature"]
+    report = {n: scores.describe(n, 15) for n in scores.logits}
+    text = printed_tables.evaluation({**scores.about, **report})
+    assert "student" in text and "baseline" in text and "ema *" in text
+    run = loading.run(frozen.path, weights="baseline")
+    assert run.weights_of_record == "ema" and run.step == 0
+    frozen.baseline.write_bytes(b"damaged")
+    capsys.readouterr()
+    scores = scoring.of_run(frozen, frozen.read_config(), 64)
+    assert set(scores.logits) == {"student", "ema"}
+    assert "baseline is left out" in capsys.readouterr().err

@@ -500,7 +500,7 @@ def test_unreadable_files_are_named(finished_run, folder, tmp_path, once):
         simmatch_tf.predict(finished_run[0], tmp_path)
     with pytest.raises(InputError, match=r"1 of 1 .*none.png: No such file"):
         simmatch_tf.predict(finished_run[0], [tmp_path / "none.png"])
-    with pytest.raises(InputError, match="must be student or ema"):
+    with pytest.raises(InputError, match="must be student, ema or baseline"):
         simmatch_tf.predict(finished_run[0], PIXELS, weights="teacher")
 
 

@@ -47,6 +47,75 @@ def refused(output, config, digest="abc", names=NAMES):
     return ""
 
 
+KEPT = {
+    "scored_on": "test",
+    "top5": 0.9,
+    "macro_accuracy": 0.4,
+    "calibration_error": 0.05,
+    "temperature": 1.5,
+    "fitted_on": "held-out labeled",
+    "fitted_images": 40,
+}
+
+
+def of_baseline(folder, kept):
+    """What is known of the baseline of a run that has right on 3 of 4."""
+    entries = [{"name": "SVM", "top1": 1.0, "right": "1111"}]
+    entries.append({"name": "a", "top1": 0.75, "right": "1101", "kept": kept})
+    text = json.dumps({"key": "k", "baselines": entries})
+    (folder / "baselines.json").write_text(text)
+    folder = workdir_lib.Workdir(folder)
+    return (
+        versions.accuracy(folder, "baseline", 0),
+        versions.calibration(folder, "baseline", 0),
+    )
+
+
+def test_accuracy_of_the_baseline_is_that_of_baselines_json(tmp_path):
+    folder = workdir_lib.Workdir(tmp_path)
+    assert versions.accuracy(folder, "baseline", 0) is None
+    assert versions.calibration(folder, "baseline", 0) is None
+    accuracy, calibration = of_baseline(tmp_path, KEPT)
+    assert accuracy == {
+        "top1": 0.75,
+        "top5": 0.9,
+        "macro_accuracy": 0.4,
+        "calibration_error": 0.05,
+        "scored_on": "test",
+        "images": 4,
+    }
+    assert calibration == {
+        "temperature": 1.5,
+        "fitted_on": "held-out labeled",
+        "images": 40,
+    }
+    assert versions.confidences(calibration, accuracy) == (
+        "calibrated on 40 held-out labeled images; they are off by 5.0% on "
+        "average: the calibration error of 4 test images"
+    )
+
+
+def test_a_baseline_that_was_cross_validated_or_has_few_labels(tmp_path):
+    kept = {
+        "scored_on": "held-out labeled",
+        "calibration_error": 0.1,
+        "temperature": 2.0,
+        "fitted_on": "held-out labeled",
+        "fitted_images": 40,
+    }
+    accuracy, calibration = of_baseline(tmp_path, kept)
+    assert "top5" not in accuracy and accuracy["top1"] == 0.75
+    text = versions.confidences(calibration, accuracy)
+    assert text.startswith(
+        "calibrated on 40 held-out labeled images, error by cross-fitting; "
+    )
+    kept |= {"temperature": None, "fitted_on": None, "fitted_images": 0}
+    accuracy, calibration = of_baseline(tmp_path, kept)
+    assert calibration is None
+    text = versions.confidences(calibration, accuracy)
+    assert text.startswith("not calibrated; they are off by 10.0%")
+
+
 def test_another_run_s_model_is_refused(tmp_path):
     first = runs.config(tmp_path / "runs" / "digits_40")
     output = tmp_path / "exports"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 
@@ -17,7 +18,9 @@ import simmatch_tf
 from simmatch_tf import signals
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import digits
-from simmatch_tf.evaluation import baselines
+from simmatch_tf.evaluation import baselines, metrics
+from simmatch_tf.flags.errors import InputError
+from simmatch_tf.networks import network
 from simmatch_tf.training import baseline_process, inputs
 from simmatch_tf.training import workdir as workdir_lib
 from tests import runs
@@ -47,15 +50,17 @@ def draw(source, seed=0):
     )
 
 
-def make(folder, *, source=None, split=None, **changes):
+def make(folder, *, source=None, split=None, extends=None, **changes):
     """Baselines of a small run on digits in a folder."""
     folder.mkdir(exist_ok=True)
     config = runs.config(folder, **{"baselines": True, **changes})
     source = source or digits.load(8)
     split = split or draw(source)
+    place = workdir_lib.Workdir(folder)
+    place.extends = extends and extends._folder
     return baseline_process.Baselines(
         config,
-        workdir_lib.Workdir(folder),
+        place,
         source,
         split,
         inputs.scored_images(source, split.validation),
@@ -105,10 +110,12 @@ def test_runs_share_baselines_through_the_cache(tmp_path, cache):
     path = cache / f"baselines-{one._key}.json"
     baselines.write(path, one._key, known())
     assert not other.missing()
-    # Before it begins, it expects none to measure, unless it has first weights.
+    # Before it begins, it expects none to measure. Those of a run with first
+    # weights are known by then.
     assert not other.expected()
-    assert make(tmp_path / "c", init_from="x").expected()
+    assert not make(tmp_path / "c", init_from="x").expected()
     same(other.measured, known())
+    other.store()
     assert (tmp_path / "b" / "baselines.json").read_text() == path.read_text()
 
 
@@ -134,12 +141,25 @@ def test_key_is_of_images_labels_and_first_weights(tmp_path):
     keys.append(make(tmp_path, source=changed("test", labels=labels))._key)
     turned = dataclasses.replace(split, labeled=split.labeled[::-1])
     keys.append(make(tmp_path, split=turned)._key)
+    weights = tmp_path / "x.keras"
+    for content in ("a", "b"):
+        weights.write_text(content)
+        keys.append(make(tmp_path, init_from=str(weights))._key)
+    # Another stride has the same weights, and other features.
+    keys.append(make(tmp_path, init_from=str(weights), stem_stride=2)._key)
+    # A run that goes on knows what the weights were.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000002.index").touch()
     for digest in "ab":
         fingerprint.Fingerprint({"--init_from": (1, 1, digest)}).write(
             tmp_path / "data.json"
         )
         keys.append(make(tmp_path, init_from="x")._key)
     assert len(set(keys)) == len(keys)
+    # Weights that are gone leave the key of a run without any.
+    gone = make(tmp_path, init_from="x")
+    gone.without_first_weights()
+    assert gone._key == keys[0]
     # What trains otherwise has the same baselines.
     assert make(tmp_path, seed=3, steps=50, batch_size=4)._key == keys[0]
 
@@ -165,10 +185,9 @@ def test_process_measures_what_the_arrays_say(tmp_path, cache):
         }
     )
     same(process.measured, wanted)
-    assert process.news().startswith(
-        f"baselines on 397 test images: {NAMES[0]}"
-    )
-    assert process.news() is None
+    (line,) = process.news()
+    assert line.startswith(f"baselines on 397 test images: {NAMES[0]}")
+    assert process.news() == []
     # Nothing else is left in the folder, and the next run has them.
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["baselines.json"]
     assert not make(tmp_path / "other").missing()
@@ -212,7 +231,7 @@ def test_failure_is_a_warning_with_its_reason(
     assert "Warning: there are no baselines" in warning and message in warning
     outcome = process.outcome(np.ones(397, bool))
     assert (outcome.baselines, outcome.lead) == ([], None)
-    assert process.news() is None
+    assert process.news() == []
     process.close()
 
 
@@ -316,11 +335,11 @@ def test_without_images_to_score_on_there_is_no_lead(tmp_path):
     assert len(process.sets) == 1 and len(process.sets[0][1]) == 20
     assert process._key != make(tmp_path)._key
     process.measured = known(20)
-    assert process.news() == (
+    assert process.news() == [
         "baselines by cross-validation on 20 labels: SVM on HOG, grey levels "
         "and thumbnail 50.00%, logistic regression on HOG, grey levels and "
         "thumbnail 75.00%"
-    )
+    ]
     outcome = process.outcome(None)
     assert outcome.lead is None
     assert [each["top1"] for each in outcome.baselines] == [0.5, 0.75]
@@ -403,32 +422,369 @@ def test_run_keeps_its_result_if_they_fail(tmp_path, monkeypatch, capsys):
     assert simmatch_tf.load(tmp_path / "run") is not None
 
 
+# ------------------------------------------------- the one that is kept ---
+
+
+def right_of(workdir, name="baselines.json"):
+    """Whether the baseline that is kept is right, image by image."""
+    content = json.loads((workdir / name).read_text())
+    (entry,) = [each for each in content["baselines"] if "kept" in each]
+    return np.array([digit == "1" for digit in entry["right"]])
+
+
+def known_kept(classes=10, width=64):
+    """What a process might have measured, with arrays of its own."""
+    random = np.random.default_rng(1)
+    classifier = baselines.Classifier(
+        *random.uniform(0.5, 1, [2, width]).astype(np.float32),
+        random.normal(size=[width, classes]).astype(np.float32),
+        random.normal(size=classes).astype(np.float32),
+    )
+    kept = {
+        "scored_on": "test",
+        "top5": 0.9,
+        "macro_accuracy": 0.5,
+        "calibration_error": 0.1,
+        "temperature": 2.0,
+        "fitted_on": "held-out labeled",
+        "fitted_images": 20,
+    }
+    name = f"{baselines.KEPT} on {baselines.FIRST_WEIGHTS}"
+    right = np.arange(397) % 2 == 0
+    return [*known(), baselines.Baseline(name, right, kept, classifier)]
+
+
+def variables(path):
+    model = network.load(path)
+    return [np.asarray(variable.value) for variable in model.variables]
+
+
+@pytest.mark.slow
+def test_the_model_predicts_what_the_baseline_does(frozen_run):
+    right, test = right_of(frozen_run), digits.load(8).test
+    assert 0.3 < right.mean() < 0.95
+    model = simmatch_tf.load(frozen_run, weights="baseline")
+    logits = model(test.images, training=False)["logits"].numpy()
+    np.testing.assert_array_equal(logits.argmax(axis=1) == test.labels, right)
+    # No image is at the edge: these figures are not those of rounding.
+    best = np.sort(logits, axis=1)
+    assert (best[:, -1] - best[:, -2]).min() > 1e-5
+    content = json.loads((frozen_run / "baselines.json").read_text())
+    entry = content["baselines"][-1]
+    assert (
+        entry["name"] == "logistic regression on features of the first weights"
+    )
+    kept = entry["kept"]
+    assert kept["top5"] == metrics.top_k(logits, test.labels, 5)
+    assert kept["calibration_error"] == pytest.approx(
+        metrics.calibration_error(logits / kept["temperature"], test.labels),
+        abs=1e-4,
+    )
+    assert (kept["scored_on"], kept["fitted_images"]) == ("test", 40)
+    # What is cut off matters: features far from all labels are there.
+    layer = network.parts(model)["classifier"]
+    features = model(test.images)["features"].numpy()
+    x = (features - layer.mean) / layer.deviation
+    assert np.abs(x).max() > baselines.MOST_DEVIATIONS
+    assert list(model.class_names) == [str(number) for number in range(10)]
+    assert sorted(path.name for path in frozen_run.iterdir()) == [
+        "baseline.keras",
+        "baselines.json",
+        "data.json",
+        "flags.cfg",
+        "lock",
+        "split.json",
+        "tensorboard",
+    ]
+
+
+def test_what_is_missing_of_the_one_that_is_kept(
+    tmp_path, cache, first_weights
+):
+    flags = {"init_from": str(first_weights)}
+    first = make(tmp_path / "a", **flags)
+    assert first.missing() and not first.to_keep()
+    first.store()  # nothing yet
+    first.measured = known_kept()
+    first.store()
+    home = tmp_path / "a"
+    assert {p.name for p in home.iterdir()} == {
+        "baselines.json",
+        "baselines.npz",
+    }
+    # Killed before the model was written: nothing is to be measured again.
+    again = make(home, **flags)
+    assert not again.missing() and again.to_keep()
+    model = keras.saving.load_model(first_weights)
+    again.keep(model)
+    assert not again.to_keep()
+    assert {p.name for p in home.iterdir()} == {
+        "baselines.json",
+        "baseline.keras",
+    }
+    again = make(home, **flags)
+    assert not again.missing() and not again.to_keep()
+    written = (home / "baselines.json").stat().st_mtime_ns
+    again.store()
+    assert (home / "baselines.json").stat().st_mtime_ns == written
+    # Without the model, its arrays are needed.
+    (home / "baseline.keras").unlink()
+    assert make(home, **flags).missing()
+    # Those of another run do, and a cache without them does not.
+    cache.mkdir(parents=True)
+    path = cache / f"baselines-{first._key}.json"
+    baselines.write(path, first._key, known_kept())
+    other = make(home, **flags)
+    assert not other.missing() and other.to_keep()
+    other.store()
+    assert (home / "baselines.npz").is_file()
+    (home / "baselines.npz").unlink()
+    baselines.arrays_path(path).unlink()
+    assert make(home, **flags).missing()
+    # The model of other baselines is never left beside the file.
+    other = make(tmp_path / "a", labels=30, **flags)
+    (home / "baseline.keras").touch()
+    (home / "baselines.json").write_text('{"key": "another"}')
+    assert other.missing()
+    other.measured = known_kept()
+    other.store()
+    assert not (home / "baseline.keras").exists()
+    # Another run's files, which --overwrite removes later, are not looked at.
+    other = make(tmp_path / "a", **flags)
+    other._folder.anew = True
+    assert other.missing()
+
+
+def test_an_extension_has_the_baselines_of_its_run(tmp_path, first_weights):
+    flags = {"init_from": str(first_weights)}
+    first = make(tmp_path / "run", **flags)
+    first.measured = known_kept()
+    first.store()
+    first.keep(keras.saving.load_model(first_weights))
+    extension = make(tmp_path / "run" / "extension", **flags, extends=first)
+    assert not extension.missing() and not extension.to_keep()
+    extension.store()
+    assert not any((tmp_path / "run" / "extension").iterdir())
+    # Those that it measures itself are its run's.
+    (tmp_path / "run" / "baselines.json").unlink()
+    extension.store()
+    assert extension.to_keep() is False  # its arrays are gone
+    assert (tmp_path / "run" / "baselines.json").is_file()
+
+
+def test_news_of_the_one_that_is_kept(tmp_path, first_weights):
+    process = make(tmp_path, init_from=str(first_weights))
+    process.measured = known_kept()
+    _, line = process.news()
+    assert line == (
+        "frozen features, logistic regression: 50.1 % [45.2, 55.0] on 397 "
+        "test images"
+    )
+    process._told = False
+    process.keep(keras.saving.load_model(first_weights))
+    _, line = process.news()
+    assert line.endswith("397 test images; kept: predict --weights=baseline")
+
+
+def test_a_model_that_cannot_be_written_is_a_warning(
+    tmp_path, first_weights, monkeypatch, capsys
+):
+    process = make(tmp_path, init_from=str(first_weights))
+    process.measured = known_kept()
+    process.store()
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "save", fail)
+        process.keep(keras.saving.load_model(first_weights))
+    warning = capsys.readouterr().err
+    assert "baseline.keras: cannot be written (No space left" in warning
+    assert process.to_keep() and (tmp_path / "baselines.npz").is_file()
+
+
+def test_signal_ends_the_measurement_before_the_first_step(
+    tmp_path, monkeypatch, first_weights
+):
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "exec sleep 60"))
+    process = make(tmp_path / "run", init_from=str(first_weights))
+    assert process.missing()
+    request, children, start = signals.Request(), [], process.start
+
+    def watch(features):
+        start(features)
+        children.append(process._process)
+        request.signal = "SIGTERM"
+
+    monkeypatch.setattr(process, "start", watch)
+    features = [np.zeros([20, 4]), np.zeros([397, 4])]
+    with pytest.raises(
+        signals.Interrupted, match="SIGTERM while the baselines"
+    ):
+        process.measure(features, request)
+    assert children[0].returncode == -signal.SIGKILL
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_failure_before_the_first_step_is_one_warning(
+    tmp_path, monkeypatch, capsys, first_weights
+):
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "kill -9 $$"))
+    process = make(tmp_path / "run", init_from=str(first_weights))
+    assert process.missing()
+    process.measure([np.zeros([20, 4]), np.zeros([397, 4])], signals.Request())
+    warning = capsys.readouterr().err
+    assert "killed by SIGKILL" in warning and "goes on without" in warning
+    assert not process.missing() and not process.to_keep()
+    process.store()
+    process.wait(signals.Request())  # at the end
+    assert capsys.readouterr().err == ""
+    assert not any((tmp_path / "run").iterdir())
+
+
+@pytest.mark.slow
+def test_the_one_that_is_kept_without_images_to_score_on(
+    tmp_path, cache, first_weights
+):
+    source = unscored()
+    process = make(
+        tmp_path / "run", source=source, init_from=str(first_weights)
+    )
+    assert process.missing()
+    model = keras.saving.load_model(first_weights)
+    images = source.train.images[process.labeled]
+    features = np.asarray(model(images)["features"])
+    process.measure([features], signals.Request())
+    process.store()
+    process.keep(model)
+    wanted = baselines.measure(
+        {
+            "images": images,
+            "labels": source.train.labels[process.labeled],
+            "features": features,
+            "classes": np.array(10),
+            "remark": "cross-validation",
+        }
+    )
+    same(process.measured, wanted)
+    kept = baselines.read_kept(tmp_path / "run" / "baselines.json")
+    assert kept["scored_on"] == "held-out labeled" and kept["images"] == 20
+    _, line = process.news()
+    assert "by cross-validation on 20 labels; kept: predict" in line
+    # The model has learned from all labels.
+    logits = network.load(tmp_path / "run" / "baseline.keras")(images)["logits"]
+    np.testing.assert_allclose(
+        logits, wanted[-1].classifier.logits(features), atol=1e-3
+    )
+
+
 @pytest.mark.slow
 def test_first_weights_have_baselines_that_a_resumed_run_measures_again(
-    tmp_path,
+    tmp_path, monkeypatch, capsys
 ):
     runs.fit(tmp_path / "first", steps=4)
     flags = {"baselines": True, "init_from": str(tmp_path / "first")}
     whole = runs.fit(tmp_path / "whole", **flags)
     runs.fit(tmp_path / "none", **{**flags, "baselines": False})
     assert_same_tensors(tmp_path / "whole", tmp_path / "none")
+    assert not (tmp_path / "none" / "baseline.keras").exists()
     names = [each["name"] for each in whole.baselines]
     assert names == [
         *NAMES,
         "SVM on features of the first weights",
         "logistic regression on features of the first weights",
     ]
+    assert set(whole.baselines[0]) == {"name", "top1", "interval"}
+    wanted = variables(tmp_path / "whole" / "baseline.keras")
+    # From the cache, without a process.
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        capsys.readouterr()
+        runs.fit(tmp_path / "cached", **flags)
+    shown = capsys.readouterr().err
+    assert "kept: predict --weights=baseline" in shown
+    assert "Warning" not in shown and "measuring the baselines" not in shown
+    test_loop.assert_same_run(tmp_path / "whole", tmp_path / "cached", 6)
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+
+    def unfinish(name):
+        for path in (tmp_path / name / "checkpoints").glob("*_00000006*"):
+            path.unlink()
+        for file in ("results.json", "model.keras"):
+            (tmp_path / name / file).unlink()
+
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    for name in ("results.json", "model.keras", "baselines.json"):
+    for name in ("baselines.json", "baseline.keras"):
         (tmp_path / "resumed" / name).unlink()
-    for path in (tmp_path / "resumed" / "checkpoints").glob("*_00000006*"):
-        path.unlink()
+    unfinish("resumed")
     shutil.copytree(tmp_path / "resumed", tmp_path / "without")
-    runs.fit(tmp_path / "resumed", **flags)
-    test_loop.assert_same_run(tmp_path / "whole", tmp_path / "resumed", 6)
+    # Only the model is gone, and no cache has its arrays.
+    unfinish("cached")
+    (tmp_path / "cached" / "baseline.keras").unlink()
+    for name in ("resumed", "cached"):
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+        runs.fit(tmp_path / name, **flags)
+        assert runs.began_after(tmp_path / name) == 4
+        test_loop.assert_same_run(tmp_path / "whole", tmp_path / name, 6)
+        for one, other in zip(
+            wanted,
+            variables(tmp_path / name / "baseline.keras"),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(one, other)
     # The weights are gone: the others are measured all the same.
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
     shutil.rmtree(tmp_path / "first")
     result = runs.fit(tmp_path / "without", **flags)
     assert [each["name"] for each in result.baselines] == NAMES
+    assert not (tmp_path / "without" / "baseline.keras").exists()
+    # They are no cached baselines of a run that has the weights.
+    (path,) = pathlib.Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json")
+    assert make(tmp_path / "plain").missing() is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["store", "keep"])
+def test_a_run_that_is_killed_around_its_baselines_starts_again(
+    tmp_path, monkeypatch, first_weights, method
+):
+    flags = {"baselines": True, "init_from": str(first_weights), "steps": 2}
+
+    def die(*arguments):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(baseline_process.Baselines, method, die)
+        with pytest.raises(RuntimeError, match="killed"):
+            runs.fit(tmp_path / "run", **flags)
+    assert not (tmp_path / "run" / "baseline.keras").exists()
+    result = runs.fit(tmp_path / "run", **flags)
+    assert len(result.baselines) == 4
+    assert (tmp_path / "run" / "baseline.keras").is_file()
+    assert not (tmp_path / "run" / "baselines.npz").exists()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_if_the_process_of_the_first_weights_fails(
+    tmp_path, monkeypatch, capsys, first_weights
+):
+    flags = {"baselines": True, "init_from": str(first_weights), "steps": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", script(tmp_path, "exit 3"))
+        result = runs.fit(tmp_path / "run", **flags)
+    assert (result.baselines, result.lead) == ([], None)
+    assert capsys.readouterr().err.count("ended with status 3") == 1
+    with pytest.raises(
+        InputError, match="--weights=baseline: .*start it again"
+    ):
+        simmatch_tf.load(tmp_path / "run", weights="baseline")
+    # Started again after its last step, it has them.
+    for name in ("results.json", "model.keras"):
+        (tmp_path / "run" / name).unlink()
+    result = runs.fit(tmp_path / "run", **flags)
+    assert len(result.baselines) == 4 and result.lead is not None
+    right, test = right_of(tmp_path / "run"), digits.load(8).test
+    model = simmatch_tf.load(tmp_path / "run", weights="baseline")
+    logits = model(test.images, training=False)["logits"].numpy()
+    np.testing.assert_array_equal(logits.argmax(axis=1) == test.labels, right)

@@ -27,20 +27,15 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    "expected, init_from, seconds",
-    # 3 s and 10 ms an image, of 20 and of 2,000 images; with the features 5 s
-    # and 20 ms more.
-    [(False, None, 0.0), (True, None, 26.2), (True, "run", 26.2 + 50.4)],
+    "expected, seconds",
+    # 3 s and 10 ms an image, of 20 and of 2,000 images.
+    [(False, 0.0), (True, 26.2)],
 )
-def test_start_of_the_baselines_by_hand(
-    expected, init_from, seconds, monkeypatch
-):
+def test_start_of_the_baselines_by_hand(expected, seconds, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(measurement, "time", clock)
     one = object.__new__(measurement._Measurement)
-    one._config = types.SimpleNamespace(init_from=init_from)
     one._workers = types.SimpleNamespace(agree=int)
-    one._evaluator = types.SimpleNamespace(features=clock.passing(5.0, 0.02))
     one._parts = types.SimpleNamespace(
         baselines=types.SimpleNamespace(
             expected=lambda: expected,
