@@ -42,6 +42,8 @@ PATHS = (
     "init_from",
     "plugin",
 )
+# Value of --init_from that is no path: weights that a library has published.
+PUBLISHED = "imagenet"
 # Values of --class_prior that are no files.
 CLASS_PRIORS = ("uniform", "labeled")
 # Flags that give the length of a run.
@@ -204,10 +206,9 @@ class Config(commandline.Flags):
     )
     validation_fraction: float = flag(
         0.0,
-        "Share of the labeled images of each class (at least one image) set "
-        "aside to choose the best step, and to measure the accuracy of a "
-        "dataset without test images, which is not measured at 0. With val/ "
-        "beside test/, val/ is used.",
+        "Share of the labeled images of each class (at least one) set aside "
+        "to choose the best step, and to measure the accuracy of a dataset "
+        "without test images. With val/ beside test/, val/ is used.",
         low=0,
         high=0.9,
     )
@@ -223,7 +224,7 @@ class Config(commandline.Flags):
     image_size: int | None = flag(
         None,
         "Side of the images in pixels. Default: that of the dataset, or 224; "
-        "of a folder, what suits backbone and images.",
+        "of a folder, what suits network and images.",
         low=8,
         high=1024,
     )
@@ -246,8 +247,8 @@ class Config(commandline.Flags):
     )
     strong: str = flag(
         "randaugment",
-        "Strong augmentation, on top of the weak one. keras_cv is RandAugment "
-        "of KerasCV, which is not reproducible from a seed.",
+        "Strong augmentation, on top of the weak one. keras_cv is KerasCV's "
+        "RandAugment, not reproducible from a seed.",
         choices=("randaugment", "moco", "keras_cv", "none"),
     )
     crop_area: float = rare(
@@ -286,12 +287,20 @@ class Config(commandline.Flags):
     backbone: str = flag(
         "wrn_28_2",
         "Backbone: scatter_FILTERS, wrn_DEPTH_WIDTH, resnetDEPTH (resnet50x2 "
-        "is twice as wide), keras_cv:NAME or keras_applications:NAME.",
+        "is twice as wide), or NAME of a library.",
     )
     init_from: str | None = flag(
         None,
-        "Initial weights: the folder of a run, a SavedModel, or a .keras or "
-        ".weights.h5 file. Heads are taken if their shapes agree.",
+        "Initial weights: imagenet (those that the backbone's library "
+        "publishes), the folder of a run, a SavedModel, or a .keras or "
+        ".weights.h5 file.",
+    )
+    classifier_init: str = rare(
+        "random",
+        "First weights of a classifier that --init_from does not bring: "
+        "random, or frozen_features: those of a logistic regression on what "
+        "the backbone makes of the labeled images.",
+        choices=("random", "frozen_features"),
     )
     projection_dim: int = rare(128, "Width D of the embeddings.", low=1)
     batch_norm_momentum: float | None = rare(
@@ -304,8 +313,9 @@ class Config(commandline.Flags):
     batch_norm: str = rare(
         "synchronized",
         "Batch statistics of BatchNorm in training: over the whole batch, or "
-        "over the share of each device.",
-        choices=("synchronized", "local"),
+        "over the share of each device; frozen uses the averages of "
+        "--init_from, and keeps them with scale and offset.",
+        choices=("synchronized", "local", "frozen"),
     )
     precision: str = rare(
         "float32",
@@ -370,6 +380,13 @@ class Config(commandline.Flags):
     )
     learning_rate: float = flag(
         0.03, "Peak learning rate of SGD.", low=0, high=100
+    )
+    backbone_rate_factor: float = rare(
+        1.0,
+        "Learning rate of the backbone, as a multiple of --learning_rate; for "
+        "--init_from. 0 keeps the backbone as it is.",
+        low=0,
+        high=100,
     )
     schedule: str = rare(
         "cosine_7_16",
@@ -487,7 +504,17 @@ class Config(commandline.Flags):
     baselines: bool = rare_operational(
         True,
         "Measure what scikit-learn's classifiers reach on the same labels, "
-        "beside training and at low priority, and show it with the result.",
+        "beside training and at low priority, and show it with the result. "
+        "With --init_from they are measured before the first step, and the "
+        "one on the first weights is kept as a model.",
+    )
+    labels_alone: float = rare_operational(
+        0.0,
+        "Share of the run's length for which the labels alone are trained "
+        "first, by --algorithm=supervised, to show beside the result what the "
+        "other images add. --minutes include it.",
+        low=0,
+        high=0.9,
     )
     profile: str | None = rare_operational(
         None,
@@ -761,6 +788,18 @@ class Config(commandline.Flags):
 
     def _check_backbone(self) -> None:
         registry.networks.find(self.backbone)
+        if self.init_from == PUBLISHED:
+            registry.networks.check_published(self.backbone)
+        for name, needs in (
+            ("batch_norm", self.batch_norm == "frozen"),
+            ("backbone_rate_factor", self.backbone_rate_factor == 0),
+            ("classifier_init", self.classifier_init == "frozen_features"),
+        ):
+            if needs and self.init_from is None:
+                raise InputError(
+                    f"--{name}={getattr(self, name)}: uses what the first "
+                    "weights bring: give them by --init_from"
+                )
         if self.image_size is not None:
             registry.networks.check_side(self.backbone, self.image_size)
 
@@ -1039,7 +1078,7 @@ class Config(commandline.Flags):
         """
 
         def absolute(path: str) -> str:
-            if path in SUBSETS or "://" in path:
+            if path in (*SUBSETS, PUBLISHED) or "://" in path:
                 return path
             return os.path.abspath(io.expand(path))
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import preflight, signals
+from simmatch_tf import preflight, signals, terminal
 from simmatch_tf.distributed import cluster
 from simmatch_tf.flags import command
 from simmatch_tf.flags.errors import InputError
@@ -47,6 +47,10 @@ def main(config: config_lib.Config) -> None:
         folder, config = extension.target(folder, config)
         if folder.finished() and not folder.unread:
             result = results.read(folder.results)
+            terminal.say(
+                f"{folder.path} holds a finished run: nothing is trained; "
+                "--overwrite trains anew, another --workdir beside it"
+            )
         else:
             try:
                 result = _train(folder, config, began)

@@ -166,6 +166,19 @@ def test_defaults_are_the_published_cifar_settings():
             {"dataset": "custom", "image_size": 16},
             "--image_size=16: images given from Python keep their own size",
         ),
+        (
+            {"init_from": "imagenet"},
+            "--init_from=imagenet and --backbone=wrn_28_2: there are no "
+            "published weights of this network; those of Keras App",
+        ),
+        (
+            {"init_from": "imagenet", "backbone": "keras_cv:resnet18"},
+            "of this network; KerasCV has some for resnet50, resnet50_v2, ",
+        ),
+        (
+            {"init_from": "imagenet", "backbone": "keras_applications:ResNet5"},
+            "--backbone=keras_applications:ResNet5 is unknown; did you mean",
+        ),
         ({"workdir": " "}, "--workdir=' ': names no folder"),
         ({"steps": 1.5}, "--steps=1.5: must be a whole number"),
         ({"alpha": "x"}, "--alpha='x': must be a number"),
@@ -324,7 +337,7 @@ def test_every_recipe_is_accepted_and_says_what_it_is(path):
     assert text.startswith("#")
     if path.name.startswith("base_"):
         return
-    own = path.stem == "folder"
+    own = path.stem.startswith("folder")
     more = ["--data_dir=a/x/"] if own else []
     config = Config.from_argv(["x", f"--flagfile={path}", *more])
     assert config.workdir == f"runs/{path.stem}{'-x' * own}"

@@ -251,6 +251,7 @@ class Algorithm(lazy.Module):
         """
         # Its class derives from one of Keras', so its import needs TensorFlow.
         from simmatch_tf.modules import optimizer
+        from simmatch_tf.networks import network as network_lib
 
         super().__init__(name=type(self).__name__.lower())
         if slot_labels.min() < 0 or slot_labels.max() >= num_classes:
@@ -298,7 +299,17 @@ class Algorithm(lazy.Module):
             decay=config.weight_decay,
             decay_on=config.weight_decay_on,
         )
-        self.optimizer.build(self.student.trainable_variables)
+        factor = config.backbone_rate_factor
+        backbones = [
+            network_lib.parts(network)["backbone"]
+            for network in self.networks().values()
+        ]
+        for backbone in backbones if factor == 0 else ():
+            backbone.trainable = False
+        self.optimizer.build(
+            self.student.trainable_variables,
+            {v.path: factor for v in backbones[0].trainable_variables},
+        )
         self.record = record.Record()
         self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
         self.loss_scale = None

@@ -1,6 +1,6 @@
 """The optimizer of the published runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -36,13 +36,26 @@ class Sgd(keras.optimizers.Optimizer):
         """
         super().__init__(learning_rate=learning_rate, name="sgd")
         self.momentum, self.decay, self.decay_on = momentum, decay, decay_on
+        self._factors: list[float] = []
         self.velocities: list[keras.Variable] = []
 
-    def build(self, variables: Sequence[keras.Variable]) -> None:
-        """Makes one velocity for each variable."""
+    def build(
+        self,
+        variables: Sequence[keras.Variable],
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """Makes one velocity for each variable.
+
+        Args:
+            variables: All that will be trained.
+            factors: Path of a variable → factor of its learning rate, where
+                that is not 1.
+        """
         if self.built:
             return
         super().build(variables)
+        factors = factors or {}
+        self._factors = [factors.get(v.path, 1.0) for v in variables]
         self.velocities = self.add_optimizer_variables(variables, "velocity")
 
     def velocity(self, variable: keras.Variable) -> keras.Variable:
@@ -61,13 +74,17 @@ class Sgd(keras.optimizers.Optimizer):
             for x in (variable, self.velocity(variable))
         )
         g = tf.cast(gradient, w.dtype)
+        rate = tf.cast(learning_rate, w.dtype)
+        factor = self._factors[self._get_variable_index(variable)]
+        if factor != 1:
+            rate *= factor
         # Vectors are biases and BatchNorm's scale and offset.
         if self.decay and (self.decay_on == "all" or len(w.shape) > 1):
             g = g + self.decay * w
         tf.raw_ops.ResourceApplyMomentum(
             var=w.handle,
             accum=v.handle,
-            lr=tf.cast(learning_rate, w.dtype),
+            lr=rate,
             grad=g,
             momentum=tf.constant(self.momentum, w.dtype),
             use_nesterov=True,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from simmatch_tf import config as config_lib
+from simmatch_tf.evaluation import baselines
 
 Scalars = Mapping[str, Mapping[int, float]]
 
@@ -992,6 +993,7 @@ def not_ahead(
     *,
     steps: int,
     labels: int,
+    usable: str | None = None,
 ) -> Finding | None:
     """Returns a finding if a model is not ahead of the best baseline.
 
@@ -1002,6 +1004,8 @@ def not_ahead(
         lead: As in results.json; None where nothing was measured.
         steps: Length of the run.
         labels: Number of its labeled images.
+        usable: A command that predicts with the baseline on the first weights,
+            where that is kept as a model.
     """
     if lead is None or lead["interval"][0] > 0:
         return None
@@ -1019,7 +1023,12 @@ def not_ahead(
     turn.append(
         f"label more images, such as {labels} more: {2 * labels} in all"
     )
-    if high < 0:
+    if high < 0 and lead["over"] == baselines.LABELS_ALONE:
+        why = (
+            "The unlabeled images do harm here, or had no time to help: the "
+            "run in labels_alone/ of this run's folder is the better model."
+        )
+    elif high < 0:
         why = (
             "In seconds, scikit-learn learns more from the same labels: this "
             "model is not worth using yet."
@@ -1033,6 +1042,11 @@ def not_ahead(
                 f"or, to tell whether a lead of {points:.1f} points is real, "
                 f"score on about {_rounded(enough)} images"
             )
+    if usable and baselines.FIRST_WEIGHTS in lead["over"]:
+        which = "That baseline"
+        if baselines.KEPT not in lead["over"]:
+            which = f"The {baselines.KEPT} on the same features"
+        why += f" {which} is a model that can be used: {usable}."
     return Finding(
         "not_ahead_of_baseline",
         f"The model is not ahead of the best baseline, {lead['over']}: its "

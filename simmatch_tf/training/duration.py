@@ -8,6 +8,7 @@ import math
 import time
 
 from simmatch_tf import config as config_lib
+from simmatch_tf import registry
 from simmatch_tf.flags.errors import InputError
 
 # Evaluations of a run of --minutes, and their largest share of its time.
@@ -18,6 +19,8 @@ _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600, 0.05
 # What is kept free for the end of the process, and for steps that become
 # slower: seconds, and a share of the rest.
 _RESERVE_SECONDS, _RESERVE_SHARE = 2.0, 0.01
+# A run of fewer steps learns little; no smaller images are proposed than these.
+_FEW_STEPS, _LEAST_SIDE = 300, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +168,38 @@ def with_length(config: config_lib.Config, planned: Plan) -> config_lib.Config:
         **{name: planned.steps},
         eval_every=planned.eval_every,
         checkpoint_every=planned.checkpoint_every,
+    )
+
+
+def few_steps(
+    config: config_lib.Config, planned: Plan, side: int
+) -> str | None:
+    """Says that a planned run is too short to learn much, and what would help.
+
+    Args:
+        config: The run's flags.
+        planned: Its plan.
+        side: Side of its images in pixels.
+
+    Returns:
+        None for a run of enough steps.
+    """
+    if planned.steps >= _FEW_STEPS:
+        return None
+    flag, value = minutes(config)
+    enough = math.ceil(value * _FEW_STEPS / planned.steps)
+    least, step = (
+        registry.networks.fact(config.backbone, name, 1)
+        for name in ("min_side", "side_step")
+    )
+    half = side // 2 // step * step
+    smaller = ""
+    if half >= max(least, _LEAST_SIDE):
+        smaller = f"--image_size={half}, whose steps take about a quarter; "
+    return (
+        f"{planned.steps} steps are few to learn from. More fit with {smaller}"
+        f"a smaller --backbone than {config.backbone}; or {flag}={enough:g} "
+        f"for about {_FEW_STEPS} steps"
     )
 
 

@@ -4,7 +4,7 @@ import collections
 import json
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import h5py
@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simmatch_tf import io, preflight
+from simmatch_tf import config as config_lib
+from simmatch_tf import io, preflight, runtime, signals
 from simmatch_tf.algorithms import algorithm as algorithm_lib
+from simmatch_tf.evaluation import baselines
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import network
+from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.training import state
 
 _TITLES = {"normalize": "normalization", "projection_head": "projection head"}
@@ -38,13 +40,18 @@ class Weight(NamedTuple):
     @property
     def kind(self) -> tuple[str, tuple[int, ...]]:
         """Name and shape, which its counterpart has, too."""
-        return self.path.rpartition("/")[2], self.value.shape
+        shape = self.value.shape
+        if library_backbone.is_positions(self.path):
+            shape = shape[:-2] + shape[-1:]  # for images of any size
+        return self.path.rpartition("/")[2], shape
 
 
 def initialize(
     algorithm: algorithm_lib.Algorithm,
     init_from: str,
     class_names: Sequence[str],
+    published: Sequence[np.ndarray] | None = None,
+    fit: Callable[[], baselines.Classifier | None] | None = None,
 ) -> str:
     """Starts student and teacher from other weights.
 
@@ -57,6 +64,9 @@ def initialize(
         algorithm: The algorithm of a new run.
         init_from: Value of --init_from.
         class_names: Names of the run's L classes.
+        published: See `fill`.
+        fit: Fits a classifier to the features of the student, which has its
+            backbone by then; called if the weights bring no classifier.
 
     Returns:
         A line that names the parts that were copied.
@@ -69,7 +79,14 @@ def initialize(
         init_from,
         backbone=f"--backbone={algorithm.config.backbone}",
         class_names=class_names,
+        published=published,
     )
+    classifier = None
+    if fit is not None and remarks.get("classifier", "") is None:
+        classifier = fit()
+    if classifier is not None:
+        _assign_linear(network.parts(algorithm.student), classifier)
+        remarks["classifier"] = "fitted to the features of the labeled images"
     algorithm.teacher.copy(algorithm.student)
     taken, new = [], []
     for name, remark in remarks.items():
@@ -84,6 +101,23 @@ def initialize(
     return text
 
 
+def _assign_linear(
+    parts: Mapping[str, keras.Layer], fitted: baselines.Classifier
+) -> None:
+    """Gives a network's Dense classifier the logits of a fitted one.
+
+    Standardization becomes a part of its weights. Features are not cut off,
+    which matters only for those that hardly vary among the labeled images. A
+    class without labels has the least bias of the others.
+    """
+    kernel, bias = parts["classifier"].trainable_variables
+    values = fitted.kernel / fitted.deviation[:, None]
+    least = fitted.bias[fitted.known].min()
+    biases = np.where(fitted.known, fitted.bias, least)
+    kernel.assign(values)
+    bias.assign(biases - fitted.mean @ values)
+
+
 def fill(
     model: keras.Model,
     path: str,
@@ -91,6 +125,7 @@ def fill(
     backbone: str,
     flag: str = "init_from",
     class_names: Sequence[str] = (),
+    published: Sequence[np.ndarray] | None = None,
 ) -> dict[str, str | None]:
     """Fills a network with other weights; see `initialize`.
 
@@ -100,6 +135,8 @@ def fill(
         backbone: Name of the network's backbone, for a message.
         flag: Name of the flag, for a message.
         class_names: Names of the classes of a network with a classifier.
+        published: Result of `fetch`, for --init_from=imagenet; by default it
+            is called.
 
     Returns:
         Part of the network → a remark on how its weights were found, often "";
@@ -109,9 +146,14 @@ def fill(
         InputError: The path cannot be read, or has another backbone.
     """
     kind, location = preflight.kind_of_weights(path, flag)
+    if kind == config_lib.PUBLISHED and published is None:
+        published = fetch(backbone.partition("=")[2])
     parts, remarks = network.parts(model), {}
     try:
-        if kind == "h5" and not _is_whole_model(location):
+        if kind == config_lib.PUBLISHED:
+            values, names = dict.fromkeys(parts), None
+            values["backbone"] = _in_order(parts["backbone"], published)
+        elif kind == "h5" and not _is_whole_model(location):
             values, names = _from_h5(model, location), None
         else:
             weights, names = _read(kind, location)
@@ -233,15 +275,82 @@ def _find(
         if stored[start : start + size] == kinds
     ]
     if len(starts) == 1 and size:
-        return [w.value for w in weights[starts[0] : starts[0] + size]]
-    by_path = {w.path: w for w in weights}
-    matches = [by_path[w.path] for w in part if w.path in by_path]
-    if size and [w.kind for w in matches] == kinds:
-        return [w.value for w in matches]
-    return None
+        matches = weights[starts[0] : starts[0] + size]
+    else:
+        by_path = {w.path: w for w in weights}
+        matches = [by_path[w.path] for w in part if w.path in by_path]
+    if not size or [w.kind for w in matches] != kinds:
+        return None
+    return _fitted(
+        [w.value for w in matches], [(w.path, w.value.shape) for w in part]
+    )
+
+
+def _fitted(
+    values: Sequence[np.ndarray], wanted: Sequence[tuple[str, tuple]]
+) -> list[np.ndarray] | None:
+    """Returns values in the wanted shapes; None if they do not fit.
+
+    Args:
+        values: The values.
+        wanted: Path and shape of each.
+    """
+    fitted = [
+        library_backbone.fit_positions(path, value, shape)
+        for value, (path, shape) in zip(values, wanted, strict=True)
+    ]
+    return None if any(value is None for value in fitted) else fitted
 
 
 # ---------------------------------------------------------------- reading --
+def fetch(backbone: str) -> list[np.ndarray]:
+    """Returns the weights that are published for a backbone.
+
+    Args:
+        backbone: A name that passes `registry.networks.check_published`.
+
+    Raises:
+        InputError: They cannot be fetched.
+    """
+    library, name = backbone.split(":", 1)
+    try:
+        with (
+            signals.at_once(f"the published weights of {backbone}"),
+            runtime.names_apart(),
+        ):
+            return library_backbone.published(library, name)
+    except InputError as error:
+        raise InputError(
+            f"--init_from={config_lib.PUBLISHED}, --backbone={backbone}: "
+            f"{error}"
+        ) from None
+
+
+def _in_order(
+    backbone: keras.Model, published: Sequence[np.ndarray]
+) -> list[np.ndarray] | None:
+    """Returns the values of a backbone's variables, without other states.
+
+    None if the published weights are those of another architecture.
+    """
+    if len(published) != len(backbone.weights):
+        return None
+    paths = [weight.path for weight in backbone.weights]
+    values = list(published)
+    for place, path in enumerate(paths):
+        # DINOv2 has made them of others, which are those that were trained.
+        if (trained := path.replace("interpolated_", "")) != path:
+            values[place] = published[paths.index(trained)]
+    values = _fitted(values, [(w.path, w.shape) for w in backbone.weights])
+    if values is None:
+        return None
+    before = backbone.get_weights()
+    backbone.set_weights(values)
+    values = [weight.value for weight in _weights(backbone.variables)]
+    backbone.set_weights(before)
+    return values
+
+
 def _read(
     kind: str, path: pathlib.Path
 ) -> tuple[list[Weight], list[str] | None]:

@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import functools
+import gc
+import hashlib
 import importlib.metadata
 import math
 import time
 from collections.abc import Iterator, Mapping
 
+import keras
 import numpy as np
 
 from simmatch_tf import config as config_lib
@@ -16,7 +19,7 @@ from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.distributed import strategies, workers
-from simmatch_tf.evaluation import evaluator, metrics
+from simmatch_tf.evaluation import baselines, evaluator, metrics
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.modules import guard as guard_lib
@@ -29,6 +32,7 @@ from simmatch_tf.training import (
     extension,
     initial,
     inputs,
+    labels_alone,
     measurement,
     progress,
     results,
@@ -135,14 +139,36 @@ class _Run:
         resumed = bool(self.workers.agree(folder.resumed()))
         if not self.workers.chief:
             folder.anew = not resumed
+        # ---------------------------------------------------- first weights --
+        # Before all that takes long: they may have to be downloaded.
+        self.published: list[np.ndarray] | None = None
+        if config.init_from == config_lib.PUBLISHED and not resumed:
+            self._say(f"fetching the published weights of {config.backbone}")
+            self.published = self.workers.by_each(
+                lambda: initial.fetch(config.backbone)
+            )
         # ------------------------------------------------------------- data --
-        self._say(f"reading the images of {config.dataset}")
+        if source is None:
+            self._say(f"reading the images of {config.dataset}")
         self.source, self.split, self.class_prior = self._read(source, resumed)
         self.scored = inputs.scored_images(self.source, self.split.validation)
         # -------------------------------------------------------- baselines --
         self.baselines = baseline_process.Baselines(
             config, folder, self.source, self.split, self.scored
         )
+        self.first: keras.Model | None = None
+        self.initial: str | None = None
+        # ------------------------------------------------- the labels alone --
+        self.alone: tuple[baselines.Baseline, ...] = ()
+        if config.labels_alone:
+            self.workers.by_chief(lambda: self._begin(config))
+            if config.init_from:  # these take seconds, so they come first
+                self._measure_baselines()
+                self.workers.by_chief(self.baselines.store)
+                self._keep_baseline()
+                for line in self.baselines.news():
+                    self._say(line)
+            self.alone = self._train_alone()
         # ----------------------------------------------------------- length --
         self.costs: duration.Costs | None = None
         self.flags = self._with_length()
@@ -150,16 +176,19 @@ class _Run:
         # -------------------------------------------------------- algorithm --
         self._say(f"building {config.backbone}")
         self.algorithm = self._make_algorithm(self.config, resumed)
-        self.initial = None
         if config.init_from and not resumed:
             # Outside the strategy's scope: another run's network has its own.
             self.initial = initial.initialize(
                 self.algorithm,
                 config.init_from,
                 self.source.class_names,
+                published=self.published,
+                fit=self._fit_classifier
+                if config.classifier_init == "frozen_features"
+                else None,
             )
         # ---------------------------------------------------------- workdir --
-        self.workers.by_chief(self._begin)
+        self.workers.by_chief(lambda: self._begin(self.flags))
         self.workers.same_folder(folder.path, (folder.flagfile, folder.split))
         data = splits.identity(self.source.class_names, self.split.labeled)
         self.checkpoints = checkpoints.Checkpoints(
@@ -169,7 +198,9 @@ class _Run:
             folder.cooldown, self.algorithm, data, keep=1
         )
         # ---------------------------------------- evaluation and monitoring --
-        self.evaluator = self._make_evaluator(self.config, self.algorithm)
+        self.evaluator = self._make_evaluator(
+            self.config, self.algorithm.networks()
+        )
         self.monitor = monitor_lib.Monitor(
             folder.tensorboard,
             self.config,
@@ -190,7 +221,12 @@ class _Run:
         """
         config = self.config
         # -------------------------------------------------------- baselines --
-        self._start_baselines()
+        if config.init_from:
+            self._measure_baselines()
+        else:
+            self._start_baselines()
+        self.workers.by_chief(self.baselines.store)
+        self._keep_baseline()
         # ----------------------------------------------------------- resume --
         start = self._restore()
         self.bar = progress.Progress(
@@ -305,6 +341,65 @@ class _Run:
         cooldown = self.config.cooldown_steps()
         return self.config.steps - cooldown if cooldown else 0
 
+    # ----------------------------------------------------- the labels alone --
+    def _train_alone(self) -> tuple[baselines.Baseline, ...]:
+        """Trains on the labels alone first, by a run of its own.
+
+        Returns:
+            Its result on the images that are scored; nothing if it is left out
+            or cannot be trained, which does not keep the run from its result.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        _, images, indices = self.scored
+        if reason := labels_alone.left_out(self.given, len(indices)):
+            self._say(f"the labels alone are not trained: {reason}")
+            return ()
+        place = labels_alone.folder(self.folder)
+        if self.folder.extends is not None and not place.finished():
+            return ()
+        config = labels_alone.flags(self.given, place)
+        anew = not self.folder.resumed()
+        began = time.monotonic()
+        try:
+            with (
+                labels_alone.claim(config, anew=anew) as own,
+                runtime.names_apart(),
+            ):
+                if not own.finished():
+                    self._say(f"first the labels alone, in {place.path}")
+                    fit_in(own, config, self.source, began=began)
+            right = self._right(state.load(place.path))
+        except (InputError, FloatingPointError) as error:
+            terminal.warn(
+                f"the result will not be compared with the labels alone: "
+                f"{error}"
+            )
+            return ()
+        alone = baselines.Baseline(baselines.LABELS_ALONE, right)
+        low, high = metrics.wilson(alone.top1, len(right))
+        self._say(
+            f"the labels alone: {alone.top1:.2%} [{low:.1%}, {high:.1%}]; now "
+            f"{self.given.algorithm}"
+        )
+        return (alone,)
+
+    def _right(self, model: keras.Model) -> np.ndarray:
+        """Returns on which of the scored images a network is right, [n]."""
+        _, images, indices = self.scored
+        config = self.given
+        scored = evaluator.Evaluator(
+            strategies.one(),
+            {baselines.LABELS_ALONE: model},
+            config.eval_batch_size,
+            side=self.source.image_shape[0],
+            resize=config.eval_resize,
+            parallel_calls=config.parallel_calls,
+        ).logits(images, indices)
+        logits = scored[baselines.LABELS_ALONE]
+        return logits.argmax(axis=1) == images.labels[indices]
+
     # --------------------------------------------------------------- length --
     def _with_length(self) -> config_lib.Config:
         """Returns the flags with the length of the run, measured if needed.
@@ -333,6 +428,10 @@ class _Run:
         flag, value = duration.minutes(config)
         if value is None or length is not None:
             return config
+        if config.init_from:  # so that their time counts
+            self._measure_baselines()
+            self.first = None
+            gc.collect()
         self._say(
             f"measuring how fast this machine is, for {flag}={value:g}, which "
             "takes a minute or so"
@@ -344,6 +443,10 @@ class _Run:
             + f", and evaluations of {self.costs.evaluation:.1f} s every "
             f"{planned.eval_every} steps" * bool(self.scored[0])
         )
+        side = self.source.image_shape[0]
+        if text := duration.few_steps(config, planned, side):
+            if self.workers.chief:
+                terminal.warn(text)
         return duration.with_length(config, planned)
 
     def _measure(
@@ -360,7 +463,7 @@ class _Run:
             algorithm = self._make_algorithm(config, resumed=False)
             return (
                 algorithm,
-                self._make_evaluator(config, algorithm),
+                self._make_evaluator(config, algorithm.networks()),
                 self._make_stepper(config, algorithm, 0),
             )
 
@@ -431,11 +534,13 @@ class _Run:
     ) -> tuple[source_lib.Source, splits.Split, list[float] | None]:
         """Reads images, split and prior, which all workers must share."""
         config = self.given
+        if resumed:
+            config = self.folder.with_side(config)
 
         def read() -> tuple[source_lib.Source, splits.Split, list | None]:
             with signals.at_once(f"the images of {config.dataset}"):
                 source = inputs.make_source(config, given)
-            if source.overview:
+            if source.overview and given is None:
                 self._say(source.overview)
             split = inputs.make_split(config, source, self.folder)
             prior = inputs.class_prior(config, source, split, self.folder)
@@ -456,10 +561,14 @@ class _Run:
             self.workers.same(self.workers.by_each(known))
         return source, split, prior
 
-    def _begin(self) -> None:
-        """Writes the files that a new run begins with."""
+    def _begin(self, flags: config_lib.Config) -> None:
+        """Writes the files that a new run begins with.
+
+        Args:
+            flags: The flags, whose length may not be known yet.
+        """
         resumed = self.folder.resumed()
-        self.folder.begin(self.flags, self.source.fingerprint)
+        self.folder.begin(flags, self.source.fingerprint)
         if not resumed:
             splits.write(
                 self.folder.split, self.split, self.source, self.class_prior
@@ -531,44 +640,110 @@ class _Run:
         if text := self.monitor.scalars.imbalance():
             bar.say(text)
 
+    # ------------------------------------------------------------ baselines --
     def _start_baselines(self) -> None:
-        """Starts to measure the baselines, unless they are known.
+        """Starts to measure the baselines, unless they are known."""
+        if self.workers.by_chief(self.baselines.missing):
+            self.workers.by_chief(self.baselines.start)
 
-        It comes before the last checkpoint is read: a run that goes on has
-        the first weights only now.
-        """
-        missing = self.workers.by_chief(self.baselines.missing)
-        if not missing:
+    def _measure_baselines(self) -> None:
+        """Measures those of a run with first weights, unless they are known."""
+        if not self.workers.by_chief(self.baselines.missing):
             return
-        features = None
-        if self.config.init_from and self._has_first_weights():
+        features, first = None, self._first_network()
+        if first is None:
+            self.baselines.without_first_weights()
+            if not self.workers.by_chief(self.baselines.missing):
+                return
+        self._say(
+            "measuring the baselines"
+            + " on the features of the first weights" * (first is not None)
+        )
+        if first is not None:
+            features_of = self._make_evaluator(self.given, {"first": first})
             features = tuple(
-                self.evaluator.features("student", *each)
+                features_of.features("first", *each)
                 for each in self.baselines.sets
             )
-        self.workers.by_chief(lambda: self.baselines.start(features))
+        self.workers.by_chief(
+            lambda: self.baselines.measure(features, self.request)
+        )
 
-    def _has_first_weights(self) -> bool:
-        """Sees to it that the student has the weights of --init_from."""
+    def _keep_baseline(self) -> None:
+        """Keeps the baseline on the first weights as a model, if it is new."""
+        if self.workers.by_chief(self.baselines.to_keep):
+            first = self._first_network()
+            if first is not None:
+                self.workers.by_chief(lambda: self.baselines.keep(first))
+        self.first = None
+
+    def _first_network(self) -> keras.Model | None:
+        """Returns a network with the weights of --init_from.
+
+        It must be used before the first step: of a run that begins it is the
+        student.
+
+        Returns:
+            None if the weights are gone by now, which a line says.
+
+        Raises:
+            InputError: A run that begins cannot read the weights.
+        """
         if self.initial is not None:
-            return True
-        try:
-            initial.initialize(
-                self.algorithm,
-                self.config.init_from,
-                self.source.class_names,
+            return self.algorithm.student
+        if self.first is not None:
+            return self.first
+        # The student of a run that goes on has no statistics of the images
+        # before its checkpoint is read.
+        with runtime.names_apart():
+            algorithm = self._make_algorithm(
+                measurement.provisional(self.given), resumed=False
             )
-            able = True
+        try:
+            self.workers.by_each(
+                lambda: initial.initialize(
+                    algorithm,
+                    self.given.init_from,
+                    self.source.class_names,
+                    published=self.published,
+                )
+            )
         except InputError as error:
-            able = False
+            if not self.folder.resumed():
+                raise
             self._say(f"no baselines on the first weights: {error}")
-        return bool(self.workers.gather([able]).all())
+            return None
+        self.first = algorithm.student
+        return self.first
+
+    def _fit_classifier(self) -> baselines.Classifier | None:
+        """Fits a classifier to the student's features of the labeled images.
+
+        Raises:
+            InputError: An image cannot be read; or the fits of several workers
+                differ.
+        """
+        train, labeled = self.source.train, self.split.labeled
+        features = self._make_evaluator(
+            self.config, {"student": self.algorithm.student}
+        ).features("student", train, labeled)
+        fitted = baselines.fit_classifier(
+            features, train.labels[labeled], self.source.num_classes
+        )
+        if self.workers.count > 1:
+            arrays = () if fitted is None else vars(fitted).values()
+            digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays))
+            self.workers.same(
+                {"the fit of --classifier_init": digest.hexdigest()}
+            )
+        return fitted
 
     def _say_baselines(self) -> None:
         """Prints the baselines as soon as they are known, once."""
-        news = self.baselines.news() if self.workers.chief else None
-        if news is not None:
-            self.bar.say(news)
+        lines = self.baselines.news() if self.workers.chief else []
+        for line in lines:
+            self.bar.say(line)
+        if lines:
             self.bar.time_anew()
 
     # ---------------------------------------------------------------- parts --
@@ -589,12 +764,12 @@ class _Run:
         )
 
     def _make_evaluator(
-        self, config: config_lib.Config, algorithm: algorithm_lib.Algorithm
+        self, config: config_lib.Config, networks: Mapping[str, keras.Model]
     ) -> evaluator.Evaluator:
-        """Makes what evaluates the networks of an algorithm."""
+        """Makes what evaluates networks."""
         return evaluator.Evaluator(
             self.strategy,
-            algorithm.networks(),
+            networks,
             config.eval_batch_size,
             side=self.source.image_shape[0],
             resize=config.eval_resize,
@@ -778,7 +953,7 @@ class _Run:
         networks = self._networks()
         last = networks[algorithm.evaluated_weights]["last"]
         loss = float(algorithm.record.loss.numpy())
-        beside = self.baselines.outcome(self.right)
+        beside = self.baselines.outcome(self.right, self.alone)
         return results.Result(
             top1=last["top1"],
             top5=last["top5"],

@@ -47,7 +47,7 @@ class Parts:
         source: Its dataset.
         split: Its labeled images.
         scored: The set that is evaluated, and the indices in it.
-        baselines: Those that it starts before its first step.
+        baselines: Those that it starts before its first step, if any.
         folder: An empty place for files on the disk of the run.
         make: Builds the algorithm, evaluator and stepper anew.
     """
@@ -295,8 +295,6 @@ class _Measurement:
     ) -> float:
         began = time.monotonic()
         self._parts.baselines.pixels(images, indices)
-        if self._config.init_from:
-            self._evaluator.features("student", images, indices)
         return time.monotonic() - began
 
     def _checkpoint(self) -> float:

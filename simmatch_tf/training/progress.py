@@ -27,6 +27,15 @@ _SHARES = {
     "pseudo_label/mask_rate": ("mask", "{:.0%}"),
     "pseudo_label/accuracy_all": ("right", "{:.0%}"),
 }
+# What labels mean, where the run has them; said once.
+_MEANINGS = {
+    "loss/s": "L_s: loss of the labeled images",
+    "loss/u": "L_u: loss of unlabeled images against their pseudo-labels",
+    "loss/in": "L_in: loss against their similarities to labeled images",
+    "pseudo_label/mask_rate": "mask: share of pseudo-labels sure enough to "
+    "count",
+    "pseudo_label/accuracy_all": "right: share of pseudo-labels that are right",
+}
 
 
 class Progress:
@@ -69,7 +78,7 @@ class Progress:
         self._config, self._evaluation_steps = config, evaluation_steps
         self._seconds = dataclasses.asdict(costs or duration.Costs(0.0))
         self._measured = costs is not None
-        self._foretold = self._logged = False
+        self._foretold = self._logged = self._explained = False
         self._loud = loud and not terminal.quiet()
         self._warns = loud and terminal.warns()
         show = bar and self._loud
@@ -182,6 +191,11 @@ class Progress:
         self._bar.update(steps)
         if values is None:
             return
+        if not self._explained:
+            self._explained = True
+            meanings = [text for t, text in _MEANINGS.items() if t in values]
+            if meanings:
+                self.say("; ".join(meanings))
         shown = [
             f"{name} {form.format(values[tag])}"
             for tag, (name, form) in _figures(values).items()

@@ -5,10 +5,13 @@
     checkpoints/   step_00000400.index …
     cooldown/      the checkpoint before the cool-down, of --schedule=cooldown
     extension/     a longer run that goes on from it, until that has finished
+    labels_alone/  a short run on the labels alone, see --labels_alone
     tensorboard/   event files
     model.keras    the network with the evaluation weights of the result
     results.json   the result, once the run is finished
     baselines.json what scikit-learn reaches on the same labels
+    baselines.npz  the classifier of baseline.keras, until that is written
+    baseline.keras a linear classifier on the weights of --init_from
     data.json      the files of its images, to detect changes
     timing.json    duration and speed of each session
     imported.json  origin of an imported run
@@ -35,12 +38,21 @@ from simmatch_tf.flags.errors import InputError
 
 FLAGFILE = flagfiles.OF_RUN
 EVALUATION = "evaluation.json"
+# Name of the weights of baseline.keras, beside "student" and "ema".
+BASELINE = "baseline"
+# The weights of a run that images can be classified with.
+WEIGHTS = ("student", "ema", BASELINE)
+NO_MEMORY = (
+    f"the weights {BASELINE} have no memory of labeled images: nothing can be "
+    "explained by them; leave one of the two out"
+)
 # Flags of a command that are not kept: where the run is, what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")
 _NOT_COMPARED = (*_OF_THE_CALL, "extend_minutes", "extend_steps")
 # Flags that a run writes itself, once its length is known.
 _OF_LENGTH = ("measured_steps", "extended_steps")
 EXTENSION = "extension"
+LABELS_ALONE = "labels_alone"
 # Head of flags.cfg.
 _HEAD = """\
 # The flags of this run. To resume it, or (with --workdir=OTHER) to
@@ -53,11 +65,14 @@ _OWN = (
     "checkpoints",
     "cooldown",
     EXTENSION,
+    LABELS_ALONE,
     "measuring",
     "tensorboard",
     "model.keras",
     "results.json",
     "baselines.json",
+    "baselines.npz",
+    "baseline.keras",
     "timing.json",
     "data.json",
     EVALUATION,
@@ -97,6 +112,7 @@ class Workdir:
         self.model = self.path / "model.keras"
         self.results = self.path / "results.json"
         self.baselines = self.path / "baselines.json"
+        self.baseline = self.path / "baseline.keras"
         self.timing = self.path / "timing.json"
         self.data = self.path / "data.json"
         self.evaluation = self.path / EVALUATION
@@ -149,6 +165,49 @@ class Workdir:
         config = self.read_config()
         preflight.check_checkpoint(self.checkpoints)
         return config
+
+    def with_baseline(self) -> config_lib.Config:
+        """Returns the flags of the run, if its baseline is kept as a model.
+
+        Raises:
+            InputError: There is no run or no such model.
+        """
+        config = self.read_config()
+        if self.baseline.is_file():
+            return config
+        if config.init_from is None:
+            turn = (
+                "it is made of the weights of --init_from, which this run does "
+                "not have"
+            )
+        elif not config.baselines:
+            turn = (
+                "the run has --nobaselines; start it again with --baselines "
+                "to make it"
+            )
+        else:
+            turn = (
+                "the run has not come to it, or its baselines were left out "
+                "or failed; start it again, and it says why or makes it"
+            )
+        raise InputError(
+            f"--weights={BASELINE}: {self.baseline} does not exist: {turn}"
+        )
+
+    def with_side(self, config: config_lib.Config) -> config_lib.Config:
+        """Returns a run's flags with the side of its images if none is given.
+
+        The side that suits a backbone may be another in other versions; that
+        of a run stays.
+
+        Args:
+            config: The flags of the run.
+        """
+        facts = registry.sources.find(config.dataset)[0].facts
+        side, *_ = self._read_split().get("image_shape", [None])
+        if config.image_size or not (side and facts.get("sized_by_backbone")):
+            return config
+        return dataclasses.replace(config, image_size=side)
 
     def planned(self, config: config_lib.Config) -> config_lib.Config:
         """Returns a run's flags with the length that is known of it.
@@ -353,13 +412,16 @@ class Workdir:
         """
         try:
             if self.anew:
-                for path in (self.path / name for name in _OWN):
+                for name in _OWN:
+                    if name == LABELS_ALONE and config.labels_alone:
+                        continue  # it comes first, so it is this run's
+                    path = self.path / name
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
                     else:
                         path.unlink(missing_ok=True)
                 self.anew = False
-            if not self.flagfile.is_file():
+            if not (self.flagfile.is_file() and self.started()):
                 self.write_flags(config)
             if data is not None and not self.data.is_file():
                 data().join(fingerprint.of_flags(config)).write(self.data)

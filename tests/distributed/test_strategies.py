@@ -40,14 +40,14 @@ def tensors(workdir, step):
     }
 
 
-def assert_near(one, other, *, step=10, bound=NEAR):
+def assert_near(one, other, *, step=10, bound=NEAR, least=0.0):
     a, b = tensors(one, step), tensors(other, step)
     assert a.keys() == b.keys()
     for name, value in a.items():
         if value.dtype.kind == "f":
             gap = np.linalg.norm(np.ravel(value - b[name]).astype(float))
             size = np.linalg.norm(np.ravel(b[name]).astype(float))
-            assert gap <= bound * size, (name, gap, size)
+            assert gap <= bound * max(size, least), (name, gap, size)
         else:
             np.testing.assert_array_equal(value, b[name], err_msg=name)
 

@@ -1,5 +1,6 @@
 """What the workers of one run tell each other."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import simmatch_tf
 from simmatch_tf import config as config_lib
 from simmatch_tf.data import splits
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import workers as workers_lib
 from simmatch_tf.flags.errors import InputError
+from simmatch_tf.training import results
 from tests import runs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -157,6 +160,40 @@ def of_damage(folder, number):
     if number:
         (folder / "data/unlabeled/3.bmp").write_bytes(b"BM")
     return {"dataset": "folder", "data_dir": "data", "labels": None}
+
+
+@pytest.mark.slow
+def test_the_chief_keeps_the_baseline(first_weights, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    import local_workers
+
+    flags = {"init_from": str(first_weights), "baselines": True, "steps": 2}
+    started = local_workers.start(
+        2,
+        runs.argv(tmp_path / "run", **flags),
+        stderr=subprocess.PIPE,
+        text=lambda index: True,
+    )
+    try:
+        errors = [process.communicate(timeout=600)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in started] == [0, 0], errors
+    kept = "test images; kept: predict --weights=baseline"
+    assert [kept in text for text in errors] == [True, False]
+    result = results.read(tmp_path / "run" / "results.json")
+    assert len(result.baselines) == 4
+    # One worker alone finds the same.
+    content = json.loads((tmp_path / "run" / "baselines.json").read_text())
+    right = [digit == "1" for digit in content["baselines"][-1]["right"]]
+    test = digits.load(8).test
+    model = simmatch_tf.load(tmp_path / "run", weights="baseline")
+    logits = model(test.images, training=False)["logits"].numpy()
+    np.testing.assert_array_equal(logits.argmax(axis=1) == test.labels, right)
 
 
 @pytest.mark.slow

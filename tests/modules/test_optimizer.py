@@ -50,3 +50,15 @@ def test_differs_from_keras_sgd_under_a_changing_rate():
         sgd.apply([tf.ones([1])], [ours])
         keras_sgd.apply([tf.ones([1])], [theirs])
     assert abs(float(ours[0]) - float(theirs[0])) > 0.1
+
+
+def test_a_factor_is_that_of_the_rate():
+    """Velocities are those of the gradient; only the step is shorter."""
+    weights = [keras.Variable([1.0], name=name) for name in ("slow", "fast")]
+    sgd = optimizer.Sgd(0.1, momentum=0.9, decay=0.5, decay_on="all")
+    sgd.build(weights, {weights[0].path: 0.25})
+    sgd.apply([tf.ones([1])] * 2, weights)
+    # g = 1 + 0.5, v = g, w = 1 - rate (g + 0.9 v).
+    np.testing.assert_allclose(weights[1], [1 - 0.1 * 1.9 * 1.5], rtol=1e-6)
+    np.testing.assert_allclose(weights[0], [1 - 0.025 * 1.9 * 1.5], rtol=1e-6)
+    np.testing.assert_array_equal(*sgd.velocities)

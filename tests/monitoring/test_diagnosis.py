@@ -9,6 +9,7 @@ import pytest
 
 import simmatch_tf
 from simmatch_tf.data import pipeline
+from simmatch_tf.evaluation import baselines
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import progress
 from tests import runs
@@ -328,9 +329,9 @@ def test_a_run_warns(name, tmp_path, monkeypatch, capsys):
 # ------------------------------------------------------------- baselines ---
 
 
-def not_ahead(top1, low, high, **flags):
+def not_ahead(top1, low, high, over="SVM", **flags):
     values = {"labels": 40, "steps": 400, **flags}
-    lead = {"over": "SVM", "images": 400, "top1": top1, "interval": [low, high]}
+    lead = {"over": over, "images": 400, "top1": top1, "interval": [low, high]}
     return diagnosis.not_ahead(
         simmatch_tf.Config(**values), lead, steps=400, labels=40
     )
@@ -350,6 +351,42 @@ def test_model_below_a_baseline():
     for word in ("--steps=800", "--threshold=0.7 instead of 0.95", "80 in all"):
         assert word in finding.turn
     assert "score on" not in finding.turn
+
+
+def test_model_below_the_labels_alone():
+    over = baselines.LABELS_ALONE
+    finding = not_ahead(-0.065, -0.089, -0.041, over=over)
+    assert "labels_alone/ of this run's folder is the better" in finding.why
+    assert "scikit-learn" not in finding.why
+    assert "may be chance" in not_ahead(0.02, -0.02, 0.06, over=over).why
+
+
+@pytest.mark.parametrize(
+    ("kind", "which"),
+    [
+        ("logistic regression", "That baseline is"),
+        ("SVM", "The logistic regression on the same features is"),
+    ],
+)
+@pytest.mark.parametrize("high", [-0.05, 0.05])
+def test_a_better_baseline_that_is_kept_can_be_used(kind, which, high):
+    command = "predict --model=runs/a --weights=baseline"
+    lead = {"images": 400, "top1": -0.1, "interval": [-0.2, high]}
+    over = f"{kind} on features of the first weights (9 of 90 labels)"
+
+    def why(over, usable=command):
+        finding = diagnosis.not_ahead(
+            simmatch_tf.Config(labels=40, steps=400),
+            {**lead, "over": over},
+            steps=400,
+            labels=40,
+            usable=usable,
+        )
+        return finding.why
+
+    assert f"{which} a model that can be used: {command}." in why(over)
+    assert "can be used" not in why(over, None)
+    assert "can be used" not in why(f"{kind} on HOG and thumbnail")
 
 
 def test_model_as_good_as_a_baseline():

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+import simmatch_tf
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import duration
 from tests import runs
@@ -145,3 +146,30 @@ def test_durations_in_words(monkeypatch):
     monkeypatch.setattr(duration.time, "time", lambda: noon)
     assert duration.written(90) == "1 min 30 s, at about 12:01:30"
     assert duration.written(86_400) == "24 h 00 min, at about 2026-11-30 12:00"
+
+
+@pytest.mark.parametrize(
+    ("steps", "side", "backbone", "words"),
+    [
+        (299, 224, "keras_applications:ResNet50", (
+            "299 steps", "--image_size=112", "--minutes=16",
+        )),
+        (30, 224, "keras_applications:Xception", (
+            "--image_size=112", "--minutes=150",
+        )),
+        (30, 128, "keras_cv:mit_b0", ("--image_size=64",)),
+        (30, 96, "keras_cv:mit_b0", ("with a smaller --backbone than",)),
+        (30, 32, "wrn_28_2", ("with a smaller --backbone than wrn_28_2;",)),
+        (300, 224, "keras_applications:ResNet50", ()),
+    ],
+)  # fmt: skip
+def test_few_steps_are_told_with_what_would_help(steps, side, backbone, words):
+    config = simmatch_tf.Config(
+        labels=40, minutes=15.0, backbone=backbone, image_size=None
+    )
+    text = duration.few_steps(config, duration.Plan(steps, 1, 1), side)
+    assert (text is None) == (not words)
+    for word in words:
+        assert word in text
+    if side <= 96 and words:
+        assert "--image_size" not in text

@@ -1,5 +1,6 @@
 """--init_from: runs, SavedModels, .keras and .h5 files."""
 
+import json
 import shutil
 
 import keras
@@ -11,8 +12,9 @@ import simmatch_tf
 from simmatch_tf import preflight
 from simmatch_tf.data.sources import digits
 from simmatch_tf.distributed import strategies
+from simmatch_tf.evaluation import baselines
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.networks import network
+from simmatch_tf.networks import batch_norm, network
 from simmatch_tf.serving import exporting
 from simmatch_tf.training import initial, state
 from tests import runs
@@ -246,16 +248,35 @@ def test_files_that_cannot_be_read(tmp_path):
         initial.initialize(algorithm(), str(tmp_path), NAMES)
 
 
+def test_the_classifier_of_a_baseline_is_not_taken(files, tmp_path):
+    # It is one of standardized features, though it knows the same classes.
+    _, model, _ = files
+    random = np.random.default_rng(0)
+    other = network.with_linear_classifier(
+        model,
+        random.normal(size=64),
+        np.ones(64),
+        random.normal(size=[64, 10]),
+        random.normal(size=10),
+        most=5.0,
+    )
+    network.save(other, tmp_path / "baseline.keras", NAMES)
+    target = algorithm()
+    text = initial.initialize(target, str(tmp_path / "baseline.keras"), NAMES)
+    assert taken(target, model) == {"normalize", "backbone"}
+    assert "so new: " in text and "classifier" in text.split("so new: ")[1]
+
+
 def test_what_is_no_weights_is_refused_before_tensorflow(tmp_path):
     for path, message in (
-        (tmp_path, "must be a run's folder"),
+        (tmp_path, "must be imagenet, a run's folder"),
         (tmp_path / "none", "no such file or folder"),
         (tmp_path / "none.keras", "no such file or folder"),
     ):
         with pytest.raises(InputError, match=message):
             preflight.kind_of_weights(str(path))
     (tmp_path / "a.pth").touch()
-    with pytest.raises(InputError, match="must be a run's folder"):
+    with pytest.raises(InputError, match="must be imagenet, a run's folder"):
         preflight.kind_of_weights(str(tmp_path / "a.pth"))
     config = runs.config(tmp_path / "run", init_from=str(tmp_path / "none"))
     with pytest.raises(InputError, match="--init_from=.*none: no such file"):
@@ -286,3 +307,157 @@ def test_a_run_starts_there_and_is_resumed_without_it(files, tmp_path, capsys):
     (tmp_path / "second" / "results.json").unlink()
     simmatch_tf.fit(config)  # from the last checkpoint
     assert "starts from" not in capsys.readouterr().err
+
+
+def trained(workdir, tmp_path, **changes):
+    """First and last backbone of a short run from other weights."""
+    simmatch_tf.fit(
+        runs.config(tmp_path / "run", init_from=str(workdir), **changes)
+    )
+    networks = simmatch_tf.load(workdir), simmatch_tf.load(tmp_path / "run")
+    return [network.parts(model)["backbone"] for model in networks]
+
+
+def test_backbone_without_a_rate_stays_as_it_is(finished_run, tmp_path):
+    first, last = trained(
+        finished_run[0], tmp_path, backbone_rate_factor=0.0, steps=3
+    )
+    for one, other in zip(arrays(first), arrays(last), strict=True):
+        np.testing.assert_array_equal(one, other)
+    heads = [
+        network.parts(simmatch_tf.load(workdir))["classifier"]
+        for workdir in (finished_run[0], tmp_path / "run")
+    ]
+    assert not np.array_equal(*(arrays(head)[0] for head in heads))
+
+
+def test_frozen_batch_norm_stays_as_it_is(finished_run, tmp_path):
+    first, last = trained(
+        finished_run[0], tmp_path, batch_norm="frozen", steps=3
+    )
+    kept = {
+        variable.path
+        for layer in batch_norm.layers(first)
+        for variable in layer.variables
+    }
+    assert kept
+    for one, other in zip(first.variables, last.variables, strict=True):
+        same = np.array_equal(np.array(one), np.array(other))
+        assert same == (one.path in kept), one.path
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_rate_of_the_backbone(finished_run, tmp_path, factor):
+    """After one step the backbone has moved by that factor, heads equally."""
+    moved = {}
+    for each in (1.0, factor):
+        folder = tmp_path / str(each)
+        simmatch_tf.fit(
+            runs.config(
+                folder,
+                init_from=str(finished_run[0]),
+                backbone_rate_factor=each,
+                steps=1,
+            )
+        )
+        start = simmatch_tf.load(finished_run[0])
+        end = simmatch_tf.load(folder, weights="student")
+        moved[each] = {
+            part: np.array(network.parts(end)[part].trainable_variables[0])
+            - np.array(network.parts(start)[part].trainable_variables[0])
+            for part in ("backbone", "classifier")
+        }
+    np.testing.assert_allclose(
+        moved[factor]["backbone"], factor * moved[1.0]["backbone"], atol=2e-7
+    )
+    np.testing.assert_array_equal(
+        moved[factor]["classifier"], moved[1.0]["classifier"]
+    )
+    assert np.abs(moved[1.0]["backbone"]).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"batch_norm": "frozen"},
+        {"backbone_rate_factor": 0.0},
+        {"classifier_init": "frozen_features"},
+    ],
+)
+def test_what_keeps_first_weights_needs_some(flags, tmp_path):
+    (name,) = flags
+    with pytest.raises(
+        InputError, match=f"--{name}=.*give them by --init_from"
+    ):
+        runs.config(tmp_path, **flags)
+
+
+def fitted(model, split):
+    """The regression on a network's features of labeled digits."""
+    images, labels = (
+        getattr(digits.load(8).train, name)[split["labeled"]]
+        for name in ("images", "labels")
+    )
+    features = np.array(model(images)["features"])
+    return baselines.fit_classifier(features, labels, 10), images, features
+
+
+def test_classifier_begins_with_a_regression_on_frozen_features(
+    finished_run, tmp_path
+):
+    workdir, _ = finished_run
+    first = simmatch_tf.load(workdir)
+    network.parts(first)["backbone"].save(tmp_path / "backbone.keras")
+    simmatch_tf.fit(
+        runs.config(
+            tmp_path / "run",
+            init_from=str(tmp_path / "backbone.keras"),
+            classifier_init="frozen_features",
+            batch_norm="frozen",
+            learning_rate=0.0,
+            steps=1,
+        )
+    )
+    split = json.loads((tmp_path / "run" / "split.json").read_text("utf-8"))
+    for weights in ("student", "ema"):
+        run = simmatch_tf.load(tmp_path / "run", weights=weights)
+        classifier, images, features = fitted(run, split)
+        logits = np.array(run(images)["logits"])
+        x = (features - classifier.mean) / classifier.deviation
+        wanted = x @ classifier.kernel + classifier.bias  # nothing cut off
+        np.testing.assert_allclose(logits, wanted, atol=1e-3)
+        assert np.abs(wanted).max() > 0.1
+        labels = digits.load(8).train.labels[split["labeled"]]
+        # Of other features or another order of classes it would be chance.
+        assert np.mean(logits.argmax(1) == labels) > 0.9
+
+
+def test_classifier_that_the_weights_bring_is_kept(finished_run, tmp_path):
+    workdir, _ = finished_run
+    simmatch_tf.fit(
+        runs.config(
+            tmp_path / "run",
+            init_from=str(workdir),
+            classifier_init="frozen_features",
+            learning_rate=0.0,
+            steps=1,
+        )
+    )
+    kernels = [
+        arrays(network.parts(simmatch_tf.load(path))["classifier"])[0]
+        for path in (workdir, tmp_path / "run")
+    ]
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_a_class_without_labels_begins_as_the_least_likely():
+    target = algorithm(num_classes=3)
+    features = np.random.default_rng(0).normal(size=(6, 64)).astype("f4")
+    found = baselines.fit_classifier(features, np.array([0, 2] * 3), 3)
+    assert found.known.tolist() == [True, False, True]
+    initial._assign_linear(network.parts(target.student), found)
+    kernel, bias = arrays(network.parts(target.student)["classifier"])
+    assert not kernel[:, 1].any() and np.isfinite(bias).all()
+    assert np.abs(bias).max() < 1e3
+    one = baselines.fit_classifier(features, np.zeros(6, int), 3)
+    assert one is None

@@ -74,6 +74,50 @@ def test_minutes_have_room_for_the_start_of_the_baselines(
 
 
 @pytest.mark.slow
+def test_the_baseline_that_is_kept_is_measured_before_the_speed(
+    first_weights, tmp_path, six_steps, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flags = {"baselines": True, "init_from": str(first_weights)}
+    workdir, measure, known = tmp_path / "run", measurement.measure, []
+
+    def watch(parts, *arguments, **words):
+        known.append(parts.baselines.measured)
+        assert not parts.baselines.expected()
+        # Until the length is known, the folder stays as it was.
+        assert not (workdir / "baselines.json").exists()
+        return measure(parts, *arguments, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measurement, "measure", watch)
+        runs.fit(workdir, **MINUTES, **flags)
+    ((*_, kept),) = known
+    assert kept.classifier is not None
+    runs.fit(tmp_path / "steps", **flags)
+    test_loop.assert_same_run(workdir, tmp_path / "steps", 6)
+    models = [
+        simmatch_tf.load(path, weights="baseline")
+        for path in (workdir, tmp_path / "steps")
+    ]
+    for own, other in zip(*(model.weights for model in models), strict=True):
+        np.testing.assert_array_equal(own.numpy(), other.numpy())
+
+    def files():
+        return {
+            path: path.read_bytes()
+            for path in workdir.rglob("*")
+            if path.is_file() and path.name != "lock"
+        }
+
+    # A run that has no room for a step leaves another one's baseline, too.
+    before = files()
+    monkeypatch.setattr(duration, "plan", lambda *_, **__: None)
+    with pytest.raises(InputError, match="--minutes"):
+        runs.fit(workdir, **MINUTES, **flags, labels=30, overwrite=True)
+    assert files() == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -15,8 +15,11 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     shown.advance(
         7, {"loss/total": 1.5, "pseudo_label/mask_rate": 0.25, "x": 1.0}
     )
+    shown.advance(8, {"loss/total": 1.0, "pseudo_label/mask_rate": 0.5})
     shown.close()
-    line = capsys.readouterr().err.strip()
+    meaning, line, another = capsys.readouterr().err.strip().splitlines()
+    assert meaning.startswith("mask: share of pseudo-labels")  # once
+    assert another.startswith("step 8/10: loss 1.000, mask 50%")
     assert line.startswith("step 7/10: loss 1.500, mask 25% (")
     assert line.endswith("s left)") and "steps/s" in line
 

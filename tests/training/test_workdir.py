@@ -15,11 +15,13 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import evaluate, registry, terminal, train
 from simmatch_tf.data import fingerprint, layout
 from simmatch_tf.data.sources import digits
+from simmatch_tf.data.sources import folder as folder_source
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds as tfds_source
 from simmatch_tf.experiments import identity, plan
 from simmatch_tf.experiments import store as store_lib
 from simmatch_tf.flags.errors import InputError
+from simmatch_tf.serving import scoring
 from simmatch_tf.training import results, workdir
 from tests import runs
 
@@ -314,6 +316,41 @@ def test_the_size_of_a_folders_images(tmp_path):
     for more in ({}, {"extend_steps": 2}):
         with pytest.raises(InputError, match="image_size is 10 there and None"):
             runs.fit(tmp_path / "given", **flags, **more)
+
+
+@pytest.mark.slow
+def test_the_side_of_a_run_stays(tmp_path):
+    """Even if another version takes another side for the same flags."""
+    root = tmp_path / "photos"
+    for place, name in enumerate(NAMES * 2):
+        path = root / name.replace("1.png", f"{place}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.full([12, 12, 3], 40 * place, np.uint8)
+        PIL.Image.fromarray(array).save(path)
+    flags = {
+        "dataset": "folder",
+        "data_dir": str(root),
+        "image_size": None,
+        "labels": None,
+        "batch_size": 2,
+        "validation_fraction": 0.5,
+        "steps": 4,
+    }
+    path = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_source, "IMAGE_SIZE", 16)
+        result = runs.fit(path, **flags)
+    assert simmatch_tf.load(path).inputs[0].shape == (None, 16, 16, 3)
+    (path / "results.json").unlink()
+    for file in path.glob("checkpoints/step_00000004*"):
+        file.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_source, "IMAGE_SIZE", 8)
+        assert runs.fit(path, **flags) == result
+        folder = workdir.Workdir(path)
+        scores = scoring.of_run(folder, folder.read_config(), 2)
+    assert scores.about["test_images"] == len(scores.labels)
+    assert "image_size" not in folder.flagfile.read_text()
 
 
 def test_a_run_without_a_checkpoint_begins_anew(root):
