@@ -35,6 +35,10 @@ def test_runs_one():
     done = simmatch("train", "--labels=7", "--steps=1")
     assert done.returncode == 1
     assert "--labels=7: not divisible by the 10 classes" in done.stderr
+    words = ("--init_from=imagenet", "--labels=40", "--steps=1")
+    done = simmatch("train", *words)
+    assert done.returncode == 1
+    assert "--backbone=wrn_28_2: there are no published" in done.stderr
     done = simmatch("evaluate", "--help")
     assert done.returncode == 0 and "--workdir" in done.stdout
 

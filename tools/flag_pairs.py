@@ -64,6 +64,8 @@ VALUES = {
     "backbone": ("wrn_10_1", "wrn_10_2", "wrn_16_1", "resnet18"),
     "init_from": ("{tmp}/base",),
     "stem_stride": (1, 2, 4),
+    "backbone_rate_factor": (0, 0.1, 100),
+    "labels_alone": (0, 0.1, 0.9),
     "projection_dim": (1, 7),
     "batch_norm_momentum": (0, 0.99999),
     "alpha": (0, 1),

@@ -1,4 +1,4 @@
-"""Divides a folder of photographs into two tasks with different classes.
+r"""Divides a folder of photographs into two tasks with different classes.
 
     python tools/make_neighbor_task.py cifar10_folder tasks --seed=0 --labels=25
 
@@ -10,15 +10,22 @@ and test images. `--grey` shrinks the target's images to 28×28 grey ones, far
 from the source's. `--search` takes the test images from the training images, so
 that settings can be compared without the real test images.
 
-Train the source with the labels alone, then any method from its weights:
+Train the source by all its labels, then any method from its weights:
 
-    python -m simmatch_tf.train --flagfile=configs/folder_supervised.cfg ...
+    python -m simmatch_tf.train --flagfile=configs/folder.cfg \
+        --data_dir=tasks/source --algorithm=supervised --backbone=wrn_16_2 \
+        --stem_stride=2 --image_size=32 --batch_size=64 --steps=8000 \
+        --schedule=half_cosine --learning_rate=0.1 --weight_decay=5e-4 \
+        --batch_norm_momentum=0.95 --ema_momentum=0.998 --workdir=runs/source
+    python -m simmatch_tf.train --flagfile=configs/folder_pretrained.cfg \
+        --data_dir=tasks/target_25_0 --init_from=runs/source \
+        --backbone=wrn_16_2 --stem_stride=2 --image_size=32
 """
 
 import argparse
-import os
 import pathlib
 import random
+import shutil
 from collections.abc import Iterable
 
 import PIL.Image
@@ -27,10 +34,10 @@ UNLABELED, TESTED = 10_000, 400
 
 
 def _place(path: pathlib.Path, to: pathlib.Path, *, grey: bool) -> None:
-    """Links an image, or writes a small grey one."""
+    """Copies an image, or writes a small grey one."""
     to.parent.mkdir(parents=True, exist_ok=True)
     if not grey:
-        os.link(path, to)
+        shutil.copyfile(path, to)
         return
     with PIL.Image.open(path) as image:
         image.convert("L").convert("RGB").resize(

@@ -39,6 +39,9 @@ _SHORT = " --steps=2 --nosummaries"
 _MADE_BY = {
     "runs/digits_40": "python -m simmatch_tf.train "
     "--flagfile=configs/digits_40.cfg",
+    "runs/second": "python -m simmatch_tf.train "
+    "--flagfile=configs/digits_40.cfg --workdir=runs/second "
+    "--init_from=runs/digits_40",
     "photos": "python tools/make_photo_folder.py photos",
     "runs/folder-photos": "python -m simmatch_tf.train "
     "--flagfile=configs/folder.cfg --data_dir=photos",
@@ -162,7 +165,7 @@ def test_each_flag_in_a_command_exists(command):
 def test_each_flag_in_the_text_exists(path):
     if path == write_flags_page.PAGE:  # see below
         return
-    known = {"full", "version", *_OTHER_PROGRAMS}
+    known = {"full", "published", "version", *_OTHER_PROGRAMS}
     for command in write_flags_page.COMMANDS:
         known |= write_flags_page.names(command)
     flags = re.findall(r"`[^`\n]*?--(\w[\w.]+)", pages.prose(path))

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import PIL.Image
 import pytest
 from absl import flags
 
@@ -387,3 +389,51 @@ def test_compare_devices_tells_runs_apart(tool, finished_run, tmp_path):
     other = compare(run, tmp_path / "run")
     del other["masks"], other["labels"]
     assert min(other.values()) > 1e-3
+
+
+@pytest.mark.parametrize("words", [[], ["--grey"], ["--search"]])
+def test_neighbor_tasks_share_no_image(tmp_path, words):
+    root, tasks = tmp_path / "all", tmp_path / "tasks"
+    rng = np.random.default_rng(0)
+    for part, count in (("labeled", 6), ("test", 3)):
+        for name in "abcd":
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, [32, 32, 3], np.uint8)
+                path = folder / f"{part}_{number}.png"
+                PIL.Image.fromarray(pixels).save(path)
+    subprocess.run(
+        [
+            sys.executable,
+            str(TOOLS / "make_neighbor_task.py"),
+            str(root),
+            str(tasks),
+            "--labels=2",
+            *words,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    train = tasks / "source" / "train"
+    assert [p.name for p in sorted(train.iterdir())] == ["a", "c"]
+    assert len(list(train.rglob("*.png"))) == 12
+    (target,) = tasks.glob("target*")
+    images = {
+        part: sorted(p.read_bytes() for p in (target / part).rglob("*.png"))
+        for part in ("labeled", "unlabeled", "test")
+    }
+    # The search's test images were training images, which then are not there.
+    left = 0 if "--search" in words else 4
+    assert {part: len(each) for part, each in images.items()} == {
+        "labeled": 4 if left else 0,
+        "unlabeled": 2 * left,
+        "test": 6 if left else 12,
+    }
+    every = sum(images.values(), [])
+    assert len(set(every)) == len(every)
+    sizes = set()
+    for path in target.rglob("*.png"):
+        with PIL.Image.open(path) as image:
+            sizes.add(image.size)
+    assert sizes == {(28, 28) if "--grey" in words else (32, 32)}
