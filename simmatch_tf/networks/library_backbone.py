@@ -337,8 +337,8 @@ def fit_positions(
     if (*value.shape[:-2], value.shape[-1]) != (*shape[:-2], shape[-1]):
         return None
     for others in range(3):
-        sides = [math.isqrt(s[-2] - others) for s in (value.shape, shape)]
         counts = [s[-2] - others for s in (value.shape, shape)]
+        sides = [math.isqrt(max(count, 0)) for count in counts]
         if min(sides) and [side**2 for side in sides] == counts:
             break
     else:

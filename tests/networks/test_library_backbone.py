@@ -386,3 +386,37 @@ def test_bad_arguments(source, name, shape, words):
         library_backbone.make(source, name, shape)
     begin = f"backbone {source}:{name}, image_shape={shape}: "
     assert str(info.value).startswith(begin)
+
+
+@pytest.mark.parametrize("others", [0, 1, 2])
+def test_positions_fit_to_images_of_another_size(others):
+    fit = library_backbone.fit_positions
+    value = np.random.default_rng(0).normal(size=[1, others + 9, 4])
+    path = "embeddings/position_embeddings"
+    assert fit(path, value, value.shape) is value
+    fitted = fit(path, value, (1, others + 36, 4))
+    np.testing.assert_array_equal(fitted[:, :others], value[:, :others])
+    wanted = tf.image.resize(
+        value[:, others:].reshape(1, 3, 3, 4), [6, 6], method="bicubic"
+    )
+    np.testing.assert_allclose(
+        fitted[:, others:], np.reshape(wanted, [1, 36, 4]), atol=1e-6
+    )
+    # Constant embeddings stay what they are.
+    constant = fit(path, np.full([others + 4, 2], 3.0), (others + 25, 2))
+    np.testing.assert_allclose(constant, 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("dense/kernel", (1, 37, 4)),
+        ("x/position_embedding", (1, 37, 5)),
+        ("x/position_embedding", (37, 4)),
+        ("x/position_embedding", (1, 36, 4)),
+        ("x/position_embedding", (1, 1, 4)),
+    ],
+)
+def test_what_are_no_positions_of_other_images(path, shape):
+    value = np.zeros([1, 10, 4])
+    assert library_backbone.fit_positions(path, value, shape) is None
