@@ -221,7 +221,8 @@ def write_stand_in(name: str, path: pathlib.Path) -> list[np.ndarray]:
     """Writes random weights as Keras Applications publishes an architecture's.
 
     BatchNorm has the statistics of some images, so that features differ from
-    image to image as those of trained weights do.
+    image to image, with larger variances: otherwise a deep network of random
+    weights multiplies rounding errors by thousands.
 
     Args:
         name: The architecture, such as "ResNet50".
@@ -254,6 +255,9 @@ def write_stand_in(name: str, path: pathlib.Path) -> list[np.ndarray]:
         images = generator.uniform(0, 255, [4, side, side, 3])
         scaled = preprocess(name)(images.astype(np.float32))
         tf.function(model, autograph=False)(scaled, training=True)
+        for layer in batch_norm.layers(model):
+            variance = layer.moving_variance.numpy()
+            layer.moving_variance.assign(variance + variance.mean())
     with h5py.File(path, "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, model)
     return model.get_weights()
@@ -352,10 +356,13 @@ def compare_with_library(
     actual = model.predict(images.astype(np.uint8), verbose=0)["features"]
     gap, size = np.abs(actual - wanted).max(), np.abs(wanted).max()
     apart = np.abs(wanted[0] - wanted[1]).max()
-    if not gap <= 1e-5 * size:
-        raise Failure(f"features differ by {gap:.2g} of {size:.2g}")
-    if not apart > 1e-2 * size:
+    if not apart > 1e-4 * size:
         raise Failure(f"images are {apart:.2g} of {size:.2g} apart: no check")
+    if not gap <= min(1e-5 * size, 1e-2 * apart):
+        raise Failure(
+            f"features differ by {gap:.2g} of {size:.2g}, of two images by "
+            f"{apart:.2g}"
+        )
 
 
 def train_on_labels(model: keras.Model, side: int) -> None:
