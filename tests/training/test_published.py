@@ -299,7 +299,7 @@ def test_the_check_sees_other_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(
         library_backbone.Preprocess,
         "call",
-        lambda self, images: 1.001 * scale(self, images),
+        lambda self, images: 1.01 * scale(self, images),
     )
     with pytest.raises(check_backbones.Failure, match="features differ by"):
         check_backbones.check_published(
