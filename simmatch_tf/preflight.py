@@ -362,14 +362,18 @@ def check_folder(flag: str, value: str | None) -> None:
     raise InputError(f"--{flag}={value}: {reason}")
 
 
-def check_checkpoint(folder: pathlib.Path) -> None:
+def check_checkpoint(folder: pathlib.Path, hint: str = "") -> None:
     """Checks that a folder holds a checkpoint.
+
+    Args:
+        folder: The folder.
+        hint: What to say if it does not.
 
     Raises:
         InputError: It holds none.
     """
     if not any(folder.glob("*.index")):
-        raise InputError(f"{folder}: no checkpoint yet")
+        raise InputError(f"{folder}: no checkpoint yet{hint}")
 
 
 def exported_flags(path: pathlib.Path) -> dict[str, Any]:

@@ -163,7 +163,11 @@ class Workdir:
             InputError: There is no run or no checkpoint.
         """
         config = self.read_config()
-        preflight.check_checkpoint(self.checkpoints)
+        kept = f"; {self.baseline.name} is there: predict and export take "
+        preflight.check_checkpoint(
+            self.checkpoints,
+            f"{kept}--weights={BASELINE}" * self.baseline.is_file(),
+        )
         return config
 
     def with_baseline(self) -> config_lib.Config:

@@ -462,6 +462,15 @@ def test_a_run_without_a_baseline_says_what_to_do(flags, turn, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_with_nothing_but_its_baseline_says_how_to_use_it(tmp_path):
+    path = flagged(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint yet$"):
+        predict._check(flags_of_predict(path))
+    (path / "baseline.keras").touch()
+    with pytest.raises(InputError, match="yet; baseline.keras is there"):
+        predict._check(flags_of_predict(path))
+
+
 @pytest.mark.slow
 def test_an_export_of_a_baseline(frozen_run, tmp_path, capsys):
     export.main(
