@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 import simmatch_tf
+from tests import variants
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPES = sorted(
@@ -68,16 +69,20 @@ def networks():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [
-        # The longest, and the other of a pair that differs in little.
-        pytest.param(
-            name,
-            marks=[pytest.mark.slow]
-            if name in ("imagenet_10pct", "imagenet_1pct", "cifar10_250")
-            else [],
-        )
-        for name in RECIPES
-    ],
+    # Of those that differ in little, one.
+    variants.of(
+        RECIPES,
+        (
+            "cifar10_40",
+            "cifar100_400",
+            "digits_40_teacher",
+            "fashion_mnist_40",
+            "folder",
+            "folder_pretrained",
+            "imagenet_10pct",
+            "svhn_40",
+        ),
+    ),
 )
 def test_one_step(recipe, tmp_path, small_tfds, photos, done, networks):
     words = ["x", f"--flagfile=configs/{recipe}.cfg"]

@@ -11,7 +11,7 @@ from simmatch_tf.data import decoding, pipeline, randomness, splits, views
 from simmatch_tf.data.augment import geometry
 from simmatch_tf.data.sources import source
 from simmatch_tf.training import inputs
-from tests import runs
+from tests import runs, variants
 
 SIDE = 24
 WEAK = views.Recipe(side=SIDE, pad=3, cutout=12)
@@ -98,7 +98,9 @@ def assert_equal(ones, others):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoded", [False, True])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", variants.of(RECIPES, ("flip_crop, randaugment",))
+)
 def test_batches_are_the_same_however_they_are_made(name, encoded):
     images = Encoded(20) if encoded else in_memory(20)
     input_pipeline = make(RECIPES[name], images, parallel_calls=1)
@@ -122,7 +124,9 @@ def test_batches_are_the_same_however_they_are_made(name, encoded):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", variants.of(RECIPES, ("flip_crop, randaugment",))
+)
 def test_finished_in_front_of_the_step(name):
     input_pipeline = make(RECIPES[name], Encoded(20))
     crops = dataclasses.replace(input_pipeline, finished=False).dataset(0, 2)

@@ -29,6 +29,7 @@ from simmatch_tf.modules import (
 )
 from simmatch_tf.networks import batch_norm
 from simmatch_tf.ops import losses, matching
+from tests import variants
 from tests.algorithms import test_simmatch as small
 from tests.evaluation import test_evaluator as test_evaluation
 from tests.modules import test_replica
@@ -165,7 +166,7 @@ SHARP = {**SHARDED, "temperature": 0.01}
     [
         {},
         pytest.param({"targets_from": "teacher"}, marks=pytest.mark.slow),
-        pytest.param(SHARDED, marks=pytest.mark.slow),
+        pytest.param(SHARDED, marks=[pytest.mark.slow, pytest.mark.variant]),
         pytest.param(SHARP, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -235,7 +236,17 @@ FAULTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    variants.of(
+        FAULTS,
+        (
+            "loss not divided",
+            "memory gathered in another order",
+            "shard: sums of own slots",
+        ),
+    ),
+)
 def test_a_fault_is_noticed(name, two_replicas, monkeypatch):
     owner, attribute, instead, changes = FAULTS[name]
     alone(**changes)  # is not to have it

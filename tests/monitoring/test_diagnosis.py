@@ -12,7 +12,7 @@ from simmatch_tf.data import pipeline
 from simmatch_tf.evaluation import baselines
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.training import progress
-from tests import runs
+from tests import runs, variants
 from tests.docs import pages
 
 CONFIG = runs.config("unused", steps=100)
@@ -294,7 +294,9 @@ SHOWN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize(
+    "name", variants.of(SHOWN, ("", "no_pseudo_labels", "collapse"))
+)
 def test_a_run_warns(name, tmp_path, monkeypatch, capsys):
     if name == "input_bound":
         read = pipeline.read_next

@@ -353,7 +353,10 @@ def test_in_a_transfer(presets):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "side", "larger"),
-    [("DINOV2Backbone", 42, 56), ("ViTBackbone", 32, 48)],
+    [
+        ("DINOV2Backbone", 42, 56),
+        pytest.param("ViTBackbone", 32, 48, marks=pytest.mark.variant),
+    ],
 )
 def test_runs(name, side, larger, presets, tmp_path):
     """Trained, resumed, saved, exported; the preset is needed at first only."""

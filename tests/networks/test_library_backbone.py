@@ -14,6 +14,7 @@ from simmatch_tf.networks import (
     network,
 )
 from simmatch_tf.networks.backbones import libraries
+from tests import variants
 
 POLICIES = ("float32", "mixed_bfloat16")
 # One of each class of KerasCV's → what makes it small.
@@ -155,7 +156,9 @@ def check(model, policy, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize(
+    "name", variants.of(SMALLER, ("resnet18_v2", "mit_b0"))
+)
 def test_keras_cv(name, small, policy, tmp_path):
     facts = registry.networks.find(f"keras_cv:{name}")[0].facts
     side = facts.get("min_side", 8)

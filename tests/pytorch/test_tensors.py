@@ -274,7 +274,7 @@ def train(name, side, decay_on, dtype, tolerance):
     ("name", "side", "decay_on"),
     [
         pytest.param("resnet18", 40, "all", marks=pytest.mark.slow),
-        pytest.param("resnet50", 40, "all", marks=pytest.mark.slow),
+        pytest.param("resnet50", 40, "all", marks=pytest.mark.variant),
         ("wrn_28_2", 16, "all"),
         ("wrn_28_2", 16, "kernels"),
     ],
