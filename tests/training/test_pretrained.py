@@ -56,8 +56,16 @@ def test_three_models_stand_side_by_side(trained):
     assert result["lead"]["over"] in names
 
 
+@pytest.fixture(scope="module")
+def small(finished_run):
+    """Flags of a run from the weights of a small one."""
+    own = {"init_from": str(finished_run[0])}
+    library = ("backbone", "image_size")
+    return {k: v for k, v in FLAGS.items() if k not in library} | own
+
+
 @pytest.mark.slow
-def test_killed_and_resumed(weights, trained, tmp_path, monkeypatch):
+def test_killed_and_resumed(small, tmp_path, monkeypatch):
     saved = loop._Run._save
 
     def killed(self, step, where):
@@ -65,22 +73,22 @@ def test_killed_and_resumed(weights, trained, tmp_path, monkeypatch):
         if step == 2 and self.config.algorithm == "simmatch":
             raise KeyboardInterrupt
 
-    flags = {"init_from": weights, "baselines": True, **FLAGS}
+    flags = {"baselines": True, **small}
+    runs.fit(tmp_path / "whole", **flags)
     with monkeypatch.context() as patched:
         patched.setattr(loop._Run, "_save", killed)
         with pytest.raises(KeyboardInterrupt):
             runs.fit(tmp_path / "run", **flags)
     runs.fit(tmp_path / "run", **flags)
     assert runs.began_after(tmp_path / "run") == 2
-    test_loop.assert_same_run(trained, tmp_path / "run", 4)
+    test_loop.assert_same_run(tmp_path / "whole", tmp_path / "run", 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.3, 0.0])
-def test_two_replicas_are_one(weights, tmp_path, factor):
+def test_two_replicas_are_one(small, tmp_path, factor):
     flags = {
-        **FLAGS,
-        "init_from": weights,
+        **small,
         "precision": "float64",
         "labels_alone": 0.0,
         "backbone_rate_factor": factor,
