@@ -31,7 +31,6 @@ holds with a newer TensorFlow.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -41,8 +40,7 @@ import pathlib
 import re
 import stat
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -53,36 +51,21 @@ import tensorflow as tf
 from simmatch_tf import io as io_lib
 from simmatch_tf import terminal
 from simmatch_tf.data import cache as cache_lib
-from simmatch_tf.data import decoding, fingerprint
+from simmatch_tf.data import decoding, fingerprint, viewing
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.flags.errors import InputError
 
 # Share of bad files up to which --on_bad_image=skip leaves them out.
 MAX_BAD = 0.01
-MAX_PIXELS = 200_000_000
 _SHOWN = 10  # bad files in a message
 _CHUNK = 32  # files that a thread takes at once, at most
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 # Grey levels by which TensorFlow's reading may differ from Pillow's.
 _TOLERANCE = 4
-_ORIENTATION = 0x0112  # the EXIF tag
 # What marks EXIF data in a file: in JPEG, PNG and WebP.
 _EXIF = (b"Exif", b"eXIf", b"EXIF")
-# What marks an orientation in a PNG, as Pillow reads it.
-_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _PNG_DEPTH = 24  # place of a PNG's bits a channel
 # 16-bit values that only use 12 bits have an upper byte below this.
 _DARK = 16
-_TURN = PIL.Image.Transpose
-_TURNS = {
-    2: _TURN.FLIP_LEFT_RIGHT,
-    3: _TURN.ROTATE_180,
-    4: _TURN.FLIP_TOP_BOTTOM,
-    5: _TURN.TRANSPOSE,
-    6: _TURN.ROTATE_270,
-    7: _TURN.TRANSVERSE,
-    8: _TURN.ROTATE_90,
-}
 # Remarks on images that can be used: bits, and the warning on each.
 TURNED, DARK = 1, 2
 _REMARKS = {
@@ -256,7 +239,7 @@ def inspect(paths: Sequence[str], *, cache: pathlib.Path | None) -> Inspection:
         except ValueError as error:
             inspection.reasons[index] = str(error)
 
-    with silent_pillow():
+    with viewing.silent_pillow():
         if cache is not None:
             _in_threads(note_key, np.arange(len(paths)))
             _read_cache(cache, keys, inspection.contents)
@@ -474,24 +457,14 @@ def examine(path: str) -> Examined:
 def _examine(file: BinaryIO) -> Examined:
     if not os.fstat(file.fileno()).st_size:
         raise ValueError("the file is empty")
-    try:
-        image = PIL.Image.open(file, formats=_FORMATS)
-    except PIL.UnidentifiedImageError:
-        raise ValueError("is no JPEG, PNG, GIF, BMP or WebP image") from None
-    except Exception as error:  # Pillow's parsers may raise anything
-        raise ValueError(f"its header cannot be read ({error!r})") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"has {image.width}×{image.height} pixels, more than "
-            f"{MAX_PIXELS // 10**6} megapixels"
-        )
+    image = viewing.header(file)
     file.seek(0)
     data = file.read()
     orientation = _own_orientation(data)
     pixels = _decode(data)
     if image.format not in ("JPEG", "MPO", "PNG") or image.mode == "CMYK":
         _compare(image, pixels)
-    remarks = TURNED * (_viewers_orientation(image, data) != orientation)
+    remarks = TURNED * (viewing.orientation(image, data) != orientation)
     if image.format == "PNG" and data[_PNG_DEPTH] == 16:
         remarks += DARK * bool(pixels.max() < _DARK)
     return Examined(orientation, pixels, fingerprint.digest(data), remarks)
@@ -543,18 +516,6 @@ def _own_orientation(data: bytes) -> int:
         return int(_read_orientation(tf.constant(data)))
 
 
-def _viewers_orientation(image: PIL.Image.Image, data: bytes) -> int:
-    """Returns the orientation by which viewers (Pillow) turn a file."""
-    # For a PNG file Pillow decodes all of it, as EXIF may stand at its end.
-    if image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF):
-        return 1
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-        return int(value) if value in range(1, 9) else 1
-    except Exception:  # viewers show an image with damaged EXIF data, too
-        return 1
-
-
 def small(path: str, side: int) -> PIL.Image.Image:
     """Opens a file for a thumbnail, as training and prediction see it.
 
@@ -568,12 +529,7 @@ def small(path: str, side: int) -> PIL.Image.Image:
     with open(path, "rb") as file:
         data = file.read()
     image = PIL.Image.open(io.BytesIO(data))
-    image.draft("RGB", (side, side))
-    if image.mode.startswith("I;16"):
-        # The upper byte is read; Pillow would clip.
-        image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    orientation = _own_orientation(data)
-    return image.transpose(_TURNS[orientation]) if orientation > 1 else image
+    return viewing.turned(viewing.draft(image, side), _own_orientation(data))
 
 
 def warn(names: Sequence[str], remarked: np.ndarray) -> None:
@@ -590,17 +546,3 @@ def warn(names: Sequence[str], remarked: np.ndarray) -> None:
                 f"{len(indices)} of {len(names)} images {remark} (such as "
                 f"{names[indices[0]]}): {consequence}"
             )
-
-
-@contextlib.contextmanager
-def silent_pillow() -> Iterator[None]:
-    """Turns off Pillow's pixel limit and warnings; this module has its own."""
-    PIL.Image.init()  # once, before the threads
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    PIL.Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        PIL.Image.MAX_IMAGE_PIXELS = limit

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import tensorflow as tf
 
-from simmatch_tf.data import decoding, files
+from simmatch_tf.data import decoding, viewing
 
 # Largest number of images of one call that are decoded at once.
 _PARALLEL = 16
@@ -91,8 +91,8 @@ class Preprocessing:
 
     def _decode_any(self, encoded: tf.Tensor) -> tf.Tensor:
         check = tf.debugging.Assert(
-            _pixels(encoded) <= files.MAX_PIXELS,
-            [f"more than {files.MAX_PIXELS // 10**6} megapixels"],
+            _pixels(encoded) <= viewing.MAX_PIXELS,
+            [f"more than {viewing.MAX_PIXELS // 10**6} megapixels"],
         )
         with tf.control_dependencies([check]):
             encoded = tf.identity(encoded)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from simmatch_tf import io as io_lib
 from simmatch_tf import terminal
-from simmatch_tf.data import decoding, files, fingerprint, splits
+from simmatch_tf.data import decoding, files, fingerprint, splits, viewing
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.serving import classifier, preprocessing
 
@@ -54,7 +54,7 @@ def of_files(paths: Mapping[int, str]) -> dict[int, bytes]:
         Number → JPEG, without the files that cannot be read.
     """
     pictures = {}
-    with files.silent_pillow():
+    with viewing.silent_pillow():
         for number, path in paths.items():
             # What Pillow cannot show leaves an empty place on the page.
             with contextlib.suppress(Exception):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import io
-from simmatch_tf.data import decoding, files, records, selection
+from simmatch_tf.data import decoding, files, records, selection, viewing
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags.errors import InputError
@@ -113,7 +113,7 @@ def _readable(images: str) -> files.FileImages:
         InputError: None can be read.
     """
     paths, orientations, reason = [], [], ""
-    with files.silent_pillow():
+    with viewing.silent_pillow():
         for path in selection.find(images).paths:
             try:
                 orientation_tag = files.examine(path).orientation

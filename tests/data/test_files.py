@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from simmatch_tf import io as io_lib
 from simmatch_tf import terminal
-from simmatch_tf.data import files
+from simmatch_tf.data import files, viewing
 from simmatch_tf.flags.errors import InputError
 
 WIDTH, HEIGHT = 53, 37
@@ -205,7 +205,7 @@ def test_upper_byte_of_16_bits(channels, tmp_path):
 def test_refused_with_a_reason(name, tmp_path):
     data, reason = BAD[name]
     (path,) = write(tmp_path, {name: data})
-    with files.silent_pillow():
+    with viewing.silent_pillow():
         with pytest.raises(ValueError, match=reason) as caught:
             files.examine(path)
     assert "{{" not in str(caught.value) and "[Op" not in str(caught.value)
