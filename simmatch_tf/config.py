@@ -34,6 +34,7 @@ SUBSETS = {
 PATHS = (
     "data_dir",
     "labels_csv",
+    "labels_from",
     "tfds_dir",
     "tfds_manual_dir",
     "labeled_list",
@@ -42,6 +43,8 @@ PATHS = (
     "init_from",
     "plugin",
 )
+# Those of them that name a table of the classes of images.
+TABLES = ("labels_csv", "labels_from")
 # Value of --init_from that is no path: weights that a library has published.
 PUBLISHED = "imagenet"
 # Values of --class_prior that are no files.
@@ -157,12 +160,18 @@ class Config(commandline.Flags):
     data_dir: str | None = operational(
         None,
         "Folder of your own images, for --dataset=folder: labeled/CLASS/* and "
-        "unlabeled/**, train/CLASS/*, or any folders with --labels_csv.",
+        "unlabeled/**, train/CLASS/*, or any folders with --labels_from.",
     )
     labels_csv: str | None = operational(
         None,
         "CSV file with columns file and class, for images in --data_dir. "
         "Those that it does not name are unlabeled.",
+        rare=True,
+    )
+    labels_from: str | None = operational(
+        None,
+        "The labels.jsonl of the page of simmatch_tf.label, or a CSV file with "
+        "the columns file and class, for images in --data_dir.",
     )
     tfds_dir: str | None = rare_operational(
         None,
@@ -180,7 +189,8 @@ class Config(commandline.Flags):
     )
     labels: int | None = flag(
         None,
-        "Total number of labeled images, the same number of each class.",
+        "Total number of labeled images, the same number of each class unless "
+        "--draw says otherwise.",
         low=1,
     )
     label_fraction: float | None = flag(
@@ -200,6 +210,15 @@ class Config(commandline.Flags):
         None,
         "split.json of another run, whose labeled and validation images are "
         "used; instead of --labels.",
+    )
+    draw: str = flag(
+        "stratified",
+        "How the images of --labels are chosen: stratified (by chance, the "
+        "same number of each class), random (by chance, whatever their "
+        "class), or typical (one of each cluster of similar images, classes "
+        "unseen, as select does with pixels).",
+        choices=("stratified", "random", "typical"),
+        rare=True,
     )
     split_seed: int = flag(
         0, "Random seed for the choice of the labeled images.", low=0
@@ -774,11 +793,7 @@ class Config(commandline.Flags):
                     f"--{name}={value!r}: names no folder; leave it out for "
                     "the default"
                 )
-        if self.labels_csv is not None and not self.labels_csv.strip():
-            raise InputError(
-                f"--labels_csv={self.labels_csv!r}: names no file; leave it "
-                "out if folders name the classes"
-            )
+        check_tables(self)
         self._check_backbone()
         self._check_data()
         self._check_labels()
@@ -815,11 +830,13 @@ class Config(commandline.Flags):
                 f"--data_dir={self.data_dir}: is for "
                 f"{_with_fact('needs_data_dir')}, not {self.dataset}"
             )
-        if self.labels_csv is not None and not facts.get("reads_labels_csv"):
-            raise InputError(
-                f"--labels_csv={self.labels_csv}: is for "
-                f"{_with_fact('reads_labels_csv')}, not {self.dataset}"
-            )
+        for name in TABLES:
+            value = getattr(self, name)
+            if value is not None and not facts.get("reads_labels_csv"):
+                raise InputError(
+                    f"--{name}={value}: is for "
+                    f"{_with_fact('reads_labels_csv')}, not {self.dataset}"
+                )
         if self.on_bad_image == "skip" and not facts.get("skips_bad_images"):
             raise InputError(
                 "--on_bad_image=skip: is for "
@@ -848,6 +865,12 @@ class Config(commandline.Flags):
             raise InputError(
                 f"{values}: give exactly one of --" + ", --".join(_SPLITS)
             )
+        if self.draw != "stratified" and self.labels is None:
+            values = given and f", not --{given[0]}={getattr(self, given[0])}"
+            raise InputError(
+                f"--draw={self.draw}: chooses the images of --labels=N"
+                f"{values or ', which is missing'}"
+            )
         if self.split_file is not None and self.validation_fraction:
             raise InputError(
                 f"--validation_fraction={self.validation_fraction}: "
@@ -863,7 +886,7 @@ class Config(commandline.Flags):
         if self.labels is None or size is None:
             return
         classes, images = size
-        if self.labels % classes:
+        if self.draw == "stratified" and self.labels % classes:
             raise InputError(
                 f"--labels={self.labels}: not divisible by the {classes} "
                 f"classes of {self.dataset}"
@@ -1108,17 +1131,19 @@ class Config(commandline.Flags):
             data_dir: The new --data_dir; None keeps it.
             tfds_dir: The new --tfds_dir; None keeps it.
         """
-        labels_csv = self.labels_csv
-        if data_dir and labels_csv and self.data_dir:
+        tables = {}
+        for name in TABLES if data_dir and self.data_dir else ():
+            if (value := getattr(self, name)) is None:
+                continue
             old = os.path.abspath(io.expand(self.data_dir))
-            path = os.path.abspath(io.expand(labels_csv))
+            path = os.path.abspath(io.expand(value))
             if path.startswith(os.path.join(old, "")):
                 place = os.path.relpath(path, old)
-                labels_csv = os.path.join(io.expand(data_dir), place)
+                tables[name] = os.path.join(io.expand(data_dir), place)
         return dataclasses.replace(
             self,
+            **tables,
             data_dir=data_dir or self.data_dir,
-            labels_csv=labels_csv,
             tfds_dir=tfds_dir or self.tfds_dir,
         )
 
@@ -1230,6 +1255,33 @@ def profiled_steps(value: str) -> tuple[int, int]:
             "steps behind the first hundred"
         )
     return int(start), int(count)
+
+
+def check_tables(flags: Any) -> None:
+    """Checks the flags that name a table of labels.
+
+    Args:
+        flags: Of a command that has them.
+
+    Raises:
+        InputError: One is blank, or both are given.
+    """
+    given = {
+        name: value
+        for name in TABLES
+        if (value := getattr(flags, name)) is not None
+    }
+    for name, value in given.items():
+        if not value.strip():
+            raise InputError(
+                f"--{name}={value!r}: names no file; leave it out if folders "
+                "name the classes"
+            )
+    if len(given) > 1:
+        raise InputError(
+            " and ".join(f"--{n}={v}" for n, v in given.items())
+            + ": both name the classes of images; give one of the two"
+        )
 
 
 def base_name(dataset: str) -> str:

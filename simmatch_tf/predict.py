@@ -169,7 +169,7 @@ def _without_class(
             "the model of a run on your own folder knows images to classify)"
         )
     config = config.moved(flags.data_dir, flags.tfds_dir)
-    listing = layout.Listing(config.data_dir, config.labels_csv)
+    listing = layout.of_flags(config)
     names = [
         name
         for name, part in zip(listing.paths, listing.parts, strict=True)

@@ -105,12 +105,18 @@ class TransferConfig(config_lib.Plugins):
         None,
         "For the dataset `folder`: a folder with labeled/CLASS/* or "
         "train/CLASS/*, and test/CLASS/* or val/CLASS/*; or images in any "
-        "folders, with --labels_csv.",
+        "folders, with --labels_from or --labels_csv.",
     )
     labels_csv: str | None = flag(
         None,
         "For the dataset `folder`: CSV file with the columns file, class and "
         "part, as for train.",
+        rare=True,
+    )
+    labels_from: str | None = flag(
+        None,
+        "For the dataset `folder`: the labels.jsonl of the labeling page, or a "
+        "CSV file, as for train.",
         rare=True,
     )
     tfds_dir: str | None = flag(
@@ -290,6 +296,7 @@ class TransferConfig(config_lib.Plugins):
             )
 
     def _check_datasets(self) -> None:
+        config_lib.check_tables(self)
         names, known = self.dataset_names(), set()
         if not names:
             raise InputError(
@@ -319,6 +326,7 @@ class TransferConfig(config_lib.Plugins):
             )
         for name, read in (
             ("labels_csv", "reads_labels_csv" in known),
+            ("labels_from", "reads_labels_csv" in known),
             ("on_bad_image", "skips_bad_images" in known),
             ("tfds_dir", "is_prepared" in known),
             ("tfds_manual_dir", "is_prepared" in known),
@@ -330,9 +338,7 @@ class TransferConfig(config_lib.Plugins):
                     f"{self.datasets}"
                 )
         if "folder" in names:
-            images = layout.Listing(
-                self.data_dir, self.labels_csv, unlabeled=False
-            )
+            images = layout.of_flags(self, unlabeled=False)
             images.check(need_unlabeled=False)
         preflight.check_folder("tfds_manual_dir", self.tfds_manual_dir)
 

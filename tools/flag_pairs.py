@@ -104,6 +104,7 @@ LEFT_OUT = {
     "workdir": "is set by this tool",
     "data_dir": "comes with --dataset=folder",
     "labels_csv": "is for --dataset=folder, with a table",
+    "labels_from": "is for --dataset=folder, with a table",
     "describe": "trains nothing",
     "tpu": "looks for one in the network",
     "data_service": "needs its processes",

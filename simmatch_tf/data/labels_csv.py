@@ -1,11 +1,13 @@
-"""Tables that name the classes of images: --labels_csv.
+"""Tables that name the classes of images: --labels_csv and --labels_from.
 
     file,class,part
     IMG_0001.jpg,cat,
     holiday/IMG_0002.jpg,dog,test
 
 `part` is optional, and other columns are ignored, so that a table that
-`predict` wrote is read as it is. Nothing here imports TensorFlow.
+`predict` wrote is read as it is. --labels_from also takes the answers of the
+labeling page, labels.jsonl, which become rows of the same kind; see
+`data.answers`. Nothing here imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -15,17 +17,20 @@ import csv
 import dataclasses
 import io as io_lib
 import os
+import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from simmatch_tf import io
+from simmatch_tf.data import answers as answers_lib
 from simmatch_tf.flags.errors import InputError
 
 _SEPARATORS = (",", ";", "\t")
 # Excel writes and reads a first line such as "sep=;".
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?(?:\n|$)', re.IGNORECASE)
-_OTHER_FORMATS = (".jsonl", ".json", ".parquet", ".xlsx", ".xls", ".ods")
+_ANSWERS = ".jsonl"  # ending of a file of answers
+_OTHER_FORMATS = (_ANSWERS, ".json", ".parquet", ".xlsx", ".xls", ".ods")
 _NEEDED = ("file", "class")
 _PART = ("part", "split")  # names of one column
 _PARTS = {
@@ -45,17 +50,28 @@ class Row(NamedTuple):
     """One row of a table.
 
     Attributes:
-        number: Its number, as a spreadsheet counts: the head is row 1.
+        number: Its number, as a spreadsheet counts: the head is row 1. 0 for
+            an answer.
         file: As written.
         class_name: In composed form, without blanks around it; "" for none.
         part: "labeled", "validation", "test", or "" where the table does not
             say.
+        aside: Whether the image is of none of the classes, and so is neither
+            labeled nor unlabeled.
     """
 
     number: int
     file: str
     class_name: str
     part: str
+    aside: bool = False
+
+    def shown(self) -> str:
+        """Returns what the row says of its image."""
+        if self.aside:
+            return "none of the classes"
+        part = f" of part {self.shown_part()}" * bool(self.part)
+        return f"{self.class_name!r}{part}"
 
     def says(self) -> tuple[str, str]:
         """Returns the class, and the part that the image is of."""
@@ -78,6 +94,10 @@ class Table:
         path: Its absolute path.
         rows: The rows that name a file.
         remarks: What to warn of.
+        classes: Classes that may be without a row.
+        unit: What a row is called.
+        origin: Of answers, the folder that they were given about, absolute;
+            None: files may be named in several ways.
     """
 
     given: str
@@ -85,10 +105,14 @@ class Table:
     path: str
     rows: Sequence[Row]
     remarks: list[str] = dataclasses.field(default_factory=list)
+    classes: Sequence[str] = ()
+    unit: str = "row"
+    origin: str | None = None
 
     def error(self, row: Row, text: str) -> InputError:
         """Returns an error about a row."""
-        return InputError(f"{self.given}, row {row.number}: {text}")
+        place = f", row {row.number}" * bool(row.number)
+        return InputError(f"{self.given}{place}: {text}")
 
     def find(
         self, names: Sequence[str], unusable: Sequence[str], root: str
@@ -109,7 +133,11 @@ class Table:
                 image different classes.
         """
         others = [io.nfc(io.printable(path)) for path in unusable]
-        look_up = _LookUp([*names, *others], root, self.rows)
+        look_up: _LookUp | _Answered = _LookUp(
+            [*names, *others], root, self.rows
+        )
+        if self.origin is not None:
+            look_up = _Answered([*names, *others], root, self.origin)
         chosen: dict[int, Row] = {}
         unread, unknown = [], []
         for row in self.rows:
@@ -128,17 +156,19 @@ class Table:
             else:
                 self._choose(chosen, matches[0], row)
         if unknown:
-            raise self.error(
-                unknown[0],
-                look_up.why_missing(unknown[0].file)
-                + f"; in all, {len(unknown)} of {len(self.rows)} rows name no "
-                "image there" * (len(unknown) > 1),
-            )
+            why = look_up.why_missing(unknown[0].file)
+            why += (
+                f"; in all, {len(unknown)} of {len(self.rows)} {self.unit}s "
+                "name no image there"
+            ) * (len(unknown) > 1)
+            if not look_up.may_be_gone or len(unknown) == len(self.rows):
+                raise self.error(unknown[0], why)
+            self.remarks.append(f"{self.given}: {why}; left out")
         if unread:
             self.remarks.append(
-                f"{self.given}: {len(unread)} rows are left out, as their "
-                "files are of formats that are not read in training (such as "
-                f"{unread[0].file})"
+                f"{self.given}: {len(unread)} {self.unit}s are left out, as "
+                "their files are of formats that are not read in training "
+                f"(such as {unread[0].file})"
             )
         return chosen
 
@@ -160,8 +190,52 @@ class Table:
             )
 
 
+class _Answered:
+    """Finds the files of answers, which are paths from one folder.
+
+    The folder may have been moved. An answer about a file that does not exist
+    is of another folder, unless it is this very one: then the file was removed.
+
+    Attributes:
+        may_be_gone: Whether it is this very folder, or one in it.
+    """
+
+    def __init__(self, names: Sequence[str], root: str, origin: str) -> None:
+        self._root, self._origin = root, origin
+        self._exact = collections.defaultdict(list)
+        for index, name in enumerate(names):
+            self._exact[name].append(index)
+        self._folder = ""  # the answers' folder, as a path from the root
+        top = io.nfc(io.printable(os.path.realpath(root))).rstrip("/") + "/"
+        inside = io.nfc(io.printable(os.path.realpath(origin))) + "/"
+        self.may_be_gone = inside.startswith(top)
+        if self.may_be_gone:
+            self._folder = inside.removeprefix(top)
+
+    def __call__(self, file: str) -> list[int]:
+        """Returns the indices of the files that a name may mean."""
+        return self._exact.get(self._folder + file, [])
+
+    def shown(self, indices: Sequence[int]) -> str:
+        """Returns what the name of several files is."""
+        del indices
+        return "whose names differ in their form of Unicode"
+
+    def why_missing(self, file: str) -> str:
+        """Says why a name means no image."""
+        text = f"there is no image {file!r} in {io.printable(self._root)}"
+        if self.may_be_gone:
+            return text
+        return (
+            f"{text}; the answers are about images in {self._origin}: give "
+            "that folder by --data_dir or, if it has moved, its new place"
+        )
+
+
 class _LookUp:
     """Finds files by names that may be written in several ways."""
+
+    may_be_gone = False
 
     def __init__(
         self, names: Sequence[str], root: str, rows: Sequence[Row]
@@ -264,20 +338,28 @@ class _LookUp:
         return text
 
 
-def read(value: str) -> Table:
-    """Reads a table.
+def read(value: str, flag: str = "labels_csv") -> Table:
+    """Reads a table, or answers of the labeling page.
 
     Args:
-        value: Of --labels_csv.
+        value: Value of the flag that names the file.
+        flag: "labels_csv", or "labels_from", which takes answers, too.
 
     Raises:
-        InputError: It cannot be read, or is no such table.
+        InputError: It cannot be read, or is no such file.
     """
-    given, path = f"--labels_csv={value}", io.expand(value)
-    if path.suffix.lower() in _OTHER_FORMATS:
+    given, path = f"--{flag}={value}", io.expand(value)
+    ending = path.suffix.lower()
+    is_answers = flag == "labels_from" and are_answers(value)
+    if ending in _OTHER_FORMATS and not is_answers:
+        hint = "save the table as CSV (UTF-8)"
+        if ending == _ANSWERS:
+            hint = "answers of the labeling page are given by --labels_from"
         raise InputError(
-            f"{given}: must be a CSV file with the columns file and class; "
-            "save the table as CSV (UTF-8)"
+            f"{given}: must be a CSV file with the columns file and class"
+            + f", or answers of the labeling page ({_ANSWERS})"
+            * (flag == "labels_from")
+            + f"; {hint}"
         )
     if not path.exists():
         raise InputError(
@@ -285,6 +367,8 @@ def read(value: str) -> Table:
             "back, or start train again with its new place; other commands "
             "find it if it lies in --data_dir"
         )
+    if is_answers:
+        return _of_answers(given, path)
     head, cells = _parse(io.read_text(path, given), given)
     places = {name: _place(head, [name], given) for name in _NEEDED}
     places["part"] = _place(head, _PART, given)
@@ -319,6 +403,42 @@ def read(value: str) -> Table:
     table = Table(given, io.printable(path.name), os.path.abspath(path), rows)
     _check(table, from_predict)
     return table
+
+
+def are_answers(value: str) -> bool:
+    """Returns whether a value of --labels_from names answers, not a table."""
+    return io.expand(value).suffix.lower() == _ANSWERS
+
+
+def _of_answers(given: str, path: pathlib.Path) -> Table:
+    """Returns the answers of the labeling page as a table.
+
+    Images that were skipped, or whose answer was undone, have no row: they are
+    unlabeled.
+
+    Raises:
+        InputError: They cannot be read, or name no class.
+    """
+    answers = answers_lib.read(path)
+    rows = [
+        Row(0, file, name, "") for file, name in sorted(answers.labels.items())
+    ]
+    if not rows:
+        raise InputError(
+            f"{given}: no image has a class yet; label some on the page: "
+            "python -m simmatch_tf.label --images="
+            f"{io.printable(answers.images)}"
+        )
+    rows += [Row(0, file, "", "", aside=True) for file in sorted(answers.none)]
+    return Table(
+        given,
+        io.printable(path.name),
+        os.path.abspath(path),
+        rows,
+        classes=answers.classes,
+        unit="answer",
+        origin=answers.images,
+    )
 
 
 def _check(table: Table, from_predict: int) -> None:

@@ -12,9 +12,10 @@ or, where there is no labeled/, as torchvision's ImageFolder has them:
                              or, beside a test/, those that choose the best step
     DIR/test/CLASS/**        (optional)
 
-or, with --labels_csv, any tree of images, with labeled/, val/ and test/ as
-above where their folders are named as classes. Images that the table does not
-name are unlabeled.
+or, with --labels_from or --labels_csv, any tree of images, with labeled/, val/
+and test/ as above where their folders are named as classes. Images that the
+table does not name are unlabeled; those that it says to be of no class are left
+out.
 
 Images are JPEG, PNG, BMP or GIF by the ending of their name, and have any size.
 Hidden files are left out, and so are folders in which file servers and systems
@@ -31,7 +32,7 @@ import collections
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simmatch_tf import io, terminal
 from simmatch_tf.data import fingerprint as fingerprint_lib
@@ -46,7 +47,7 @@ _VALIDATION = ("val", "valid", "validation")
 _LAYOUT = (
     "expected are labeled/CLASS/* with a folder for each class, unlabeled/** "
     "and, where there is one, test/CLASS/*; or train/CLASS/* with val/CLASS/* "
-    "or test/CLASS/*; or images in any folders, whose classes --labels_csv="
+    "or test/CLASS/*; or images in any folders, whose classes --labels_from="
     "FILE names"
 )
 _SHOWN = 10  # places or names in a message
@@ -75,6 +76,7 @@ class Listing:
         names: The same in composed form, printable.
         labels: N classes, -1 for unlabeled images.
         parts: N names of `PARTS`.
+        aside: Names of images that the table says to be of no class, sorted.
         has_test: Whether there is a test part.
     """
 
@@ -82,15 +84,21 @@ class Listing:
         self,
         data_dir: str | None,
         labels_csv: str | None = None,
+        labels_from: str | None = None,
         *,
         unlabeled: bool = True,
+        complete: bool = True,
     ) -> None:
         """Lists a folder.
 
         Args:
             data_dir: The folder.
             labels_csv: Table of the images' classes, or None.
+            labels_from: The same, by the flag that also takes the labels.jsonl
+                of the labeling page. At most one of the two.
             unlabeled: Whether to list unlabeled images.
+            complete: Whether there must be two classes with labeled images,
+                and none without. False while images are being labeled.
 
         Raises:
             InputError: There is no such folder, its layout is wrong, or the
@@ -101,7 +109,10 @@ class Listing:
         self._walker = selection.Walker(self.root, ENDINGS)
         self._entries = self._find_entries()
         self._table = None
-        if labels_csv is not None:
+        self.aside: list[str] = []
+        if labels_from is not None:
+            self._table = labels_csv_lib.read(labels_from, "labels_from")
+        elif labels_csv is not None:
             self._table = labels_csv_lib.read(labels_csv)
         self.folders = self._find_folders()
         folders = {
@@ -118,7 +129,10 @@ class Listing:
         classes = {*folders.get("labeled", ())} | {
             image.class_name for image in images if image.part == "labeled"
         }
-        self._check_classes(classes, folders, images)
+        if complete:
+            self._check_classes(classes, folders, images)
+        else:
+            classes |= {i.class_name for i in images if i.class_name}
         images = self._without_test(images)
         self.has_test = "test" in self.folders or any(
             image.part == "test" for image in images
@@ -141,6 +155,17 @@ class Listing:
                 self._walker.left_out.remove(path)
             for remark in self._table.remarks:
                 terminal.warn(remark)
+            without = [
+                name
+                for name in self._table.classes
+                if name not in self.class_names
+            ]
+            if without:
+                terminal.warn(
+                    f"{self._table.given}: {len(without)} of its classes have "
+                    "no labeled image, and are none of this run's classes: "
+                    + _first(without)
+                )
         for path in self._walker.left_out:
             places[_place(path)].append(path)
         self._walker.warn(
@@ -211,7 +236,7 @@ class Listing:
     ) -> fingerprint_lib.Fingerprint:
         """Returns the fingerprint of the images.
 
-        The classes that --labels_csv names have entries of their own.
+        The classes that a table names have entries of their own.
 
         Args:
             contents: Name → digest of the file's content, where it is known.
@@ -224,6 +249,7 @@ class Listing:
             + f" ({self.parts[index]})" * (self.parts[index] != "labeled")
             for index in self._by_row
         ]
+        classes += [f"{name} as none of the classes" for name in self.aside]
         return result.join(
             fingerprint_lib.Fingerprint(dict.fromkeys(classes, (0, 0, None)))
         )
@@ -260,6 +286,9 @@ class Listing:
                 for label in (ordered[0], ordered[-1])
             ]
             rows.append([*row, str(len(counts)), *ends])
+        if self.aside:
+            what = f"set aside: none of the classes ({self._table.name})"
+            rows.append([what, f"{len(self.aside):,}", "", "", ""])
         for name, count in self._unused_images()[:_SHOWN]:
             rows.append([f"not used: {name}", count, "", "", ""])
         if len(kept) < len(self.paths):
@@ -363,7 +392,7 @@ class Listing:
                 f"{self._printable(images[0])}: lies directly in {top}/, one "
                 f"of {len(images)} images that do; the class is a folder's "
                 f"name: move it to {top}/CLASS/{instead}; or name the classes "
-                "of images by --labels_csv=FILE"
+                "of images by --labels_from=FILE"
             )
         classes: dict[str, str] = {}
         for path, _ in folders:
@@ -415,24 +444,26 @@ class Listing:
         wrong = []
         for index, image in enumerate(placed):
             row = rows.pop(index, None)
-            if row is None or not row.class_name:
+            if row is None or not (row.class_name or row.aside):
                 continue
             name = io.printable(image.class_name)
             if row.class_name != name or row.part not in ("", image.part):
                 wrong.append((row, f"{name!r} in {self.folders[image.part]}/"))
         if wrong:
             row, place = min(wrong)
-            part = f" of part {row.shown_part()}" * bool(row.part)
             raise table.error(
                 row,
-                f"{row.file!r} is {row.class_name!r}{part} here, but lies "
-                f"under {place}; correct the row, or remove it"
-                + f" (so are {len(wrong)} rows)"
+                f"{row.file!r} is {row.shown()} here, but lies "
+                f"under {place}; correct the {table.unit}, or remove it"
+                + f" (so are {len(wrong)} {table.unit}s)"
                 * (len(wrong) > 1),
             )
         images = []
         for index, path in enumerate(paths, len(placed)):
             row = rows.get(index)
+            if row is not None and row.aside:
+                self.aside.append(names[index])
+                continue
             if row is None or not row.class_name:
                 images.append(_Image(path, "unlabeled", None))
                 continue
@@ -600,7 +631,7 @@ class Listing:
             return (
                 f". {len(images)} images lie directly in it, such as "
                 f"{io.printable(images[0])}: name the classes of some of them "
-                "in a table, --labels_csv=FILE"
+                "on the labeling page or in a table, --labels_from=FILE"
             )
         walker = selection.Walker(self.root, ENDINGS)
         classes = [f"{p}/" for p, _ in sorted(folders) if walker.list(p)[1]]
@@ -630,6 +661,24 @@ class Listing:
 
     def _printable(self, path: str) -> str:
         return io.printable(self._absolute(path))
+
+
+def of_flags(flags: Any, *, unlabeled: bool = True) -> Listing:
+    """Lists the folder that flags name.
+
+    Args:
+        flags: Of a command with --data_dir, --labels_csv and --labels_from.
+        unlabeled: See `Listing`.
+
+    Raises:
+        InputError: See `Listing`.
+    """
+    return Listing(
+        flags.data_dir,
+        flags.labels_csv,
+        flags.labels_from,
+        unlabeled=unlabeled,
+    )
 
 
 def scored_names(names: Iterable[str], scored_on: str) -> set[str]:

@@ -51,6 +51,7 @@ def draw(
     labels: int | None,
     label_fraction: float | None,
     listed: np.ndarray | None = None,
+    every_class: bool = True,
     split_seed: int,
     validation_fraction: float,
     unlabeled_includes_labeled: bool,
@@ -63,6 +64,7 @@ def draw(
         label_fraction: Labeled share of each class, or None.
         listed: Indices of the labeled images, or None. If all three are None,
             every image of a known class is labeled.
+        every_class: Whether each class must have a labeled image.
         split_seed: Random seed.
         validation_fraction: Share of the labeled images of each class, at
             least one, that is set aside: in neither the labeled nor the
@@ -75,7 +77,11 @@ def draw(
         InputError: There are not enough images, or none would be left.
     """
     all_labels = source.train.labels
-    candidates = _not_aside(source, listed)
+    candidates = listed
+    if listed is None:
+        candidates = not_aside(source)
+    else:
+        _check_listed(source, listed)
     aside = np.asarray(source.set_aside, np.int64)
     if aside.size:
         validation_fraction = 0
@@ -90,6 +96,8 @@ def draw(
         # One permutation a class: the images of --labels=40 are among those of
         # --labels=400 with the same seed.
         pool = generator.permutation(order[ends[label] : ends[label + 1]])
+        if not (len(pool) or every_class):
+            continue
         count = _count(source, labels, label_fraction, len(pool), name)
         held = 0
         if validation_fraction:
@@ -112,24 +120,27 @@ def draw(
     return Split(labeled, validation, unlabeled)
 
 
-def _not_aside(
-    source: source_lib.Source, listed: np.ndarray | None
-) -> np.ndarray:
-    """Returns the images of which some are labeled, without those set aside.
+def not_aside(source: source_lib.Source) -> np.ndarray:
+    """Returns the images of a known class, without those set aside.
 
     Args:
         source: The dataset.
-        listed: See `draw`.
+
+    Returns:
+        Their indices, sorted.
+    """
+    mask = source.train.labels >= 0
+    mask[np.asarray(source.set_aside, np.int64)] = False
+    return np.flatnonzero(mask)
+
+
+def _check_listed(source: source_lib.Source, listed: np.ndarray) -> None:
+    """Checks that no image is listed that is set aside.
 
     Raises:
         InputError: Such an image is listed.
     """
-    aside = np.asarray(source.set_aside, np.int64)
-    if listed is None:
-        mask = np.ones(len(source.train), bool)
-        mask[aside] = False
-        return np.flatnonzero(mask)
-    both = np.intersect1d(listed, aside)
+    both = np.intersect1d(listed, np.asarray(source.set_aside, np.int64))
     if both.size:
         index = int(both[0])
         name = source.train.names and source.train.names[index]
@@ -138,7 +149,6 @@ def _not_aside(
             f"the validation images of {source.name}, which choose the best "
             "step; leave it out of the list"
         )
-    return listed
 
 
 def _unlabeled(

@@ -17,7 +17,7 @@ def flags(config: config_lib.Config) -> list[str]:
         name for name, each in config.fields().items() if each.operational
     }
     # Only these say which images are trained on.
-    operational -= {"data_dir", "labels_csv"}
+    operational -= {"data_dir", *config_lib.TABLES}
     text = config.absolute().to_flagfile(without=operational)
     return text.split("\n")[:-1]
 
@@ -63,8 +63,8 @@ def data(
             those that exist now.
 
     Returns:
-        A digest of the names and sizes in --data_dir, of the classes in
-        --labels_csv, and of the contents of a list, of first weights and of
+        A digest of the names and sizes in --data_dir, of the classes in a
+        table of labels, and of the contents of a list, of first weights and of
         plugins. None if no flag names files, or they are not known.
     """
     try:
@@ -74,7 +74,9 @@ def data(
             files = fingerprint.of_flags(config).files
             if config.data_dir is not None:
                 place = config.absolute()
-                images = _in_folder(place.data_dir, place.labels_csv)
+                images = _in_folder(
+                    place.data_dir, place.labels_csv, place.labels_from
+                )
                 files = {**images, **files}
     except (OSError, ValueError):
         return None  # missing files: the runs that need them say so
@@ -84,6 +86,6 @@ def data(
 
 
 @functools.cache
-def _in_folder(path: str, labels_csv: str | None) -> fingerprint.Files:
+def _in_folder(path: str, *tables: str | None) -> fingerprint.Files:
     """Lists the files of a folder, once for all cells of a plan."""
-    return layout.Listing(path, labels_csv).fingerprint().files
+    return layout.Listing(path, *tables).fingerprint().files

@@ -102,6 +102,7 @@ TITLES: Mapping[str, str] = {
     "starved_classes": "classes without pseudo-labels",
     "collapse": "collapse",
     "prior_drift": "prior drift",
+    "unlabeled_classes": "classes without labels",
     "unequal_labels": "unequal labels",
     "confident_but_wrong": "confident but wrong",
     "memory_waits": "matching waits",
@@ -171,7 +172,8 @@ def judge(
     run = _Scalars(config, scalars, step, steps, classes, images)
     if step < SETTLED * steps:  # labels are what they are from the start
         early = dict.fromkeys(PATTERNS)
-        return {**early, "unequal_labels": _unequal_labels(run)}
+        at_once = ("unlabeled_classes", "unequal_labels")
+        return {**early, **{name: PATTERNS[name](run) for name in at_once}}
     return {name: pattern(run) for name, pattern in PATTERNS.items()}
 
 
@@ -474,12 +476,38 @@ def imbalance(classes: Classes) -> str:
     """
     names, labeled = classes.names, classes.labeled
     fewest, most = min(labeled), max(labeled)
-    if most < _UNEQUAL * fewest:
-        return ""
+    if not fewest or most < _UNEQUAL * fewest:
+        return ""  # of the former, `judge` has a finding
     return (
         f"classes have from {fewest} ({names[labeled.index(fewest)]}) to "
         f"{most} ({names[labeled.index(most)]}) labeled images: read the macro "
         "accuracy beside top-1, which counts each class once"
+    )
+
+
+def _unlabeled_classes(run: _Scalars) -> Finding | bool | None:
+    """Finds classes that cannot be learned."""
+    if run.classes is None:
+        return None
+    names = [
+        name
+        for name, count in zip(
+            run.classes.names, run.classes.labeled, strict=True
+        )
+        if not count
+    ]
+    if not names:
+        return False
+    shown = ", ".join(names[:_NAMED]) + ", …" * (len(names) > _NAMED)
+    return Finding(
+        "unlabeled_classes",
+        f"No labeled image is of {len(names)} of the "
+        f"{len(run.classes.names)} classes ({shown}).",
+        "They are not learned, and images of theirs count as errors"
+        + "; alignment gives them pseudo-labels of other classes' images"
+        * bool(run.aligns and run.classes.prior is None)
+        + ".",
+        "More --labels, --draw=stratified, or a label for each of them.",
     )
 
 
@@ -489,6 +517,8 @@ def _unequal_labels(run: _Scalars) -> Finding | bool | None:
     names, labeled = run.classes.names, run.classes.labeled
     fewest, most = min(labeled), max(labeled)
     if run.classes.prior is not None or most < _UNEQUAL * fewest:
+        return False
+    if not fewest:  # another pattern says so
         return False
     return Finding(
         "unequal_labels",
@@ -975,6 +1005,7 @@ PATTERNS: Mapping[str, Callable[[_Scalars], Finding | bool | None]] = {
     "starved_classes": _starved_classes,
     "collapse": _collapse,
     "prior_drift": _prior_drift,
+    "unlabeled_classes": _unlabeled_classes,
     "unequal_labels": _unequal_labels,
     "confident_but_wrong": _confident_but_wrong,
     "memory_waits": _memory_waits,

@@ -115,9 +115,11 @@ def load(name: str, flags: Any) -> Task:
         label_fraction=1.0,
         steps=1,
         data_dir=flags.data_dir if facts.get("needs_data_dir") else None,
-        labels_csv=(
-            flags.labels_csv if facts.get("reads_labels_csv") else None
-        ),
+        **{
+            name: getattr(flags, name)
+            for name in config_lib.TABLES
+            if facts.get("reads_labels_csv")
+        },
         on_bad_image=(
             flags.on_bad_image if facts.get("skips_bad_images") else "error"
         ),
@@ -142,7 +144,7 @@ def of_source(source: source_lib.Source) -> Task:
         raise InputError(
             f"--datasets={source.name}: has no test images of known classes"
             + (
-                "; place some in test/CLASS/, or mark rows of --labels_csv by "
+                "; place some in test/CLASS/, or mark rows of a table by "
                 "test in a column part"
                 if source.name == "folder"
                 else ""

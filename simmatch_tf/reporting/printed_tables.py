@@ -3,6 +3,7 @@
 What commands write to files is in `transfer_table`, `comparison` and the pages.
 """
 
+import os
 import pathlib
 import shlex
 import textwrap
@@ -10,8 +11,10 @@ from typing import Any
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, tables
+from simmatch_tf.data import answers, labels_csv
 from simmatch_tf.evaluation import metrics
 from simmatch_tf.flags import flagfiles
+from simmatch_tf.flags.errors import InputError
 from simmatch_tf.monitoring import diagnosis
 from simmatch_tf.reporting import comparison
 from simmatch_tf.training import results
@@ -33,8 +36,9 @@ def result(outcome: results.Result, config: config_lib.Config) -> str:
         config: The run's flags, for advice.
     """
     title = (
-        f"{outcome.algorithm} on {outcome.dataset}: {outcome.labels} labels, "
-        f"{outcome.steps} steps, seed {outcome.seed}, split seed "
+        f"{outcome.algorithm} on {outcome.dataset}: {outcome.labels} labels"
+        + f" ({config.draw})" * (config.draw != "stratified")
+        + f", {outcome.steps} steps, seed {outcome.seed}, split seed "
         f"{outcome.split_seed}"
     )
     if outcome.top1 is None:
@@ -178,6 +182,7 @@ def next_steps(
         f"{module}report {run} --output=report.html",
         *[f"{module}evaluate --workdir={run}"] * (result.top1 is not None),
         f"{module}export --workdir={run} --output={exports}",
+        *_next_round(run, config),
     ]
     extension = diagnosis.extension(config, result.steps)
     if extension is not None:
@@ -186,6 +191,28 @@ def next_steps(
     if events:
         lines.insert(2, f"  tensorboard --logdir={run}")
     return "\n".join(lines)
+
+
+def _next_round(run: str, config: config_lib.Config) -> list[str]:
+    """Returns the command that labels more images with the run's guesses.
+
+    Args:
+        run: The run's folder, quoted.
+        config: Its flags.
+    """
+    labels = config.labels_from
+    if labels is None or not labels_csv.are_answers(labels):
+        return []
+    try:
+        images = answers.read(io.expand(labels)).images
+    except InputError:  # of a finished run they may be gone
+        return []
+    if not os.path.isdir(images):  # it was moved
+        images = config.data_dir
+    return [
+        f"  python -m simmatch_tf.label --images={shlex.quote(images)} "
+        f"--labels={shlex.quote(labels)} --model={run}"
+    ]
 
 
 def evaluation(report: dict[str, Any]) -> str:

@@ -170,6 +170,8 @@ def _labels(run: runs_lib.Run) -> str:
         unlabeled = run.split.get("unlabeled_images")
         aside = len(run.split.get("validation", ()))
     text = f"{labels:,}" if labels else _UNKNOWN
+    if run.config.draw != "stratified":
+        text += f" {run.config.draw}"
     if unlabeled and run.algorithm.unlabeled_views:
         text += f" of {unlabeled:,}"
     return text + (f", {aside:,} set aside" if aside else "")

@@ -461,7 +461,7 @@ def _deciding(config: config_lib.Config) -> dict[str, Any]:
         if (
             not fields[name].operational
             # Only these say which images and classes they are.
-            or (name in ("data_dir", "labels_csv") and value is not None)
+            or (name in ("data_dir", *config_lib.TABLES) and value is not None)
         )
         and name not in _SEEDS
     }

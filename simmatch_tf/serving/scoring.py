@@ -395,6 +395,7 @@ class Inspector:
             config.source,
             config.data_dir,
             config.labels_csv,
+            config.labels_from,
             config.tfds_dir,
             config.image_size,
             config.on_bad_image,

@@ -32,7 +32,7 @@ from simmatch_tf import config as config_lib
 from simmatch_tf import signals, terminal
 from simmatch_tf.data import cache, fingerprint, splits
 from simmatch_tf.data.sources import source as source_lib
-from simmatch_tf.evaluation import baselines, evaluator, metrics
+from simmatch_tf.evaluation import baselines, metrics, pixels
 from simmatch_tf.flags import errors
 from simmatch_tf.networks import network
 from simmatch_tf.training import workdir as workdir_lib
@@ -40,7 +40,6 @@ from simmatch_tf.training import workdir as workdir_lib
 # How long a run waits for its baselines, before its first step or at its end.
 PATIENCE_SECONDS = 300
 _POLL_SECONDS = 0.1
-_BATCH_SIZE = 256  # images that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,19 +334,11 @@ class Baselines:
         Raises:
             InputError: An image cannot be read.
         """
-        if not images.encoded:
-            return images.images[indices]
         resize = self._config.eval_resize
-        if resize is not None:
-            side = self._source.image_shape[0]
-            resize = round(baselines.SIDE * resize / side)
-        batches = evaluator.outputs(
-            lambda batch: batch,
+        batches = pixels.read(
             images,
             indices,
-            batch_size=_BATCH_SIZE,
-            side=baselines.SIDE,
-            resize=resize,
+            resize=resize and resize / self._source.image_shape[0],
             parallel_calls=self._config.parallel_calls,
             when="for the baselines",
         )

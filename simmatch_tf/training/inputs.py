@@ -1,5 +1,7 @@
 """The input of a run from its flags: source, split and batches."""
 
+import hashlib
+import importlib.metadata
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,13 +10,20 @@ import tensorflow as tf
 from simmatch_tf import config as config_lib
 from simmatch_tf import io, preflight, registry
 from simmatch_tf.algorithms import algorithm as algorithm_lib
-from simmatch_tf.data import pipeline, service, splits, views
+from simmatch_tf.data import cache, pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
 from simmatch_tf.data.sources import tfds
 from simmatch_tf.distributed import strategies
+from simmatch_tf.evaluation import baselines, pixels
 from simmatch_tf.flags import errors
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.training import workdir as workdir_lib
+
+# Part of the name of what is kept of --draw=typical: another number, other
+# images.
+_TYPICAL_VERSION = 1
+# Images of which it chooses, at most: of more, as many are drawn.
+_MOST_CANDIDATES = 100_000
 
 
 def make_source(
@@ -170,16 +179,107 @@ def _drawn(
     fraction = config.validation_fraction
     if config.validation_when == "no_test" and source.test is not None:
         fraction = 0.0
-    listed = _listed(config, source)
+    labels, listed = config.labels, _listed(config, source)
+    if config.draw != "stratified":
+        labels, listed = None, _chosen(config, source)
     return splits.draw(
         source,
-        labels=config.labels,
+        labels=labels,
         label_fraction=None if listed is not None else config.label_fraction,
         listed=listed,
+        every_class=config.draw == "stratified",
         split_seed=config.split_seed,
         validation_fraction=fraction,
         unlabeled_includes_labeled=config.unlabeled_includes_labeled,
     )
+
+
+def _chosen(config: config_lib.Config, source: source_lib.Source) -> np.ndarray:
+    """Chooses the labeled images by --draw=random or typical.
+
+    Their classes have no part in the choice, so that a class may be without a
+    labeled image, as where a person labels them afterwards.
+
+    Args:
+        config: The run's flags.
+        source: The dataset.
+
+    Returns:
+        Indices of the training images, [K], K as --labels says.
+
+    Raises:
+        InputError: There are not as many images of a known class.
+    """
+    candidates = splits.not_aside(source)
+    if config.draw == "typical" and len(candidates) > _MOST_CANDIDATES:
+        random = np.random.default_rng(config.split_seed)
+        places = random.permutation(len(candidates))[:_MOST_CANDIDATES]
+        candidates = candidates[np.sort(places)]
+    if config.draw == "random":
+        random = np.random.default_rng(config.split_seed)
+        order = random.permutation(len(candidates))
+    else:
+        order = _typical(config, source, candidates)
+    if config.labels > len(order):
+        raise InputError(
+            f"--labels={config.labels} and --draw={config.draw}: "
+            f"{source.name} has {len(order)} different images of a known class"
+        )
+    return candidates[order[: config.labels]]
+
+
+def _typical(
+    config: config_lib.Config,
+    source: source_lib.Source,
+    candidates: np.ndarray,
+) -> np.ndarray:
+    """Returns places among the candidates, those to be labeled first.
+
+    They are kept in the cache folder, as runs of other methods ask for the
+    same ones.
+
+    Args:
+        config: The run's flags.
+        source: The dataset.
+        candidates: Indices of the training images, [n].
+    """
+    resize = config.eval_resize and config.eval_resize / source.image_shape[0]
+    parts = (
+        source.identity(),
+        hashlib.sha256(candidates.astype("<i8").tobytes()).hexdigest(),
+        resize,
+        config.labels,
+        config.split_seed,
+        *map(importlib.metadata.version, ("scikit-image", "scikit-learn")),
+    )
+    path = cache.path(f"typical-{baselines.key(_TYPICAL_VERSION, parts)}.npz")
+    kept = cache.read(path) if path is not None else {}
+    if "order" in kept:
+        return kept["order"]
+    from simmatch_tf.data import picking  # scikit-learn takes a second
+
+    batches = pixels.read(
+        source.train,
+        candidates,
+        resize=resize,
+        parallel_calls=config.parallel_calls,
+        when=f"for --draw={config.draw}",
+    )
+    features = np.concatenate([*map(baselines.handmade, batches)])
+    copy_of = picking.equal_rows(features, np.zeros(len(features), bool))
+    distinct = np.flatnonzero(copy_of == np.arange(len(features)))
+    if config.labels > len(distinct):
+        return distinct
+    # As `select` does without --model.
+    order = picking.pick(
+        picking.principal(features),
+        config.labels,
+        seed=config.split_seed,
+        copy_of=copy_of,
+    ).order
+    if path is not None:
+        cache.write(path, {"order": order})
+    return order
 
 
 def class_prior(
@@ -217,6 +317,7 @@ def class_prior(
         counts = np.bincount(
             source.train.labels[split.labeled], minlength=source.num_classes
         )
+        _check_every_class(config, source, counts)
         return (counts / counts.sum()).tolist()
     shares = preflight.class_shares(value)
     names = [io.nfc(str(name)) for name in source.class_names]
@@ -233,6 +334,32 @@ def class_prior(
             f"{source.name} are in it, and all must be"
         )
     return [shares[name] for name in names]
+
+
+def _check_every_class(
+    config: config_lib.Config, source: source_lib.Source, counts: np.ndarray
+) -> None:
+    """Refuses shares of labeled images if one is 0, as --draw may make it.
+
+    A class of such a share could never be a pseudo-label.
+    """
+    missing = [
+        str(source.class_names[label]) for label in np.flatnonzero(counts == 0)
+    ]
+    if not missing:
+        return
+    others = ""
+    if config.labels is not None:
+        balanced = -(-config.labels // len(counts)) * len(counts)
+        others = f", or --draw=stratified with --labels={balanced}"
+    raise InputError(
+        "--class_prior=labeled: no labeled image is of the class "
+        f"{missing[0]!r}"
+        + f", and {len(missing)} classes have none"
+        * (len(missing) > 1)
+        + "; a share of 0 would keep it from ever being a pseudo-label: give "
+        f"--class_prior=uniform{others}"
+    )
 
 
 def _listed(

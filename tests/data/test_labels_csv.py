@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 
 import pytest
 
@@ -204,3 +205,147 @@ def test_classes_that_look_alike(tmp_path):
     table = read(tmp_path, "file,class\na.jpg,Cat\nb.jpg,cat\nx/y.gif,dog\n")
     assert "differ in capitals or blanks alone" in table.remarks[0]
     assert "'Cat' and 'cat'" in table.remarks[0]
+
+
+# ------------------------------------------------------ the labeling page --
+
+HEAD = {"version": 1, "images": "/data/photos", "classes": ["cat", "dog"]}
+
+
+def of_class(file, name):
+    return {"file": file, "answer": "class", "class": name}
+
+
+def log(path, *lines, **head):
+    path.write_text(
+        "".join(f"{json.dumps(line)}\n" for line in (HEAD | head, *lines)),
+        "utf-8",
+    )
+    return str(path)
+
+
+def answers(tmp_path, *lines, **head):
+    path = log(tmp_path / "labels.jsonl", *lines, **head)
+    return labels_csv.read(path, "labels_from")
+
+
+def test_answers_are_rows(tmp_path):
+    table = answers(
+        tmp_path,
+        of_class("b.jpg", "cat"),
+        {"answer": "add_class", "class": "fox"},
+        of_class("more/é.png", "fox"),
+        of_class("b.jpg", "dog"),  # the last answer counts
+        of_class("a.jpg", "cat"),
+        {"file": "a.jpg", "answer": "undo"},
+        {"file": "x/y.gif", "answer": "none"},
+        {"file": "more/a.jpg", "answer": "skip"},
+    )
+    assert table.classes == ["cat", "dog", "fox"] and table.remarks == []
+    assert found(table) == {"b.jpg": "dog", "more/é.png": "fox", "x/y.gif": ""}
+    aside = [row.file for row in table.rows if row.aside]
+    assert aside == ["x/y.gif"]
+
+
+def test_a_csv_file_by_either_flag(tmp_path):
+    path = write(tmp_path / "l.csv", "file,class\na.jpg,cat\nb.jpg,dog\n")
+    one, other = labels_csv.read(path), labels_csv.read(path, "labels_from")
+    assert one.rows == other.rows
+    assert (one.given, other.given) == (
+        f"--labels_csv={path}",
+        f"--labels_from={path}",
+    )
+
+
+@pytest.mark.parametrize("root", ["/data/photos", "/moved/elsewhere"])
+def test_answers_are_paths_from_their_folder(tmp_path, root):
+    """A name without its folders may be another image's; in a CSV file not."""
+    table = answers(
+        tmp_path, of_class("a.jpg", "cat"), of_class("b.jpg", "dog")
+    )
+    assert found(table, ["more/a.jpg", "a.jpg", "b.jpg"], root=root) == {
+        "a.jpg": "cat",
+        "b.jpg": "dog",
+    }
+    if root == "/data/photos":  # a.jpg was removed
+        assert found(table, ["more/a.jpg", "b.jpg"], root=root) == {
+            "b.jpg": "dog"
+        }
+        assert len(table.remarks) == 1 and table.remarks[0].endswith(
+            "labels.jsonl: there is no image 'a.jpg' in /data/photos; left out"
+        )
+    else:
+        with pytest.raises(
+            InputError,
+            match="'a.jpg' in /moved/elsewhere; the answers are about images "
+            "in /data/photos: give that folder by --data_dir or, if it has",
+        ):
+            found(table, ["more/a.jpg", "b.jpg"], root=root)
+
+
+def test_answers_of_a_folder_in_the_folder(tmp_path):
+    table = answers(
+        tmp_path,
+        of_class("a.jpg", "cat"),
+        of_class("b.jpg", "dog"),
+        images="/data/photos/unlabeled",
+    )
+    names = ["a.jpg", "unlabeled/a.jpg", "unlabeled/b.jpg"]
+    assert found(table, names) == {
+        "unlabeled/a.jpg": "cat",
+        "unlabeled/b.jpg": "dog",
+    }
+    # Its folder's name is that of the beginning of another one.
+    with pytest.raises(
+        InputError, match="there is no image 'b.jpg' in /data/p"
+    ):
+        found(table, names, root="/data/photos/unlab")
+
+
+def test_answers_of_another_folder(tmp_path):
+    lines = [of_class(f"{i}.jpg", "cat") for i in range(3)]
+    lines.append(of_class("a.jpg", "dog"))
+    with pytest.raises(
+        InputError,
+        match="labels.jsonl: there is no image '0.jpg' in /data/photos; the "
+        "answers are about images in /other: .*; in all, 3 of 4 answers name",
+    ):
+        found(answers(tmp_path, *lines, images="/other"))
+    with pytest.raises(InputError, match="in all, 3 of 3 answers name no imag"):
+        found(answers(tmp_path, *lines[:3]))
+
+
+def test_answers_about_other_formats(tmp_path):
+    table = answers(tmp_path, of_class("a.jpg", "cat"), of_class("w.webp", "a"),
+                    classes=["a", "cat"])  # fmt: skip
+    assert found(table, unusable=["w.webp"]) == {"a.jpg": "cat"}
+    assert "1 answers are left out, as their files are of f" in table.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "no image has a class yet; .*simmatch_tf.label --images=/data/ph"),
+        ([{"file": "a.jpg", "answer": "none"}], "no image has a class yet"),
+        ([of_class("a.jpg", "owl"), of_class("b.jpg", "cat")], "line 2: "),
+    ],
+)
+def test_answers_that_cannot_be_used(tmp_path, lines, message):
+    with pytest.raises(InputError, match=message):
+        answers(tmp_path, *lines)
+
+
+def test_answers_by_the_wrong_flag(tmp_path):
+    path = log(tmp_path / "labels.jsonl", of_class("a.jpg", "cat"))
+    with pytest.raises(
+        InputError,
+        match="--labels_csv=.*: must be a CSV file with the columns file and "
+        "class; answers of the labeling page are given by --labels_from",
+    ):
+        labels_csv.read(path)
+    with pytest.raises(
+        InputError,
+        match=r"--labels_from=t.xlsx: must be a CSV file .* or answers of the "
+        r"labeling page \(.jsonl\); save the table as CSV",
+    ):
+        labels_csv.read("t.xlsx", "labels_from")

@@ -3,6 +3,7 @@
 `sources/test_folder.py` has the layout with labeled/.
 """
 
+import json
 import os
 
 import pytest
@@ -298,6 +299,91 @@ def test_without_unlabeled_images(tmp_path):
     assert listed.names == ["1.png", "2.png"]
 
 
+# -------------------------------------------------------- the labeling page --
+
+
+def log(path, root, *lines, classes=("cat", "dog", "owl")):
+    """Answers: file → class, or None for none of them."""
+    head = {"version": 1, "images": str(root), "classes": [*classes]}
+    entries = [
+        {"file": file, "answer": "class", "class": name}
+        if name
+        else {"file": file, "answer": "none"}
+        for file, name in lines
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in (head, *entries))
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+ANSWERED = (("3.png", "dog"), ("more/4.png", "cat"), ("1.png", None))
+
+
+def test_a_flat_folder_labeled_on_the_page(tmp_path, warned):
+    root = make(tmp_path / "data", *FLAT)
+    path = log(root / "labels.jsonl", root, *ANSWERED)
+    listed = listing(root, labels_from=path)
+    listed.check(need_unlabeled=True)
+    assert by_part(listed) == {
+        "labeled": {"more/4.png": "cat", "3.png": "dog"},
+        "unlabeled": {"2.png": None, "more/5.png": None},
+    }
+    assert listed.aside == ["1.png"]
+    assert overview(listed) == [
+        ["labeled: labels.jsonl", "2"],
+        ["unlabeled: all that labels.jsonl gives no class", "2"],
+        ["set aside: none of the classes (labels.jsonl)", "1"],
+    ]
+    listed.warn()
+    assert warned == [
+        f"--labels_from={path}: 1 of its classes have no labeled image, and "
+        "are none of this run's classes: owl"
+    ]
+    # As by a table, but for the image that is set aside.
+    rows = "file,class\nmore/4.png,cat\n3.png,dog\n"
+    same = listing(root, table(tmp_path / "l.csv", rows))
+    assert set(same.names) == {*listed.names, "1.png"}
+    other = listing(root, labels_from=table(tmp_path / "l.csv", rows))
+    assert other.names == same.names and other.labels == same.labels
+    moved = root.rename(tmp_path / "moved")
+    other = listing(moved, labels_from=str(moved / "labels.jsonl"))
+    assert (other.names, other.labels) == (listed.names, listed.labels)
+
+
+def test_more_answers_are_another_dataset(tmp_path):
+    root = make(tmp_path / "data", *FLAT)
+
+    def of(*answers):
+        path = log(tmp_path / "labels.jsonl", root, *answers)
+        return listing(root, labels_from=path).fingerprint()
+
+    then = of(*ANSWERED)
+    assert then.digest() == of(*ANSWERED[::-1]).digest()
+    for more, changes in (
+        (("2.png", "cat"), "1 is new (2.png as 'cat')"),
+        (
+            ("2.png", None),
+            "1 is new (2.png as none of the classes), 1 is gone (2.png)",
+        ),
+    ):
+        assert fingerprint.compare(then, of(*ANSWERED, more)).text() == changes
+
+
+def test_answers_beside_class_folders(tmp_path):
+    root = make(tmp_path / "data", *FLAT, "labeled/owl/l.png")
+    path = log(tmp_path / "labels.jsonl", root, *ANSWERED)
+    assert listing(root, labels_from=path).class_names == ["cat", "dog", "owl"]
+    for answer, message in (
+        (None, "'labeled/owl/l.png' is none of the classes here, but lies under"
+         " 'owl' in labeled/; correct the answer, or remove it"),
+        ("cat", "is 'cat' here, but lies under 'owl' in labeled/"),
+    ):  # fmt: skip
+        wrong = ("labeled/owl/l.png", answer)
+        path = log(tmp_path / "labels.jsonl", root, *ANSWERED, wrong)
+        with pytest.raises(InputError, match=f"labels.jsonl: .*{message}"):
+            listing(root, labels_from=path)
+
+
 # -------------------------------------------------------------- fingerprints --
 
 
@@ -365,6 +451,17 @@ def test_the_flag_is_for_folders():
         config_lib.Config(labels_csv="x", labels=10, steps=1)
     with pytest.raises(InputError, match="--labels_csv=' ': names no file"):
         config_of(labels_csv=" ")
+    with pytest.raises(
+        InputError, match="--labels_from=x: is for --dataset=folder, not digits"
+    ):
+        config_lib.Config(labels_from="x", labels=10, steps=1)
+    with pytest.raises(InputError, match="--labels_from='': names no file"):
+        config_of(labels_from="")
+    with pytest.raises(
+        InputError,
+        match="--labels_csv=a.csv and --labels_from=b.jsonl: both name the",
+    ):
+        config_of(labels_csv="a.csv", labels_from="b.jsonl")
 
 
 def test_a_table_in_the_folder_moves_with_it():
@@ -374,6 +471,9 @@ def test_a_table_in_the_folder_moves_with_it():
     config = config_of(data_dir="/a/photos", labels_csv="/a/photos2/l.csv")
     assert config.moved("/b", None).labels_csv == "/a/photos2/l.csv"
     assert config.moved(None, None) == config
+    config = config_of(data_dir="/a/photos", labels_from="/a/photos/l.jsonl")
+    assert config.moved("/b", None).labels_from == "/b/l.jsonl"
+    assert config_of(labels_from="l.jsonl").absolute().labels_from[0] == "/"
 
 
 def test_which_flag_labels():

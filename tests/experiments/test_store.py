@@ -87,13 +87,17 @@ def test_the_path_of_a_folder_is_part_of_the_name():
     assert identity.name(one) != identity.name(other)
 
 
-def test_the_classes_in_a_table_are_part_of_the_data(tmp_path):
+@pytest.mark.parametrize("flag", config_lib.TABLES)
+def test_the_classes_in_a_table_are_part_of_the_data(tmp_path, flag):
     names = ("a.png", "b.png", "c.png")
     for name in names:
         (tmp_path / name).write_bytes(name.encode())
     table = tmp_path / "l.csv"
     config = config_lib.Config(
-        dataset="folder", data_dir=str(tmp_path), steps=7, labels_csv=str(table)
+        dataset="folder",
+        data_dir=str(tmp_path),
+        steps=7,
+        **{flag: str(table)},
     )
     digests = []
     for classes in ("xy", "yx"):
@@ -102,11 +106,11 @@ def test_the_classes_in_a_table_are_part_of_the_data(tmp_path):
         identity._in_folder.cache_clear()
         digests.append(identity.data(config))
     assert None not in digests and digests[0] != digests[1]
-    other = dataclasses.replace(config, labels_csv=str(tmp_path / "m.csv"))
+    other = dataclasses.replace(config, **{flag: str(tmp_path / "m.csv")})
     assert identity.name(config) != identity.name(other)
-    without = dataclasses.replace(config, labels_csv=None)
+    without = dataclasses.replace(config, **{flag: None})
     assert identity.flags(without) == [
-        word for word in identity.flags(config) if "labels_csv" not in word
+        word for word in identity.flags(config) if flag not in word
     ]
 
 

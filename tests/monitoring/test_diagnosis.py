@@ -188,7 +188,7 @@ def test_what_cannot_be_judged():
     assert missing({}) == list(diagnosis.PATTERNS)
     # What a method has no part of is not missing.
     assert missing({}, algorithm="supervised") == [
-        "too_short", "input_bound", "ema_lags",
+        "too_short", "unlabeled_classes", "input_bound", "ema_lags",
     ]  # fmt: skip
     fixmatch = missing({}, algorithm="fixmatch", targets_from="teacher")
     assert "memory_waits" not in fixmatch and "statistics_lag" not in fixmatch
@@ -252,7 +252,14 @@ def test_every_finding_has_a_reason_and_a_flag():
     )
     late = ("too_short", "starved_classes", "prior_drift")
     assert judged.pop("too_short") is judged.pop("starved_classes") is None
+    assert judged.pop("unlabeled_classes") is False
     findings = [*judged.values(), *(judged_at_end[name] for name in late)]
+    classes = diagnosis.Classes(("cat", "dog"), (0, 9))
+    findings.append(
+        diagnosis.judge(config, {}, step=0, steps=9, classes=classes)[
+            "unlabeled_classes"
+        ]
+    )
     for finding in findings:
         assert finding.why and re.search(r"--\w+=\w|turn on --", finding.turn)
         # No flag is to be raised or lowered to a value that is not said.
@@ -485,12 +492,30 @@ def test_unequal_labels():
     assert unaligned["unequal_labels"] is False
 
 
-def test_unequal_labels_are_named_before_the_first_step():
-    classes = diagnosis.Classes(("cat", "dog"), (9, 2))
+@pytest.mark.parametrize(
+    ("labeled", "name"),
+    [((9, 2), "unequal_labels"), ((9, 0), "unlabeled_classes")],
+)
+def test_labels_are_judged_before_the_first_step(labeled, name):
+    classes = diagnosis.Classes(("cat", "dog"), labeled)
     findings = diagnosis.judge(CONFIG, {}, step=0, steps=100, classes=classes)
-    assert [name for name in findings if findings[name] is not None] == [
-        "unequal_labels"
-    ]
+    assert [name for name in findings if findings[name]] == [name]
+    assert len([1 for each in findings.values() if each is not None]) == 2
+    # A finding says it, and no line beside it.
+    assert bool(diagnosis.imbalance(classes)) == (name == "unequal_labels")
+
+
+def test_classes_without_labels():
+    finding = judged(labeled=(45, 0, 0))["unlabeled_classes"]
+    assert finding.says == (
+        "No labeled image is of 2 of the 3 classes (dog, owl)."
+    )
+    assert "alignment gives them pseudo-labels" in finding.why
+    prior = judged((0.9, 0.05, 0.05), labeled=(45, 0, 0))["unlabeled_classes"]
+    assert "alignment" not in prior.why
+    assert judged(labeled=(1, 1, 1))["unlabeled_classes"] is False
+    findings = diagnosis.judge(CONFIG, {}, step=9, steps=9)
+    assert findings["unlabeled_classes"] is None
 
 
 def test_line_on_unequal_labels():

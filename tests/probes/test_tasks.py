@@ -179,7 +179,7 @@ def test_a_folder(tmp_path):
         flags(
             datasets="folder",
             data_dir=str(tmp_path),
-            labels_csv=str(tmp_path / "l.csv"),
+            labels_from=str(tmp_path / "l.csv"),
         ),
     )
     assert by_table.train.labels.tolist() == [0] * 3 + [1] * 3

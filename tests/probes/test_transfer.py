@@ -237,6 +237,8 @@ def test_an_output_that_cannot_be_written(tmp_path):
         ({"on_bad_image": "skip"}, "=skip: is not read by --datasets=digits"),
         ({"tfds_dir": "/x"}, "--tfds_dir=/x: is not read by"),
         ({"labels_csv": "/x"}, "--labels_csv=/x: is not read by"),
+        ({"labels_from": "/x"}, "--labels_from=/x: is not read by"),
+        ({"labels_csv": "a", "labels_from": "b"}, "give one of the two"),
         ({"protocol": "finetune", "rates": "0"}, "--rates=0: must be numbers"),
         ({"protocol": "finetune", "rates": "1,1.0000001"}, "each once"),
         ({"protocol": "finetune", "rates": "101"}, "at most 100"),

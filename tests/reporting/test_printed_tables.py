@@ -4,6 +4,7 @@ import pathlib
 import pytest
 
 from simmatch_tf import config
+from simmatch_tf.data import answers
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.training import results, workdir
 
@@ -129,6 +130,32 @@ def test_model_that_is_not_ahead_is_told_what_to_do():
         in text
     )
     assert "not worth using yet" in text
+
+
+def test_the_next_round_of_labeling(tmp_path):
+    folder, photos = tmp_path / "my run", tmp_path / "photos"
+    photos.mkdir()
+    labels = tmp_path / "labels.jsonl"
+    with answers.Writer(labels, images=photos, classes=["a"]):
+        pass
+
+    def commands(**flags):
+        own = config.Config(dataset="folder", data_dir="d", steps=1, **flags)
+        text = printed_tables.next_steps(folder, own, RESULT)
+        return [line for line in text.splitlines() if ".label " in line]
+
+    assert commands(labels_from=str(labels)) == [
+        f"  python -m simmatch_tf.label --images={photos} --labels={labels} "
+        f"--model='{folder}'"
+    ]
+    photos.rename(tmp_path / "moved")
+    (line,) = commands(labels_from=str(labels))
+    assert " --images=d " in line
+    # A table has no answers that the page could go on with.
+    assert commands(labels_csv=str(labels)) == commands() == []
+    assert commands(labels_from="labels.csv") == []
+    labels.unlink()
+    assert commands(labels_from=str(labels)) == []
 
 
 def test_next_steps_of_a_run_that_can_be_extended(tmp_path):

@@ -265,8 +265,8 @@ def test_unknown_problems_are_listed(tmp_path):
         for each in said
     )
     assert said == [
-        "a has too few values to tell: too short, the input is slow, "
-        "BatchNorm's averages lag.",
+        "a has too few values to tell: too short, classes without labels, "
+        "the input is slow, BatchNorm's averages lag.",
         "a was not checked for what is not logged by this method: no "
         "pseudo-labels, classes without pseudo-labels, collapse, prior drift, "
         "unequal labels, confident but wrong, matching waits.",

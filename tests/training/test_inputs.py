@@ -16,8 +16,8 @@ import pytest
 import tensorflow as tf
 
 import simmatch_tf
-from simmatch_tf import evaluate, predict, preflight
-from simmatch_tf.data import files
+from simmatch_tf import evaluate, io, predict, preflight
+from simmatch_tf.data import answers, files
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.reporting import printed_tables
 from simmatch_tf.serving import exporting
@@ -598,6 +598,58 @@ def test_a_flat_folder_labeled_again_with_predictions(photos, tmp_path):
     output.write_text(text.replace("ä,", "b,", 1), "utf-8")
     with pytest.raises(InputError, match="as 'b'.* as 'ä'"):
         runs.fit(tmp_path / "again", **options)
+
+
+@pytest.mark.slow
+def test_two_rounds_of_the_labeling_page(photos, tmp_path, capsys):
+    """Answers are trained on as a table of the same classes is."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in sorted(photos.rglob("*.*")):
+        shutil.copy(path, flat / f"{path.parent.name}_{path.name}")
+    names = sorted(os.listdir(flat))
+    labels, table = tmp_path / "labels.jsonl", tmp_path / "labels.csv"
+    with answers.Writer(labels, images=flat, classes=["b", "ä"]) as writer:
+        for name in names[:4] + names[-4:]:  # b_… and ä_…
+            answer = {"file": io.nfc(name), "answer": "class", "class": name[0]}
+            writer.append(answer)
+        writer.append({"file": names[8], "answer": "skip"})
+    rows = [f"{name},{name[0]}" for name in names[:4] + names[-4:]]
+    table.write_text("\n".join(["file,class", *rows]), "utf-8")
+    options = {**FOLDER, "data_dir": str(flat), "validation_fraction": 0.25}
+    by_table = runs.fit(tmp_path / "table", **options, labels_csv=str(table))
+    options["labels_from"] = str(labels)
+    result = runs.fit(tmp_path / "run", **options)
+    assert result == by_table and result.labels == 6
+    assert_same_weights(tmp_path / "run", tmp_path / "table")
+    capsys.readouterr()
+    # The next round: the run is not another one because of its answers.
+    with answers.Writer(labels, images=flat) as writer:
+        writer.append({"file": names[8], "answer": "class", "class": "b"})
+        writer.append({"file": names[9], "answer": "none"})
+    with pytest.raises(
+        InputError,
+        match=f"2 are new .{names[8]} as 'b', {names[9]} as none of the cl",
+    ):
+        runs.fit(tmp_path / "run", **options)
+    predict.main(
+        predict.PredictConfig(
+            model=str(tmp_path / "run"), output=str(tmp_path / "p.csv")
+        )
+    )
+    lines = (tmp_path / "p.csv").read_text("utf-8").splitlines()[1:]
+    assert [line.split(",")[0] for line in lines] == [
+        name
+        for name in names
+        if name not in names[:4] + names[-4:] + names[8:10]
+    ]
+    result = runs.fit(tmp_path / "second", **options)
+    assert (result.labels, result.validation_labels) == (7, 2)
+    # All but those set aside: for validation, and of none of the classes.
+    assert result.unlabeled == len(names) - 2 - 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "set aside: none of the classes (labels.jsonl) 1" in said
+    evaluate.main(evaluate.EvaluateConfig(workdir=str(tmp_path / "second")))
 
 
 @pytest.mark.slow

@@ -179,6 +179,37 @@ def test_another_class_in_a_table(root, tmp_path):
     refused(config, r"5 are gone \(more/1.png, more/1.png as 'b', ")
 
 
+def test_more_answers_of_the_labeling_page(root, tmp_path):
+    names = [f"more/{number}.png" for number in range(1, 6)]
+    for name in names:
+        write(root / name, name.encode())
+    path = tmp_path / "labels.jsonl"
+    head = {"version": 1, "images": str(root), "classes": ["a", "b"]}
+    log = [head] + [
+        {"file": name, "answer": "class", "class": label}
+        for name, label in zip(names, "ab", strict=False)
+    ]
+
+    def answer(*lines):
+        log.extend(lines)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in log))
+
+    answer()
+    config = config_of(root, labels_from=str(path))
+    finish(config, layout.of_flags(config).fingerprint())
+    answer({"file": names[2], "answer": "skip"})  # it stays unlabeled
+    train.main(config)
+    answer(
+        {"file": names[2], "answer": "class", "class": "b"},
+        {"file": names[3], "answer": "none"},
+    )
+    refused(
+        config,
+        r"now: 2 are new \(more/3.png as 'b', more/4.png as none of the "
+        r"classes\), 1 is gone \(more/4.png\)\. For a new run give another",
+    )
+
+
 def test_another_label(config, root):
     os.rename(root / "labeled/a/1.png", root / "labeled/b/2.png")
     write(root / "labeled/a/3.png")

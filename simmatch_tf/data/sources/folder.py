@@ -57,12 +57,12 @@ _COPIES = {
 
 
 def check(config: config_lib.Config) -> None:
-    """Checks that --data_dir has the right layout, and --labels_csv fits it.
+    """Checks that --data_dir has the right layout, and a table fits it.
 
     Raises:
         InputError: It has not, or does not.
     """
-    layout.Listing(config.data_dir, config.labels_csv).check(
+    layout.of_flags(config).check(
         need_unlabeled=config.needs_unlabeled_folder()
     )
 
@@ -71,7 +71,7 @@ def can_score(config: config_lib.Config) -> bool:
     """Returns whether a run has images to measure its result on."""
     if config.validation_fraction or config.split_file:
         return True
-    listing = layout.Listing(config.data_dir, config.labels_csv)
+    listing = layout.of_flags(config)
     return listing.has_test or "validation" in listing.parts
 
 
@@ -84,13 +84,14 @@ def fingerprint(
         InputError: There is no such folder, or its layout is wrong.
     """
     del then
-    return layout.Listing(config.data_dir, config.labels_csv).fingerprint()
+    return layout.of_flags(config).fingerprint()
 
 
 def _load_for_transfer(config: config_lib.Config) -> source.Source:
     return load(
         config.data_dir,
         config.labels_csv,
+        config.labels_from,
         on_bad_image=config.on_bad_image,
         for_transfer=True,
     )
@@ -126,6 +127,7 @@ def load_for_run(config: config_lib.Config) -> source.Source:
     return load(
         config.data_dir,
         config.labels_csv,
+        config.labels_from,
         image_size=image_size,
         usual_side=fact("usual_side"),
         on_bad_image=config.on_bad_image,
@@ -137,6 +139,7 @@ def load_for_run(config: config_lib.Config) -> source.Source:
 def load(
     data_dir: str,
     labels_csv: str | None = None,
+    labels_from: str | None = None,
     *,
     on_bad_image: str,
     image_size: int | None = None,
@@ -149,7 +152,8 @@ def load(
 
     Args:
         data_dir: The folder.
-        labels_csv: Table of the images' classes, or None.
+        labels_csv: See `layout.Listing`.
+        labels_from: See `layout.Listing`.
         on_bad_image: "error" or "skip", see `files.usable`.
         image_size: Side of the views. Default: `usual_side`, or that of the
             images if they are smaller.
@@ -165,7 +169,9 @@ def load(
     """
     from simmatch_tf.data import files  # imports TensorFlow
 
-    listing = layout.Listing(data_dir, labels_csv, unlabeled=not for_transfer)
+    listing = layout.Listing(
+        data_dir, labels_csv, labels_from, unlabeled=not for_transfer
+    )
     need_unlabeled = need_unlabeled and not for_transfer
     listing.check(need_unlabeled=need_unlabeled)
     listing.warn()
