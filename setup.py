@@ -36,6 +36,7 @@ setuptools.setup(
     package_dir=package_dir,
     package_data={
         "simmatch_tf.configs": ["*.cfg", "plans/*.cfg"],
+        "simmatch_tf.labeling": ["page/*"],
         "simmatch_tf.reporting": ["templates/*.html"],
     },
     entry_points={
@@ -59,6 +60,8 @@ setuptools.setup(
         "importlib_resources",
         "tensorflow-datasets>=4.9.7,<5",
         "tqdm>=4.66",
+        # TensorBoard needs it, too.
+        "werkzeug>=3",
     ],
     extras_require={
         "docs": ["mkdocs>=1.6,<2"],

@@ -15,7 +15,7 @@ def main() -> None:
     names = set(zipfile.ZipFile(sys.argv[1]).namelist())
     wanted = {
         path.relative_to(ROOT).as_posix()
-        for ending in ("py", "html")
+        for ending in ("css", "html", "js", "py")
         for path in (ROOT / "simmatch_tf").rglob(f"*.{ending}")
     } | {
         f"simmatch_tf/{path.relative_to(ROOT).as_posix()}"

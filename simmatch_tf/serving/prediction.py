@@ -14,7 +14,7 @@ import PIL.ImageOps
 import tensorflow as tf
 
 from simmatch_tf import io, terminal
-from simmatch_tf.data import files, selection
+from simmatch_tf.data import files, selection, viewing
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.serving import classifier, loading, prediction_file
 
@@ -171,7 +171,7 @@ def predict_to_file(
             io.expand(output), identity, overwrite=overwrite
         ) as file,
         terminal.progress(len(names), "image", done=file.done) as bar,
-        files.silent_pillow(),
+        viewing.silent_pillow(),
     ):
         next_index = file.done
 
@@ -210,6 +210,35 @@ def predict_to_file(
             show(summary)
         file.finish()
     return summary
+
+
+def guesses(
+    model: loading.Model, paths: Sequence[str], *, batch_size: int = 64
+) -> Iterator[tuple[int, str, float]]:
+    """Yields the likeliest class of each file that can be read.
+
+    Args:
+        model: See `loading.open_model`.
+        paths: N absolute paths.
+        batch_size: Images in a batch.
+
+    Yields:
+        Place in the paths, name of the class, and its probability.
+    """
+    indices = np.flatnonzero([os.path.isfile(path) for path in paths])
+    for _, readable, values in _outputs(
+        model,
+        model.classify,
+        _Images(paths, paths),
+        indices,
+        batch_size=batch_size,
+        parallel_calls=1,
+    ):
+        for place, p in zip(
+            readable.tolist(), values.get("probabilities", ()), strict=True
+        ):
+            best = int(p.argmax())
+            yield place, model.class_names[best], float(p[best])
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -334,7 +363,7 @@ def predict(
     probabilities = np.full(
         [len(given.names), len(opened.class_names)], np.nan, np.float32
     )
-    with files.silent_pillow():
+    with viewing.silent_pillow():
         for _, readable, values in _outputs(
             opened, opened.classify, given, indices, batch_size=batch_size
         ):
