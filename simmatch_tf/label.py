@@ -9,6 +9,7 @@ python -m simmatch_tf.train --flagfile=configs/folder.cfg --data_dir=photos \
     --labels_from=labels.jsonl
 """
 
+import collections
 import dataclasses
 import os
 import re
@@ -134,7 +135,32 @@ def _work(
     classes = [*flags.class_names()]
     if os.path.exists(labels) and os.path.getsize(labels):
         classes += answers_lib.read(labels).classes
-    return worklist_lib.make(flags.images, chosen, classes)
+    own = chosen is not None and flags.list is None
+    return worklist_lib.make(flags.images, chosen, classes, missing=own)
+
+
+def _list_path(labels: str) -> str:
+    """Returns the file that keeps the images of a round."""
+    return os.path.splitext(labels)[0] + ".selected.csv"
+
+
+def _check_list(labels: str) -> None:
+    """Checks that the list of a round would take no other file's place.
+
+    Raises:
+        InputError: It would.
+    """
+    from simmatch_tf.labeling import selected
+
+    path = _list_path(labels)
+    try:
+        selected.check_output(io.expand(path), path)
+    except InputError:
+        raise InputError(
+            f"{path}: exists, and is no list of images to label, which would "
+            "be kept there; move it, or give --labels another name, or a "
+            "--list or --order=random"
+        ) from None
 
 
 def _round(
@@ -156,14 +182,13 @@ def _round(
     """
     from simmatch_tf.labeling import choosing, selected
 
-    path = os.path.splitext(labels)[0] + ".selected.csv"
+    path = _list_path(labels)
     done = answers.labels.keys() | answers.none
     left = set(work.names) - done
-    selected.check_output(io.expand(path), path)
     if os.path.exists(path):
         listed = worklist_lib.files(path)
         waiting = left.intersection(listed)
-        if waiting and set(work.names).issuperset(listed):
+        if waiting:
             terminal.say(
                 f"going on with {path}: {len(waiting)} of {len(listed)} images "
                 "are left; remove it to choose others"
@@ -217,6 +242,24 @@ def _next_command(flags: LabelConfig, labels: str) -> str:
         ).groups()
         words.append(f"--workdir={name}-{int(number or 1) + 1}")
     return shlex.join(words)
+
+
+def _print_next(
+    flags: LabelConfig, labels: str, answers: answers_lib.Answers
+) -> None:
+    """Prints the command that trains, and what it still needs."""
+    counts = collections.Counter(answers.labels.values())
+    if not counts:
+        return
+    print(f"Next:\n{_next_command(flags, labels)}")
+    once = [name for name, count in counts.items() if count == 1]
+    if len(counts) == 1 or once:
+        print(
+            "It needs two classes or more, and two images of each, unless "
+            "labeled/ or test/ has some"
+            + f"; of {', '.join(once[:5])} there is one" * bool(once)
+            + "."
+        )
 
 
 def _address(host: str, port: int, token: str) -> str:
@@ -276,6 +319,8 @@ def main(flags: LabelConfig) -> None:
     labels = _labels_path(flags)
     if flags.model is not None:
         preflight.kind_of_model("model", flags.model)
+    if flags.list is None and flags.order == CHOSEN:
+        _check_list(labels)
     work = _work(flags, labels, flags.list)
     classes = dict.fromkeys([*work.classes, *flags.class_names()])
     with (
@@ -293,8 +338,7 @@ def main(flags: LabelConfig) -> None:
                 writer.add_class(name)
         _serve(flags, server, work, writer, guesses)
         print(f"\n{session_lib.summary(writer.answers)} ({labels}).")
-        if writer.answers.labels:
-            print(f"Next:\n{_next_command(flags, labels)}")
+        _print_next(flags, labels, writer.answers)
 
 
 if __name__ == "__main__":

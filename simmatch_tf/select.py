@@ -129,6 +129,8 @@ def main(flags: SelectConfig) -> int:
 
     output = io.expand(flags.output)
     selected.check_output(output, f"--output={flags.output}")
+    if flags.html is not None:
+        selected.check_page(io.expand(flags.html), f"--html={flags.html}")
     choice = choosing.choose(
         choosing.Request(
             flags.images,

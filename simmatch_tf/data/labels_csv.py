@@ -19,6 +19,7 @@ import io as io_lib
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -426,8 +427,13 @@ def _of_answers(given: str, path: pathlib.Path) -> Table:
     if not rows:
         raise InputError(
             f"{given}: no image has a class yet; label some on the page: "
-            "python -m simmatch_tf.label --images="
-            f"{io.printable(answers.images)}"
+            "python -m simmatch_tf.label "
+            + shlex.join(
+                [
+                    f"--images={io.printable(answers.images)}",
+                    f"--labels={io.printable(str(path))}",
+                ]
+            )
         )
     rows += [Row(0, file, "", "", aside=True) for file in sorted(answers.none)]
     return Table(

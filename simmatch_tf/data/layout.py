@@ -108,7 +108,7 @@ class Listing:
         self.root = _root(data_dir)
         self._walker = selection.Walker(self.root, ENDINGS)
         self._entries = self._find_entries()
-        self._table = None
+        self._table, self._complete = None, complete
         self.aside: list[str] = []
         if labels_from is not None:
             self._table = labels_csv_lib.read(labels_from, "labels_from")
@@ -348,9 +348,16 @@ class Listing:
             folders["labeled"] = "labeled"
             known.update(labeled)
         for part, tops in (("validation", _VALIDATION), ("test", ("test",))):
-            tops = [top for top in tops if known & self._subfolders(top)]
+            tops = [top for top in tops if self._is_part(top, known)]
             self._add_one(folders, part, tops)
         return folders
+
+    def _is_part(self, top: str, known: set[str]) -> bool:
+        """Whether a folder holds classes, of which all may not be known yet."""
+        inside = self._subfolders(top)
+        if self._complete or not inside:
+            return bool(known & inside)
+        return not selection.Walker(self.root, ENDINGS).list(top)[1]
 
     def _subfolders(self, top: str) -> set[str]:
         """Returns the names of the folders in one, {} if it does not exist."""

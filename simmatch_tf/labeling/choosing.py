@@ -85,6 +85,12 @@ def choose(request: Request) -> Choice:
                 if index in pool.labels or name in request.among
             ]
         )
+    free = len(pool) - len(pool.labels)
+    if request.count > free and not request.fewer:
+        raise InputError(
+            f"--count={request.count}: must be from 1 to {free:,}, the number "
+            "of images without a label"
+        )
     if request.model is not None:
         preflight.start(fast=False)
     pool, values, pixels, unreadable = _features(request, pool)

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from simmatch_tf import io
 from simmatch_tf.data import layout, selection
 from simmatch_tf.flags.errors import InputError
-
-# Folders whose images have classes by their place.
-_PLACED = ("labeled", "train")
+from simmatch_tf.labeling import worklist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +69,23 @@ def find(images: str, labels_from: str | None = None) -> Pool:
     if not os.path.isdir(folder):
         kind = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"--images={images}: {kind}; give a folder of images")
-    placed = [
-        top for top in _PLACED if os.path.isdir(os.path.join(folder, top))
-    ]
-    if labels_from is None and not placed:
+    labels: dict[int, str] = {}
+    class_names: Sequence[str]
+    if labels_from is None:
+        work = worklist.make(images)
+        class_names, paths = work.classes, list(work.paths)
         walker = selection.Walker(folder, layout.ENDINGS)
-        paths = sorted(walker.images())
-        walker.warn(f"--images={images}")
-        labels: dict[int, str] = {}
-        class_names: Sequence[str] = ()
+        for name in class_names:
+            for path in sorted(walker.images(f"labeled/{name}")):
+                labels[len(paths)] = name
+                paths.append(os.path.join(folder, path))
+        order = sorted(range(len(paths)), key=paths.__getitem__)
+        labels = {
+            place: labels[index]
+            for place, index in enumerate(order)
+            if index in labels
+        }
+        paths = [os.path.relpath(paths[index], folder) for index in order]
     else:
         listing = layout.Listing(
             folder, labels_from=labels_from, complete=False

@@ -19,6 +19,8 @@ from simmatch_tf.labeling import pool as pool_lib
 from simmatch_tf.reporting import pages
 
 COLUMNS = ("rank", "file", "cluster", "cluster_size", "typicality", "copies")
+# What a page of the command can be told by.
+_PAGE = "<!-- simmatch_tf.select -->"
 # Images shown of each cluster, beside the one that is picked; picks on the
 # page; and copies that are named there.
 _MEMBERS = 8
@@ -107,6 +109,19 @@ def check_output(path: pathlib.Path, given: str) -> None:
     if head != ",".join(COLUMNS):
         raise InputError(
             f"{given}: exists, and is no table of this command; name another "
+            "file"
+        )
+
+
+def check_page(path: pathlib.Path, given: str) -> None:
+    """Checks that a file is missing or a page of this command.
+
+    Raises:
+        InputError: It is another file, which would be lost.
+    """
+    if path.exists() and _PAGE not in io.read_text(path, given):
+        raise InputError(
+            f"{given}: exists, and is no page of this command; name another "
             "file"
         )
 

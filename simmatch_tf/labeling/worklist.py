@@ -7,10 +7,11 @@ thousands opens at once.
 import csv
 import dataclasses
 import hashlib
+import io as io_lib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from simmatch_tf import io
+from simmatch_tf import io, terminal
 from simmatch_tf.data import layout, selection
 from simmatch_tf.flags.errors import InputError
 
@@ -50,12 +51,16 @@ class Worklist:
 
 
 def make(
-    images: str, chosen: str | None = None, classes: Iterable[str] = ()
+    images: str,
+    chosen: str | None = None,
+    classes: Iterable[str] = (),
+    *,
+    missing: bool = False,
 ) -> Worklist:
     """Finds the images of a folder, and the order in which to ask.
 
-    Images in labeled/CLASS have a class, and those in test/ or val/ are left
-    for measuring, as `train --labels_from` reads such a folder.
+    Images in labeled/CLASS have a class, and those in test/CLASS or val/CLASS
+    are left for measuring, as `train --labels_from` reads such a folder.
 
     Args:
         images: The folder.
@@ -63,7 +68,9 @@ def make(
             to ask; `cluster`, if there is one, their cluster. The others come
             behind them. None: all in an order that looks random, and in which
             images keep their order when others are added.
-        classes: Classes that are known, by which folders are recognized.
+        classes: Classes that are known. If none of those in test/ or val/ is,
+            a line says that their images are left out.
+        missing: Whether the table may name images that are gone.
 
     Raises:
         InputError: There is no such folder, it has no image to label, or the
@@ -74,7 +81,7 @@ def make(
         kind = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"--images={images}: {kind}; give a folder of images")
     walker = selection.Walker(folder, layout.ENDINGS)
-    placed, tests = _parts(walker, classes)
+    placed, tests = _parts(walker, classes, images)
     skip = {*tests, *(["labeled"] if placed else [])}
     files = {}
     for path in sorted(walker.images(skip=skip)):
@@ -92,7 +99,7 @@ def make(
     indices = {name: index for index, name in enumerate(names)}
     listed = clusters = {}
     if chosen is not None:
-        clusters = _read(chosen, indices, folder)
+        clusters = _read(chosen, indices, folder, missing)
         listed = dict.fromkeys(clusters)
     rest = sorted(
         (name for name in names if indices[name] not in listed), key=_digest
@@ -109,9 +116,12 @@ def make(
 
 
 def _parts(
-    walker: selection.Walker, classes: Iterable[str]
+    walker: selection.Walker, classes: Iterable[str], images: str
 ) -> tuple[list[str], list[str]]:
-    """Returns the classes in labeled/, and folders of test images."""
+    """Returns the classes in labeled/, and folders of test images.
+
+    The latter hold folders alone, of classes that need not be known yet.
+    """
     tops = {path for path, _ in walker.list("")[0]}
 
     def inside(top: str) -> list[str]:
@@ -124,7 +134,13 @@ def _parts(
 
     placed = inside("labeled")
     known = {*placed, *classes}
-    tests = [top for top in _TESTS if known.intersection(inside(top))]
+    tests = [top for top in _TESTS if inside(top) and not walker.list(top)[1]]
+    for top in tests:
+        if not known.intersection(inside(top)):
+            terminal.say(
+                f"--images={images}: {top}/ is left out, as its folders name "
+                "the classes of images to measure by; rename it to label them"
+            )
     walker.left_out.clear()
     return placed, tests
 
@@ -145,9 +161,11 @@ def _why_empty(
 
 
 def _read(
-    chosen: str, indices: Mapping[str, int], folder: str
+    chosen: str, indices: Mapping[str, int], folder: str, missing: bool
 ) -> dict[int, str]:
     """Reads the images of a list in its order: index → cluster or "".
+
+    Images are named by paths from the folder, or by absolute ones in it.
 
     Raises:
         InputError: It is no such table, or names an image that there is not,
@@ -158,6 +176,8 @@ def _read(
     unknown = []
     for number, row in enumerate(rows, 2):
         name = io.nfc(row["file"] or "")
+        if name.startswith(io.nfc(io.printable(folder)) + "/"):
+            name = name[len(io.nfc(io.printable(folder))) + 1 :]
         index = indices.get(name)
         if index is None:
             unknown.append(f"{name!r} (row {number})")
@@ -165,7 +185,7 @@ def _read(
             raise InputError(f"{given}, row {number}: {name!r} is there twice")
         else:
             found[index] = row.get("cluster") or ""
-    if unknown:
+    if unknown and not missing:
         raise InputError(
             f"{given}: {len(unknown)} of {len(rows)} rows name no image to "
             f"label in {folder}, such as {', '.join(unknown[:_SHOWN])}; make "
@@ -190,12 +210,14 @@ def _rows(chosen: str) -> list[dict[str, str]]:
         InputError: It is no such table.
     """
     given = f"--list={chosen}"
-    rows = list(
-        csv.DictReader(io.read_text(io.expand(chosen), given).split("\n"))
+    text = io.read_text(io.expand(chosen), given)
+    for separator in (",", ";", "\t"):
+        lines = io_lib.StringIO(text, newline="")
+        rows = list(csv.DictReader(lines, delimiter=separator))
+        if rows and "file" in rows[0]:
+            return rows
+    raise InputError(
+        f"{given}: must be a CSV file with a column file, separated by commas, "
+        "semicolons or tabs, such as simmatch_tf.select writes, and at least "
+        "one row"
     )
-    if not rows or "file" not in rows[0]:
-        raise InputError(
-            f"{given}: must be a CSV file with a column file, such as "
-            "simmatch_tf.select writes, and at least one row"
-        )
-    return rows

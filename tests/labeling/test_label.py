@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from simmatch_tf import label
+from simmatch_tf import label, select
 from simmatch_tf.data import answers as answers_lib
 from simmatch_tf.flags.errors import InputError
 from simmatch_tf.labeling import server
@@ -143,12 +143,13 @@ def test_the_next_command_quotes_names(tmp_path, monkeypatch, capsys):
         writer.append(line)
     monkeypatch.setattr(server.Server, "serve", lambda self, app: None)
     run(images="my photos")
-    assert capsys.readouterr().out.endswith(
+    assert (
         "1 images have a class (a 1), 0 show none of these, 0 were skipped "
         "(labels.jsonl).\nNext:\npython -m simmatch_tf.train "
         "--flagfile=configs/folder.cfg '--data_dir=my photos' "
-        "--labels_from=labels.jsonl\n"
-    )
+        "--labels_from=labels.jsonl\nIt needs two classes or more, and two "
+        "images of each, unless labeled/ or test/ has some; of a there is one."
+    ) in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ its rounds
@@ -217,10 +218,46 @@ def test_images_of_none_of_the_classes_are_not_chosen(varied):
     assert sorted(chosen()) == files[9:]
 
 
-def test_a_round_whose_image_is_gone_is_chosen_anew(varied):
+def test_a_round_goes_on_without_images_that_are_gone(varied, capsys):
     first = chosen()
     (varied / first[0]).unlink()
-    assert first[0] not in chosen()
+    answer_each(first[1:2], **{"class": "a"})
+    assert chosen() == first
+    said = capsys.readouterr()
+    assert "2 of 4 images are left" in said.err
+    assert "11 images; answers go to" in said.out
+    answer_each(first[2:], **{"class": "b"})
+    assert not set(first) & set(chosen())
+
+
+def test_select_and_label_see_the_same_images(varied):
+    """Whatever folders there are, and whether classes are known."""
+    for name in ("test/cat/1.png", "val/dog/2.png", "labeled/cat/3.png"):
+        path = varied / name
+        path.parent.mkdir(parents=True)
+        pixels = np.random.default_rng(9).integers(
+            0, 256, [32, 32, 3], np.uint8
+        )
+        PIL.Image.fromarray(pixels).save(path)
+    given = ["x", f"--images={varied}", "--count=12", "--output=all.csv"]
+    for words in ([], ["--labels_from=labels.jsonl"]):
+        if words:
+            answer_each(["01.png"], **{"class": "cat"})
+            given[2] = "--count=10"
+        select.main(select.SelectConfig.from_argv([*given, *words]))
+        run(list="all.csv")  # it names no image that label does not have
+
+
+def test_the_list_of_another_program(varied):
+    with open("own.csv", "w") as file:
+        file.write(f"nr;file\n1;00.png\n2;{varied}/11.png\n")
+    run(list="own.csv")
+
+
+def test_names_with_line_breaks(varied):
+    (varied / "00.png").rename(varied / "new\nline.png")
+    assert len(chosen(count=12)) >= 11
+    run(order="chosen")
 
 
 def test_another_file_in_the_list_s_place_is_kept(varied):
@@ -228,6 +265,7 @@ def test_another_file_in_the_list_s_place_is_kept(varied):
         file.write("file,class\n00.png,a\n")
     with pytest.raises(InputError, match="labels.selected.csv: exists, and is"):
         run(order="chosen")
+    assert not os.path.exists("labels.jsonl")
     with open("labels.selected.csv") as file:
         assert file.read() == "file,class\n00.png,a\n"
 

@@ -85,7 +85,7 @@ def test_a_part_of_a_pool_keeps_its_labels(tmp_path):
     [
         ("missing", "does not exist; give a folder"),
         ("file.jpg", "is a file; give a folder"),
-        ("empty", "has no image; images end in"),
+        ("empty", "has no image to label; of other files it has 1 .txt"),
     ],
 )
 def test_wrong_folders_are_refused(tmp_path, name, message):

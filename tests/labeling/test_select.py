@@ -114,6 +114,16 @@ def test_labels_are_taken_into_account(photos, capsys):
     assert not {"00.jpg", "04.jpg", "01.jpg", "00-again.jpg", "02.jpg"} & names
 
 
+def test_another_page_is_kept(photos):
+    page = photos.parent / "own.html"
+    page.write_text("hello")
+    with pytest.raises(InputError, match="own.html: exists, and is no page of"):
+        run(photos, html=str(page))
+    assert page.read_text() == "hello"
+    run(photos, html=str(photos.parent / "new.html"), count=1)
+    run(photos, html=str(photos.parent / "new.html"), count=1)  # replaced
+
+
 def test_stratified_reads_true_classes(photos):
     (photos / "broken.jpg").unlink()
     table = photos.parent / "true.csv"
@@ -170,7 +180,7 @@ def test_another_file_is_not_replaced(photos):
 def test_a_folder_without_a_readable_image_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="none of 1 images can be read"):
-        run(tmp_path)
+        run(tmp_path, count=1)
 
 
 @pytest.mark.parametrize(

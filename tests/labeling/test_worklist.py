@@ -65,7 +65,7 @@ def test_lists_that_are_refused(photos, tmp_path, text, message):
         worklist.make(str(photos), str(chosen))
 
 
-def test_folders_of_labeled_and_test_images_are_left_out(tmp_path):
+def test_folders_of_labeled_and_test_images_are_left_out(tmp_path, capsys):
     for part in ("labeled", "test", "val"):
         for name in ("cat", "dog"):
             helpers.write_images(tmp_path / part / name, 2)
@@ -73,11 +73,18 @@ def test_folders_of_labeled_and_test_images_are_left_out(tmp_path):
     helpers.write_images(tmp_path / "valid" / "holiday", 1)
     work = worklist.make(str(tmp_path))
     assert list(work.classes) == ["cat", "dog"]
+    assert {name.partition("/")[0] for name in work.names} == {"unlabeled"}
+    # Whoever names classes on the page is not asked about test images either.
+    said = capsys.readouterr().err
+    assert "valid/ is left out, as its folders name the classes" in said
+    assert "test/ is" not in said
+    worklist.make(str(tmp_path), classes=["holiday"])
+    assert "left out" not in capsys.readouterr().err
+    # Photographs that lie in it directly are no classes.
+    helpers.write_images(tmp_path / "valid", 1)
+    work = worklist.make(str(tmp_path))
     tops = {name.partition("/")[0] for name in work.names}
     assert tops == {"unlabeled", "valid"}
-    # Only what is named as a class is a folder of test images.
-    work = worklist.make(str(tmp_path), classes=["holiday"])
-    assert {name.partition("/")[0] for name in work.names} == {"unlabeled"}
 
 
 def test_folders_that_are_refused(tmp_path):
