@@ -98,7 +98,9 @@ class Listing:
                 of the labeling page. At most one of the two.
             unlabeled: Whether to list unlabeled images.
             complete: Whether there must be two classes with labeled images,
-                and none without. False while images are being labeled.
+                and none without. False while images are being labeled: any
+                tree of images is read as with a table, which may be missing,
+                and test/ and val/ are parts if they hold folders alone.
 
         Raises:
             InputError: There is no such folder, its layout is wrong, or the
@@ -114,6 +116,8 @@ class Listing:
             self._table = labels_csv_lib.read(labels_from, "labels_from")
         elif labels_csv is not None:
             self._table = labels_csv_lib.read(labels_csv)
+        elif not complete:  # any tree of images, of which none is named yet
+            self._table = labels_csv_lib.Table(self._given, "", self.root, ())
         self.folders = self._find_folders()
         folders = {
             part: self._classes(top)
@@ -287,8 +291,8 @@ class Listing:
             ]
             rows.append([*row, str(len(counts)), *ends])
         if self.aside:
-            what = f"set aside: none of the classes ({self._table.name})"
-            rows.append([what, f"{len(self.aside):,}", "", "", ""])
+            title = f"set aside: none of the classes ({self._table.name})"
+            rows.append([title, f"{len(self.aside):,}", "", "", ""])
         for name, count in self._unused_images()[:_SHOWN]:
             rows.append([f"not used: {name}", count, "", "", ""])
         if len(kept) < len(self.paths):

@@ -200,18 +200,18 @@ def _true_classes(request: Request, pool: pool_lib.Pool) -> np.ndarray:
         InputError: An image has none.
     """
     table = labels_csv.read(request.classes_from, "classes_from")
-    found = table.find(pool.names, (), pool.folder)
+    rows = table.find(pool.names, (), pool.folder)
     missing = [
         name
         for index, name in enumerate(pool.names)
-        if index not in found or not found[index].class_name
+        if index not in rows or not rows[index].class_name
     ]
     if missing:
         raise InputError(
             f"--classes_from={request.classes_from}: names no class of "
             f"{len(missing)} of {len(pool)} images, such as {missing[0]}"
         )
-    names = [found[index].class_name for index in range(len(pool))]
+    names = [rows[index].class_name for index in range(len(pool))]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -253,7 +253,7 @@ def _about_features(request: Request) -> str:
 def _about_copies(picks: picking.Picks) -> str:
     copies = int((picks.copy_of != np.arange(len(picks.copy_of))).sum())
     if not copies:
-        return "No near-duplicates were found."
+        return "No near-duplicates were rows."
     return (
         f"{copies:,} near-duplicates of other images were set aside: of each "
         "group one image may be chosen, and none if one of it has a label."

@@ -8,9 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from simmatch_tf import io
-from simmatch_tf.data import layout, selection
+from simmatch_tf.data import layout
 from simmatch_tf.flags.errors import InputError
-from simmatch_tf.labeling import worklist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,42 +68,16 @@ def find(images: str, labels_from: str | None = None) -> Pool:
     if not os.path.isdir(folder):
         kind = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"--images={images}: {kind}; give a folder of images")
-    labels: dict[int, str] = {}
-    class_names: Sequence[str]
-    if labels_from is None:
-        work = worklist.make(images)
-        class_names, paths = work.classes, list(work.paths)
-        walker = selection.Walker(folder, layout.ENDINGS)
-        for name in class_names:
-            for path in sorted(walker.images(f"labeled/{name}")):
-                labels[len(paths)] = name
-                paths.append(os.path.join(folder, path))
-        order = sorted(range(len(paths)), key=paths.__getitem__)
-        labels = {
-            place: labels[index]
-            for place, index in enumerate(order)
-            if index in labels
-        }
-        paths = [os.path.relpath(paths[index], folder) for index in order]
-    else:
-        listing = layout.Listing(
-            folder, labels_from=labels_from, complete=False
+    listing = layout.Listing(folder, labels_from=labels_from, complete=False)
+    listing.warn()
+    kept = sorted(
+        (path, int(label))
+        for path, part, label in zip(
+            listing.paths, listing.parts, listing.labels, strict=True
         )
-        kept = [
-            (path, int(label))
-            for path, part, label in zip(
-                listing.paths, listing.parts, listing.labels, strict=True
-            )
-            if part in ("labeled", "unlabeled")
-        ]
-        kept.sort()
-        paths = [path for path, _ in kept]
-        class_names = listing.class_names
-        labels = {
-            index: class_names[label]
-            for index, (_, label) in enumerate(kept)
-            if label >= 0
-        }
+        if part in ("labeled", "unlabeled")
+    )
+    paths = [path for path, _ in kept]
     if not paths:
         raise InputError(
             f"--images={images}: has no image; images end in "
@@ -115,6 +88,10 @@ def find(images: str, labels_from: str | None = None) -> Pool:
         folder,
         names,
         [os.path.join(folder, path) for path in paths],
-        labels,
-        class_names,
+        {
+            index: listing.class_names[label]
+            for index, (_, label) in enumerate(kept)
+            if label >= 0
+        },
+        listing.class_names,
     )

@@ -172,7 +172,7 @@ def _read(
             or one twice.
     """
     given, rows = f"--list={chosen}", _rows(chosen)
-    found: dict[int, str] = {}
+    listed: dict[int, str] = {}
     unknown = []
     for number, row in enumerate(rows, 2):
         name = io.nfc(row["file"] or "")
@@ -181,17 +181,17 @@ def _read(
         index = indices.get(name)
         if index is None:
             unknown.append(f"{name!r} (row {number})")
-        elif index in found:
+        elif index in listed:
             raise InputError(f"{given}, row {number}: {name!r} is there twice")
         else:
-            found[index] = row.get("cluster") or ""
+            listed[index] = row.get("cluster") or ""
     if unknown and not missing:
         raise InputError(
             f"{given}: {len(unknown)} of {len(rows)} rows name no image to "
             f"label in {folder}, such as {', '.join(unknown[:_SHOWN])}; make "
             "the list again with --images of this folder"
         )
-    return found
+    return listed
 
 
 def files(chosen: str) -> list[str]:

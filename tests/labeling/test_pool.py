@@ -15,45 +15,52 @@ def touch(folder, *names):
 @pytest.fixture(autouse=True)
 def warnings(monkeypatch):
     lines = []
-    monkeypatch.setattr(pool.selection.terminal, "warn", lines.append)
+    monkeypatch.setattr(pool.layout.terminal, "warn", lines.append)
     return lines
 
 
 def test_any_folder_has_images_without_labels(tmp_path, warnings):
     touch(tmp_path, "b/2.jpg", "a.png", "notes.txt")
-    found = pool.find(str(tmp_path))
-    assert found.names == ["a.png", "b/2.jpg"]
-    assert found.paths == [str(tmp_path / name) for name in found.names]
-    assert not found.labels and len(found) == 2
+    images = pool.find(str(tmp_path))
+    assert images.names == ["a.png", "b/2.jpg"]
+    assert images.paths == [str(tmp_path / name) for name in images.names]
+    assert not images.labels and len(images) == 2
     assert "1 files are left out" in warnings[0]
 
 
 def test_names_are_composed(tmp_path):
     touch(tmp_path, "cafe\u0301.jpg")
-    found = pool.find(str(tmp_path))
-    assert found.names == ["caf\u00e9.jpg"]
-    assert found.paths == [str(tmp_path / "cafe\u0301.jpg")]
+    images = pool.find(str(tmp_path))
+    assert images.names == ["caf\u00e9.jpg"]
+    assert images.paths == [str(tmp_path / "cafe\u0301.jpg")]
+
+
+def test_names_of_classes_are_composed(tmp_path):
+    touch(tmp_path, "labeled/cafe\u0301/1.jpg", "2.jpg")
+    images = pool.find(str(tmp_path))
+    assert images.names == ["2.jpg", "labeled/caf\u00e9/1.jpg"]
+    assert dict(images.labels) == {1: "caf\u00e9"}
 
 
 def test_folders_name_classes_and_test_images_are_left_out(tmp_path):
     touch(tmp_path, "labeled/cat/1.jpg", "labeled/dog/1.jpg")
     touch(tmp_path, "unlabeled/x/1.jpg", "test/cat/2.jpg", "test/dog/3.jpg")
-    found = pool.find(str(tmp_path))
-    assert found.names == [
+    images = pool.find(str(tmp_path))
+    assert images.names == [
         "labeled/cat/1.jpg",
         "labeled/dog/1.jpg",
         "unlabeled/x/1.jpg",
     ]
-    assert dict(found.labels) == {0: "cat", 1: "dog"}
-    assert list(found.class_names) == ["cat", "dog"]
+    assert dict(images.labels) == {0: "cat", 1: "dog"}
+    assert list(images.class_names) == ["cat", "dog"]
 
 
 def test_a_table_names_classes(tmp_path):
     touch(tmp_path, "1.jpg", "2.jpg", "sub/3.jpg")
     table = tmp_path / "labels.csv"
     table.write_text("file,class\n2.jpg,cat\nsub/3.jpg,dog\n")
-    found = pool.find(str(tmp_path), str(table))
-    assert dict(found.labels) == {1: "cat", 2: "dog"}
+    images = pool.find(str(tmp_path), str(table))
+    assert dict(images.labels) == {1: "cat", 2: "dog"}
 
 
 def test_answers_name_classes_and_images_of_none(tmp_path):
@@ -67,9 +74,9 @@ def test_answers_name_classes_and_images_of_none(tmp_path):
             ("4.jpg", {"answer": "skip"}),
         ):
             writer.append({"file": name, **answer})
-    found = pool.find(str(tmp_path), str(log))
-    assert found.names == ["1.jpg", "3.jpg", "4.jpg"]
-    assert dict(found.labels) == {0: "cat", 1: "dog"}
+    images = pool.find(str(tmp_path), str(log))
+    assert images.names == ["1.jpg", "3.jpg", "4.jpg"]
+    assert dict(images.labels) == {0: "cat", 1: "dog"}
 
 
 def test_a_part_of_a_pool_keeps_its_labels(tmp_path):
@@ -85,7 +92,7 @@ def test_a_part_of_a_pool_keeps_its_labels(tmp_path):
     [
         ("missing", "does not exist; give a folder"),
         ("file.jpg", "is a file; give a folder"),
-        ("empty", "has no image to label; of other files it has 1 .txt"),
+        ("empty", "has no image; images end in"),
     ],
 )
 def test_wrong_folders_are_refused(tmp_path, name, message):
@@ -99,7 +106,7 @@ def test_labels_of_one_class_so_far(tmp_path):
     touch(tmp_path, "1.jpg", "2.jpg", "test/cat/3.jpg", "test/dog/4.jpg")
     table = tmp_path / "labels.csv"
     table.write_text("file,class\n1.jpg,cat\n")
-    found = pool.find(str(tmp_path), str(table))
-    assert found.names == ["1.jpg", "2.jpg"]
-    assert dict(found.labels) == {0: "cat"}
-    assert list(found.class_names) == ["cat", "dog"]
+    images = pool.find(str(tmp_path), str(table))
+    assert images.names == ["1.jpg", "2.jpg"]
+    assert dict(images.labels) == {0: "cat"}
+    assert list(images.class_names) == ["cat", "dog"]

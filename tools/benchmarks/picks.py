@@ -160,12 +160,12 @@ def table(
         scores.items(), key=lambda item: item[0][0]
     ):
         gaps = np.subtract(values, scores[budget, "random"])
-        found = covered[budget, method]
+        counts = covered[budget, method]
         lines.append(
             f"| {budget} | {method} | {np.mean(values):.1f} ± "
             f"{np.std(values, ddof=1):.1f} | {min(values):.1f} | "
             f"{interval(gaps) if method != 'random' else ''} | "
-            f"{np.mean(found):.1f} ({min(found)}) of {classes} |"
+            f"{np.mean(counts):.1f} ({min(counts)}) of {classes} |"
         )
     return "\n".join(lines)
 
