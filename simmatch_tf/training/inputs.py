@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from simmatch_tf import config as config_lib
-from simmatch_tf import io, preflight, registry
+from simmatch_tf import io, preflight, registry, terminal
 from simmatch_tf.algorithms import algorithm as algorithm_lib
 from simmatch_tf.data import cache, pipeline, service, splits, views
 from simmatch_tf.data.sources import source as source_lib
@@ -258,6 +258,7 @@ def _typical(
         return kept["order"]
     from simmatch_tf.data import picking  # scikit-learn takes a second
 
+    terminal.say(f"comparing {len(candidates):,} images for --draw=typical")
     batches = pixels.read(
         source.train,
         candidates,
