@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from simmatch_tf import io, registry
@@ -63,6 +63,18 @@ _NO_OTHER_LENGTH = dict.fromkeys(
         "warmup_epochs",
     )
 )
+# Flags of strong views.
+_STRONG = (
+    "strong",
+    "cutout",
+    "randaugment_operations",
+    "randaugment_probability",
+    "randaugment_low",
+    "randaugment_high",
+    "randaugment_levels",
+)
+# Largest learning rate that Adam can be meant to have.
+_MOST_OF_ADAM = 0.02
 # Steps between evaluations, and between checkpoints, unless flags say more.
 _EVERY = 500
 _SPLITS = ("labels", "label_fraction", "labeled_list", "split_file")
@@ -266,9 +278,10 @@ class Config(commandline.Flags):
     )
     strong: str = flag(
         "randaugment",
-        "Strong augmentation, on top of the weak one. keras_cv is KerasCV's "
-        "RandAugment, not reproducible from a seed.",
-        choices=("randaugment", "moco", "keras_cv", "none"),
+        "Strong augmentation, on top of the weak one. jitter is moco without "
+        "the blur. keras_cv is KerasCV's RandAugment, not reproducible from a "
+        "seed.",
+        choices=("randaugment", "moco", "jitter", "keras_cv", "none"),
     )
     crop_area: float = rare(
         0.2,
@@ -344,13 +357,27 @@ class Config(commandline.Flags):
     )
 
     # Method.
-    algorithm: str = flag("simmatch", "Training method.")
+    algorithm: str = flag(
+        "simmatch", "Training method; with --help, its flags are listed."
+    )
     ema_momentum: float = rare(
         0.999, "Momentum of the EMA teacher's weights.", low=0, high=1
     )
     ema_warmup: bool = rare(
         False,
         "Limit the EMA momentum to (1 + step) / (10 + step) at the start.",
+    )
+    ema_start_momentum: float | None = rare(
+        None,
+        "Momentum of the EMA teacher's weights in the first --ema_start_steps, "
+        "instead of --ema_momentum and --ema_warmup.",
+        low=0,
+        high=1,
+    )
+    ema_start_steps: int | None = rare(
+        None,
+        "Number of first steps with --ema_start_momentum.",
+        low=1,
     )
 
     # Batches, length and optimizer.
@@ -397,9 +424,13 @@ class Config(commandline.Flags):
         "of --warmup_steps.",
         low=0,
     )
-    learning_rate: float = flag(
-        0.03, "Peak learning rate of SGD.", low=0, high=100
+    optimizer: str = rare(
+        "sgd",
+        "Optimizer: SGD with Nesterov momentum, or Adam with decoupled weight "
+        "decay.",
+        choices=("sgd", "adam"),
     )
+    learning_rate: float = flag(0.03, "Peak learning rate.", low=0, high=100)
     backbone_rate_factor: float = rare(
         1.0,
         "Learning rate of the backbone, as a multiple of --learning_rate; for "
@@ -426,7 +457,9 @@ class Config(commandline.Flags):
     )
     weight_decay: float = rare(
         5e-4,
-        "L2 regularization strength, added to the gradient.",
+        "L2 regularization strength, added to the gradient. With "
+        "--optimizer=adam weights shrink by --learning_rate times this at each "
+        "step; as published, 0.02.",
         low=0,
         high=1,
     )
@@ -631,10 +664,16 @@ class Config(commandline.Flags):
             raise self.unknown(name)
         declared = [entry.flags.declared()[name] for entry in owners]
         if any(value != each.default for each in declared):
+            own = self._own_flags(f".{name}")
             raise InputError(
                 f"{declared[0].word(value)}: is for --{chooser}="
                 f"{_names(owners)}, not {getattr(self, chooser)}"
+                + (f", which has {' and '.join(own)}" if own else "")
             )
+
+    def _own_flags(self, ending: str) -> list[str]:
+        """Returns the run's own flags whose names end so."""
+        return [f"--{each}" for each in self.fields() if each.endswith(ending)]
 
     @classmethod
     def unknown(cls, name: str) -> InputError:
@@ -678,6 +717,13 @@ class Config(commandline.Flags):
             for name, of_value in defaults.items():
                 if len(of_value) > 1:
                     others[name] = others[name].with_defaults(of_value)
+        replaced: dict[tuple[str, Any], list[str]] = {}
+        for entry in registry.algorithms:
+            for name, default in entry.flags.defaults.items():
+                replaced.setdefault((name, default), []).extend(entry.names)
+        for (name, default), methods in replaced.items():
+            text = f"{own[name].help} {default} for {', '.join(methods)}."
+            own[name] = dataclasses.replace(own[name], help=text)
         names = [*own]
         # In --help, the flags of single methods follow those of all methods.
         place = names.index("batch_size")
@@ -703,7 +749,34 @@ class Config(commandline.Flags):
     def topic(cls, each: commandline.Flag, title: str) -> str:
         """Returns the title of the group that lists a flag in --help."""
         chooser, owners = _owners_of(each.name)
-        return f"For --{chooser}={_names(owners)}" if owners else title
+        if not owners:
+            return title
+        names = [name for entry in owners for name in entry.names]
+        (known,) = (k for k, other in _CHOSEN.values() if other == chooser)
+        others = [name for name in known.names() if name not in names]
+        if len(others) < min(3, len(names)):
+            but = f" but {' and '.join(others)}" if others else ""
+            return f"For every --{chooser}{but}"
+        *most, last = names
+        return f"For --{chooser}={', '.join(most) + ' or ' * bool(most)}{last}"
+
+    @classmethod
+    def shortly(
+        cls, each: commandline.Flag, title: str, words: Sequence[str]
+    ) -> tuple[commandline.Flag, str] | None:
+        """Leaves out the flags of other algorithms, datasets and backbones."""
+        chooser, owners = _owners_of(each.name)
+        if not owners:
+            return each, title
+        (part,) = (p for p, (_, c) in _CHOSEN.items() if c == chooser)
+        given = flagfiles.value_of(chooser, list(words))
+        name = given[-1] if given else cls.__dataclass_fields__[chooser].default
+        own = _choose(part, name).declared().get(each.name)
+        if own is None:
+            return None
+        if given:  # who names it wants to see all of them
+            own = dataclasses.replace(own, rare=False)
+        return own, f"For --{chooser}={name}"
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:
@@ -764,8 +837,12 @@ class Config(commandline.Flags):
         A recipe for other algorithms may do so without intent.
         """
         words = flagfiles.expand(self.argv, self.alternatives)
-        lines = []
-        for name, default in self.hyper.defaults.items():
+        lines, defaults = [], dict(self.hyper.defaults)
+        for name, each in self.hyper.declared().items():
+            shared = each.owner.declared()[name].default
+            if each.default != shared:
+                defaults[name] = each.default
+        for name, default in defaults.items():
             names = (name, f"no{name}")
             given = [w for w in words if flagfiles.name_of(w) in names]
             value = getattr(self, name)
@@ -777,6 +854,21 @@ class Config(commandline.Flags):
                     f"{self.algorithm} is {commandline.shown(default)}"
                 )
         return lines
+
+    def without_effect(self) -> list[str]:
+        """Returns lines on flags of strong views where the method has none."""
+        views = registry.algorithms.find(self.algorithm)[
+            0
+        ].value.unlabeled_views
+        # A property may depend on flags, and none of those is without.
+        if not isinstance(views, tuple) or "strong" in views:
+            return []
+        return [
+            f"{word}: has no effect, for --algorithm={self.algorithm} has no "
+            "strong views"
+            for word in self.argv[1:]
+            if flagfiles.name_of(word) in _STRONG
+        ]
 
     # ------------------------------------------- rules between two values --
 
@@ -800,6 +892,8 @@ class Config(commandline.Flags):
         self._check_durations()
         self._check_devices()
         self._check_augmentation()
+        for part in _CHOSEN:
+            getattr(self, part).check_run(self)
 
     def _check_backbone(self) -> None:
         registry.networks.find(self.backbone)
@@ -912,6 +1006,25 @@ class Config(commandline.Flags):
             raise InputError(
                 f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
                 f"{self.warmup_epochs}: give at most one of the two"
+            )
+        for one, other in (
+            ("ema_start_momentum", "ema_start_steps"),
+            ("ema_start_steps", "ema_start_momentum"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is None:
+                raise InputError(
+                    f"--{one}={getattr(self, one)}: needs --{other}"
+                )
+        if self.optimizer == "adam" and self.learning_rate > _MOST_OF_ADAM:
+            raise InputError(
+                f"--learning_rate={self.learning_rate}: is a rate for SGD; "
+                "with --optimizer=adam give one of at most "
+                f"{_MOST_OF_ADAM}, such as --learning_rate=0.002"
+            )
+        if self.optimizer == "adam" and self.momentum != 0.9:
+            raise InputError(
+                f"--momentum={self.momentum}: is for --optimizer=sgd; leave it "
+                "out"
             )
         if self.picture_every is not None and not self.summaries:
             raise InputError(

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import simmatch_tf
+from simmatch_tf import registry
 
 SMALL = {
     "dataset": "digits",
@@ -33,8 +34,10 @@ _OF_PSEUDO_LABELS = ("threshold", "da_window")
 
 def _values(changes: dict) -> dict:
     values = dict(SMALL)
-    if changes.get("algorithm", "simmatch") not in ("simmatch", "fixmatch"):
-        for name in _OF_PSEUDO_LABELS:
+    method = changes.get("algorithm", "simmatch")
+    known = registry.algorithms.find(method)[0].flags.declared()
+    for name in _OF_PSEUDO_LABELS:
+        if name not in known:
             del values[name]
     return {**values, **changes}
 

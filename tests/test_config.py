@@ -9,6 +9,7 @@ import pytest
 
 from simmatch_tf import config as config_lib
 from simmatch_tf import preflight
+from simmatch_tf.flags import command
 from simmatch_tf.flags.errors import InputError
 
 Config = config_lib.Config
@@ -88,7 +89,7 @@ def test_defaults_are_the_published_cifar_settings():
         ),
         (
             {"algorithm": "supervised", "align": False},
-            "--noalign: is for --algorithm=fixmatch or .*simmatch.*, not super",
+            "--noalign: is for --algorithm=.*fixmatch or .*simmatch.*, not sup",
         ),
         (
             {"algorithm": "fixmatch", "scale_instances": False},
@@ -529,3 +530,68 @@ def test_a_recipe_s_prior_is_dropped_where_alignment_is_off(
                 ["train", f"--flagfile={recipe}", *words]
                 + ["--class_prior=labeled"]
             )
+
+
+def test_a_recipe_that_replaces_a_method_s_own_default_is_named():
+    recipe = pathlib.Path(__file__).parents[1] / "configs" / "digits_40.cfg"
+    words = ["x", f"--flagfile={recipe}"]
+    config = config_lib.Config.from_argv([*words, "--algorithm=uda"])
+    assert config.replaced_defaults() == [
+        "--threshold=0.0 comes from the recipe; the default of uda is 0.8"
+    ]
+    own = [*words, "--algorithm=uda", "--threshold=0.5"]
+    assert config_lib.Config.from_argv(own).replaced_defaults() == []
+    assert config_lib.Config.from_argv(words).replaced_defaults() == []
+
+
+METHOD = ["x", "--dataset=digits", "--labels=40", "--steps=100"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--algorithm=comatch --lambda_c=2", "did you mean --comatch.lambda_c"),
+        (
+            "--algorithm=mixmatch --temperature=0.3",
+            "not mixmatch, which has --mixmatch.temperature$",
+        ),
+        ("--optimizer=adam", "=0.03: is a rate for SGD; .* at most 0.02"),
+        (
+            "--optimizer=adam --learning_rate=0.002 --momentum=0.8",
+            "--momentum=0.8: is for --optimizer=sgd",
+        ),
+        ("--algorithm=flexmatch --threshold=0", "such as --threshold=0.95"),
+        ("--algorithm=remixmatch --batch_size=2", "must be at least 4 with"),
+        ("--algorithm=mixmatch --unlabeled_ratio=2", "must be 1 with"),
+        ("--ema_start_steps=5", "needs --ema_start_momentum"),
+        ("--threshold_policy=flexible --threshold=0", "without effect at"),
+    ],
+)
+def test_flags_of_methods_that_do_not_fit(words, message):
+    with pytest.raises(InputError, match=message):
+        config_lib.Config.from_argv([*METHOD, *words.split()])
+
+
+def test_notes_on_what_does_not_suit_the_run():
+    def config(words):
+        return config_lib.Config.from_argv([*METHOD, *words.split()])
+
+    long = config("--algorithm=mean_teacher --ramp_steps=400")
+    (note,) = long.hyper.notes(100)
+    assert "reaches 12, not --lambda_u=50, in the 100 steps" in note
+    assert long.hyper.notes(401) == []
+    warmup = config("--algorithm=dash --dash.epoch_steps=5")
+    (note,) = warmup.hyper.notes(50)
+    assert "all 50 steps of this run are warm-up" in note
+    assert warmup.hyper.notes(51) == []
+    (line,) = config("--algorithm=pi_model --cutout=0.9").without_effect()
+    assert line.startswith("--cutout=0.9: has no effect, for --algorithm=pi_")
+    assert config("--algorithm=uda --cutout=0.9").without_effect() == []
+
+
+def test_help_has_all_flags_of_the_method_that_is_named():
+    text = command.help_text(config_lib.Config, ["--algorithm=dash"])
+    assert "--dash.epoch_steps" in text and "--alpha" not in text
+    usual = command.help_text(config_lib.Config)
+    assert "--alpha" in usual and "--memory_momentum" not in usual
+    assert "1 for mean_teacher, mixmatch" in " ".join(usual.split())

@@ -89,7 +89,9 @@ def test_one_step(recipe, tmp_path, small_tfds, photos, done, networks):
     if recipe.startswith("folder"):
         words.append(f"--data_dir={photos}")
     config = simmatch_tf.Config.from_argv(words)
-    changes = {**SHORT, "tfds_dir": small_tfds, "workdir": str(tmp_path)}
+    # Some methods need batches of equal size.
+    changes = {**SHORT, **config.hyper.defaults}
+    changes |= {"tfds_dir": small_tfds, "workdir": str(tmp_path)}
     if config.labels is not None:
         # As many as the small dataset has.
         changes["labels"] = 2 * CLASSES.get(config.dataset, 10)

@@ -42,7 +42,15 @@ _STATEFUL = {
     "TruncatedNormal": "tf.random.truncated_normal",
 }
 
-_AUGMENTATIONS = ("weak", "strong", "randaugment", "moco", "keras_cv", "none")
+_AUGMENTATIONS = (
+    "weak",
+    "strong",
+    "randaugment",
+    "moco",
+    "jitter",
+    "keras_cv",
+    "none",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +146,8 @@ class Algorithm(lazy.Module):
       augmentation, crop or size of its own. All views of an image differ.
       Other copies, such as rotated or mixed images, are made in the step by a
       pure function of `ops`. `needs_index` asks for the place of each
-      unlabeled image in its set. `data.pipeline` lists the keys of a batch.
+      unlabeled image in its set; where that depends on flags, `build_state`
+      sets it. `data.pipeline` lists the keys of a batch.
     * Hyper-parameters. `HyperParameters`, a frozen dataclass, declares flags,
       and other defaults of the run's flags, such as one unlabeled image for
       each labeled one (see `flags.commandline.HyperParameters`).
@@ -174,7 +183,7 @@ class Algorithm(lazy.Module):
             --class_prior; None: equal shares.
         student: The network that is trained.
         teacher: Its EMA.
-        optimizer: SGD with one velocity for each weight.
+        optimizer: That of --optimizer.
         record: The last loss and the best step.
         guard: Detects steps with numbers that are not finite.
         loss_scale: The loss scale of float16, else None.
@@ -187,7 +196,7 @@ class Algorithm(lazy.Module):
     HyperParameters = commandline.HyperParameters
     labeled_views: ClassVar[tuple[str | View, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[str | View, ...]] = ("weak", "strong")
-    needs_index: ClassVar[bool] = False
+    needs_index: bool = False
     needs_embeddings: ClassVar[bool] = False
     evaluated_weights: str = "ema"
     eman: bool = True
@@ -276,6 +285,7 @@ class Algorithm(lazy.Module):
             self.student,
             momentum=config.ema_momentum,
             warmup=config.ema_warmup,
+            start=(config.ema_start_momentum, config.ema_start_steps or 0),
             eman=self.eman,
             shuffles=config.batch_norm == "local",
         )
@@ -293,9 +303,13 @@ class Algorithm(lazy.Module):
             shape=config.schedule,
             cooldown_steps=config.cooldown_steps(),
         )
-        self.optimizer = optimizer.Sgd(
+        make_optimizer = optimizer.Adam
+        if config.optimizer == "sgd":
+            make_optimizer = functools.partial(
+                optimizer.Sgd, momentum=config.momentum
+            )
+        self.optimizer = make_optimizer(
             optimizer.Schedule(self.learning_rate),
-            momentum=config.momentum,
             decay=config.weight_decay,
             decay_on=config.weight_decay_on,
         )

@@ -7,7 +7,7 @@ those of `simmatch`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from simmatch_tf import config as config_lib
@@ -37,8 +37,8 @@ class Diagnostics(NamedTuple):
     Attributes:
         means: Name → mean over this replica's images, of any shape, float32.
             A scalar whose name has a slash is logged under that name.
-        rows: Name → [n, ...] of the first n ≤ ROWS unlabeled images: "weak" and
-            "strong", their views, and what is shown beside these.
+        rows: Name → [n, ...] of the first n ≤ ROWS unlabeled images: their
+            views, "view/weak" and so on, and what is shown beside these.
     """
 
     means: dict[str, tf.Tensor]
@@ -94,8 +94,9 @@ def pseudo_labels(
     batch: dict[str, tf.Tensor],
     p_w: tf.Tensor,
     p_hat: tf.Tensor,
-    mask: tf.Tensor,
+    mask: tf.Tensor | None,
     align: alignment.DistributionAlignment | None,
+    views: Sequence[str] = ("weak", "strong"),
 ) -> Diagnostics:
     """Computes the diagnostics of a batch's pseudo-labels.
 
@@ -103,8 +104,11 @@ def pseudo_labels(
         batch: The step's batch.
         p_w: p^w, class probabilities of the weak views [U, L].
         p_hat: p̂, pseudo-labels [U, L].
-        mask: [U], 1 where the pseudo-label is used.
+        mask: [U], 1 where the pseudo-label is used and 0 elsewhere, or the
+            weight from 0 to 1 that it is used with; None: all are used, and
+            the method has no mask.
         align: The distribution alignment; None: p^w is not aligned.
+        views: The unlabeled views to show.
 
     Returns:
         Means: confidence and entropies by their tags; `confidences` [BINS],
@@ -113,10 +117,10 @@ def pseudo_labels(
         `predicted` [L], the mean of the alignment; and, where true classes are
         known, shares of all images: `known`, and of these `right`; with a used
         pseudo-label `kept`, `kept_right`; with max p̂ ≥ SURE `sure`,
-        `sure_right`. Rows: `weak`, `strong`, `p_w`, `p_hat`, `mask`,
-        and `truth`, -1 where unknown.
+        `sure_right`. Rows: `view/…`, `p_w`, `p_hat`, `mask`, and `truth`, -1
+        where unknown. Without a mask there is no `used`, `kept` and `mask`.
     """
-    p_w, p_hat, mask = (tf.cast(x, tf.float32) for x in (p_w, p_hat, mask))
+    p_w, p_hat = (tf.cast(x, tf.float32) for x in (p_w, p_hat))
     confidence = tf.reduce_max(p_hat, axis=1)  # [U]
     classes = tf.argmax(p_hat, axis=1, output_type=tf.int32)  # [U]
     means = {
@@ -125,30 +129,25 @@ def pseudo_labels(
         "sharpness/p_hat": tf.reduce_mean(summaries.entropy(p_hat)),
         "confidences": summaries.histogram(confidence, BINS),
         "classes": summaries.shares(classes, p_hat.shape[1]),
-        # Images that are not used are of a further class, which is left out.
-        "used": summaries.shares(
-            tf.where(mask > 0, classes, p_hat.shape[1]), p_hat.shape[1] + 1
-        )[:-1],
     }
+    which = {"sure": tf.cast(confidence >= SURE, tf.float32)}
+    rows = {f"view/{view}": batch[f"unlabeled_{view}"] for view in views}
+    rows |= {"p_w": p_w, "p_hat": p_hat}
+    if mask is not None:
+        rows["mask"] = which["kept"] = mask = tf.cast(mask, tf.float32)
+        one_hot = tf.one_hot(classes, p_hat.shape[1])  # [U, L]
+        means["used"] = tf.reduce_mean(mask[:, None] * one_hot, axis=0)
     if align is not None:
         means["predicted"] = tf.cast(align.mean(), tf.float32)
-    rows = {
-        "weak": batch["unlabeled_weak"],
-        "strong": batch["unlabeled_strong"],
-        "p_w": p_w,
-        "p_hat": p_hat,
-        "mask": mask,
-    }
     if "unlabeled_labels" in batch:
         truth = batch["unlabeled_labels"]  # [U]
         known = tf.cast(truth >= 0, tf.float32)
         right = tf.cast(classes == truth, tf.float32)
-        sure = tf.cast(confidence >= SURE, tf.float32)
         means["known"] = tf.reduce_mean(known)
         means["right"] = tf.reduce_mean(right)
-        for name, which in (("kept", mask), ("sure", sure)):
-            means[name] = tf.reduce_mean(known * which)
-            means[f"{name}_right"] = tf.reduce_mean(right * which)
+        for name, those in which.items():
+            means[name] = tf.reduce_mean(known * those)
+            means[f"{name}_right"] = tf.reduce_mean(right * those)
         rows["truth"] = truth
     return Diagnostics(means, {name: x[:ROWS] for name, x in rows.items()})
 

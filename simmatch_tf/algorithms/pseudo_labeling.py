@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from simmatch_tf.algorithms import algorithm, diagnostics
-from simmatch_tf.flags import commandline, errors, flagfiles
+from simmatch_tf.algorithms import (
+    algorithm,
+    class_shares,
+    diagnostics,
+    unlabeled_loss,
+)
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import flag, rare
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment
-
-# What absl takes for false.
-_FALSE = ("false", "f", "no", "n", "0")
 
 
 class Targets(NamedTuple):
@@ -34,7 +36,7 @@ class Targets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class HyperParameters(commandline.HyperParameters):
+class HyperParameters(unlabeled_loss.Weight):
     """Flags of every method that has pseudo-labels with a threshold."""
 
     prefix = ""
@@ -45,22 +47,19 @@ class HyperParameters(commandline.HyperParameters):
         low=0,
         high=1,
     )
-    lambda_u: float = flag(
-        1.0, "Weight of the pseudo-label loss.", low=0, high=1e6
-    )
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetHyperParameters(HyperParameters):
-    """Flags of subclasses of `PseudoLabeling`, which computes the targets."""
+class TargetFlags(class_shares.HyperParameters, unlabeled_loss.Weight):
+    """Flags of subclasses of `PseudoLabeling` without a fixed threshold."""
 
     prefix = ""
 
     targets_from: str = flag(
         "student",
-        "Network that predicts the pseudo-labels from the weak views: the "
-        "student, as published for small label sets (temporal ensemble), or "
-        "its EMA teacher, as for ImageNet.",
+        "Network that predicts the pseudo-labels from the weak views: as "
+        "published, the student for small label sets (temporal ensemble), and "
+        "its EMA teacher for ImageNet.",
         choices=("teacher", "student"),
     )
     teacher_norm: str = rare(
@@ -77,49 +76,10 @@ class TargetHyperParameters(HyperParameters):
         "memory.",
         choices=("joint", "separate"),
     )
-    align: bool = rare(True, "Whether to apply distribution alignment.")
-    da_window: int = rare(
-        32,
-        "Number of batches that distribution alignment averages over.",
-        low=1,
-    )
-    class_prior: str = flag(
-        "uniform",
-        "Class shares that distribution alignment aims at: uniform (as "
-        "published), labeled (those of the labeled images), or a CSV file "
-        "with a class and its share a line.",
-    )
-
-    @classmethod
-    def prepare(cls, words: list[str]) -> list[str]:
-        """Drops the prior of a flagfile where alignment is off."""
-        aligns = cls.declared()["align"].default
-        for word in words:
-            if flagfiles.name_of(word) == "noalign":
-                aligns = False
-            elif flagfiles.name_of(word) == "align":
-                aligns = word.partition("=")[2].lower() not in _FALSE
-        return [
-            word
-            for word in words
-            if aligns
-            or not isinstance(word, flagfiles.FileWord)
-            or flagfiles.name_of(word) != "class_prior"
-        ]
 
     def check(self) -> None:
         """Checks flags that depend on others."""
-        if not self.class_prior.strip():
-            raise errors.InputError(
-                f"--class_prior={self.class_prior!r}: must be uniform, labeled "
-                "or a CSV file"
-            )
-        if self.class_prior != "uniform" and not self.align:
-            raise errors.InputError(
-                f"--class_prior={self.class_prior}: is what distribution "
-                "alignment aims at, which is off; give --align, or leave out "
-                "--class_prior"
-            )
+        super().check()
         if self.teacher_norm == "shuffle" and self.targets_from != "teacher":
             raise errors.InputError(
                 "--teacher_norm=shuffle: is for --targets_from=teacher; "
@@ -132,12 +92,19 @@ class TargetHyperParameters(HyperParameters):
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class TargetHyperParameters(TargetFlags, HyperParameters):
+    """Flags of subclasses of `PseudoLabeling`, which computes the targets."""
+
+    prefix = ""
+
+
 class PseudoLabeling(algorithm.Algorithm):
     """Learns from pairs of a weak and a strong view of each unlabeled image.
 
     A subclass writes `train_step`: `label` above the tape, `forward` below it,
     then its losses. If it has flags of its own, their class derives from
-    `TargetHyperParameters`.
+    `TargetHyperParameters`, or from `TargetFlags` if it has no --threshold.
 
     Attributes:
         align: The distribution alignment.
@@ -152,11 +119,11 @@ class PseudoLabeling(algorithm.Algorithm):
             TypeError: It does not have them.
         """
         super().__init_subclass__(**kwargs)
-        if not issubclass(cls.HyperParameters, TargetHyperParameters):
+        if not issubclass(cls.HyperParameters, TargetFlags):
             raise TypeError(
                 f"{cls.__qualname__}.HyperParameters: must derive from "
-                "pseudo_labeling.TargetHyperParameters, because "
-                "PseudoLabeling reads flags such as --targets_from"
+                "pseudo_labeling.TargetHyperParameters, or TargetFlags, "
+                "because PseudoLabeling reads flags such as --targets_from"
             )
 
     @property

@@ -18,6 +18,7 @@ References:
     Similarity Matching", CVPR 2022, https://arxiv.org/abs/2203.06915; "the
     slides" that comments and `ops` cite are a summary of it. Code:
     https://github.com/mingkai-zheng/simmatch
+    --threshold_policy: see `flexmatch` and `freematch`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import dataclasses
 
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
+from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import flag, rare, rare_operational
 from simmatch_tf.lazy import tf
-from simmatch_tf.modules import memory
+from simmatch_tf.modules import adaptive_thresholds, learning_status, memory
 from simmatch_tf.ops import losses
 
 
@@ -38,6 +40,8 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
 
     Attributes:
         memory: Q_f and Q_l.
+        status: With --threshold_policy=flexible, what thresholds are made of.
+        adaptive: Likewise with --threshold_policy=adaptive.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,15 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             "bank is full by then.",
             low=0,
         )
+        threshold_policy: str = rare(
+            "fixed",
+            "Confidence threshold of a pseudo-label: --threshold for all "
+            "(fixed); lower for classes with few confident predictions so far "
+            "(flexible, as FlexMatch); or the mean confidence, lower for "
+            "classes with little probability (adaptive, as FreeMatch). "
+            "--threshold is then the largest.",
+            choices=("fixed", "flexible", "adaptive"),
+        )
         memory_placement: str = rare_operational(
             "replicated",
             "Memory bank on several devices: whole on each, or divided among "
@@ -92,10 +105,20 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             choices=("replicated", "sharded"),
         )
 
+        def check(self) -> None:
+            """Checks flags that depend on others."""
+            super().check()
+            if self.threshold_policy != "fixed" and not self.threshold:
+                raise errors.InputError(
+                    f"--threshold_policy={self.threshold_policy}: is without "
+                    "effect at --threshold=0, the largest threshold; give one "
+                    "above 0, such as --threshold=0.95"
+                )
+
     needs_embeddings = True
 
     def build_state(self) -> None:
-        """Makes the alignment's window and the memory bank."""
+        """Makes the alignment's window, the memory bank and the thresholds."""
         super().build_state()
         config = self.config
         self.memory = memory.MemoryBuffer(
@@ -105,6 +128,18 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             dtype=self.dtype,
             sharded=config.memory_placement == "sharded",
         )
+        self.needs_index = config.threshold_policy == "flexible"
+        if self.needs_index:
+            self.status = learning_status.LearningStatus(
+                self.num_classes,
+                self.unlabeled_images,
+                config.threshold,
+                dtype=self.dtype,
+            )
+        elif config.threshold_policy == "adaptive":
+            self.adaptive = adaptive_thresholds.AdaptiveThresholds(
+                self.num_classes, most=config.threshold, dtype=self.dtype
+            )
 
     def train_step(self, batch: algorithm.Batch) -> algorithm.Metrics:
         """One step of Algorithm 1."""
@@ -135,9 +170,8 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             # L_s: labeled images against their labels.
             loss_s = losses.supervised_loss(logits_l, y)
             # L_u: strong views against confident class pseudo-labels.
-            loss_u, mask = losses.unsupervised_loss(
-                logits_s, p_hat, config.threshold
-            )
+            threshold = self._threshold(batch, p_hat)
+            loss_u, mask = losses.unsupervised_loss(logits_s, p_hat, threshold)
             # L_in: strong views against instance pseudo-labels.
             loss_in = tf.where(ready, tf.reduce_mean(entropies), 0.0)
             loss = (
@@ -149,6 +183,8 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             batch, lambda: self._diagnostics(batch, targets, p_hat, mask)
         )
         norm = self.memory.update(batch["slots"], z_l, self.step)
+        if config.threshold_policy != "fixed":
+            shown["pseudo_label/threshold"] = tf.reduce_mean(threshold)
         return {
             "loss/total": loss,
             "loss/s": loss_s,
@@ -158,6 +194,21 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             "memory/norm": norm,
             **shown,
         }
+
+    def _threshold(
+        self, batch: algorithm.Batch, p_hat: tf.Tensor
+    ) -> float | tf.Tensor:
+        """Returns τ, or that of each image [U], by --threshold_policy."""
+        policy = self.config.threshold_policy
+        if policy == "fixed":
+            return self.config.threshold
+        if policy == "flexible":  # read before this batch is written
+            thresholds = self.status.thresholds()  # [L]
+            self.status.record(batch["unlabeled_index"], p_hat)
+        else:  # those of FreeMatch include this batch
+            self.adaptive.record(p_hat)
+            thresholds = self.adaptive.thresholds()  # [L]
+        return tf.gather(thresholds, tf.argmax(p_hat, axis=1))
 
     def _diagnostics(
         self,

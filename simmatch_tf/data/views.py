@@ -31,8 +31,9 @@ class Recipe:
         crop: "flip_crop": flip, and shift within a reflected border;
             "resized_crop": a random crop, resized, and flip.
         strong: What a strong view adds: "randaugment" and cutout, "moco"
-            (colour jitter, grayscale, blur), "keras_cv" (RandAugment of that
-            library) and cutout, or "none" (a weak view).
+            (colour jitter, grayscale, blur), "jitter" (the same without the
+            blur), "keras_cv" (RandAugment of that library) and cutout, or
+            "none" (a weak view).
         flip: Flip half of the images horizontally.
         pad: Width of the reflected border in pixels.
         crop_area: Least and greatest share of the image's area in a resized
@@ -72,7 +73,7 @@ class Recipe:
             drawn.append(randomness.uniform(seeds, 4 * self.operations))
         if self.strong in ("randaugment", "keras_cv"):
             drawn.append(_draw(seeds, "cutout", 2))
-        if self.strong == "moco":
+        if self.strong in ("moco", "jitter"):
             drawn.append(_draw(seeds, "moco", moco.DRAWS))
         return tf.concat(drawn, axis=1)
 
@@ -102,7 +103,9 @@ class Recipe:
                 views = geometry_lib.flip(crops, geometry[:, 2:])
         if self.strong == "none":
             return views
-        if self.strong == "moco":
+        if self.strong == "jitter":
+            rest = moco.without_blur(rest)
+        if self.strong in ("moco", "jitter"):
             return moco.color(views, rest, dense=dense)
         if self.strong == "keras_cv":
             views = _keras_cv(self)(views)

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -49,8 +49,8 @@ def run(
             words = argv[: argv.index("--")] if "--" in argv else argv
             asked = [w for w in words[1:] if _HELP.fullmatch(w)]
             if asked:
-                kind.prepare([w for w in words if w not in asked])
-                print(help_text(kind, full="full" in asked[0]))
+                words = kind.prepare([w for w in words if w not in asked])
+                print(help_text(kind, words, full="full" in asked[0]))
                 sys.exit(0)
             parsed["config"] = kind.parse(flags.FLAGS, argv)
         except PluginError as error:
@@ -81,28 +81,38 @@ def run(
         raise
 
 
-def help_text(kind: type[commandline.Flags], *, full: bool = False) -> str:
+def help_text(
+    kind: type[commandline.Flags],
+    words: Sequence[str] = (),
+    *,
+    full: bool = False,
+) -> str:
     """Returns the text of --help.
 
     Args:
         kind: Class of the command's configuration.
-        full: Whether rarely needed flags are listed, too.
+        words: The other words of the command line.
+        full: Whether rarely needed flags, and those of other algorithms, are
+            listed, too.
     """
     about = inspect.cleandoc(sys.modules["__main__"].__doc__ or "")
     width = max(60, min(100, shutil.get_terminal_size().columns))
-    lines, left_out = [about], 0
+    lines, left_out, groups = [about], 0, {}
     for title, members in topics(kind).items():
-        shown = [
-            each
-            for each in members
-            if full
-            or (each.name in kind.usual or not kind.usual)
-            and (not each.rare or each.name in kind.usual)
-        ]
-        left_out += len(members) - len(shown)
-        if shown:
-            lines += ["", f"{title}:"]
-            lines += [line for each in shown for line in _entry(each, width)]
+        for each in members:
+            listed = each, title
+            if not full:
+                listed = kind.shortly(each, title, words)
+                rare = bool(kind.usual) or (listed and listed[0].rare)
+                if rare and each.name not in kind.usual:
+                    listed = None
+            if listed is None:
+                left_out += 1
+                continue
+            groups.setdefault(listed[1], []).append(listed[0])
+    for title, members in groups.items():
+        lines += ["", f"{title}:"]
+        lines += [line for each in members for line in _entry(each, width)]
     lines += ["", "Also:"]
     also = [
         ("--flagfile=FILE", "Read flags from a file, one a line."),

@@ -118,9 +118,10 @@ class Flag:
         Args:
             names: Default → the algorithms that have it.
         """
-        text = ", ".join(
-            f"{shown(value)} for {' and '.join(each)}"
-            for value, each in names.items()
+        usual, *others = sorted(names, key=lambda value: -len(names[value]))
+        text = shown(usual) + "".join(
+            f"; {shown(value)} for {', '.join(names[value])}"
+            for value in others
         )
         return dataclasses.replace(
             self, default=None, help=f"{self.help} Default: {text}."
@@ -308,6 +309,25 @@ class HyperParameters(Values):
         """
         return words
 
+    def notes(self, steps: int) -> list[str]:
+        """Returns lines on values that do not suit the length of the run.
+
+        Args:
+            steps: The length, which is not known before --minutes is measured.
+        """
+        del steps
+        return []
+
+    def check_run(self, config: Flags) -> None:
+        """Checks flags of every run that must fit these; none by default.
+
+        Args:
+            config: The run's flags, a `config.Config`.
+
+        Raises:
+            InputError: The message names the flags and their values.
+        """
+
 
 class Flags(Values):
     """Base of the configuration of a command.
@@ -342,6 +362,23 @@ class Flags(Values):
         """
         del each
         return title
+
+    @classmethod
+    def shortly(
+        cls, each: Flag, title: str, words: Sequence[str]
+    ) -> tuple[Flag, str] | None:
+        """Returns how the short --help lists a flag; None to leave it out.
+
+        Args:
+            each: The flag.
+            title: Title of its group.
+            words: The command line.
+
+        Returns:
+            The flag, and the title of its group.
+        """
+        del words
+        return each, title
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:
@@ -408,7 +445,10 @@ class Flags(Values):
         declared = cls.declared()
         others = [f"--{each}" for each in _OF_A_RUN if each in declared]
         positive = name.removeprefix("no")
-        if name in (*_OF_A_RUN, "run") and others:
+        dotted = [f"--{each}" for each in declared if each.endswith(f".{name}")]
+        if dotted:
+            hint = f"; did you mean {' or '.join(dotted)}?"
+        elif name in (*_OF_A_RUN, "run") and others:
             hint = f"; here {' or '.join(others)} names the run"
         elif close(positive, [*declared], cutoff=0.5):
             hint = nearest(positive, declared, prefix="--")

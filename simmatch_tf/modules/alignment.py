@@ -91,3 +91,60 @@ class DistributionAlignment(lazy.Module):
         tensors.check(p=(p, ("N", self.window.shape[1])))
         self.record(p)
         return targets.align(p, self.mean(), self.prior)
+
+
+class PastAlignment(DistributionAlignment):
+    """Aligns predictions by the mean of the batches before them (ReMixMatch).
+
+    p̃ ∝ p (π + ε) / (p_avg + ε), ε = 1e-6
+
+    The window starts full of equal shares. So the first predictions are hardly
+    changed, a class that is hardly predicted is divided by ε at least, and one
+    of a share π of 0 can still be predicted.
+    """
+
+    EPSILON = 1e-6
+
+    def __init__(
+        self,
+        num_classes: int,
+        window: int,
+        dtype: str = "float32",
+        prior: Sequence[float] | None = None,
+    ) -> None:
+        """Makes a window of equal shares; see `DistributionAlignment`.
+
+        Args:
+            num_classes: Number of classes L, at least 1.
+            window: Number of batches to average over, at least 1.
+            dtype: "float32" or "float64".
+            prior: Class shares π [L], at least 0; None: equal shares.
+
+        Raises:
+            ValueError: A share is below 0, or their number is not L.
+        """
+        if prior is not None:
+            prior = np.asarray(prior, np.float64) + self.EPSILON
+        super().__init__(num_classes, window, dtype, prior)
+        self.window.assign(tf.ones_like(self.window) / num_classes)
+
+    def mean(self) -> tf.Tensor:
+        """Returns the mean [L] of the window."""
+        return tf.reduce_mean(self.window, axis=0)
+
+    def __call__(self, p: tf.Tensor) -> tf.Tensor:
+        """Aligns a batch by the mean before it, and then records the batch.
+
+        Args:
+            p: Class probabilities [N, L] of this replica's images.
+
+        Returns:
+            The aligned probabilities [N, L], rows sum to 1.
+
+        Raises:
+            ValueError: `p` is not of shape [N, L].
+        """
+        p = tf.cast(tf.convert_to_tensor(p), self.window.dtype)
+        aligned = targets.align(p, self.mean() + self.EPSILON, self.prior)
+        self.record(p)
+        return aligned

@@ -1,4 +1,4 @@
-"""The optimizer of the published runs."""
+"""The optimizers of the published runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -89,6 +89,65 @@ class Sgd(keras.optimizers.Optimizer):
             momentum=tf.constant(self.momentum, w.dtype),
             use_nesterov=True,
         )
+
+
+class Adam(keras.optimizers.Adam):
+    """Adam with decoupled weight decay.
+
+    w ← w - rate · m̂ / (√v̂ + 1e-8), then w ← w (1 - rate · weight_decay), as in
+    the published code of MixMatch and ReMixMatch. m̂ and v̂ are Adam's moments
+    with β₁ 0.9 and β₂ 0.999, corrected for their start.
+
+    References:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015,
+        https://arxiv.org/abs/1412.6980. Loshchilov and Hutter, "Decoupled
+        Weight Decay Regularization", ICLR 2019,
+        https://arxiv.org/abs/1711.05101.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        *,
+        decay: float = 0.0,
+        decay_on: str = "kernels",
+    ) -> None:
+        """Makes the optimizer; `build` makes its moments.
+
+        Args:
+            learning_rate: Learning rate, or its schedule.
+            decay: Decay coefficient, ≥ 0.
+            decay_on: As for `Sgd`.
+        """
+        super().__init__(learning_rate=learning_rate, epsilon=1e-8, name="adam")
+        self.decay, self.decay_on = decay, decay_on
+        self._factors: list[float] = []
+
+    def build(
+        self,
+        variables: Sequence[keras.Variable],
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """Makes the moments of each variable; as for `Sgd`."""
+        if self.built:
+            return
+        super().build(variables)
+        factors = factors or {}
+        self._factors = [factors.get(v.path, 1.0) for v in variables]
+
+    def update_step(
+        self,
+        gradient: tf.Tensor,
+        variable: keras.Variable,
+        learning_rate: tf.Tensor,
+    ) -> None:
+        """Updates one variable and its moments."""
+        factor = self._factors[self._get_variable_index(variable)]
+        rate = tf.cast(learning_rate, variable.dtype) * factor
+        super().update_step(gradient, variable, rate)
+        w = variable.value if isinstance(variable, keras.Variable) else variable
+        if self.decay and (self.decay_on == "all" or len(w.shape) > 1):
+            w.assign_sub(rate * self.decay * w)
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):

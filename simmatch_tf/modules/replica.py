@@ -58,14 +58,24 @@ def largest(x: tf.Tensor) -> tf.Tensor:
 
 
 def all_gather(x: tf.Tensor) -> tf.Tensor:
-    """Concatenates `x` [B / replicas, ...] over the replicas, in order."""
+    """Concatenates `x` [B / replicas, ...] over the replicas, in order.
+
+    A gradient is that of the sum of what all replicas make of the result.
+    """
     if _alone():
         return x
     context = tf.distribute.get_replica_context()
-    # An iterator's own tensors cannot be gathered, their copies can.
-    joined = context.all_gather(tf.identity(x), axis=0)
     rows = None if x.shape[0] is None else x.shape[0] * count()
-    return tf.ensure_shape(joined, [rows, *x.shape[1:]])
+
+    @tf.custom_gradient
+    def gather(x: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+        joined = context.all_gather(x, axis=0)
+        joined = tf.ensure_shape(joined, [rows, *x.shape[1:]])
+        # TensorFlow's own has shapes that XLA does not know.
+        return joined, lambda upstream: share(sum(upstream))
+
+    # An iterator's own tensors cannot be gathered, their copies can.
+    return gather(tf.identity(x))
 
 
 def share(x: tf.Tensor) -> tf.Tensor:

@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from simmatch_tf import lazy
@@ -38,6 +39,7 @@ class Teacher(lazy.Module):
         *,
         momentum: float = 0.999,
         warmup: bool = False,
+        start: tuple[float | None, int] = (None, 0),
         eman: bool = True,
         shuffles: bool = False,
     ) -> None:
@@ -48,12 +50,18 @@ class Teacher(lazy.Module):
             student: The network to follow.
             momentum: Weight of the old value, in [0, 1].
             warmup: See `schedules.ema_momentum`.
+            start: Likewise.
             eman: Average the student's statistics; see the module.
             shuffles: Shuffle images over the replicas; see the module.
         """
         super().__init__(name="teacher")
         self.model, self.eman, self.shuffles = model, eman, shuffles
-        self._momentum, self._warmup = momentum, warmup
+        self._momentum = functools.partial(
+            schedules.ema_momentum,
+            momentum=momentum,
+            warmup=warmup,
+            start=start,
+        )
         self.copy(student)
 
     def copy(self, student: keras.Model) -> None:
@@ -88,9 +96,7 @@ class Teacher(lazy.Module):
             student: The network after this step's optimizer update.
             step: Number of the step, from 0.
         """
-        m = schedules.ema_momentum(
-            step, momentum=self._momentum, warmup=self._warmup
-        )
+        m = self._momentum(step)
         if self.eman:
             pairs = _pairs(self.model.variables, student.variables)
         else:

@@ -222,8 +222,16 @@ class _Scalars:
 
     @property
     def has_pseudo_labels(self) -> bool:
-        """Whether the method has pseudo-labels with the flag --threshold."""
-        return all(hasattr(self.config, n) for n in ("threshold", "lambda_u"))
+        """Whether the method has a loss on unlabeled images."""
+        return hasattr(self.config, "lambda_u")
+
+    @property
+    def reaches(self) -> str:
+        """What the confidence of a pseudo-label has to reach, for a text."""
+        threshold = getattr(self.config, "threshold", None)
+        if threshold is None:
+            return "the method's threshold"
+        return f"--threshold={threshold:g}"
 
     @property
     def aligns(self) -> bool:
@@ -295,8 +303,12 @@ def _sentence(text: str) -> str:
 
 
 def _lower_threshold(run: _Scalars) -> str | None:
-    """Returns the advice of a threshold; None if it is as low as can help."""
-    now, quartile = run.config.threshold, run.recent(QUARTILE)
+    """Returns the advice of a threshold; None if it is as low as can help.
+
+    It is also None for a method without --threshold.
+    """
+    now = getattr(run.config, "threshold", 0.0)
+    quartile = run.recent(QUARTILE)
     if quartile is not None:
         # The bins of confidences are 0.05 wide.
         value = math.floor(20 * quartile + 1e-6) / 20
@@ -336,7 +348,7 @@ def _other_labels(run: _Scalars) -> str:
 def _less_confident(config: config_lib.Config) -> str:
     """Returns the flags that make wrong pseudo-labels count less."""
     flags = [f"--lambda_u={config.lambda_u / 2:g}"]
-    if config.threshold < _STRICT_THRESHOLD:
+    if getattr(config, "threshold", 1.0) < _STRICT_THRESHOLD:
         flags.insert(0, f"--threshold={_STRICT_THRESHOLD:g}")
     if config.weight_decay:
         decay = f"--weight_decay={2 * config.weight_decay:g}"
@@ -366,7 +378,8 @@ def _no_pseudo_labels(run: _Scalars) -> Finding | bool | None:
         _lower_threshold(run)
         or f"Train longer, in another --workdir: {_length(run, 2)}"
     )
-    alpha = getattr(run.config, "alpha", 1.0)
+    # Not a method's own alpha, whose flag has another name.
+    alpha = run.config.values().get("alpha", 1.0)
     if alpha < 1:
         turn += (
             f" With few labels --alpha={(1 + alpha) / 2:g} also helps: it "
@@ -375,8 +388,8 @@ def _no_pseudo_labels(run: _Scalars) -> Finding | bool | None:
     return Finding(
         "no_pseudo_labels",
         f"{rate:.1%} of the unlabeled images have a pseudo-label that is used.",
-        f"Hardly any confidence reaches --threshold={run.config.threshold:g}"
-        f"{known}: the unlabeled images teach the classifier nothing.",
+        f"Hardly any confidence reaches {run.reaches}{known}: the unlabeled "
+        "images teach the classifier nothing.",
         turn,
     )
 
@@ -400,7 +413,7 @@ def _collapse(run: _Scalars) -> Finding | bool | None:
         f"{config.learning_rate:g}, or --lambda_u={config.lambda_u / 2:g} "
         f"instead of {config.lambda_u:g}"
     )
-    if config.threshold < _STRICT_THRESHOLD:
+    if getattr(config, "threshold", 1.0) < _STRICT_THRESHOLD:
         turn += f", or --threshold={_STRICT_THRESHOLD:g}"
     turn = f"{turn}."
     if not getattr(config, "align", True):
@@ -411,8 +424,12 @@ def _collapse(run: _Scalars) -> Finding | bool | None:
         "the classes occurred.",
         "A class that is predicted more often is taught more often, until it "
         "displaces the others. (If the images really are that unevenly "
-        "distributed, nothing is wrong, and --class_prior=labeled tells "
-        "alignment so.)",
+        "distributed, nothing is wrong"
+        + (
+            ", and --class_prior=labeled tells alignment so.)"
+            if hasattr(config, "class_prior")
+            else ".)"
+        ),
         turn,
     )
 
@@ -958,7 +975,7 @@ def _starved_classes(run: _Scalars) -> Finding | bool | None:
         if not unsure
         else "Images of "
         f"{_some(unsure)} are recognized, but not with the confidence of "
-        f"--threshold={run.config.threshold:g}.",
+        f"{run.reaches}.",
         _feed(run, starved, unsure),
     )
 

@@ -182,7 +182,8 @@ class Scalars:
             name = tag.removeprefix("loss/")
             weight = getattr(self._config, f"lambda_{name}", None)
             if weight is not None:
-                values[f"loss/weighted_{name}"] = weight * values[tag]
+                # A method whose weight is not constant says it itself.
+                values.setdefault(f"loss/weighted_{name}", weight * values[tag])
         means = {name: np.asarray(x) for name, x in (means or {}).items()}
         values |= {
             tag: float(mean)

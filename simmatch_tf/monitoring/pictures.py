@@ -28,15 +28,13 @@ class Unlabeled:
     """An unlabeled image of a step, and its pseudo-label.
 
     Attributes:
-        weak: Weak view, uint8 [H, W, C].
-        strong: Strong view, uint8 [H, W, C].
+        views: Name of a view → uint8 [H, W, C].
         probabilities: "p_w", "p_hat" and, with a memory, "q_agg" → [L].
         truth: Its class; -1 if unknown.
-        counts: Whether its pseudo-label is used.
+        counts: Whether its pseudo-label passes a threshold.
     """
 
-    weak: np.ndarray
-    strong: np.ndarray
+    views: dict[str, np.ndarray]
     probabilities: dict[str, np.ndarray]
     truth: int
     counts: bool
@@ -108,17 +106,17 @@ class _Page:
 def views(
     images: Sequence[Unlabeled], class_names: Sequence[str]
 ) -> np.ndarray:
-    """Draws weak and strong views, and the class probabilities they gave.
+    """Draws views, and the class probabilities they gave.
 
     Args:
         images: At least one; each gets a row.
         class_names: Names of the L classes.
     """
     bars = [b for b in _BARS if b[0] in images[0].probabilities]
-    left = 2 * (_SIDE + _GAP) + 2 * _GAP
+    left = len(images[0].views) * (_SIDE + _GAP) + 2 * _GAP
     page = _Page(left + 420, 34 + _ROW * len(images))
-    page.text((_GAP, 8), "weak")
-    page.text((2 * _GAP + _SIDE, 8), "strong")
+    for column, name in enumerate(images[0].views):
+        page.text((_GAP + (_SIDE + _GAP) * column, 8), name.replace("_", " "))
     x = left + 100
     for _, name, colour in bars:
         page.draw.rectangle((x, 10, x + 10, 20), fill=colour)
@@ -126,9 +124,10 @@ def views(
         x += 90
     for row, image in enumerate(images):
         y = 34 + _ROW * row
-        page.put((_GAP, y), image.weak)
-        frame = _GREEN if image.counts else None
-        page.put((2 * _GAP + _SIDE, y), image.strong, frame)
+        for column, pixels in enumerate(image.views.values()):
+            # Of a view that is trained on the pseudo-label.
+            frame = _GREEN if image.counts and column else None
+            page.put((_GAP + (_SIDE + _GAP) * column, y), pixels, frame)
         _bars(page, left, y, image, bars, class_names)
     return page.pixels()
 
@@ -187,7 +186,7 @@ def neighbors(
     for row, (image, others) in enumerate(zip(images, nearest, strict=True)):
         y = 34 + tall * row
         best = int(np.argmax(image.probabilities["p_hat"]))
-        page.put((_GAP, y), image.weak)
+        page.put((_GAP, y), next(iter(image.views.values())))
         name = str(class_names[best])
         wrong = image.truth >= 0 and image.truth != best
         page.text((_GAP, y + _SIDE + 4), name, width=_SIDE + _GAP)

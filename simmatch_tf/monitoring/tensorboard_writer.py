@@ -175,19 +175,21 @@ class TensorBoardWriter:
     def picture(self, step: int, shown: diagnostics.Diagnostics) -> None:
         """Writes a step's views and, with a memory, their neighbors."""
         rows = shown.rows
-        needed = {"weak", "strong", "p_hat", "mask"}
-        if not self.writes or not needed <= rows.keys():
+        shown_views = [n for n in rows if n.startswith("view/")]
+        if not self.writes or not shown_views or "p_hat" not in rows:
             return
         hat = rows["p_hat"]
         truth = rows.get("truth", np.full(len(hat), -1))
         names = [n for n in ("p_w", "q_agg", "p_hat") if n in rows]
         images = [
             pictures.Unlabeled(
-                weak=rows["weak"][i],
-                strong=rows["strong"][i],
+                views={
+                    name.removeprefix("view/"): rows[name][i]
+                    for name in shown_views
+                },
                 probabilities={name: rows[name][i] for name in names},
                 truth=int(truth[i]),
-                counts=bool(rows["mask"][i]),
+                counts=bool(rows["mask"][i]) if "mask" in rows else False,
             )
             for i in range(len(hat))
         ]

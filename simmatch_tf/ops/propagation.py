@@ -1,4 +1,4 @@
-"""SimMatch's instance similarity and label propagation (Eq. 3 to 10).
+"""Label propagation: SimMatch's (Eq. 3 to 10), and that of other methods.
 
 Results are float32, or float64 if all inputs are (`tensors.widen`). K is the
 number of slots of the memory bank. "The slides" summarize the paper.
@@ -196,3 +196,41 @@ def smooth(p_w: tf.Tensor, q_agg: tf.Tensor, alpha: float) -> tf.Tensor:
     p_w, q_agg = tensors.widen(p_w, q_agg)
     tensors.check(p_w=(p_w, "NL"), q_agg=(q_agg, "NL"))
     return alpha * p_w + (1.0 - alpha) * q_agg
+
+
+def neighbor_smooth(
+    p: tf.Tensor,
+    z: tf.Tensor,
+    bank: tf.Tensor,
+    bank_p: tf.Tensor,
+    temperature: float,
+    alpha: float,
+) -> tf.Tensor:
+    """Smooths predictions by those of similar images (CoMatch, Eq. 3 and 4).
+
+    p̂_i = α p_i + (1 - α) Σ_k a_ik P_k,  a_i = softmax_k(z_i·Q_k / T)
+
+    Args:
+        p: Class probabilities [N, L].
+        z: [N, D], unit rows.
+        bank: Q [K, D], unit rows; no gradient goes to it.
+        bank_p: P [K, L], class probabilities; no gradient goes to it.
+        temperature: T > 0.
+        alpha: α in [0, 1]; 1 leaves p as it is.
+
+    Returns:
+        p̂ [N, L] float32; rows sum to 1 if those of p and P do.
+
+    Raises:
+        ValueError: A shape does not fit, or a number is out of range.
+
+    References:
+        Li, Xiong and Hoi, "CoMatch: Semi-supervised Learning with Contrastive
+        Graph Regularization", ICCV 2021, https://arxiv.org/abs/2011.11183.
+    """
+    p, z, bank, bank_p = tensors.widen(p, z, bank, bank_p)
+    tensors.check(
+        p=(p, "NL"), z=(z, "ND"), bank=(bank, "KD"), bank_p=(bank_p, "KL")
+    )
+    a = instance_similarity(z, bank, temperature)  # [N, K]
+    return smooth(p, tf.matmul(a, tf.stop_gradient(bank_p)), alpha)

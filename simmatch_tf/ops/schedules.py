@@ -67,7 +67,11 @@ def learning_rate(
 
 
 def ema_momentum(
-    step: tf.Tensor, *, momentum: float, warmup: bool
+    step: tf.Tensor,
+    *,
+    momentum: float,
+    warmup: bool,
+    start: tuple[float | None, int] = (None, 0),
 ) -> tf.Tensor:
     """Weight of the EMA's old value after one step.
 
@@ -76,14 +80,20 @@ def ema_momentum(
         momentum: m in [0, 1].
         warmup: Limit m to (1 + step) / (10 + step), so that a short run
             forgets its initial weights.
+        start: Another m, and the number of first steps that have exactly
+            this: Mean Teacher has 0.99 during its ramp, CoMatch in its first
+            epoch.
 
     Returns:
         A float32 scalar in [0, 1].
     """
     m = tf.constant(momentum, tf.float32)
+    s = tf.cast(step, tf.float32)
     if warmup:
-        s = tf.cast(step, tf.float32)
         m = tf.minimum(m, (1.0 + s) / (10.0 + s))
+    first, steps = start
+    if first is not None:
+        m = tf.where(s < steps, tf.constant(first, tf.float32), m)
     return m
 
 
@@ -121,3 +131,48 @@ def ramp(
         return tf.ones([], dtype)
     t = tf.minimum(tf.cast(step, dtype) / steps, 1.0)
     return t if shape == "linear" else tf.exp(-5.0 * tf.square(1.0 - t))
+
+
+def signal_annealing(
+    step: tf.Tensor,
+    *,
+    steps: float,
+    shape: str,
+    num_classes: int,
+    dtype: tf.DType | str = "float32",
+) -> tf.Tensor:
+    """Largest confidence of a labeled image that is still trained on (TSA).
+
+    η = c (1 - 1/L) + 1/L, where c grows with t = min(1, step / steps):
+    "linear" is t; "log" is 1 - exp(-5 t), which grows early; "exp" is
+    exp(5 (t - 1)), which grows late.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of steps in which η grows, above 0.
+        shape: "linear", "log" or "exp".
+        num_classes: L.
+        dtype: Type of the result.
+
+    Returns:
+        A scalar from 1/L to 1.
+
+    Raises:
+        ValueError: `shape` is unknown, or `steps` is not above 0.
+
+    References:
+        Xie et al., "Unsupervised Data Augmentation for Consistency Training",
+        NeurIPS 2020, https://arxiv.org/abs/1904.12848, training signal
+        annealing.
+    """
+    if shape not in ("linear", "log", "exp"):
+        raise ValueError(f"shape={shape!r}: must be linear, log or exp")
+    if steps <= 0:
+        raise ValueError(f"steps={steps}: must be above 0")
+    t = tf.minimum(tf.cast(step, dtype) / steps, 1.0)
+    c = {
+        "linear": t,
+        "log": 1.0 - tf.exp(-5.0 * t),
+        "exp": tf.exp(5.0 * (t - 1.0)),
+    }[shape]
+    return c * (1.0 - 1.0 / num_classes) + 1.0 / num_classes

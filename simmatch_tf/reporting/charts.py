@@ -35,11 +35,13 @@ class Panel:
         title: Text above it.
         unit: Unit of the values; those in "%" are logged in [0, 1].
         lines: Tags to draw, each with its name in the legend.
+        caption: A sentence on it, for the caption of its chart.
     """
 
     title: str
     unit: str
     lines: dict[str, str]
+    caption: str = ""
 
     @property
     def scale(self) -> float:
@@ -54,7 +56,7 @@ class Chart:
     Attributes:
         name: Name of its file, without the suffix.
         title: Its heading.
-        caption: What it shows.
+        caption: What it shows, beside the captions of its panels.
         panels: In order.
         noisy: Whether it shows values of single batches, which are averaged
             over neighboring steps.
@@ -95,34 +97,50 @@ CHARTS = (
     Chart(
         "pseudo_labels",
         "Pseudo-labels",
-        "(a) Accuracy of the pseudo-labels above the threshold, (b) of all "
-        "pseudo-labels, (c) of the evaluation weights on the images that the "
-        "result is measured on (Figure 4 of the SimMatch paper). The true "
-        "classes of the unlabeled images serve (a) and (b) alone.",
+        "Accuracies, as in Figure 4 of the SimMatch paper. The true classes of "
+        "the unlabeled images serve those of pseudo-labels alone.",
         (
             Panel(
-                "(a) right, above the threshold",
+                "right, above the threshold",
                 "%",
                 {"pseudo_label/accuracy": ""},
+                "Above the threshold: of the pseudo-labels that count.",
             ),
+            Panel("right, of all p̂", "%", {"pseudo_label/accuracy_all": ""}),
             Panel(
-                "(b) right, of all p̂", "%", {"pseudo_label/accuracy_all": ""}
+                "top-1, evaluation weights",
+                "%",
+                {RECORD: ""},
+                "Top-1: on the images that the result is measured on.",
             ),
-            Panel("(c) top-1, evaluation weights", "%", {RECORD: ""}),
         ),
         expanded=True,
     ),
     Chart(
         "mask_rate",
-        "How many pseudo-labels count",
-        "Mask rate: the share of unlabeled images whose pseudo-label is at "
-        "least as confident as the threshold. Mean confidence of the "
-        "pseudo-labels. Balance: how evenly they spread over the classes "
-        "(100 %: each class equally often).",
+        "How sure pseudo-labels are, and how many count",
+        "",
         (
-            Panel("above the threshold", "%", {"pseudo_label/mask_rate": ""}),
-            Panel("mean confidence", "", {"pseudo_label/confidence": ""}),
-            Panel("balance of the classes", "%", {"pseudo_label/balance": ""}),
+            Panel(
+                "that count",
+                "%",
+                {"pseudo_label/mask_rate": ""},
+                "That count: the mask rate, the share of unlabeled images "
+                "whose pseudo-label is at least as confident as the threshold.",
+            ),
+            Panel(
+                "mean confidence",
+                "",
+                {"pseudo_label/confidence": ""},
+                "Confidence: the mean of all pseudo-labels.",
+            ),
+            Panel(
+                "balance of the classes",
+                "%",
+                {"pseudo_label/balance": ""},
+                "Balance: how evenly they spread over the classes (100 %: each "
+                "class equally often).",
+            ),
         ),
         expanded=True,
     ),
@@ -143,6 +161,11 @@ CHARTS = (
                 "instances",
                 "loss",
                 {"loss/in": "L_in", "loss/weighted_in": "weighted"},
+            ),
+            Panel(
+                "graph",
+                "loss",
+                {"loss/c": "L_c", "loss/weighted_c": "weighted"},
             ),
         ),
     ),

@@ -556,6 +556,7 @@ def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
     drawn = []
     for chart in charts.of_groups(groups):
         width = charts.window(chart, groups)
+        panels = figures.present(chart, groups)
         pictures = [
             (
                 pages.data_uri(
@@ -563,10 +564,19 @@ def _charts(groups: Sequence[runs_lib.Group]) -> list[dict[str, Any]]:
                 ),
                 f"{panel.title}, over steps",
             )
-            for panel in figures.present(chart, groups)
+            for panel in panels
         ]
-        if pictures:
-            drawn.append({"chart": chart, "pictures": pictures, "width": width})
+        if not pictures:
+            continue
+        sentences = [chart.caption, *(panel.caption for panel in panels)]
+        drawn.append(
+            {
+                "chart": chart,
+                "caption": " ".join(filter(None, sentences)),
+                "pictures": pictures,
+                "width": width,
+            }
+        )
     return drawn
 
 

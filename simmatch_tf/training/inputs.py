@@ -301,14 +301,14 @@ def class_prior(
         folder: The run's folder.
 
     Returns:
-        L shares, above 0; None with --class_prior=uniform, or without such a
-        flag.
+        L shares, above 0; None with --class_prior=uniform, with --noalign, or
+        without such flags.
 
     Raises:
         InputError: The file cannot be read, or has other classes.
     """
     value = getattr(config, "class_prior", "uniform")
-    if value == "uniform":
+    if value == "uniform" or not getattr(config, "align", True):
         return None
     if folder.resumed():
         content = splits.read_content(folder.split)

@@ -627,6 +627,10 @@ class _Run:
         # Those of the command line, which `config` does not have any more.
         for line in self.given.replaced_defaults():
             bar.say(line)
+        for line in self.given.without_effect():
+            bar.say(line)
+        for line in config.hyper.notes(config.steps):
+            bar.say(f"warning: {line}")
         devices = self.strategy.num_replicas_in_sync
         if devices > 1:
             count = self.workers.count

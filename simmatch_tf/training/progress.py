@@ -32,6 +32,10 @@ _MEANINGS = {
     "loss/s": "L_s: loss of the labeled images",
     "loss/u": "L_u: loss of unlabeled images against their pseudo-labels",
     "loss/in": "L_in: loss against their similarities to labeled images",
+    "loss/c": "L_c: loss of strong views against the graph of pseudo-labels",
+    "loss/f": "L_f: fairness loss, negative; it keeps classes from falling out",
+    "loss/kl": "L_kl: loss of strong views that are not mixed",
+    "loss/rotation": "L_rotation: loss of guessing which way images are turned",
     "pseudo_label/mask_rate": "mask: share of pseudo-labels sure enough to "
     "count",
     "pseudo_label/accuracy_all": "right: share of pseudo-labels that are right",

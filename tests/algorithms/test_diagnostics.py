@@ -41,8 +41,10 @@ def test_equals_the_equations(targets_from):
     np.testing.assert_allclose(
         p_hat, reference.smooth(p_w, q_agg, algorithm.config.alpha), atol=1e-5
     )
-    np.testing.assert_array_equal(rows["weak"], inputs["unlabeled_weak"])
-    np.testing.assert_array_equal(rows["strong"], inputs["unlabeled_strong"])
+    np.testing.assert_array_equal(rows["view/weak"], inputs["unlabeled_weak"])
+    np.testing.assert_array_equal(
+        rows["view/strong"], inputs["unlabeled_strong"]
+    )
     confidence, label = p_hat.max(axis=1), p_hat.argmax(axis=1)
     known, right = TRUTH >= 0, label == TRUTH
     kept, sure = confidence >= 0.2, confidence >= diagnostics.SURE
@@ -146,7 +148,13 @@ def test_classes_that_are_not_known():
     assert "known" not in means and "truth" not in rows
     # FixMatch has no memory, and by default no alignment.
     assert not {"memory/filled", "sharpness/q_w", "predicted"} & set(means)
-    assert set(rows) == {"weak", "strong", "p_w", "p_hat", "mask"}
+    assert set(rows) == {
+        "view/weak",
+        "view/strong",
+        "p_w",
+        "p_hat",
+        "mask",
+    }
 
 
 @pytest.mark.slow
@@ -186,7 +194,7 @@ def test_on_two_replicas(placement, two_replicas):
         )
         means, rows = own
         np.testing.assert_array_equal(
-            rows["weak"], parts[replica]["unlabeled_weak"]
+            rows["view/weak"], parts[replica]["unlabeled_weak"]
         )
         assert ("sharpness/q_w" in means) == (placement == "replicated")
         assert means["memory/filled"] == 0
@@ -204,3 +212,25 @@ def test_what_diagnose_must_be_given():
         match=r"test_diagnostics.py, line .*returns dict: must return a diag",
     ):
         step(logged())
+
+
+def test_a_method_without_a_mask_shows_none():
+    p = tf.constant([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+    views = {
+        f"unlabeled_{name}": tf.zeros([3, 8, 8, 1], tf.uint8)
+        for name in ("weak", "weak_2")
+    }
+    truth = {"unlabeled_labels": tf.constant([0, 0, 1])}
+    shown = diagnostics.pseudo_labels(
+        views | truth, p, p, None, None, views=("weak", "weak_2")
+    )
+    assert not {"used", "kept", "kept_right"} & set(shown.means)
+    assert set(shown.rows) == {
+        "view/weak",
+        "view/weak_2",
+        "p_w",
+        "p_hat",
+        "truth",
+    }
+    np.testing.assert_allclose(shown.means["right"], 1 / 3)
+    np.testing.assert_allclose(shown.means["sure_right"], 1 / 3)

@@ -20,6 +20,7 @@ RESIZED = dataclasses.replace(FLIP_CROP, crop="resized_crop")
 RECIPES = {
     "flip_crop, randaugment": FLIP_CROP,
     "flip_crop, moco": dataclasses.replace(FLIP_CROP, strong="moco"),
+    "flip_crop, jitter": dataclasses.replace(FLIP_CROP, strong="jitter"),
     "flip_crop, none": dataclasses.replace(FLIP_CROP, strong="none"),
     "resized_crop, randaugment": RESIZED,
     "resized_crop, moco": dataclasses.replace(RESIZED, strong="moco"),

@@ -255,7 +255,7 @@ def test_help_needs_no_tensorflow_and_is_not_long(command):
     process = answer(command, "--help")
     assert process.returncode == 0, process.stderr
     assert "--workdir" in process.stdout
-    assert process.stdout.count("\n") <= 125
+    assert process.stdout.count("\n") <= 130
     full = answer(command, "--helpfull")
     assert full.returncode == 0
     if command in ("train", "import_pytorch"):

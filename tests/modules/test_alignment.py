@@ -109,3 +109,47 @@ def test_two_replicas_share_one_prior(two_replicas):
     aligned = tf.function(lambda x: two_replicas.run(align, args=(x,)))(parts)
     aligned = np.concatenate(two_replicas.experimental_local_results(aligned))
     np.testing.assert_allclose(aligned, wanted, rtol=1e-5)
+
+
+def test_past_batches_by_hand():
+    """The window of 4 starts full of ½; a batch is recorded after its use."""
+    align = alignment.PastAlignment(2, window=4, prior=[0.9, 0.1])
+    p = np.float32([[0.2, 0.8], [0.4, 0.6]])
+    np.testing.assert_allclose(align.mean(), [0.5, 0.5])
+    for mean in ([0.5, 0.5], [(3 * 0.5 + 0.3) / 4, (3 * 0.5 + 0.7) / 4]):
+        ratio = p * (np.array([0.9, 0.1]) + 1e-6) / (np.array(mean) + 1e-6)
+        np.testing.assert_allclose(
+            align(p), ratio / ratio.sum(1, keepdims=True), rtol=1e-6
+        )
+    for _ in range(2):
+        align(p)
+    np.testing.assert_allclose(align.mean(), [0.3, 0.7], rtol=1e-6)
+
+
+def test_epsilon_bounds_both_shares():
+    """Neither a prior of 0 nor a mean of 0 gives 0 / 0."""
+    align = alignment.PastAlignment(3, window=1, prior=[0.0, 0.5, 0.5])
+    align(np.float32([[0.0, 1.0, 0.0]]))
+    aligned = align(np.float32([[0.2, 0.4, 0.4]])).numpy()
+    ratio = np.array([0.2, 0.4, 0.4]) * [1e-6, 0.5, 0.5] / [1e-6, 1, 1e-6]
+    np.testing.assert_allclose(aligned, ratio[None] / ratio.sum(), rtol=1e-4)
+    with pytest.raises(ValueError, match="must be 2 shares above 0"):
+        alignment.PastAlignment(2, 1, prior=[-0.5, 1.5])
+
+
+def test_past_batches_of_two_replicas(two_replicas):
+    p = reference.softmax(np.random.default_rng(0).normal(size=[6, 4]))
+    p = p.astype(np.float32)
+    alone = alignment.PastAlignment(4, 3)
+    wanted = [alone(p), alone(p)]
+    with two_replicas.scope():
+        align = alignment.PastAlignment(4, 3)
+    parts = two_replicas.experimental_distribute_values_from_function(
+        lambda c: tf.constant(np.split(p, 2)[c.replica_id_in_sync_group])
+    )
+    step = tf.function(lambda x: two_replicas.run(align, args=(x,)))
+    for each in wanted:
+        aligned = two_replicas.experimental_local_results(step(parts))
+        np.testing.assert_allclose(np.concatenate(aligned), each, rtol=1e-5)
+    for copy in two_replicas.experimental_local_results(align.window):
+        np.testing.assert_allclose(copy, alone.window, rtol=1e-6)

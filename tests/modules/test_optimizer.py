@@ -62,3 +62,34 @@ def test_a_factor_is_that_of_the_rate():
     np.testing.assert_allclose(weights[1], [1 - 0.1 * 1.9 * 1.5], rtol=1e-6)
     np.testing.assert_allclose(weights[0], [1 - 0.025 * 1.9 * 1.5], rtol=1e-6)
     np.testing.assert_array_equal(*sgd.velocities)
+
+
+def test_adam_decays_after_its_step():
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=[3, 2]), rng.normal(size=[2])]
+    variables = [
+        keras.Variable(v, dtype="float64", name=name)
+        for v, name in zip(values, ("kernel", "bias"), strict=True)
+    ]
+    adam = optimizer.Adam(
+        optimizer.Schedule(
+            lambda step: 0.1 / (1.0 + tf.cast(step, tf.float32))
+        ),
+        decay=0.5,
+    )
+    adam.build(variables, {variables[1].path: 0.25})
+    moments = [[np.zeros_like(v)] * 2 for v in values]
+    for step in range(5):
+        gradients = [rng.normal(size=v.shape) for v in values]
+        adam.apply([tf.constant(g) for g in gradients], variables)
+        for i, g in enumerate(gradients):
+            m, v = moments[i]
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            moments[i] = [m, v]
+            rate = 0.1 / (1 + step) * (1, 0.25)[i]
+            m, v = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
+            values[i] = values[i] - rate * m / (np.sqrt(v) + 1e-8)
+            if i == 0:  # biases have no decay
+                values[i] = values[i] * (1 - rate * 0.5)
+    for variable, value in zip(variables, values, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-4)

@@ -101,3 +101,23 @@ def test_sum_mean_and_number(two_replicas):
     one, other = run(two_replicas, all_three, np.arange(4, dtype=np.float32))
     np.testing.assert_array_equal(one, [6, 3, 0])
     np.testing.assert_array_equal(other, [6, 3, 1])
+
+
+def test_gradient_of_what_is_gathered(two_replicas):
+    """Each replica uses all rows; every row gets what all make of it."""
+    x = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
+
+    def function(own):
+        with tf.GradientTape() as tape:
+            tape.watch(own)
+            rows = replica.all_gather(own)  # [4, 2]
+            factor = 1.0 + tf.cast(replica.number(), rows.dtype)
+            loss = factor * tf.reduce_sum(rows[:, 0] * rows[::-1, 1])
+        gradient = tape.gradient(loss, own)
+        assert gradient.shape == own.shape  # static, as XLA needs it
+        return gradient
+
+    ones = run(two_replicas, function, tf.constant(x))
+    # d/dx of (1 + 2) Σ_i x_i0 x_(3-i)1
+    wanted = 3 * x[::-1, ::-1]
+    np.testing.assert_allclose(np.concatenate(ones), wanted)

@@ -46,6 +46,33 @@ def test_no_pseudo_labels():
     assert find(pseudo_label__mask_rate=[float("nan"), *low[1:]]) == []
 
 
+@pytest.mark.parametrize("algorithm", ["freematch", "softmatch"])
+@pytest.mark.parametrize(
+    ("problem", "scalars"),
+    [
+        ("no_pseudo_labels", {"pseudo_label/mask_rate": 0.0}),
+        ("collapse", {"pseudo_label/balance": 0.2}),
+        (
+            "confident_but_wrong",
+            {"pseudo_label/sure": 0.9, "pseudo_label/sure_accuracy": 0.1},
+        ),
+    ],
+)
+def test_a_method_without_a_threshold_is_not_told_of_one(
+    algorithm, problem, scalars
+):
+    config = runs.config("unused", algorithm=algorithm)
+    by_tag = {
+        tag: dict.fromkeys(range(diagnosis.RECENT), value)
+        for tag, value in scalars.items()
+    }
+    by_tag[diagnosis.QUARTILE] = dict.fromkeys(range(diagnosis.RECENT), 0.6)
+    (finding,) = findings_of(config, by_tag, step=100)
+    assert finding.name == problem
+    named = re.findall(r"--(\w+)", f"{finding.why} {finding.turn}")
+    assert set(named) <= set(config.fields()) and named
+
+
 @pytest.mark.parametrize(
     ("threshold", "quartile", "advice"),
     [
@@ -71,6 +98,13 @@ def test_no_pseudo_labels_name_a_threshold(threshold, quartile, advice):
     assert "--alpha=0.95" in finding.turn
     config = dataclasses.replace(config, alpha=1.0)
     assert "--alpha" not in findings_of(config, scalars, 100)[0].turn
+
+
+def test_advice_is_of_flags_that_the_method_has():
+    config = simmatch_tf.Config(algorithm="comatch", labels=10, steps=100)
+    scalars = {"pseudo_label/mask_rate": dict.fromkeys(range(5), 0.0)}
+    (finding,) = findings_of(config, scalars, 100)
+    assert "--threshold" in finding.turn and "--alpha" not in finding.turn
 
 
 def test_collapse():

@@ -23,6 +23,9 @@ def test_weighted_losses():
         "loss/weighted_in": 0.75,
     }
     assert scalars.of_step({"loss/s": 1.0}, None) == {"loss/s": 1.0}
+    # A ramp is known to the method alone.
+    ramped = {"loss/u": 0.5, "loss/weighted_u": 0.1}
+    assert scalars.of_step(ramped, None) == ramped
 
 
 def test_accuracies_are_of_known_images():

@@ -15,7 +15,9 @@ def count(picture, colour):
 def unlabeled(p_hat, truth=-1, counts=True, **more):
     grey = np.full([8, 8, 1], 128, np.uint8)
     probabilities = {"p_w": np.array(p_hat), "p_hat": np.array(p_hat), **more}
-    return pictures.Unlabeled(grey, grey, probabilities, truth, counts)
+    return pictures.Unlabeled(
+        {"weak": grey, "strong": grey}, probabilities, truth, counts
+    )
 
 
 def test_bars_are_as_long_as_probabilities():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.ops import losses, propagation, targets
+from simmatch_tf.ops import contrastive, losses, mixing, propagation, targets
 from tests import reference
 
 N, K, D, L = 5, 12, 8, 4
@@ -31,6 +31,13 @@ def inputs(seed=0):
         "q": reference.softmax(rng.normal(size=[N, K])).astype(np.float32),
         "logits": rng.normal(size=[N, L]).astype(np.float32),
         "mean": rng.uniform(0.1, 1, size=L).astype(np.float32),
+        "weight": rng.uniform(0, 2, size=N).astype(np.float32),
+        "order": rng.permutation(N),
+        "share": rng.uniform(size=N).astype(np.float32),
+        "bank_p": reference.softmax(rng.normal(size=[K, L])).astype(np.float32),
+        "z_2": unit(rng, N),
+        # Of two classes, one of them twice: edges, and none.
+        "sharp": np.eye(L, dtype=np.float32)[[0, 1, 0, 1, 2]] * 0.9 + 0.025,
     }
 
 
@@ -80,6 +87,36 @@ CASES = {
         lambda p: reference.align(p, I["mean"]),
         I["p"],
     ),
+    "sharpen": (
+        lambda p: targets.sharpen(p, 0.4),
+        lambda p: reference.sharpen(p, 0.4),
+        I["p"],
+    ),
+    "smooth by a temperature": (
+        lambda p: targets.sharpen(p, 3.0),
+        lambda p: reference.sharpen(p, 3.0),
+        I["p"],
+    ),
+    "weighted cross-entropy": (
+        lambda x: losses.weighted_cross_entropy(x, I["p"], I["weight"]),
+        lambda x: reference.weighted_cross_entropy(x, I["p"], I["weight"]),
+        I["logits"],
+    ),
+    "KL": (
+        lambda x: losses.kl_loss(x, I["p"]),
+        lambda x: reference.kl_loss(x, I["p"]),
+        I["logits"],
+    ),
+    "KL, weighted": (
+        lambda x: losses.kl_loss(x, I["p"], I["weight"]),
+        lambda x: reference.kl_loss(x, I["p"], I["weight"]),
+        I["logits"],
+    ),
+    "entropy": (
+        losses.entropy_loss,
+        reference.entropy_loss,
+        I["logits"],
+    ),
     "L_s": (
         lambda x: losses.supervised_loss(x, I["y"]),
         lambda x: reference.supervised_loss(x, I["y"]),
@@ -99,6 +136,71 @@ CASES = {
         lambda z: losses.instance_loss(z, I["memory"], I["q"], 0.1, I["valid"]),
         lambda z: reference.instance_loss(
             z, I["memory"], I["q"], 0.1, I["valid"]
+        ),
+        I["z"],
+    ),
+    "consistency": (
+        lambda x: losses.consistency_loss(x, I["p"]),
+        lambda x: reference.consistency_loss(x, I["p"]),
+        I["logits"],
+    ),
+    "mixed x": (
+        lambda x: mixing.mix(x, I["p"], I["order"], I["share"])[0],
+        lambda x: reference.mix(x, I["p"], I["order"], I["share"])[0],
+        I["z"],
+    ),
+    "mixed y": (
+        lambda y: mixing.mix(I["z"], y, I["order"], I["share"])[1],
+        lambda y: reference.mix(I["z"], y, I["order"], I["share"])[1],
+        I["p"],
+    ),
+    "neighbors, by p": (
+        lambda p: propagation.neighbor_smooth(
+            p, I["z"], I["memory"], I["bank_p"], 0.2, 0.9
+        ),
+        lambda p: reference.neighbor_smooth(
+            p, I["z"], I["memory"], I["bank_p"], 0.2, 0.9
+        ),
+        I["p"],
+    ),
+    "neighbors, by z": (
+        lambda z: propagation.neighbor_smooth(
+            I["p"], z, I["memory"], I["bank_p"], 0.2, 0.3
+        ),
+        lambda z: reference.neighbor_smooth(
+            I["p"], z, I["memory"], I["bank_p"], 0.2, 0.3
+        ),
+        I["z"],
+    ),
+    "graph, by z_1": (
+        lambda z: contrastive.graph_loss(z, I["z_2"], I["sharp"], 0.2, 0.7),
+        lambda z: reference.graph_loss(z, I["z_2"], I["sharp"], 0.2, 0.7),
+        I["z"],
+    ),
+    "graph, by z_2": (
+        lambda z: contrastive.graph_loss(I["z"], z, I["sharp"], 0.2, 0.7),
+        lambda z: reference.graph_loss(I["z"], z, I["sharp"], 0.2, 0.7),
+        I["z_2"],
+    ),
+    "graph with a queue": (
+        lambda z: contrastive.graph_loss(
+            z,
+            I["z_2"],
+            I["p"],
+            0.2,
+            0.25,
+            queue=I["memory"],
+            queue_p=I["bank_p"],
+            valid=I["valid"],
+        ),
+        lambda z: reference.graph_loss(
+            z,
+            I["z_2"],
+            I["p"],
+            0.2,
+            0.25,
+            I["memory"][I["valid"]],
+            I["bank_p"][I["valid"]],
         ),
         I["z"],
     ),
@@ -180,4 +282,5 @@ def test_targets_carry_no_gradient():
         tape.watch([p, q, memory])
         loss = losses.unsupervised_loss(I["logits"], p, 0.0)[0]
         loss += losses.instance_loss(I["z"], memory, q, 0.1)
+        loss += losses.consistency_loss(I["logits"], p)
     assert tape.gradient(loss, [p, q, memory]) == [None, None, None]

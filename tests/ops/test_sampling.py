@@ -1,11 +1,11 @@
-"""Random numbers of a step, and mixed images."""
+"""Random numbers of a step."""
 
 import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
 
-from simmatch_tf.ops import mixing, sampling
+from simmatch_tf.ops import sampling
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 0.75, 1.0, 2.0, 30.0])
@@ -71,26 +71,3 @@ def test_both_compile_to_stablehlo():
         draw(seed), draw.python_function(seed), strict=True
     ):
         np.testing.assert_allclose(compiled, plain, rtol=1e-4)
-
-
-def test_mixup_is_its_equation():
-    rng = np.random.default_rng(0)
-    x, y = rng.random([3, 2, 2, 1]), rng.random([3, 4])
-    lam, order = rng.random(3), np.array([2, 0, 1])
-    images, targets = mixing.mixup(x, y, lam, order)
-    for i in range(3):
-        for mixed, own in ((images, x), (targets, y)):
-            wanted = lam[i] * own[i] + (1 - lam[i]) * own[order[i]]
-            np.testing.assert_allclose(mixed[i], wanted)
-
-
-def test_mixup_refuses_integers():
-    x, y = np.zeros([2, 3, 3, 1], np.uint8), np.zeros([2, 4], np.float32)
-    for images, targets, name in (
-        (x, y, "x is uint8"),
-        (x.astype(np.float32), y.astype(np.int32), "y is int32"),
-    ):
-        with pytest.raises(ValueError, match=f"{name}: .* cast it first"):
-            mixing.mixup(images, targets, [0.5, 0.5], [1, 0])
-    with pytest.raises(ValueError, match="lam has shape"):
-        mixing.mixup(x, y, 0.5, [1, 0])

@@ -95,7 +95,7 @@ def test_one_run(tmp_path):
     assert not re.search(r"<script|@import|src=\"(?!data:)", text)
     for picture in re.findall(r"svg\+xml;base64,([^\"]+)", text):
         xml.etree.ElementTree.fromstring(base64.b64decode(picture))
-    assert 'alt="(a) right, above the threshold, over steps"' in text
+    assert 'alt="right, above the threshold, over steps"' in text
 
 
 def test_several_runs(tmp_path):
@@ -193,7 +193,7 @@ def test_an_unfinished_run(tmp_path):
     text = report_page.page(
         written.groups(written.run(tmp_path / "a", None, steps=90)), NOTHING
     )
-    assert "has no result yet" in text and "(a) right" in text
+    assert "has no result yet" in text and "right, above the threshold" in text
     assert "of the last checkpoint" not in text
 
 
@@ -218,7 +218,9 @@ def test_a_supervised_run_without_memory(tmp_path):
         "a", wrong=[item], uncertain=[item], neighbors={}, why_not="no memory"
     )
     text = report_page.page(written.groups(folder), inspections)
-    assert "(a) right" not in text and "(c) top-1, evaluation weights" in text
+    assert "right, above the threshold" not in text
+    assert "the share of unlabeled images whose" not in text
+    assert "top-1, evaluation weights" in text
     assert "Labeled images are not shown beside them: no memory." in text
     assert 'class="neighbors"' not in text and 'class="none"' in text
 

@@ -190,7 +190,7 @@ def test_every_flag_is_drawn_or_left_out_with_a_reason(tool):
     assert all(len(words) for words in values.values())
     # The same seed draws the same, and in time each flag.
     places = {"tmp": "t", "folder": "f"}
-    draws = [module.draw(random.Random(f"0 {n}"), places) for n in range(200)]
+    draws = [module.draw(random.Random(f"0 {n}"), places) for n in range(600)]
     assert draws[7] == module.draw(random.Random("0 7"), places)
     names = {word.split("=")[0].removeprefix("--") for d in draws for word in d}
     names |= {name.removeprefix("no") for name in names}

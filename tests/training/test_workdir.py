@@ -274,28 +274,28 @@ def test_a_plugin_that_changed(root, tmp_path, monkeypatch, dataset, logged):
         monkeypatch.setattr(each, "_entries", dict(each._entries))
     monkeypatch.setattr(registry, "_plugins", {})
     monkeypatch.setattr(registry, "_moved", {})
-    plugin = tmp_path / "mixmatch.py"
+    plugin = tmp_path / "own_match.py"
     plugin.write_text(
         "from simmatch_tf import registry\n"
         "from simmatch_tf.algorithms import fixmatch\n"
-        "@registry.algorithms.register('mixmatch')\n"
-        "class MixMatch(fixmatch.FixMatch): pass\n"
+        "@registry.algorithms.register('own_match')\n"
+        "class OwnMatch(fixmatch.FixMatch): pass\n"
         "@registry.sources.register('plugged')\n"
         "def load(config): pass\n"
     )
-    changes = {"algorithm": "mixmatch", "plugin": (str(plugin),)}
+    changes = {"algorithm": "own_match", "plugin": (str(plugin),)}
     if dataset == "plugged":
         changes |= {"dataset": "plugged", "data_dir": None, "labels": 4}
     config = config_of(root, **changes)
     folder = finish(config, of_folder(root))
-    assert "--plugin=mixmatch.py" in folder.data.read_text()
+    assert "--plugin=own_match.py" in folder.data.read_text()
     name = identity.name(config)
     folder.check_data(config)
     assert folder.unread == (dataset == "plugged") and not logged
     before = folder.data.read_text()
     plugin.write_text(plugin.read_text() + "# other\n")
     assert identity.name(config) != name
-    refused(config, "its --plugin=mixmatch.py has changed since the run began")
+    refused(config, "its --plugin=own_match.py has changed since the run began")
     assert logged == []
     for _ in range(2):
         folder.read_config()

@@ -257,3 +257,14 @@ def test_the_largest_draw_is_in_range():
     order, strengths, _, _ = moco._parameters(largest)
     assert order[0].numpy().tolist() == [-1] * 4
     assert strengths[0].numpy().tolist() == [HIGH, HIGH, HIGH, 25]
+
+
+def test_without_blur_all_else_is_as_drawn():
+    x, numbers = images(), random_draws(4)
+    numbers[:, -2:] = 0.1, 0.9  # all are blurred
+    none = moco.without_blur(tf.constant(numbers)).numpy()
+    for row, plain in zip(numbers, none, strict=True):
+        sharp = row.copy()
+        sharp[-2] = 0.9
+        np.testing.assert_array_equal(color(x, plain), color(x, sharp))
+        assert (color(x, row) != color(x, plain)).any()

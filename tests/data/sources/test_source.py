@@ -278,7 +278,8 @@ def test_a_source_in_a_file_of_its_own(table):
     assert loaded.test.labels.tolist() == digits.target[100:200].tolist()
     assert inputs.outline(config).train_images == 100
     assert fingerprint.of_config(config, fingerprint.Fingerprint({})) is None
-    assert "For --dataset=table:" in command.help_text(config_lib.Config)
+    text = command.help_text(config_lib.Config, ["--dataset=table"])
+    assert "For --dataset=table:" in text
 
 
 def test_flags_of_a_source_in_a_file_of_its_own(table, tmp_path):
