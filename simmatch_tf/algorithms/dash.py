@@ -30,7 +30,6 @@ import dataclasses
 from simmatch_tf import config as config_lib
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, unlabeled_loss
-from simmatch_tf.flags import errors
 from simmatch_tf.flags.commandline import rare
 from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica
@@ -88,19 +87,10 @@ class Dash(algorithm.Algorithm):
         )
 
         def check_run(self, config: config_lib.Config) -> None:
-            """Checks that the run is longer than its warm-up."""
+            """Checks that an epoch's length is known where the run's is not."""
             super().check_run(config)
             if self.epoch_steps is None:
                 unlabeled_loss.check_length_known(config, "dash.epoch_steps")
-                return
-            warmup_steps = self.warmup_epochs * self.epoch_steps
-            if config.steps is not None and config.steps <= warmup_steps:
-                raise errors.InputError(
-                    f"--dash.warmup_epochs={self.warmup_epochs} and "
-                    f"--dash.epoch_steps={self.epoch_steps}: their "
-                    f"{warmup_steps} steps, in which all pseudo-labels count, "
-                    f"must be fewer than --steps={config.steps}"
-                )
 
         def notes(self, steps: int) -> list[str]:
             """Says so if the warm-up does not end before the run."""

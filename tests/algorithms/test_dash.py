@@ -195,13 +195,10 @@ def test_it_goes_on_within_the_warm_up(tmp_path):
 
 
 def test_an_epoch_is_a_share_of_the_run():
-    good = {"algorithm": "dash", "dataset": "digits", "labels": 40}
     assert whole_step.make("dash", steps=1900).epoch_steps == 2
-    changes = {**good, "schedule": "cooldown", "steps": 100}
+    changes = {"algorithm": "dash", "dataset": "digits", "labels": 40}
+    changes |= {"schedule": "cooldown", "steps": 100}
     with pytest.raises(errors.InputError, match="--dash.epoch_steps is miss"):
         config_lib.Config(**changes)
     changes["dash.epoch_steps"] = 5
     config_lib.Config(**changes)
-    changes["dash.epoch_steps"] = 10
-    with pytest.raises(errors.InputError, match="100 steps, .* --steps=100$"):
-        config_lib.Config(**changes)

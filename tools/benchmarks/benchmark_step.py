@@ -71,6 +71,7 @@ def build_run(config: config_lib.Config, folder: str) -> tuple:
         image_shape=source.image_shape,
         slot_labels=source.train.labels[split.labeled],
         num_classes=source.num_classes,
+        unlabeled_images=len(split.unlabeled),
         statistics=source.statistics(),
     )
     pipeline = inputs.make_pipeline(config, source, split, algorithm)
