@@ -659,9 +659,10 @@ class Config(commandline.Flags):
         Raises:
             InputError: The message names the algorithms that have it.
         """
-        chooser, owners = _owners_of(name)
+        part, owners = _owners_of(name)
         if not owners:
             raise self.unknown(name)
+        chooser = _CHOSEN[part][1]
         declared = [entry.flags.declared()[name] for entry in owners]
         if any(value != each.default for each in declared):
             own = self._own_flags(f".{name}")
@@ -722,7 +723,8 @@ class Config(commandline.Flags):
             for name, default in entry.flags.defaults.items():
                 replaced.setdefault((name, default), []).extend(entry.names)
         for (name, default), methods in replaced.items():
-            text = f"{own[name].help} {default} for {', '.join(methods)}."
+            text = f"{own[name].help} By default {default} for "
+            text += f"{', '.join(methods)}."
             own[name] = dataclasses.replace(own[name], help=text)
         names = [*own]
         # In --help, the flags of single methods follow those of all methods.
@@ -748,11 +750,11 @@ class Config(commandline.Flags):
     @classmethod
     def topic(cls, each: commandline.Flag, title: str) -> str:
         """Returns the title of the group that lists a flag in --help."""
-        chooser, owners = _owners_of(each.name)
+        part, owners = _owners_of(each.name)
         if not owners:
             return title
+        known, chooser = _CHOSEN[part]
         names = [name for entry in owners for name in entry.names]
-        (known,) = (k for k, other in _CHOSEN.values() if other == chooser)
         others = [name for name in known.names() if name not in names]
         if len(others) < min(3, len(names)):
             but = f" but {' and '.join(others)}" if others else ""
@@ -765,10 +767,10 @@ class Config(commandline.Flags):
         cls, each: commandline.Flag, title: str, words: Sequence[str]
     ) -> tuple[commandline.Flag, str] | None:
         """Leaves out the flags of other algorithms, datasets and backbones."""
-        chooser, owners = _owners_of(each.name)
+        part, owners = _owners_of(each.name)
         if not owners:
             return each, title
-        (part,) = (p for p, (_, c) in _CHOSEN.items() if c == chooser)
+        chooser = _CHOSEN[part][1]
         given = flagfiles.value_of(chooser, list(words))
         name = given[-1] if given else cls.__dataclass_fields__[chooser].default
         own = _choose(part, name).declared().get(each.name)
@@ -861,7 +863,10 @@ class Config(commandline.Flags):
             0
         ].value.unlabeled_views
         # A property may depend on flags, and none of those is without.
-        if not isinstance(views, tuple) or "strong" in views:
+        if not isinstance(views, tuple) or any(
+            getattr(view, "augmentation", view).startswith(("strong", "rand"))
+            for view in views
+        ):
             return []
         return [
             f"{word}: has no effect, for --algorithm={self.algorithm} has no "
@@ -890,6 +895,8 @@ class Config(commandline.Flags):
         self._check_data()
         self._check_labels()
         self._check_durations()
+        self._check_extension()
+        self._check_optimizer()
         self._check_devices()
         self._check_augmentation()
         for part in _CHOSEN:
@@ -1007,25 +1014,6 @@ class Config(commandline.Flags):
                 f"--warmup_steps={self.warmup_steps} and --warmup_epochs="
                 f"{self.warmup_epochs}: give at most one of the two"
             )
-        for one, other in (
-            ("ema_start_momentum", "ema_start_steps"),
-            ("ema_start_steps", "ema_start_momentum"),
-        ):
-            if getattr(self, one) is not None and getattr(self, other) is None:
-                raise InputError(
-                    f"--{one}={getattr(self, one)}: needs --{other}"
-                )
-        if self.optimizer == "adam" and self.learning_rate > _MOST_OF_ADAM:
-            raise InputError(
-                f"--learning_rate={self.learning_rate}: is a rate for SGD; "
-                "with --optimizer=adam give one of at most "
-                f"{_MOST_OF_ADAM}, such as --learning_rate=0.002"
-            )
-        if self.optimizer == "adam" and self.momentum != 0.9:
-            raise InputError(
-                f"--momentum={self.momentum}: is for --optimizer=sgd; leave it "
-                "out"
-            )
         if self.picture_every is not None and not self.summaries:
             raise InputError(
                 f"--picture_every={self.picture_every}: --nosummaries writes "
@@ -1033,6 +1021,15 @@ class Config(commandline.Flags):
             )
         if self.profile is not None:
             profiled_steps(self.profile)
+        if self.minutes is None:
+            # With --minutes they follow from its steps, see `with_durations`.
+            for name in ("eval_every", "checkpoint_every"):
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, _EVERY)
+        if steps := self.length():
+            self.check_length(steps)
+
+    def _check_extension(self) -> None:
         if self.extend_minutes is not None and self.extend_steps is not None:
             raise InputError(
                 f"--extend_minutes={self.extend_minutes} and --extend_steps="
@@ -1066,13 +1063,27 @@ class Config(commandline.Flags):
                 f"--extended_steps={self.extended_steps}: is for "
                 f"--schedule=cooldown, not {self.schedule}"
             )
-        if self.minutes is None:
-            # With --minutes they follow from its steps, see `with_durations`.
-            for name in ("eval_every", "checkpoint_every"):
-                if getattr(self, name) is None:
-                    object.__setattr__(self, name, _EVERY)
-        if steps := self.length():
-            self.check_length(steps)
+
+    def _check_optimizer(self) -> None:
+        for one, other in (
+            ("ema_start_momentum", "ema_start_steps"),
+            ("ema_start_steps", "ema_start_momentum"),
+        ):
+            if getattr(self, one) is not None and getattr(self, other) is None:
+                raise InputError(
+                    f"--{one}={getattr(self, one)}: needs --{other}"
+                )
+        if self.optimizer == "adam" and self.learning_rate > _MOST_OF_ADAM:
+            raise InputError(
+                f"--learning_rate={self.learning_rate}: is a rate for SGD; "
+                "with --optimizer=adam give one of at most "
+                f"{_MOST_OF_ADAM}, such as --learning_rate=0.002"
+            )
+        if self.optimizer == "adam" and self.momentum != 0.9:
+            raise InputError(
+                f"--momentum={self.momentum}: is for --optimizer=sgd; leave it "
+                "out"
+            )
 
     def length(self) -> int | None:
         """Returns the number of steps; None if these flags do not tell."""
@@ -1427,11 +1438,11 @@ def _names(entries: Iterable[registry.Entry]) -> str:
 
 
 def _owners_of(name: str) -> tuple[str, list[registry.Entry]]:
-    """Returns what declares a flag, and the flag that chooses among these."""
-    for known, chooser in _CHOSEN.values():
+    """Returns the key in `_CHOSEN` and the entries that declare a flag."""
+    for part, (known, _) in _CHOSEN.items():
         owners = [e for e in known if name in e.flags.declared()]
         if owners:
-            return chooser, owners
+            return part, owners
     return "", []
 
 

@@ -258,10 +258,6 @@ class Algorithm(lazy.Module):
         Raises:
             ValueError: A class is not in [0, num_classes).
         """
-        # Its class derives from one of Keras', so its import needs TensorFlow.
-        from simmatch_tf.modules import optimizer
-        from simmatch_tf.networks import network as network_lib
-
         super().__init__(name=type(self).__name__.lower())
         if slot_labels.min() < 0 or slot_labels.max() >= num_classes:
             raise ValueError(
@@ -303,13 +299,33 @@ class Algorithm(lazy.Module):
             shape=config.schedule,
             cooldown_steps=config.cooldown_steps(),
         )
-        make_optimizer = optimizer.Adam
+        self.optimizer = self._make_optimizer()
+        self.record = record.Record()
+        self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
+        self.loss_scale = None
+        if config.precision == "mixed_float16":
+            self.loss_scale = loss_scale.LossScale()
+        self.step = replica.variable(0, "step", tf.int64)
+        # Of each thread, because each replica's step has its own.
+        self._traced = threading.local()
+        self.build_state()
+
+    def _make_optimizer(self) -> keras.optimizers.Optimizer:
+        """Makes the optimizer of the student's weights.
+
+        The backbone has a rate of its own; with a rate of 0 it is not trained.
+        """
+        # Their classes derive from Keras', so their import needs TensorFlow.
+        from simmatch_tf.modules import optimizer as optimizer_lib
+        from simmatch_tf.networks import network as network_lib
+
+        config, make = self.config, optimizer_lib.Adam
         if config.optimizer == "sgd":
-            make_optimizer = functools.partial(
-                optimizer.Sgd, momentum=config.momentum
+            make = functools.partial(
+                optimizer_lib.Sgd, momentum=config.momentum
             )
-        self.optimizer = make_optimizer(
-            optimizer.Schedule(self.learning_rate),
+        optimizer = make(
+            optimizer_lib.Schedule(self.learning_rate),
             decay=config.weight_decay,
             decay_on=config.weight_decay_on,
         )
@@ -320,19 +336,11 @@ class Algorithm(lazy.Module):
         ]
         for backbone in backbones if factor == 0 else ():
             backbone.trainable = False
-        self.optimizer.build(
+        optimizer.build(
             self.student.trainable_variables,
             {v.path: factor for v in backbones[0].trainable_variables},
         )
-        self.record = record.Record()
-        self.guard = guard.Guard(skips=config.on_nonfinite == "skip")
-        self.loss_scale = None
-        if config.precision == "mixed_float16":
-            self.loss_scale = loss_scale.LossScale()
-        self.step = replica.variable(0, "step", tf.int64)
-        # Of each thread, because each replica's step has its own.
-        self._traced = threading.local()
-        self.build_state()
+        return optimizer
 
     # ------------------------------------------- what a method declares --
 

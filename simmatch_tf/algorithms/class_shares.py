@@ -34,10 +34,7 @@ class HyperParameters(commandline.HyperParameters):
         "Number of batches that distribution alignment averages over.",
         low=1,
     )
-    class_prior: str = flag(
-        "uniform",
-        HELP,
-    )
+    class_prior: str = flag("uniform", HELP)
 
     @classmethod
     def prepare(cls, words: list[str]) -> list[str]:

@@ -90,7 +90,7 @@ class Dash(algorithm.Algorithm):
             """Checks that an epoch's length is known where the run's is not."""
             super().check_run(config)
             if self.epoch_steps is None:
-                unlabeled_loss.check_length_known(config, "dash.epoch_steps")
+                unlabeled_loss.check_length_known(config, "dash.epoch_steps", 5)
 
         def notes(self, steps: int) -> list[str]:
             """Says so if the warm-up does not end before the run."""

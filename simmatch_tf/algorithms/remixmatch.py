@@ -58,10 +58,7 @@ class ReMixMatch(mixed_views.MixedViews):
             "Number of batches that distribution alignment averages over.",
             low=1,
         )
-        class_prior: str = flag(
-            "labeled",
-            class_shares.HELP,
-        )
+        class_prior: str = flag("labeled", class_shares.HELP)
         strong_views: int = flag(
             8,
             "Number K of strong views of each unlabeled image. As published, "

@@ -80,7 +80,7 @@ class UDA(algorithm.Algorithm):
             """Checks that TSA's length is known where the run's is not."""
             super().check_run(config)
             if self.tsa != "none" and self.tsa_steps is None:
-                unlabeled_loss.check_length_known(config, "uda.tsa_steps")
+                unlabeled_loss.check_length_known(config, "uda.tsa_steps", 2000)
 
         def check(self) -> None:
             """Checks flags that depend on others."""

@@ -56,7 +56,7 @@ class RampedWeight(Weight):
         """Checks that the ramp's length is known where the run's is not."""
         super().check_run(config)
         if self.ramp_steps is None:
-            check_length_known(config, "ramp_steps")
+            check_length_known(config, "ramp_steps", 500)
 
     def notes(self, steps: int) -> list[str]:
         """Says so if the ramp does not end before the run."""
@@ -77,20 +77,22 @@ class RampedWeight(Weight):
         return schedules.ramp(method.step, steps=steps, dtype=method.dtype)
 
 
-def check_length_known(config: config_lib.Config, name: str) -> None:
-    """Refuses a flag's default that is a share of the run's steps.
+def check_length_known(
+    config: config_lib.Config, name: str, example: int
+) -> None:
+    """Refuses a flag's default that depends on the length of the run.
 
     Args:
         config: The run's flags.
         name: The flag, which was left out.
+        example: A value to name.
 
     Raises:
         InputError: --schedule=cooldown, with which a run can be extended.
     """
     if config.schedule == "cooldown":
         raise errors.InputError(
-            f"--{name} is missing: by default that of --algorithm="
-            f"{config.algorithm} is a share of the run's steps, but no step of "
-            "--schedule=cooldown may depend on the length of the run; give "
-            f"--{name}=500, or another --schedule"
+            f"--{name} is missing: its default depends on the length of the "
+            "run, on which no step of --schedule=cooldown may depend; give "
+            f"--{name}={example}, or another --schedule"
         )

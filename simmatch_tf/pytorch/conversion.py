@@ -68,6 +68,11 @@ def import_run(
     _check_statistics(checkpoint.statistics, sizes.channels)
     if config.algorithm != "simmatch":
         raise InputError(f"--algorithm={config.algorithm}: must be simmatch")
+    if config.optimizer != "sgd":
+        raise InputError(
+            f"--optimizer={config.optimizer}: must be sgd, whose momentum "
+            "buffers a checkpoint has"
+        )
     # Its split is that of the memory.
     preflight.check_available(config, resumed=True)
     outline, source = _data(config, checkpoint.statistics)
@@ -519,7 +524,12 @@ def _buffers(algorithm: algorithm_lib.Algorithm) -> dict[str, np.ndarray]:
 def _velocities(
     algorithm: algorithm_lib.Algorithm,
 ) -> dict[str, np.ndarray] | None:
-    """Returns SGD's momentum buffers; None if all are 0, as before a step."""
+    """Returns SGD's momentum buffers.
+
+    None if all are 0, as before a step, or if the optimizer is another.
+    """
+    if algorithm.config.optimizer != "sgd":
+        return None
     tensors = tensors_lib.tensors(algorithm.student)
     velocities = {}
     for name in checkpoint_lib.trained(tensors):

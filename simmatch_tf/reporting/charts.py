@@ -118,15 +118,15 @@ CHARTS = (
     ),
     Chart(
         "mask_rate",
-        "How sure pseudo-labels are, and how many count",
+        "Confidence of pseudo-labels, and how many count",
         "",
         (
             Panel(
-                "that count",
+                "mask rate",
                 "%",
                 {"pseudo_label/mask_rate": ""},
-                "That count: the mask rate, the share of unlabeled images "
-                "whose pseudo-label is at least as confident as the threshold.",
+                "Mask rate: the share of unlabeled images whose pseudo-label "
+                "is at least as confident as the threshold.",
             ),
             Panel(
                 "mean confidence",

@@ -164,7 +164,7 @@ def test_its_flags():
 
 
 def test_annealing_needs_a_length_of_its_own_with_a_cooldown():
-    with pytest.raises(InputError, match="--uda.tsa_steps is missing: by def"):
+    with pytest.raises(InputError, match="--uda.tsa_steps is missing: its def"):
         make(tsa="exp", schedule="cooldown")
     algorithm = make(tsa="exp", schedule="cooldown", tsa_steps=50)
     algorithm.guarded_step(whole_step.batch())
