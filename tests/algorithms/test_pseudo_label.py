@@ -80,7 +80,9 @@ def test_its_flags():
     )
     assert (config.threshold, config.lambda_u) == (0.95, 1.0)
     assert (config.unlabeled_ratio, config.ramp_steps) == (1, None)
-    with pytest.raises(InputError, match="--ramp_steps is missing: its default"):
+    with pytest.raises(
+        InputError, match="--ramp_steps is missing: its default"
+    ):
         whole_step.make("pseudo_label", schedule="cooldown")
     whole_step.make("pseudo_label", schedule="cooldown", ramp_steps=50)
 

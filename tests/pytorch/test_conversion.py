@@ -534,6 +534,24 @@ def test_our_own_runs_go_to_pytorch(finished_run, tmp_path):
     same(state, torch.load(back, weights_only=True)["state_dict"])
 
 
+@pytest.mark.slow
+def test_adam_has_no_momentum_buffers(tmp_path):
+    """Its runs are exported without an optimizer; none goes on with it."""
+    adam = {"optimizer": "adam", "learning_rate": 0.002}
+    runs.fit(tmp_path / "run", **adam)
+    output = tmp_path / "run.pth"
+    export_pytorch.main(
+        export_pytorch.ExportPytorchConfig(
+            workdir=str(tmp_path / "run"), output=str(output)
+        )
+    )
+    content = torch.load(output, weights_only=True)
+    assert "optimizer" not in content and content["step"] == runs.SMALL["steps"]
+    words = [w for w in runs.argv(tmp_path / "b", **adam) if "labels=" not in w]
+    with pytest.raises(InputError, match="--optimizer=adam: must be sgd"):
+        import_pytorch.main(flags(output, *words))
+
+
 def test_export_of_what_cannot_be(tmp_path, finished_run):
     with pytest.raises(InputError, match="must be a file in a folder"):
         export_pytorch.ExportPytorchConfig(workdir="x", output=str(tmp_path))
