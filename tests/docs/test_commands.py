@@ -35,6 +35,8 @@ _OTHER_PROGRAMS = {
     "strict",
 }
 _SHORT = " --steps=2 --nosummaries"
+# Seconds. None takes a tenth of that, unless it trains what it should not.
+_LONGEST = 600
 # What a command reads, and the command of the pages that makes it.
 _MADE_BY = {
     "runs/digits_40": "python -m simmatch_tf.train "
@@ -85,9 +87,9 @@ class Workplace:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self._finished = set()
-        for name in ("configs", "tools"):
-            (folder / name).symlink_to(pages.ROOT / name)
-        shutil.copytree(pages.ROOT / "docs", folder / "docs")
+        (folder / "configs").symlink_to(pages.ROOT / "configs")
+        for name in ("docs", "tools"):  # commands may write to these
+            shutil.copytree(pages.ROOT / name, folder / name)
         shutil.copy(pages.README, folder)
         (folder / "home").mkdir()
         for block in FILES:
@@ -122,6 +124,7 @@ class Workplace:
             },
             capture_output=True,
             text=True,
+            timeout=_LONGEST,
         )
         assert result.returncode == 0, result.stdout + result.stderr
 
