@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import threading
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -157,6 +158,11 @@ class Algorithm(lazy.Module):
       `modules.replica.variable`) as attributes.
     * `evaluated_weights`, "student" or "ema": whose results are the run's. A
       property, where that depends on the run's flags.
+    * `square_images`: whether images must be square, as for rotated copies.
+    * `evaluation_copies`: copies of an image whose mean logits `evaluate`
+      measures beside the result, such as its rotations: a name → a function
+      from images [N, H, W, C] to k copies of each, [k N, H, W, C], all first
+      copies before all second ones.
     * `eman`: whether the EMA averages BatchNorm's statistics as it averages
       the weights; if not, it has statistics of its own (see
       `modules.teacher`).
@@ -199,6 +205,10 @@ class Algorithm(lazy.Module):
     needs_index: bool = False
     needs_embeddings: ClassVar[bool] = False
     evaluated_weights: str = "ema"
+    square_images: ClassVar[bool] = False
+    evaluation_copies: ClassVar[
+        Mapping[str, Callable[[tf.Tensor], tf.Tensor]]
+    ] = types.MappingProxyType({})
     eman: bool = True
     # Steps between two calls of `between_steps`; None: never called.
     between_steps_every: int | None = None

@@ -44,6 +44,8 @@ class ReMixMatch(mixed_views.MixedViews):
         align: The distribution alignment.
     """
 
+    square_images = True
+
     @dataclasses.dataclass(frozen=True)
     class HyperParameters(
         class_shares.HyperParameters, mixed_views.HyperParameters

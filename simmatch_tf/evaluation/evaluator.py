@@ -88,7 +88,7 @@ class Evaluator:
     def __init__(
         self,
         strategy: tf.distribute.Strategy,
-        networks: Mapping[str, keras.Model],
+        networks: Mapping[str, keras.Model | Callable],
         batch_size: int,
         *,
         side: int,
@@ -99,7 +99,8 @@ class Evaluator:
 
         Args:
             strategy: Where they live.
-            networks: Name → network.
+            networks: Name → network, or a function of images and `training`
+                to a dict with `logits`.
             batch_size: Images of a batch, all replicas together; fewer where
                 there are fewer images.
             side: See `outputs`.
@@ -118,7 +119,7 @@ class Evaluator:
             for name, model in networks.items()
         }
 
-    def _gathered(self, model: keras.Model, output: str) -> Callable:
+    def _gathered(self, model: keras.Model | Callable, output: str) -> Callable:
         """Returns a function from a batch to an output of all replicas."""
         strategy = self._strategy
         return tf.function(

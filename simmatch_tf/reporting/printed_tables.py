@@ -245,6 +245,14 @@ def evaluation(report: dict[str, Any]) -> str:
     for key, title in figures.items():
         if any(key in report[name] for name in names):
             rows.append([title, *values(key), ""])
+    for title in report[record].get("averaged", {}):
+        top1 = [
+            tables.percent(
+                report[n].get("averaged", {}).get(title, {}).get("top1")
+            )
+            for n in names
+        ]
+        rows.append([f"top-1, mean of {title}", *top1, ""])
     labels = range(len(class_names))
     if len(labels) > _MANY:  # evaluation.json has them all
         top1 = report[record]["per_class"]

@@ -78,6 +78,7 @@ def page(groups: Sequence[runs_lib.Group], inspections: Inspections) -> str:
         differences=differences(groups),
         result=result(groups, known),
         baselines=baselines(groups),
+        averaged=averaged(groups),
         temperatures=temperatures(groups),
         scored=_scored(groups),
         not_compared=not_compared(groups),
@@ -333,6 +334,21 @@ def baselines(groups: Sequence[runs_lib.Group]) -> Table | None:
                         text,
                     ]
                 )
+    return rows if len(rows) > 1 else None
+
+
+def averaged(groups: Sequence[runs_lib.Group]) -> Table | None:
+    """Returns a line a run and kind of copies; None if no run has any.
+
+    They are those of `evaluate`.
+    """
+    rows = [["run", "mean of", "top-1, %", "top-5, %", "result, top-1, %"]]
+    for run in (run for group in groups for run in group.measured):
+        copies = (run.evaluation or {}).get("averaged", {})
+        for title, accuracy in copies.items():
+            figures = accuracy["top1"], accuracy["top5"], run.evaluation["top1"]
+            row = [run.name, title, *(f"{100 * x:.1f}" for x in figures)]
+            rows.append(row)
     return rows if len(rows) > 1 else None
 
 

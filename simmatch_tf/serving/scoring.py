@@ -6,8 +6,10 @@ wrong and those that are least certain.
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -41,19 +43,25 @@ class Scores:
             images.
         calibrations: Network → how its confidences are calibrated, see
             `versions.calibration`; None: they are not.
+        averaged: Network → name of copies of an image → their mean logits
+            [N, L]; see `Algorithm.evaluation_copies`.
     """
 
     logits: dict[str, np.ndarray]
     labels: np.ndarray
     about: dict[str, Any]
     calibrations: dict[str, dict[str, Any] | None]
+    averaged: dict[str, dict[str, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def describe(self, name: str, bins: int) -> dict[str, Any]:
         """Returns the figures of a network.
 
         Returns:
             Those of `metrics.describe`; of calibrated confidences also
-            `fitted_on` and `fitted_images`, what the temperature was fitted on.
+            `fitted_on` and `fitted_images`, what the temperature was fitted on;
+            and `averaged`, name of copies → accuracies, if there are any.
         """
         calibration = self.calibrations[name]
         figures = _figures(
@@ -66,6 +74,8 @@ class Scores:
         if calibration is not None:
             figures["fitted_on"] = calibration["fitted_on"]
             figures["fitted_images"] = calibration["images"]
+        if averaged := self.averaged.get(name):
+            figures["averaged"] = metrics.accuracy(averaged, self.labels)
         return figures
 
 
@@ -119,9 +129,16 @@ def of_run(
             "no labeled ones aside to evaluate it on; a run with "
             "--validation_fraction=0.2 does"
         )
+    method = registry.algorithms.find(config.algorithm)[0].value
+    copies = method.evaluation_copies
     evaluator = evaluator_lib.Evaluator(
         strategies.one(),
-        networks,
+        networks
+        | {
+            f"{name}, {title}": _averaged(trained.networks[name], function)
+            for name in trained.networks
+            for title, function in copies.items()
+        },
         batch_size,
         side=source.image_shape[0],
         resize=config.eval_resize,
@@ -136,11 +153,34 @@ def of_run(
         "test_images": len(indices),
     }
     logits = evaluator.logits(images, indices)
+    averaged = {
+        name: {title: logits.pop(f"{name}, {title}") for title in copies}
+        for name in trained.networks
+    }
     calibrations = {
         name: versions.calibration(folder, name, trained.step)
         for name in logits
     }
-    return Scores(logits, images.labels[indices], about, calibrations)
+    labels = images.labels[indices]
+    return Scores(logits, labels, about, calibrations, averaged)
+
+
+def _averaged(
+    model: keras.Model, copies: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """Returns a network whose logits are the mean of those of copies.
+
+    Args:
+        model: The network.
+        copies: See `Algorithm.evaluation_copies`.
+    """
+
+    def network(images: tf.Tensor, training: bool) -> dict[str, tf.Tensor]:
+        logits = model(copies(images), training=training)["logits"]
+        shape = [-1, images.shape[0], logits.shape[1]]
+        return {"logits": tf.reduce_mean(tf.reshape(logits, shape), axis=0)}
+
+    return network
 
 
 def of_export(

@@ -40,13 +40,8 @@ def make_source(
     """
     source = given or _load(config)
     height, width = source.image_shape[:2]
+    _check_square(config, source.name, source.image_shape)
     resize = config.eval_resize
-    if height != width and (config.weak == "resized_crop" or resize):
-        raise InputError(
-            f"{source.name} has images of {height}×{width}: "
-            "--weak=resized_crop and --eval_resize need square ones; give "
-            "--image_size"
-        )
     if resize is not None and resize < height:
         raise InputError(
             f"--eval_resize={resize}: must be at least the side of the images, "
@@ -55,6 +50,30 @@ def make_source(
     for side in {height, width}:
         registry.networks.check_side(config.backbone, side)
     return source
+
+
+def _check_square(
+    config: config_lib.Config, name: str, image_shape: tuple[int, int, int]
+) -> None:
+    """Refuses images that must be square and are not.
+
+    Raises:
+        InputError: The flags do not fit the images.
+    """
+    height, width = image_shape[:2]
+    if height == width:
+        return
+    method = registry.algorithms.find(config.algorithm)[0].value
+    needs = ""
+    if config.weak == "resized_crop" or config.eval_resize:
+        needs = "--weak=resized_crop and --eval_resize need"
+    if method.square_images:
+        needs = f"--algorithm={config.algorithm}, which rotates them, needs"
+    if needs:
+        raise InputError(
+            f"{name} has images of {height}×{width}: {needs} square ones; give "
+            "--image_size"
+        )
 
 
 def _entry(config: config_lib.Config) -> registry.Entry:
@@ -89,8 +108,11 @@ def outline(config: config_lib.Config) -> source_lib.Outline:
     """
     entry = _entry(config)
     if "outline" in entry.facts:
-        return entry.facts["outline"](config)
+        described = entry.facts["outline"](config)
+        _check_square(config, config.dataset, described.image_shape)
+        return described
     source = _load(config)
+    _check_square(config, source.name, source.image_shape)
     return source_lib.Outline(
         source.class_names,
         source.image_shape,

@@ -35,6 +35,7 @@ _MEANINGS = {
     "loss/c": "L_c: loss of strong views against the graph of pseudo-labels",
     "loss/f": "L_f: fairness loss, negative; it keeps classes from falling out",
     "loss/kl": "L_kl: loss of strong views that are not mixed",
+    "loss/e": "L_e: entropy of the predictions for unlabeled images",
     "loss/rotation": "L_rotation: loss of guessing which way images are turned",
     "pseudo_label/mask_rate": "mask: share of pseudo-labels sure enough to "
     "count",
