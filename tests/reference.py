@@ -218,3 +218,19 @@ def graph_loss(z_1, z_2, p, t, threshold, queue=(), queue_p=()):
         w[w < threshold] = 0
         total += cross_entropy(w / w.sum(), softmax(columns @ z_1[i] / t))
     return total / len(z_1)
+
+
+def graph_propagate(p, z, bank, bank_labels, num_classes, neighbors, t, alpha):
+    """SimMatchV2's p̂, by a dense solver of the whole system."""
+    result = np.zeros(np.shape(p))
+    for i, row in enumerate(np.float64(z)):
+        near = np.argsort(-(np.float64(bank) @ row), kind="stable")[:neighbors]
+        nodes = np.array([row, *np.float64(bank)[near]])
+        a = np.zeros([len(nodes)] * 2)
+        for j, node in enumerate(nodes):
+            others = np.arange(len(nodes)) != j
+            a[j, others] = softmax(nodes[others] @ node / t)
+        y = np.array([p[i], *np.eye(num_classes)[bank_labels[near]]])
+        inverse_y = np.linalg.solve(np.eye(len(nodes)) - alpha * a, y)
+        result[i] = (1 - alpha) * inverse_y[0]
+    return result

@@ -67,6 +67,7 @@ class View:
             choices of --strong, whatever the flag says.
         crop: "flip_crop" or "resized_crop"; default: --weak.
         side: Height and width in pixels; default: those of the images.
+        scale: Height and width as a share of the images', in place of a side.
         crop_area: Least and greatest share of the image's area in a
             "resized_crop"; default: --crop_area to 1.
     """
@@ -76,6 +77,7 @@ class View:
     crop: str | None = None
     side: int | None = None
     crop_area: tuple[float, float] | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -97,6 +99,15 @@ class View:
                 f"view {self.name!r}: crop_area={self.crop_area} is for "
                 f"crop='resized_crop', not {self.crop!r}"
             )
+        if None not in (self.side, self.scale):
+            raise ValueError(
+                f"view {self.name!r}: side={self.side} and scale={self.scale}: "
+                "give one of them"
+            )
+
+    def side_of(self, side: int) -> int:
+        """Returns the view's side for images of this side, in pixels."""
+        return self.side or round((self.scale or 1) * side)
 
     @classmethod
     def parse(cls, view: str | View) -> View:
@@ -153,7 +164,8 @@ class Algorithm(lazy.Module):
       and other defaults of the run's flags, such as one unlabeled image for
       each labeled one (see `flags.commandline.HyperParameters`).
     * Outputs of the network. `needs_embeddings` asks for SimMatch's projection
-      head, `heads` for any others.
+      head, `heads` for any others; `needs_feature_norm` for a LayerNorm of the
+      features in front of classifier and projection head.
     * State of its own. `build_state` makes modules and variables (see
       `modules.replica.variable`) as attributes.
     * `evaluated_weights`, "student" or "ema": whose results are the run's. A
@@ -204,6 +216,7 @@ class Algorithm(lazy.Module):
     unlabeled_views: ClassVar[tuple[str | View, ...]] = ("weak", "strong")
     needs_index: bool = False
     needs_embeddings: ClassVar[bool] = False
+    needs_feature_norm: ClassVar[bool] = False
     evaluated_weights: str = "ema"
     square_images: ClassVar[bool] = False
     evaluation_copies: ClassVar[
@@ -283,7 +296,7 @@ class Algorithm(lazy.Module):
         views = map(View.parse, (*self.labeled_views, *self.unlabeled_views))
         network = {
             "heads": self.heads(),
-            "any_size": any(view.side is not None for view in views),
+            "any_size": any(view.side or view.scale for view in views),
         }
         self.student = make_network(**network)
         self.teacher = teacher.Teacher(

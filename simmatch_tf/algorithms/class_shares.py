@@ -23,17 +23,12 @@ HELP = (
 
 
 @dataclasses.dataclass(frozen=True)
-class HyperParameters(commandline.HyperParameters):
-    """Whether to align, over how many batches, and with which shares."""
+class Prior(commandline.HyperParameters):
+    """Whether to align, and with which shares."""
 
     prefix = ""
 
     align: bool = rare(True, "Whether to apply distribution alignment.")
-    da_window: int = rare(
-        32,
-        "Number of batches that distribution alignment averages over.",
-        low=1,
-    )
     class_prior: str = flag("uniform", HELP)
 
     @classmethod
@@ -68,3 +63,16 @@ class HyperParameters(commandline.HyperParameters):
                 "alignment aims at, which is off; give --align, or leave out "
                 "--class_prior"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperParameters(Prior):
+    """Whether to align, over how many batches, and with which shares."""
+
+    prefix = ""
+
+    da_window: int = rare(
+        32,
+        "Number of batches that distribution alignment averages over.",
+        low=1,
+    )

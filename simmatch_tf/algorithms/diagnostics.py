@@ -152,6 +152,25 @@ def pseudo_labels(
     return Diagnostics(means, {name: x[:ROWS] for name, x in rows.items()})
 
 
+def slots(bank: memory.MemoryBuffer, step: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns how many slots of a memory bank are filled, and their age.
+
+    Args:
+        bank: The memory bank.
+        step: Number of steps done.
+
+    Returns:
+        Means by their tags; the age is a mean number of steps since they were
+        written.
+    """
+    filled = tf.cast(bank.filled, tf.float32)  # [K]
+    ages = tf.cast(tf.cast(step, tf.int64) - bank.written, tf.float32)
+    age = tf.math.divide_no_nan(
+        tf.reduce_sum(ages * filled), tf.reduce_sum(filled)
+    )
+    return {"memory/filled": tf.reduce_mean(filled), "memory/age": age}
+
+
 def memory_bank(
     bank: memory.MemoryBuffer,
     z_w: tf.Tensor,
@@ -176,19 +195,11 @@ def memory_bank(
         of q^w and q̂, and in how many p^w and q^agg predict the same class.
         Rows: `q_agg` [n, L], `neighbors` [n, k] slots and their `cosines`.
     """
-    filled = tf.cast(bank.filled, tf.float32)  # [K]
-    ages = tf.cast(tf.cast(step, tf.int64) - bank.written, tf.float32)
-    age = tf.math.divide_no_nan(
-        tf.reduce_sum(ages * filled), tf.reduce_sum(filled)
-    )
-    means: dict[str, Any] = {
-        "memory/filled": tf.reduce_mean(filled),
-        "memory/age": age,
-    }
+    means: dict[str, Any] = slots(bank, step)
     if bank.shard:
         return Diagnostics(means, {})
-    slots, num_classes = bank.features.shape[0], p_w.shape[1]
-    few = max(ROWS, min(z_w.shape[0], _SIMILARITIES // slots))
+    count, num_classes = bank.features.shape[0], p_w.shape[1]
+    few = max(ROWS, min(z_w.shape[0], _SIMILARITIES // count))
     p_w, z_w = p_w[:few], z_w[:few]
     t, labels = config.temperature, bank.labels
     logits, shift = propagation.similarity_logits(
@@ -211,7 +222,7 @@ def memory_bank(
         "sharpness/q_hat": tf.reduce_mean(summaries.entropy(q_hat)),
     }
     cosines = tf.cast((logits + shift) * t, tf.float32)[:ROWS]
-    cosines, neighbors = tf.math.top_k(cosines, min(NEIGHBORS, slots))
+    cosines, neighbors = tf.math.top_k(cosines, min(NEIGHBORS, count))
     rows = {
         "q_agg": tf.cast(q_agg[:ROWS], tf.float32),
         "neighbors": neighbors,

@@ -14,8 +14,8 @@ from simmatch_tf.algorithms import (
     diagnostics,
     unlabeled_loss,
 )
-from simmatch_tf.flags import errors
-from simmatch_tf.flags.commandline import flag, rare
+from simmatch_tf.flags import commandline, errors
+from simmatch_tf.flags.commandline import flag, rare, rare_operational
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import alignment
 
@@ -50,7 +50,38 @@ class HyperParameters(unlabeled_loss.Weight):
 
 
 @dataclasses.dataclass(frozen=True)
-class TargetFlags(class_shares.HyperParameters, unlabeled_loss.Weight):
+class TeacherNorm(commandline.HyperParameters):
+    """Flag of every method whose EMA teacher predicts pseudo-labels."""
+
+    prefix = ""
+
+    teacher_norm: str = rare(
+        "eman",
+        "BatchNorm of a teacher that predicts the pseudo-labels: running "
+        "averages (eman), or statistics of each batch, shuffled over the "
+        "devices.",
+        choices=("eman", "shuffle"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlacement(commandline.HyperParameters):
+    """Flag of every method whose memory may be divided."""
+
+    prefix = ""
+
+    memory_placement: str = rare_operational(
+        "replicated",
+        "Memory of the method on several devices: whole on each, or divided "
+        "among them.",
+        choices=("replicated", "sharded"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetFlags(
+    TeacherNorm, class_shares.HyperParameters, unlabeled_loss.Weight
+):
     """Flags of subclasses of `PseudoLabeling` without a fixed threshold."""
 
     prefix = ""
@@ -61,13 +92,6 @@ class TargetFlags(class_shares.HyperParameters, unlabeled_loss.Weight):
         "published, the student for small label sets (temporal ensemble), and "
         "its EMA teacher for ImageNet.",
         choices=("teacher", "student"),
-    )
-    teacher_norm: str = rare(
-        "eman",
-        "BatchNorm of the teacher with --targets_from=teacher: running "
-        "averages (eman), or statistics of each batch, shuffled over the "
-        "devices.",
-        choices=("eman", "shuffle"),
     )
     weak_forward: str = rare(
         "joint",

@@ -28,7 +28,7 @@ import dataclasses
 from simmatch_tf import registry
 from simmatch_tf.algorithms import algorithm, diagnostics, pseudo_labeling
 from simmatch_tf.flags import errors
-from simmatch_tf.flags.commandline import flag, rare, rare_operational
+from simmatch_tf.flags.commandline import flag, rare
 from simmatch_tf.lazy import tf
 from simmatch_tf.modules import adaptive_thresholds, learning_status, memory
 from simmatch_tf.ops import losses
@@ -45,7 +45,9 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
     """
 
     @dataclasses.dataclass(frozen=True)
-    class HyperParameters(pseudo_labeling.TargetHyperParameters):
+    class HyperParameters(
+        pseudo_labeling.MemoryPlacement, pseudo_labeling.TargetHyperParameters
+    ):
         """Flags of the memory bank and of instance matching."""
 
         prefix = ""
@@ -97,12 +99,6 @@ class SimMatch(pseudo_labeling.PseudoLabeling):
             "classes with little probability (adaptive, as FreeMatch). "
             "--threshold is then the largest.",
             choices=("fixed", "flexible", "adaptive"),
-        )
-        memory_placement: str = rare_operational(
-            "replicated",
-            "Memory bank on several devices: whole on each, or divided among "
-            "them.",
-            choices=("replicated", "sharded"),
         )
 
         def check(self) -> None:

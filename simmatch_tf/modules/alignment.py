@@ -148,3 +148,47 @@ class PastAlignment(DistributionAlignment):
         aligned = targets.align(p, self.mean() + self.EPSILON, self.prior)
         self.record(p)
         return aligned
+
+
+class AverageAlignment(PastAlignment):
+    """Aligns predictions by a moving average of those before (SimMatchV2).
+
+    p̃ ∝ p (π + ε) / (p_avg + ε), ε = 1e-6, then p_avg ← m p_avg + (1 - m) p̄
+
+    Its window is one row, p_avg, which starts at equal shares.
+
+    Attributes:
+        momentum: m, the weight of the old average.
+
+    References:
+        Zheng et al., "SimMatchV2: Semi-Supervised Learning with Graph
+        Consistency", ICCV 2023, https://arxiv.org/abs/2308.06692.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        momentum: float,
+        dtype: str = "float32",
+        prior: Sequence[float] | None = None,
+    ) -> None:
+        """Makes an average of equal shares; see `PastAlignment`.
+
+        Args:
+            num_classes: Number of classes L, at least 1.
+            momentum: Weight of the old average, in [0, 1].
+            dtype: "float32" or "float64".
+            prior: Class shares π [L], at least 0; None: equal shares.
+
+        Raises:
+            ValueError: A share is below 0, or their number is not L.
+        """
+        super().__init__(num_classes, 1, dtype, prior)
+        self.momentum = momentum
+
+    def record(self, p: tf.Tensor) -> None:
+        """Averages the mean of `p` [N, L] over all replicas."""
+        row = replica.mean(tf.reduce_mean(p, axis=0))  # [L]
+        m = self.momentum
+        self.window.assign(m * self.window + (1.0 - m) * row)
+        self.written.assign_add(1)

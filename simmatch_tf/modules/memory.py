@@ -8,7 +8,7 @@ from typing import Any
 from simmatch_tf import lazy
 from simmatch_tf.lazy import np, tf
 from simmatch_tf.modules import replica, shard
-from simmatch_tf.ops import matching, tensors
+from simmatch_tf.ops import matching, propagation, tensors
 
 
 class MemoryBuffer(lazy.Module):
@@ -150,6 +150,44 @@ class MemoryBuffer(lazy.Module):
         sums = matching.Partials(*map(replica.sum, added), shifts)
         count = z_w.shape[0]
         return matching.images(sums, replica.number() * count, count)
+
+    def nearest(self, z: tf.Tensor, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Finds the slots that are most similar to this replica's images.
+
+        Slots that are not written yet count as rows of 0, so use the result
+        once the memory bank is full only.
+
+        Args:
+            z: Embeddings [N, D], unit rows; no gradient goes to them.
+            count: How many to find, at least 1; at most all K are found.
+
+        Returns:
+            Embeddings [N, n, D] and classes int32 [N, n] of the n =
+            min(count, K) slots, the most similar first.
+        """
+        count = min(count, self.labels.shape[0])
+        z, rows = tf.stop_gradient(z), self.shard
+        if not rows:
+            _, places = propagation.nearest(z, self.features, count)
+            found = tf.gather(self.features, places)
+            return found, tf.gather(self.labels, places)
+        # Each replica proposes some of its own slots to the images of all.
+        cosines, places = propagation.nearest(
+            replica.all_gather(z), rows.values(), count, rows.used()
+        )
+        places += rows.start()
+        cosines, places = (  # [N, replicas · n], global
+            tf.transpose(replica.all_gather(tf.transpose(x)))
+            for x in (cosines, places)
+        )
+        _, best = tf.math.top_k(cosines, count)
+        places = tf.gather(places, best, batch_dims=1)  # [N, n]
+        # The embedding of a slot is on one replica; the others add 0.
+        here = rows.place(places)
+        found = tf.gather(rows.values(), tf.minimum(here, rows.size - 1))
+        found = tf.where((here < rows.size)[..., None], found, 0.0)
+        found, places = replica.share(replica.sum(found)), replica.share(places)
+        return found, tf.gather(self.labels, places)
 
     def update(
         self, indices: tf.Tensor, z: tf.Tensor, step: tf.Tensor | int = 0

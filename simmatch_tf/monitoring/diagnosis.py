@@ -241,7 +241,9 @@ class _Scalars:
     @property
     def teacher_labels(self) -> bool:
         """Whether pseudo-labels come from the EMA teacher."""
-        return getattr(self.config, "targets_from", "student") == "teacher"
+        # Without a choice of the network, its BatchNorm tells.
+        usual = "teacher" if hasattr(self.config, "teacher_norm") else "student"
+        return getattr(self.config, "targets_from", usual) == "teacher"
 
 
 # --------------------------------------------------------- flags to change --

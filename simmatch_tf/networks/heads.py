@@ -163,6 +163,22 @@ def _features(width: int) -> tuple[keras.KerasTensor, str]:
     return keras.Input((width,), name="features", dtype=dtype), dtype
 
 
+def feature_norm(width: int) -> keras.Model:
+    """Builds the LayerNorm in front of both heads.
+
+    Args:
+        width: Width of the features.
+
+    Returns:
+        A Keras model, features [N, width] → [N, width] float32.
+    """
+    features, dtype = _features(width)
+    x = keras.layers.LayerNormalization(
+        epsilon=1e-5, dtype=dtype, name="feature_norm"
+    )(features)
+    return keras.Model(features, x, name="feature_norm")
+
+
 def classifier(width: int, num_classes: int, initializer: str) -> keras.Model:
     """Builds the classifier φ: one Dense layer.
 

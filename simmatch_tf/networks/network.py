@@ -33,6 +33,7 @@ def build(
     mean: Sequence[float],
     std: Sequence[float],
     heads: Mapping[str, Head] | None = None,
+    feature_norm: bool = False,
     batch_norm_momentum: float | None = None,
     synchronized: bool = False,
     frozen: bool = False,
@@ -56,6 +57,8 @@ def build(
             compute in float32 at least, and may have a BatchNorm. A pair
             `("projection", function)` is a head of an output that stands
             before it, as a predictor is.
+        feature_norm: Whether classifier and projection head get the features
+            by way of a LayerNorm that they share.
         batch_norm_momentum: Weight of the old statistics in every BatchNorm;
             by default that of each layer.
         synchronized: Whether every BatchNorm averages over all replicas.
@@ -95,12 +98,13 @@ def build(
         )
     width = features.shape[1]
     outputs = {"features": features}
+    x = heads_lib.feature_norm(width)(features) if feature_norm else features
     if num_classes is not None:
         head = heads_lib.classifier(width, num_classes, initializer)
-        outputs["logits"] = head(features)
+        outputs["logits"] = head(x)
     if projection_dim is not None:
         head = heads_lib.projection_head(width, projection_dim, initializer)
-        outputs["embeddings"] = head(features)
+        outputs["embeddings"] = head(x)
     for name, head in (heads or {}).items():
         if name in outputs:
             raise ValueError(f"heads: the network has an output {name} already")
@@ -156,8 +160,8 @@ def parts(model: keras.Model) -> dict[str, keras.Layer]:
     """The parts of a network of `build`, by name.
 
     Returns:
-        `backbone`; and `normalize`, `classifier`, `projection_head` and other
-        heads, as far as the network has them.
+        `backbone`; and `normalize`, `feature_norm`, `classifier`,
+        `projection_head` and other heads, as far as the network has them.
 
     Raises:
         ValueError: It is no such network.

@@ -18,6 +18,9 @@ from __future__ import annotations
 from simmatch_tf.lazy import tf
 from simmatch_tf.ops import propagation, tensors
 
+# Probabilities that have a logarithm are no smaller.
+_LEAST = 1e-12
+
 
 def supervised_loss(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Cross-entropy of labeled images (slides, L_s).
@@ -109,6 +112,30 @@ def weighted_cross_entropy(
     target, weight = tf.stop_gradient(target), tf.stop_gradient(weight)
     entropies = tf.nn.softmax_cross_entropy_with_logits(target, logits)  # [N]
     return tf.reduce_mean(weight * entropies)
+
+
+def mixture_loss(p: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of probabilities that are no softmax of logits.
+
+    (1/N) Σ_i H(t_i, p_i), for p that are means of other probabilities
+
+    Args:
+        p: Probabilities [N, L]; below 1e-12 they count as 1e-12, and get no
+            gradient.
+        target: t [N, L], rows sum to 1; no gradient goes to it.
+
+    Returns:
+        A float32 scalar, ≥ 0.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    p, target = tensors.widen(p, target)
+    tensors.check(p=(p, "NL"), target=(target, "NL"))
+    logs = tf.math.log(tf.maximum(p, _LEAST))
+    return -tf.reduce_mean(
+        tf.reduce_sum(tf.stop_gradient(target) * logs, axis=1)
+    )
 
 
 def kl_loss(

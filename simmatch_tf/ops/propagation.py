@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from simmatch_tf.lazy import tf
+from simmatch_tf.lazy import np, tf
 from simmatch_tf.ops import tensors
 
 
@@ -234,3 +234,195 @@ def neighbor_smooth(
     )
     a = instance_similarity(z, bank, temperature)  # [N, K]
     return smooth(p, tf.matmul(a, tf.stop_gradient(bank_p)), alpha)
+
+
+def nearest(
+    z: tf.Tensor,
+    bank: tf.Tensor,
+    count: int,
+    valid: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Finds the rows of a bank that are most similar to each image.
+
+    Args:
+        z: [N, D], unit rows.
+        bank: [K, D], unit rows.
+        count: How many to find, at least 1; at most all K are found.
+        valid: [K] bool, rows that take part, at least `count`; default: all.
+
+    Returns:
+        Cosines, the largest first, and indices int32, both [N, min(count, K)];
+        of rows that are equally similar the first. Neither has a gradient.
+
+    Raises:
+        ValueError: A shape does not fit, or `count` is not above 0.
+    """
+    if count < 1:
+        raise ValueError(f"count={count}: must be at least 1")
+    z, bank = tensors.widen(z, bank)
+    tensors.check(z=(z, "ND"), bank=(bank, "KD"))
+    cosines = tf.matmul(z, bank, transpose_b=True)  # [N, K]
+    if valid is not None:
+        cosines = tf.where(valid, cosines, -float("inf"))
+    cosines = tf.stop_gradient(cosines)
+    cosines, indices = tf.math.top_k(cosines, min(count, bank.shape[0]))
+    return cosines, indices
+
+
+def graph_propagate(
+    p: tf.Tensor,
+    z: tf.Tensor,
+    bank: tf.Tensor,
+    bank_labels: tf.Tensor,
+    num_classes: int,
+    neighbors: int,
+    temperature: float,
+    alpha: float,
+) -> tf.Tensor:
+    """Propagates labels to each image from its nearest slots (SimMatchV2).
+
+    For each image i, with its n nearest slots j₁ … j_n of the bank:
+    Z = [z_i; Q_j₁; …; Q_j_n],  Y = [p_i; onehot y_j₁; …; onehot y_j_n]
+    A = softmax_row(Z Zᵀ / t, diagonal -∞)
+    p̂_i = row 0 of (1 - α) (I - αA)⁻¹ Y
+
+    Args:
+        p: Class probabilities [N, L].
+        z: [N, D], unit rows.
+        bank: Q [K, D], unit rows; no gradient goes to it.
+        bank_labels: y [K], int32 or int64 in [0, L); not checked.
+        num_classes: L.
+        neighbors: n, at least 1; all slots, if there are fewer.
+        temperature: t > 0.
+        alpha: α in [0, 1); 0 leaves p as it is.
+
+    Returns:
+        p̂ [N, L] float32; rows sum to 1 if those of p do.
+
+    Raises:
+        ValueError: A shape does not fit, or a number is out of range.
+
+    References:
+        Zheng et al., "SimMatchV2: Semi-Supervised Learning with Graph
+        Consistency", ICCV 2023, https://arxiv.org/abs/2308.06692. Code:
+        https://github.com/mingkai-zheng/SimMatchV2
+    """
+    z, bank = tensors.widen(z, bank)
+    bank_labels = tf.convert_to_tensor(bank_labels)
+    tensors.check(bank=(bank, "KD"), bank_labels=(bank_labels, "K"))
+    _, places = nearest(z, bank, neighbors)  # [N, n]
+    return propagate(
+        p,
+        z,
+        tf.gather(bank, places),
+        tf.gather(bank_labels, places),
+        num_classes,
+        temperature,
+        alpha,
+    )
+
+
+def propagate(
+    p: tf.Tensor,
+    z: tf.Tensor,
+    slots: tf.Tensor,
+    labels: tf.Tensor,
+    num_classes: int,
+    temperature: float,
+    alpha: float,
+) -> tf.Tensor:
+    """Propagates labels to each image from given slots; see `graph_propagate`.
+
+    Args:
+        p: Class probabilities [N, L].
+        z: [N, D], unit rows.
+        slots: Embeddings of each image's slots [N, n, D], unit rows; no
+            gradient goes to them.
+        labels: Their classes [N, n], int32 or int64 in [0, L); not checked.
+        num_classes: L.
+        temperature: t > 0.
+        alpha: α in [0, 1).
+
+    Returns:
+        p̂ [N, L] float32.
+
+    Raises:
+        ValueError: A shape does not fit, or a number is out of range.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be above 0")
+    p, z, slots = tensors.widen(p, z, slots)
+    labels = tf.convert_to_tensor(labels)
+    tensors.check(
+        p=(p, ("N", num_classes)),
+        z=(z, "ND"),
+        slots=(slots, "NnD"),
+        labels=(labels, "Nn"),
+    )
+    nodes = tf.concat([z[:, None], tf.stop_gradient(slots)], 1)  # [N, n+1, D]
+    logits = tf.matmul(nodes, nodes, transpose_b=True) / temperature
+    logits = tf.linalg.set_diag(
+        logits, tf.fill(tf.shape(logits)[:2], -tf.cast(np.inf, logits.dtype))
+    )
+    v = walk(tf.nn.softmax(logits), alpha)  # [N, n + 1]
+    # Sums by image and class, without a one-hot row for each slot.
+    count = tf.shape(p)[0]
+    first = num_classes * tf.range(count, dtype=labels.dtype)  # [N]
+    shares = tf.math.unsorted_segment_sum(
+        v[:, 1:], labels + first[:, None], num_classes * count
+    )
+    return v[:, :1] * p + tf.reshape(shares, tf.shape(p))
+
+
+def walk(a: tf.Tensor, alpha: float) -> tf.Tensor:
+    """Returns row 0 of (1 - α) (I - αA)⁻¹ of matrices whose rows sum to 1.
+
+    Only that row v is wanted: the solution of (I - αA)ᵀ v = (1 - α) e₀. It is
+    where a walk ends that starts at node 0 and takes a further step with
+    probability α. Richardson's iteration, v ← e₀ + α Aᵀ v from e₀, scaled to a
+    sum of 1, costs n² multiplications instead of the n³ of a factorization and
+    needs no pivots: every matrix operation is a product.
+
+    What is missing after m iterations is the walks of more than m steps, which
+    have probability α^(m+1) for any A, so that ‖v - v_m‖₁ ≤ 2 α^(m+1). As many
+    are done as make α^(m+1) no more than the precision of the type: with
+    α = 0.1, 6 in float32 and 15 in float64; with α = 0.9, 151 and 342.
+
+    Args:
+        a: A [..., n, n], ≥ 0, rows sum to 1.
+        alpha: α in [0, 1).
+
+    Returns:
+        v [..., n], ≥ 0; its entries sum to 1.
+
+    Raises:
+        ValueError: A is no matrix, or `alpha` is out of range.
+    """
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha={alpha}: must be in [0, 1)")
+    (a,) = tensors.widen(a)
+    if a.shape.rank < 2 or a.shape[-1] != a.shape[-2]:
+        raise ValueError(f"a has shape {a.shape}: must be [..., n, n]")
+    start = tf.one_hot(0, a.shape[-1], dtype=a.dtype)
+    start = tf.broadcast_to(start, tf.shape(a)[:-1])
+    # Differs: the paper's formula has the inverse of a matrix.
+    (v,) = tf.while_loop(
+        lambda v: True,
+        lambda v: (start + alpha * tf.linalg.matvec(a, v, transpose_a=True),),
+        (start,),
+        maximum_iterations=iterations(alpha, a.dtype),
+    )
+    return v / tf.reduce_sum(v, axis=-1, keepdims=True)
+
+
+def iterations(alpha: float, dtype: tf.DType) -> int:
+    """Returns the iterations of `walk`, the least m with α^(m+1) ≤ ε.
+
+    Args:
+        alpha: α in [0, 1).
+        dtype: float32 or float64, ε is the distance from 1 to the next number.
+    """
+    if alpha == 0:
+        return 0
+    epsilon = np.finfo(dtype.as_numpy_dtype).eps
+    return max(int(np.ceil(np.log(epsilon) / np.log(alpha))) - 1, 0)

@@ -63,6 +63,8 @@ def tensors(model: keras.Model) -> dict[str, Tensor]:
         "backbone." + layer.name.replace("_", "."): layer
         for layer in _in_torch_order(parts["backbone"])
     }
+    if "feature_norm" in parts:
+        layers["norm"] = parts["feature_norm"].get_layer("feature_norm")
     if "classifier" in parts:
         layers["fc"] = parts["classifier"].get_layer("logits")
     if "projection_head" in parts:

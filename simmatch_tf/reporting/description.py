@@ -19,10 +19,20 @@ from simmatch_tf.training import inputs, state
 
 _WIDTH = 80
 _PREFIXES = "kMGTP"
-# Sums in the table of parts → the parts in it.
+# Sums in the table of parts → the parts in it. Not every network has the
+# LayerNorm.
 _SUMS = {
-    "at test time: backbone, classifier": ("backbone", "classifier"),
-    "all: with projection head": ("backbone", "classifier", "projection_head"),
+    "at test time: backbone, classifier": (
+        "backbone",
+        "feature_norm",
+        "classifier",
+    ),
+    "all: with projection head": (
+        "backbone",
+        "feature_norm",
+        "classifier",
+        "projection_head",
+    ),
 }
 
 
@@ -168,8 +178,9 @@ def parts(model: keras.Model, image_shape: tuple[int, int, int]) -> str:
     for name, layer in layers.items():
         rows.append(_row(name, str(layer.output.shape[1]), [sizes[name]]))
     for title, names in _SUMS.items():
-        if all(name in sizes for name in names):
-            rows.append(_row(title, "", [sizes[name] for name in names]))
+        if sizes.keys() >= set(names) - {"feature_norm"}:
+            own = [sizes[name] for name in names if name in sizes]
+            rows.append(_row(title, "", own))
     return tables.plain(rows)
 
 

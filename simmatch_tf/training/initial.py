@@ -20,7 +20,11 @@ from simmatch_tf.flags.errors import InputError
 from simmatch_tf.networks import library_backbone, network
 from simmatch_tf.training import state
 
-_TITLES = {"normalize": "normalization", "projection_head": "projection head"}
+_TITLES = {
+    "normalize": "normalization",
+    "feature_norm": "LayerNorm of the features",
+    "projection_head": "projection head",
+}
 # File in the assets of an export.
 CLASS_NAMES = "class_names.json"
 _LISTED = 5  # number of new classes that are named
@@ -158,7 +162,12 @@ def fill(
         else:
             weights, names = _read(kind, location)
             values = {
-                name: _find(weights, _weights(part.variables))
+                name: _find(
+                    weights,
+                    _weights(part.variables),
+                    # A BatchNorm's scale and offset look like its own.
+                    by_path=name == "feature_norm",
+                )
                 for name, part in parts.items()
             }
         if "classifier" in parts and names is not None:
@@ -255,13 +264,14 @@ def _weights(variables: Sequence[keras.Variable]) -> list[Weight]:
 
 
 def _find(
-    weights: Sequence[Weight], part: Sequence[Weight]
+    weights: Sequence[Weight], part: Sequence[Weight], *, by_path: bool = False
 ) -> list[np.ndarray] | None:
     """Finds the values of a part: in one sequence, or else by their paths.
 
     Args:
         weights: All stored weights.
         part: The network's own weights; their paths and shapes count.
+        by_path: By their paths alone.
 
     Returns:
         The values; None if they are not stored, or are more than once, so that
@@ -274,7 +284,7 @@ def _find(
         for start in range(len(stored) - size + 1)
         if stored[start : start + size] == kinds
     ]
-    if len(starts) == 1 and size:
+    if len(starts) == 1 and size and not by_path:
         matches = weights[starts[0] : starts[0] + size]
     else:
         by_path = {w.path: w for w in weights}

@@ -439,7 +439,9 @@ def make_pipeline(
 
     def recipe(view: algorithm_lib.View) -> views.Recipe:
         strong = {"weak": "none", "strong": config.strong}
-        own_side = view.side or side
+        own_side = view.side_of(side)
+        if view.scale is not None:
+            registry.networks.check_side(config.backbone, own_side)
         return views.Recipe(
             side=own_side,
             crop=view.crop or config.weak,

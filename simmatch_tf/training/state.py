@@ -73,6 +73,7 @@ def make_algorithm(
             frozen=config.batch_norm == "frozen",
             options=dataclasses.asdict(config.network),
             heads=heads,
+            feature_norm=kind.needs_feature_norm,
         )
 
     with building(config.seed, config.precision), strategy.scope():

@@ -190,6 +190,15 @@ def test_five_views_of_different_sizes(tmp_path):
     assert logits["logits"].shape == (3, 10)
 
 
+def test_a_view_is_as_large_as_a_share_of_the_images():
+    view = algorithm_lib.View("x", "weak", scale=96 / 224)
+    assert view.side_of(224) == 96 and view.side_of(16) == 7
+    assert algorithm_lib.View("x", "weak", side=5).side_of(16) == 5
+    assert algorithm_lib.View("x", "weak").side_of(16) == 16
+    with pytest.raises(ValueError, match="side=5 and scale=0.5: give one"):
+        algorithm_lib.View("x", "weak", side=5, scale=0.5)
+
+
 def statistics(algorithm):
     return [
         variable.numpy()

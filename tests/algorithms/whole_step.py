@@ -33,13 +33,24 @@ from tests import reference
 L, D, WIDTH, SIDE = 3, 4, 5, 4  # classes, embedding, features, image
 SLOT_LABELS = np.repeat(np.arange(L), 2)
 _NUDGE = 1e-6
+_NO_HEADS = {
+    "normalize",
+    "dense",
+    "norm",
+    "feature_norm",
+    "hidden",
+    "embedding",
+}
 _FAR = 1.0  # learning rate of the one step that shows the gradients
 
 
 @registry.networks.register("whole_step_tiny")
 def tiny(shape):
     images = keras.Input(shape)
-    x = keras.layers.Flatten()(images)
+    # Of images of several sizes it sees the means.
+    any_size = None in shape
+    pool = keras.layers.GlobalAveragePooling2D() if any_size else None
+    x = (pool or keras.layers.Flatten())(images)
     x = keras.layers.Dense(WIDTH, use_bias=False, name="dense")(x)
     x = keras.layers.BatchNormalization(name="norm")(x)
     return keras.Model(images, keras.layers.Activation("tanh")(x), name="tiny")
@@ -103,13 +114,26 @@ def make(
 
 
 def batch(
-    seed=0, *, views=("weak", "strong"), labels=(0, 2, 1, 0), unlabeled=6
+    seed=0,
+    *,
+    views=("weak", "strong"),
+    labels=(0, 2, 1, 0),
+    unlabeled=6,
+    sides=(),
 ):
-    """Returns a batch of random images; `labels` are those of the 4 labeled."""
+    """Returns a batch of random images.
+
+    Args:
+        seed: Its seed.
+        views: Those of the unlabeled images.
+        labels: Those of the labeled images.
+        unlabeled: Number of unlabeled images.
+        sides: Sides of the views; default: SIDE for each.
+    """
     rng = np.random.default_rng(seed)
 
-    def images(count):
-        x = rng.integers(0, 256, [count, SIDE, SIDE, 1]).astype(np.uint8)
+    def images(count, side=SIDE):
+        x = rng.integers(0, 256, [count, side, side, 1]).astype(np.uint8)
         return tf.constant(x)
 
     return {
@@ -119,7 +143,12 @@ def batch(
         "unlabeled_index": tf.constant(
             rng.permutation(20)[:unlabeled], tf.int64
         ),
-        **{f"unlabeled_{view}": images(unlabeled) for view in views},
+        **{
+            f"unlabeled_{view}": images(unlabeled, side)
+            for view, side in zip(
+                views, sides or [SIDE] * len(views), strict=True
+            )
+        },
     }
 
 
@@ -158,7 +187,9 @@ class Network:
         v = self.values
         x = np.asarray(images, np.float64) / 255
         x = (x - v["normalize/mean"]) / v["normalize/std"]
-        x = x.reshape(len(x), -1) @ v["dense/kernel"]
+        pooled = len(v["dense/kernel"]) == x.shape[-1]
+        x = x.mean(axis=(1, 2)) if pooled else x.reshape(len(x), -1)
+        x = x @ v["dense/kernel"]
         mean, variance = (
             self.averages[f"norm/moving_{name}"]
             for name in ("mean", "variance")
@@ -172,9 +203,11 @@ class Network:
         x = (x - mean) / np.sqrt(variance + 1e-3)
         features = np.tanh(x * v["norm/gamma"] + v["norm/beta"])
         outputs = {"features": features}
-        for name in {path.split("/")[0] for path in v}:
-            if name in ("normalize", "dense", "norm", "hidden", "embedding"):
-                continue
+        if "feature_norm/gamma" in v:
+            x = features - features.mean(axis=1, keepdims=True)
+            x = x / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+            features = x * v["feature_norm/gamma"] + v["feature_norm/beta"]
+        for name in {path.split("/")[0] for path in v} - _NO_HEADS:
             outputs[name] = _dense(v, name, features)
         if "embedding/kernel" in v:
             z = np.maximum(_dense(v, "hidden", features), 0)

@@ -153,3 +153,38 @@ def test_past_batches_of_two_replicas(two_replicas):
         np.testing.assert_allclose(np.concatenate(aligned), each, rtol=1e-5)
     for copy in two_replicas.experimental_local_results(align.window):
         np.testing.assert_allclose(copy, alone.window, rtol=1e-6)
+
+
+def test_moving_average_is_read_before_the_batch():
+    align = alignment.AverageAlignment(2, 0.9, "float64")
+    np.testing.assert_allclose(align.mean(), [0.5, 0.5])
+    p = np.array([[0.2, 0.8], [0.4, 0.6]])
+    np.testing.assert_allclose(align(p), p, rtol=1e-12)
+    np.testing.assert_allclose(align.mean(), [0.48, 0.52])
+    ratio = p / (np.array([0.48, 0.52]) + 1e-6)
+    wanted = ratio / ratio.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(align(p), wanted, rtol=1e-12)
+    np.testing.assert_allclose(align.mean(), [0.462, 0.538])
+    assert int(align.written) == 2
+
+
+def test_moving_average_aims_at_a_prior():
+    prior = [0.75, 0.25, 0.0]
+    align = alignment.AverageAlignment(3, 0.9, "float64", prior)
+    p = np.full([1, 3], 1 / 3)
+    shares = np.array(prior) + 1e-6
+    np.testing.assert_allclose(align(p)[0], shares / shares.sum(), rtol=1e-9)
+
+
+def test_two_replicas_share_one_moving_average(two_replicas):
+    p = reference.softmax(np.random.default_rng(0).normal(size=[6, 4]))
+    alone = alignment.AverageAlignment(4, 0.5, "float64")
+    alone(p)
+    with two_replicas.scope():
+        align = alignment.AverageAlignment(4, 0.5, "float64")
+    parts = two_replicas.experimental_distribute_values_from_function(
+        lambda c: tf.constant(np.split(p, 2)[c.replica_id_in_sync_group])
+    )
+    tf.function(lambda x: two_replicas.run(align, args=(x,)))(parts)
+    for copy in two_replicas.experimental_local_results(align.window):
+        np.testing.assert_allclose(copy, alone.window, rtol=1e-12)

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simmatch_tf.modules import queue
+from simmatch_tf.modules import queue, shard
+from simmatch_tf.ops import propagation
+from simmatch_tf.training import checkpoints
+from tests import reference
+from tests.modules import test_shard
 
 
 def rows(first, count):
@@ -114,3 +118,137 @@ def test_refuses_other_shapes():
     for arguments in ((z[:, :1], p), (z, p[:, :2]), (z, p[:1])):
         with pytest.raises(ValueError, match="has shape"):
             memory.write(*arguments)
+
+
+def unit(rng, rows, dim):
+    x = rng.normal(size=[rows, dim])
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def filled(size, dim=4, seed=0):
+    """A full queue of random rows, in float64."""
+    rng = np.random.default_rng(seed)
+    memory = queue.Queue(size, dim, 3, "float64")
+    memory.write(unit(rng, size, dim), rng.dirichlet(np.ones(3), size))
+    return memory
+
+
+def compare(memory, t, weights):
+    """What is similar to z, and a gradient through all of it."""
+
+    def call(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            near = memory.similar(z, t)
+            loss = tf.add_n(
+                [tf.reduce_sum(w * x) for w, x in zip(weights, near)]  # noqa: B905
+            )
+        return near, tape.gradient(loss, z)
+
+    return call
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3])
+def test_what_is_similar(t):
+    memory, z = filled(9), unit(np.random.default_rng(1), 5, 4)
+    near = memory.similar(z, t)
+    q = reference.instance_similarity(z, memory.embeddings, t)
+    np.testing.assert_allclose(near.embeddings, q @ memory.embeddings)
+    np.testing.assert_allclose(near.probabilities, q @ memory.probabilities)
+    logits = z @ memory.embeddings.numpy().T / t
+    np.testing.assert_allclose(
+        near.log_total, np.log(np.exp(logits).sum(axis=1)), rtol=1e-12
+    )
+    # The same as the plain functions.
+    np.testing.assert_allclose(
+        near.probabilities,
+        propagation.neighbor_smooth(
+            near.probabilities,
+            z,
+            memory.embeddings,
+            memory.probabilities,
+            t,
+            0.0,
+        ),
+    )
+
+
+# 9 rows: the second replica has one less. 1 row: it has none.
+@pytest.mark.parametrize("size", [8, 9, 1])
+@pytest.mark.parametrize("t", [0.01, 0.3])
+def test_divided_it_is_the_same(size, t, two_replicas):
+    alone, rng = filled(size), np.random.default_rng(1)
+    with two_replicas.scope():
+        divided = queue.Queue(size, 4, 3, "float64", sharded=True)
+    z = unit(rng, 6, 4)
+    weights = [rng.normal(size=shape) for shape in ([3], [3, 4], [3, 3])]
+    rows = unit(rng, 6, 4), rng.dirichlet(np.ones(3), 6)
+
+    def run(function, *values):
+        parts = test_shard.shares(two_replicas, *values)
+        step = tf.function(
+            lambda *x: two_replicas.run(function, args=x), autograph=False
+        )
+        return tf.nest.map_structure(
+            two_replicas.experimental_local_results, step(*parts)
+        )
+
+    for each, rows_of in zip(
+        divided.shards, (alone.embeddings, alone.probabilities), strict=True
+    ):
+        spread = tf.function(
+            lambda each, x: two_replicas.run(each.spread, args=(x,)),
+            autograph=False,
+        )
+        spread(each, tf.constant(rows_of))
+    divided.written.assign(alone.written)
+    for _ in range(2):
+        near, gradient = run(compare(divided, t, weights), z)
+        for half, part in enumerate(np.split(z, 2)):
+            wanted, d_wanted = compare(alone, t, weights)(tf.constant(part))
+            for one, other in zip(near, wanted, strict=True):
+                np.testing.assert_allclose(one[half], other, rtol=1e-9)
+            np.testing.assert_allclose(
+                gradient[half], d_wanted, rtol=1e-7, atol=1e-9 / t
+            )
+        # More than the queue has, or in two turns around it.
+        alone.write(*rows)
+        run(lambda z, p: (divided.write(z, p), p)[1], *rows)
+    whole = run(lambda z: (divided.embeddings, divided.probabilities), z)
+    for name, copies in zip(
+        ("embeddings", "probabilities"), whole, strict=True
+    ):
+        for copy in copies:
+            np.testing.assert_array_equal(copy, getattr(alone, name))
+    np.testing.assert_array_equal(divided.filled, alone.filled)
+
+
+def test_a_checkpoint_does_not_tell_them_apart(two_replicas, tmp_path):
+    alone = filled(5)
+    path = tf.train.Checkpoint(algorithm=alone).write(str(tmp_path / "alone"))
+
+    class Owner(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.queue = queue.Queue(5, 4, 3, "float64", sharded=True)
+
+        def shards(self):
+            return [m for m in self.submodules if isinstance(m, shard.Shard)]
+
+    with two_replicas.scope():
+        owner = Owner()
+    assert len(owner.shards()) == 2
+    saved = tf.train.Checkpoint(algorithm=owner.queue)
+    saved.read(path).assert_consumed()
+    checkpoints.spread(two_replicas, owner)
+    with checkpoints.gathered(two_replicas, owner):
+        path = saved.write(str(tmp_path / "divided"))
+    again = queue.Queue(5, 4, 3, "float64")
+    tf.train.Checkpoint(algorithm=again).read(path).assert_consumed()
+    for one, other in zip(again.variables, alone.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_replica_has_it_all():
+    memory = make(4, sharded=True)
+    assert memory.shards is None and isinstance(memory.embeddings, tf.Variable)

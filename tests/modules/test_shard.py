@@ -116,6 +116,21 @@ def test_matches_the_same(slots, temperature, two_replicas):
         )
 
 
+@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("slots", [6, 7])
+def test_finds_the_same_nearest(slots, count, two_replicas):
+    alone, divided = pair(two_replicas, slots)
+    fill(two_replicas, alone, divided)
+    z = unit(np.random.default_rng(2), N)
+    wanted = alone.nearest(z, count)
+    found = run(two_replicas, lambda z: divided.nearest(z, count), z)
+    assert found[0].shape == (N, min(count, slots), D)
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
+    np.testing.assert_array_equal(found[1], wanted[1])
+    order = np.argsort(-(z @ alone.features.numpy().T), axis=1)[:, :count]
+    np.testing.assert_array_equal(wanted[1], alone.labels.numpy()[order])
+
+
 def test_outside_of_the_replicas_it_is_not_whole(two_replicas):
     _, divided = pair(two_replicas, 6)
     with pytest.raises(ValueError, match="divided over 2 replicas: gather it"):

@@ -274,3 +274,36 @@ def test_files_that_are_no_networks(tmp_path):
     keras.Sequential([keras.Input([2]), keras.layers.Dense(1)]).save(path)
     with pytest.raises(errors.InputError, match="is not a network of simmatch"):
         network.load(path)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_layer_norm_in_front_of_both_heads(policy, tmp_path):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build(feature_norm=True)
+    finally:
+        keras.config.set_dtype_policy(before)
+    parts = network.parts(model)
+    assert count(parts["feature_norm"]) == 2 * 64
+    random = np.random.default_rng(0)
+    for variable in parts["feature_norm"].variables:
+        variable.assign(random.normal(size=variable.shape))
+    images = random.integers(0, 256, [3, 8, 8, 3])
+    out = model(images)
+    x = np.float64(out["features"])  # those of the backbone
+    x -= x.mean(axis=1, keepdims=True)
+    x /= np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-5)
+    gamma, beta = (v.numpy() for v in parts["feature_norm"].variables)
+    x = tf.constant(x * gamma + beta, tf.float32)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
+    for head, name in (
+        ("classifier", "logits"),
+        ("projection_head", "embeddings"),
+    ):
+        assert out[name].dtype == tf.float32
+        np.testing.assert_allclose(parts[head](x), out[name], **tolerance)
+    network.save(model, tmp_path / "x.keras", ["a"] * 10)
+    again = network.load(tmp_path / "x.keras")(images)
+    for name, value in out.items():
+        np.testing.assert_array_equal(again[name], value)

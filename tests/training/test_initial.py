@@ -461,3 +461,27 @@ def test_a_class_without_labels_begins_as_the_least_likely():
     assert np.abs(bias).max() < 1e3
     one = baselines.fit_classifier(features, np.zeros(6, int), 3)
     assert one is None
+
+
+def test_layer_norm_is_found_by_its_name_alone(files):
+    """A BatchNorm of the backbone has a scale and an offset of that shape."""
+    folder, model, _ = files
+    width = model.output["features"].shape[1]
+    target = algorithm(algorithm="simmatch_v2").student
+    norm = network.parts(target)["feature_norm"]
+    for variable in norm.variables:
+        variable.assign(np.arange(width))
+    remarks = initial.fill(
+        target, str(folder / "whole.keras"), backbone="--backbone=wrn_10_1"
+    )
+    assert remarks["feature_norm"] is None and remarks["backbone"] == ""
+    for variable in norm.variables:
+        np.testing.assert_array_equal(variable, np.arange(width))
+    target.save(folder / "normed.keras")
+    other = algorithm(algorithm="simmatch_v2").student
+    remarks = initial.fill(
+        other, str(folder / "normed.keras"), backbone="--backbone=wrn_10_1"
+    )
+    assert remarks["feature_norm"] == ""
+    for variable in network.parts(other)["feature_norm"].variables:
+        np.testing.assert_array_equal(variable, np.arange(width))
