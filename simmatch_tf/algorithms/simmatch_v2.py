@@ -207,7 +207,7 @@ class SimMatchV2(algorithm.Algorithm):
                 f"strong_{number}",
                 "strong",
                 crop="resized_crop",
-                crop_area=area,
+                crop_area=tuple(area),
                 scale=side / _CROPS[0][0],
             )
             for number, (side, *area) in enumerate(_CROPS[:count], 1)

@@ -256,7 +256,7 @@ def test_defaults_are_the_published_ones():
         120,
         96,
     ]
-    assert algorithm.strong_views[1].crop_area == [0.117, 0.86]
+    assert algorithm.strong_views[1].crop_area == (0.117, 0.86)
     (only,) = make().strong_views
     assert only == algorithm_lib.View("strong", "strong")
     assert algorithm.evaluated_weights == "student"
@@ -331,4 +331,4 @@ def test_two_replicas_are_as_one(placement, two_replicas):
             np.testing.assert_allclose(
                 value, wanted, rtol=1e-6, atol=1e-8, err_msg=name
             )
-    assert int(two.queue.written) == 3 * U
+    assert int(two.queue.written.numpy()) == 3 * U

@@ -463,25 +463,36 @@ def test_a_class_without_labels_begins_as_the_least_likely():
     assert one is None
 
 
-def test_layer_norm_is_found_by_its_name_alone(files):
-    """A BatchNorm of the backbone has a scale and an offset of that shape."""
-    folder, model, _ = files
-    width = model.output["features"].shape[1]
-    target = algorithm(algorithm="simmatch_v2").student
-    norm = network.parts(target)["feature_norm"]
-    for variable in norm.variables:
-        variable.assign(np.arange(width))
-    remarks = initial.fill(
-        target, str(folder / "whole.keras"), backbone="--backbone=wrn_10_1"
-    )
-    assert remarks["feature_norm"] is None and remarks["backbone"] == ""
-    for variable in norm.variables:
-        np.testing.assert_array_equal(variable, np.arange(width))
-    target.save(folder / "normed.keras")
-    other = algorithm(algorithm="simmatch_v2").student
-    remarks = initial.fill(
-        other, str(folder / "normed.keras"), backbone="--backbone=wrn_10_1"
-    )
-    assert remarks["feature_norm"] == ""
-    for variable in network.parts(other)["feature_norm"].variables:
-        np.testing.assert_array_equal(variable, np.arange(width))
+def test_layer_norm_is_found_by_its_name_alone(tmp_path):
+    """The scale and offset of the one BatchNorm have its shapes."""
+
+    def backbone(shape):
+        images = keras.Input(shape)
+        x = keras.layers.Conv2D(6, 3, name="conv")(images)
+        x = keras.layers.BatchNormalization(name="bn")(x)
+        return keras.Model(images, keras.layers.GlobalAveragePooling2D()(x))
+
+    def build(feature_norm, value):
+        model = network.build(
+            backbone,
+            image_shape=(8, 8, 1),
+            num_classes=3,
+            projection_dim=2,
+            mean=[0.1],
+            std=[0.2],
+            feature_norm=feature_norm,
+        )
+        for variable in model.variables:
+            variable.assign(np.full(variable.shape, value))
+        return model
+
+    for stored, values in ((False, 1.0), (True, 2.0)):
+        build(stored, 2.0).save(tmp_path / "stored.keras")
+        model = build(True, 1.0)
+        remarks = initial.fill(
+            model, str(tmp_path / "stored.keras"), backbone="--backbone=x"
+        )
+        assert remarks["backbone"] == ""
+        assert remarks["feature_norm"] == ("" if stored else None)
+        for array in arrays(network.parts(model)["feature_norm"]):
+            np.testing.assert_array_equal(array, np.full([6], values))

@@ -9,10 +9,11 @@ a queue of 81,920 images with their gradient; and a ResNet-50's forward and
 backward pass and its teacher's forward pass, of a few images, as on a CPU not
 all 384 of a step fit into memory. Its last row is that of 384, as many times as
 long. Prints processor seconds, which hardly depend on what else runs, seconds,
-and the most memory above the inputs.
+and the most memory above the inputs, each part in a process of its own.
 """
 
 import argparse
+import multiprocessing
 import pathlib
 import statistics
 import time
@@ -21,13 +22,19 @@ from collections.abc import Callable
 import competitors
 import numpy as np
 
-from simmatch_tf import preflight, tables
+from simmatch_tf import preflight
 
 # A step of the published run: U, n, D, L, N, and B + U.
 IMAGES, NEIGHBORS, DIM, CLASSES = 320, 128, 128, 1_000
 QUEUE, STEP = 81_920, 384
 SLOTS = {"1 %": 12_811, "10 %": 128_116}
 TEMPERATURE, ALPHA = 0.1, 0.1
+PARTS = (
+    *(f"nearest slots, {share}" for share in SLOTS),
+    "propagate",
+    "propagate, tf.linalg.solve",
+    "losses of similarities",
+)
 
 
 def unit(rows: int, seed: int) -> np.ndarray:
@@ -36,12 +43,13 @@ def unit(rows: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def calls(network_images: int) -> dict[str, Callable[[], object]]:
-    """Returns what is measured, by name."""
+def make(part: str) -> Callable[[], object]:
+    """Returns a part of PARTS, or the networks' work on so many images."""
+    if part.isdigit():
+        return networks(int(part))
     import tensorflow as tf
 
     from simmatch_tf.modules import queue
-    from simmatch_tf.networks import network
     from simmatch_tf.ops import losses, propagation
 
     p = np.random.default_rng(0).dirichlet(np.ones(CLASSES), IMAGES)
@@ -74,20 +82,36 @@ def calls(network_images: int) -> dict[str, Callable[[], object]]:
         bank = tf.constant(unit(count, 3))
         return lambda: propagation.nearest(z, bank, NEIGHBORS)
 
-    bank = queue.Queue(QUEUE, DIM, CLASSES)
-    bank.write(
-        unit(QUEUE, 4), np.full([QUEUE, CLASSES], 1 / CLASSES, np.float32)
-    )
+    if part == "losses of similarities":
+        bank = queue.Queue(QUEUE, DIM, CLASSES)
+        # In place, or what it frees would be used again.
+        bank.embeddings.assign_add(unit(QUEUE, 4))
+        z_s = tf.constant(unit(IMAGES, 6))
 
     def similar():
         weak = bank.similar(z, TEMPERATURE)
         with tf.GradientTape() as tape:
-            tape.watch(z)
-            near = bank.similar(z, TEMPERATURE)
-            match = tf.reduce_sum(z * weak.embeddings, axis=1) / TEMPERATURE
+            tape.watch(z_s)
+            near = bank.similar(z_s, TEMPERATURE)
+            match = tf.reduce_sum(z_s * weak.embeddings, axis=1) / TEMPERATURE
             loss = tf.reduce_mean(near.log_total - match)
             loss += losses.mixture_loss(near.probabilities, p)
-        return loss, tape.gradient(loss, z)
+        return loss, tape.gradient(loss, z_s)
+
+    if part.startswith("nearest"):
+        return nearest(SLOTS[part.partition(", ")[2]])
+    return {
+        "propagate": propagate,
+        "propagate, tf.linalg.solve": by_solver,
+        "losses of similarities": similar,
+    }[part]
+
+
+def networks(count: int) -> Callable[[], object]:
+    """Returns the passes of a ResNet-50 and its teacher over some images."""
+    import tensorflow as tf
+
+    from simmatch_tf.networks import network
 
     student, teacher = (
         network.build(
@@ -101,7 +125,7 @@ def calls(network_images: int) -> dict[str, Callable[[], object]]:
         )
         for _ in range(2)
     )
-    shape = [network_images, 224, 224, 3]
+    shape = [count, 224, 224, 3]
     images = np.random.default_rng(5).integers(0, 256, shape, np.uint8)
     images = tf.constant(images)
     weights = [w.value for w in student.trainable_variables]
@@ -114,22 +138,15 @@ def calls(network_images: int) -> dict[str, Callable[[], object]]:
             loss += tf.reduce_mean(out["embeddings"][:, 0])
         return tape.gradient(loss, weights)
 
-    functions = {
-        **{f"nearest slots, {k}": nearest(n) for k, n in SLOTS.items()},
-        "propagate": propagate,
-        "propagate, tf.linalg.solve": by_solver,
-        "losses of similarities": similar,
-        f"networks, {network_images} images": step,
-    }
-    return {
-        name: tf.function(function, autograph=False)
-        for name, function in functions.items()
-    }
+    return step
 
 
-def measure(call: Callable[[], object], rounds: int) -> tuple[float, ...]:
-    """Returns median processor seconds and seconds, and bytes above before."""
-    call()  # traces
+def measure(part: str, rounds: int) -> tuple[float, float, int]:
+    """Returns median processor seconds and seconds, and bytes above inputs."""
+    preflight.choose_kernels()
+    import tensorflow as tf
+
+    call = tf.function(make(part), autograph=False).get_concrete_function()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = competitors.resident("VmRSS")
     call()
@@ -154,23 +171,23 @@ def main() -> None:
         "--network_images", type=int, default=4, help="images of the networks"
     )
     words = parser.parse_args()
-    preflight.choose_kernels()
-    rows = [["part", "processor s", "s", "MB above inputs"]]
-    for name, call in calls(words.network_images).items():
-        figures = measure(call, words.rounds)
-        processor, wall, peak = figures
-        rows.append(
-            [name, f"{processor:.3f}", f"{wall:.3f}", f"{peak / 1e6:.0f}"]
-        )
+    line = "{:28} {:>12} {:>8} {:>16}"
+    print(line.format("part", "processor s", "s", "MB above inputs"))
+
+    def show(name: str, *seconds_and_bytes: float, digits: int = 3) -> None:
+        *seconds, peak = seconds_and_bytes
+        shown = [f"{x:.{digits}f}" for x in seconds]
+        print(line.format(name, *shown, f"{peak / 1e6:.0f}"), flush=True)
+
+    # Each in a process of its own: what one has freed the next would use.
+    spawn = multiprocessing.get_context("spawn")
+    for part in (*PARTS, str(words.network_images)):
+        with spawn.Pool(1) as pool:
+            figures = pool.apply(measure, (part, words.rounds))
+        name = f"networks, {part} images" if part.isdigit() else part
+        show(name, *figures)
     times = STEP / words.network_images
-    rows.append(
-        [
-            f"networks, {STEP} images",
-            *(f"{times * seconds:.0f}" for seconds in figures[:2]),
-            f"{times * figures[2] / 1e6:.0f}",
-        ]
-    )
-    print(tables.plain(rows))
+    show(f"networks, {STEP} images", *(times * x for x in figures), digits=0)
 
 
 if __name__ == "__main__":
