@@ -174,8 +174,7 @@ def test_what_is_similar(t):
 
 
 # 9 rows: the second replica has one less. 1 row: it has none.
-@pytest.mark.parametrize("size", [8, 9, 1])
-@pytest.mark.parametrize("t", [0.01, 0.3])
+@pytest.mark.parametrize(("size", "t"), [(8, 0.3), (9, 0.01), (1, 0.3)])
 def test_divided_it_is_the_same(size, t, two_replicas):
     alone, rng = filled(size), np.random.default_rng(1)
     with two_replicas.scope():
