@@ -105,7 +105,8 @@ def _check(flags: PredictConfig) -> selection.Selection:
         workdir.Workdir(path).with_baseline()
         if flags.explain:
             raise InputError(
-                f"--explain and --weights={flags.weights}: {workdir.NO_MEMORY}"
+                f"--explain and --weights={flags.weights}: "
+                f"{workdir.NO_MEMORY}; leave one of the two out"
             )
     elif kind == "workdir":
         config = workdir.Workdir(path).trained()

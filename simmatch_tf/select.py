@@ -39,6 +39,11 @@ class SelectConfig(config_lib.Plugins):
         "with its published weights. Default: none, only the pixels, which "
         "find diversity and know nothing of classes.",
     )
+    weights: str | None = flag(
+        None,
+        "Weights of --model=LIBRARY:NAME: a file, random, or imagenet (the "
+        "default), which the library downloads.",
+    )
     method: str = flag(
         "typical",
         "How to choose: the most typical image of each cluster, the image "
@@ -92,6 +97,14 @@ class SelectConfig(config_lib.Plugins):
                 f"{self.classes_from}: stratified, for simulations, needs the "
                 "true classes, and no other method reads them"
             )
+        if self.weights is not None:
+            if self.library is None:
+                raise InputError(
+                    f"--weights={self.weights}: is for --model=LIBRARY:NAME; "
+                    "a run and an export bring their own"
+                )
+            if self.weights not in ("imagenet", "random"):
+                preflight.kind_of_weights(self.weights, "weights")
         if self.model is None:
             if self.image_size is not None:
                 raise InputError(
@@ -138,6 +151,7 @@ def main(flags: SelectConfig) -> int:
             labels_from=flags.labels_from,
             model=flags.model,
             library=flags.library,
+            weights=flags.weights,
             method=flags.method,
             classes_from=flags.classes_from,
             seed=flags.seed,

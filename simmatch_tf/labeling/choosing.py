@@ -30,6 +30,8 @@ class Request:
         labels_from: File of labels that there are, or None.
         model: Network whose features are compared; None: pixels.
         library: Library of the model, or None.
+        weights: File of the library's model, "random", or None for those that
+            the library has published.
         method: One of `picking.METHODS`.
         classes_from: Table of true classes, for "stratified".
         seed: Random seed.
@@ -44,6 +46,7 @@ class Request:
     labels_from: str | None = None
     model: str | None = None
     library: str | None = None
+    weights: str | None = None
     method: str = "typical"
     classes_from: str | None = None
     seed: int = 0
@@ -123,6 +126,7 @@ def _features(
             request.library,
             pool.folder,
             [pool.paths[index] for index in good],
+            weights=request.weights,
             image_size=request.image_size,
             batch_size=request.batch_size,
         )

@@ -115,6 +115,7 @@ def of_network(
     folder: str,
     paths: Sequence[str],
     *,
+    weights: str | None,
     image_size: int | None,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -125,6 +126,8 @@ def of_network(
         library: The library of such a name; None for a folder.
         folder: The images' folder.
         paths: N absolute paths.
+        weights: File of such a network, "random", or None for the published
+            ones.
         image_size: Side of its images; None: the network's own.
         batch_size: Images in a batch.
 
@@ -139,7 +142,7 @@ def of_network(
     from simmatch_tf.data.sources import source as source_lib
     from simmatch_tf.probes import encoders, features
 
-    (encoder,) = encoders.load(_Models(model, library, image_size))
+    (encoder,) = encoders.load(_Models(model, library, image_size, weights))
     inspection = files.inspect(paths, cache=files.cache_path(folder))
     good = np.setdiff1d(np.arange(len(paths)), sorted(inspection.reasons))
     if not len(good):

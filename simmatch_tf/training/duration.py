@@ -21,6 +21,8 @@ _CHECKPOINT_SECONDS, _CHECKPOINT_SHARE = 600, 0.05
 _RESERVE_SECONDS, _RESERVE_SHARE = 2.0, 0.01
 # A run of fewer steps learns little; no smaller images are proposed than these.
 _FEW_STEPS, _LEAST_SIDE = 300, 32
+# Greatest share of the time that is between steps.
+_BETWEEN_SHARE = _EVALUATION_SHARE + _CHECKPOINT_SHARE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +174,7 @@ def with_length(config: config_lib.Config, planned: Plan) -> config_lib.Config:
 
 
 def few_steps(
-    config: config_lib.Config, planned: Plan, side: int
+    config: config_lib.Config, planned: Plan, side: int, step: float
 ) -> str | None:
     """Says that a planned run is too short to learn much, and what would help.
 
@@ -180,6 +182,7 @@ def few_steps(
         config: The run's flags.
         planned: Its plan.
         side: Side of its images in pixels.
+        step: Seconds of a step.
 
     Returns:
         None for a run of enough steps.
@@ -187,12 +190,14 @@ def few_steps(
     if planned.steps >= _FEW_STEPS:
         return None
     flag, value = minutes(config)
-    enough = math.ceil(value * _FEW_STEPS / planned.steps)
-    least, step = (
+    # Of the rest, only evaluations and checkpoints grow with the steps.
+    more = (_FEW_STEPS - planned.steps) * step * (1 + _BETWEEN_SHARE)
+    enough = math.ceil(value + more / 60)
+    least, multiple = (
         registry.networks.fact(config.backbone, name, 1)
         for name in ("min_side", "side_step")
     )
-    half = side // 2 // step * step
+    half = side // 2 // multiple * multiple
     smaller = ""
     if half >= max(least, _LEAST_SIDE):
         smaller = f"--image_size={half}, whose steps take about a quarter; "

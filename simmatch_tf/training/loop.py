@@ -372,9 +372,10 @@ class _Run:
                     fit_in(own, config, self.source, began=began)
             right = self._right(state.load(place.path))
         except (InputError, FloatingPointError) as error:
+            share = self.given.labels_alone
             terminal.warn(
-                f"the result will not be compared with the labels alone: "
-                f"{error}"
+                "the result will not be compared with the labels alone, which "
+                f"have --labels_alone={share:g} of the run: {error}"
             )
             return ()
         alone = baselines.Baseline(baselines.LABELS_ALONE, right)
@@ -444,7 +445,7 @@ class _Run:
             f"{planned.eval_every} steps" * bool(self.scored[0])
         )
         side = self.source.image_shape[0]
-        if text := duration.few_steps(config, planned, side):
+        if text := duration.few_steps(config, planned, side, self.costs.step):
             if self.workers.chief:
                 terminal.warn(text)
         return duration.with_length(config, planned)

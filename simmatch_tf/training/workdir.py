@@ -44,7 +44,7 @@ BASELINE = "baseline"
 WEIGHTS = ("student", "ema", BASELINE)
 NO_MEMORY = (
     f"the weights {BASELINE} have no memory of labeled images: nothing can be "
-    "explained by them; leave one of the two out"
+    "explained by them"
 )
 # Flags of a command that are not kept: where the run is, what to do with it.
 _OF_THE_CALL = ("workdir", "overwrite", "describe")

@@ -16,7 +16,8 @@ from tests.docs import pages
 TABLES = [
     (path.relative_to(pages.ROOT).as_posix(), name)
     for path in pages.PAGES
-    for name in re.findall(r"<!-- (slides\w+) -->", path.read_text("utf-8"))
+    for name in re.findall(r"<!-- (\w+) -->", path.read_text("utf-8"))
+    if (pages.ROOT / "configs" / "plans" / f"{name}.cfg").is_file()
 ]
 LINKED = (
     *pages.PAGES,

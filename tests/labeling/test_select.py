@@ -193,6 +193,11 @@ def test_a_folder_without_a_readable_image_is_refused(tmp_path):
         ({"image_size": 32}, "--image_size=32: needs --model"),
         ({"model": "no/such/run"}, "--model=no/such/run"),
         ({"model": "keras_applications:ResNet5"}, "ResNet50"),
+        ({"weights": "a.h5"}, "--weights=a.h5: is for --model=LIBRARY:NAME"),
+        (
+            {"model": "keras_applications:MobileNet", "weights": "no.h5"},
+            "--weights=no.h5: no such file",
+        ),
         ({"count": 0}, "--count=0"),
     ],
 )
@@ -210,3 +215,29 @@ def test_choosing_by_pixels_needs_no_tensorflow(photos):
         "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_weights_of_a_library_s_network_come_from_a_file(tmp_path, photos):
+    """Another file gives other features."""
+    import keras
+
+    chosen = []
+    for number in range(2):
+        keras.utils.set_random_seed(number)
+        network = keras.applications.MobileNet(weights=None, include_top=False)
+        path = tmp_path / f"{number}.weights.h5"
+        network.save_weights(path)
+        indices, values, _ = features.of_network(
+            "keras_applications:MobileNet",
+            "keras_applications",
+            str(photos),
+            sorted(str(file) for file in photos.glob("[0-9]*.jpg"))[:4],
+            weights=str(path),
+            image_size=32,
+            batch_size=4,
+        )
+        assert len(indices) == 4
+        chosen.append(values)
+    gap = np.abs(chosen[0] - chosen[1]).max()
+    assert gap > 0.1 * np.abs(chosen[0]).max() > 0

@@ -152,10 +152,10 @@ def test_durations_in_words(monkeypatch):
     ("steps", "side", "backbone", "words"),
     [
         (299, 224, "keras_applications:ResNet50", (
-            "299 steps", "--image_size=112", "--minutes=16",
+            "299 steps", "--image_size=112", "--minutes=16 ",
         )),
         (30, 224, "keras_applications:Xception", (
-            "--image_size=112", "--minutes=150",
+            "--image_size=112", "--minutes=26 ",  # 15 + 270 · 2 s · 1.2
         )),
         (30, 128, "keras_cv:mit_b0", ("--image_size=64",)),
         (30, 96, "keras_cv:mit_b0", ("with a smaller --backbone than",)),
@@ -167,7 +167,7 @@ def test_few_steps_are_told_with_what_would_help(steps, side, backbone, words):
     config = simmatch_tf.Config(
         labels=40, minutes=15.0, backbone=backbone, image_size=None
     )
-    text = duration.few_steps(config, duration.Plan(steps, 1, 1), side)
+    text = duration.few_steps(config, duration.Plan(steps, 1, 1), side, 2.0)
     assert (text is None) == (not words)
     for word in words:
         assert word in text

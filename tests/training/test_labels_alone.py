@@ -113,9 +113,10 @@ def test_its_failure_does_not_keep_the_run_from_its_result(
     monkeypatch.setattr(loop._Run, "_take_steps", broken)
     result = runs.fit(tmp_path / "run", **SHARE)
     assert result.baselines == [] and result.lead is None
-    assert "not be compared with the labels alone: loss/s is not finite" in (
-        capsys.readouterr().err
-    )
+    shown = capsys.readouterr().err
+    assert "not be compared with the labels alone" in shown
+    share = SHARE["labels_alone"]
+    assert f"--labels_alone={share:g} of the run: loss/s is not fin" in shown
 
 
 @pytest.mark.parametrize(
