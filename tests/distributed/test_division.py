@@ -190,7 +190,7 @@ def assert_as_alone(alone, workdir, records):
     # ---------------------------------------------------- what was shown --
     chief = records[0]
     for rows, others in zip(read["rows"], chief["rows"], strict=True):
-        for name in ("weak", "strong", "truth"):
+        for name in ("view/weak", "view/strong", "truth"):
             many = len(others[name])
             np.testing.assert_array_equal(others[name], rows[name][:many])
     for record in records:
