@@ -24,7 +24,7 @@ PROGRAM = next(
     ),
     None,
 )
-_WAIT_SECONDS = 30.0
+_WAIT_SECONDS = 120.0
 # Keys that are no characters: name → Windows' virtual key code.
 _CODES = {"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
 
