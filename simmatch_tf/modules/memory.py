@@ -169,8 +169,8 @@ class MemoryBuffer(lazy.Module):
         z, rows = tf.stop_gradient(z), self.shard
         if not rows:
             _, places = propagation.nearest(z, self.features, count)
-            found = tf.gather(self.features, places)
-            return found, tf.gather(self.labels, places)
+            embeddings = tf.gather(self.features, places)
+            return embeddings, tf.gather(self.labels, places)
         # Each replica proposes some of its own slots to the images of all.
         cosines, places = propagation.nearest(
             replica.all_gather(z), rows.values(), count, rows.used()
@@ -184,10 +184,10 @@ class MemoryBuffer(lazy.Module):
         places = tf.gather(places, best, batch_dims=1)  # [N, n]
         # The embedding of a slot is on one replica; the others add 0.
         here = rows.place(places)
-        found = tf.gather(rows.values(), tf.minimum(here, rows.size - 1))
-        found = tf.where((here < rows.size)[..., None], found, 0.0)
-        found, places = replica.share(replica.sum(found)), replica.share(places)
-        return found, tf.gather(self.labels, places)
+        own = tf.gather(rows.values(), tf.minimum(here, rows.size - 1))
+        own = tf.where((here < rows.size)[..., None], own, 0.0)
+        embeddings, places = map(replica.share, (replica.sum(own), places))
+        return embeddings, tf.gather(self.labels, places)
 
     def update(
         self, indices: tf.Tensor, z: tf.Tensor, step: tf.Tensor | int = 0

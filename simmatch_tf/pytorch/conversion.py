@@ -453,8 +453,9 @@ def export_run(path: pathlib.Path) -> dict[str, Any]:
     config = folder.read_config()
     if config.algorithm != "simmatch":
         raise InputError(
-            f"--workdir={path}: a run of --algorithm={config.algorithm} has no "
-            "memory and no projection head, so it is no SimMatch checkpoint"
+            f"--workdir={path}: a run of --algorithm={config.algorithm}; "
+            "SimMatch's checkpoints hold its memory and projection head, so "
+            "give a run of --algorithm=simmatch"
         )
     algorithm, _, step = state.restore(folder.path)
     origin = _imported_from(folder, algorithm.student, step)

@@ -166,7 +166,7 @@ def fill(
                     weights,
                     _weights(part.variables),
                     # A BatchNorm's scale and offset look like its own.
-                    by_path=name == "feature_norm",
+                    only_by_path=name == "feature_norm",
                 )
                 for name, part in parts.items()
             }
@@ -264,14 +264,17 @@ def _weights(variables: Sequence[keras.Variable]) -> list[Weight]:
 
 
 def _find(
-    weights: Sequence[Weight], part: Sequence[Weight], *, by_path: bool = False
+    weights: Sequence[Weight],
+    part: Sequence[Weight],
+    *,
+    only_by_path: bool = False,
 ) -> list[np.ndarray] | None:
     """Finds the values of a part: in one sequence, or else by their paths.
 
     Args:
         weights: All stored weights.
         part: The network's own weights; their paths and shapes count.
-        by_path: By their paths alone.
+        only_by_path: Not by their sequence.
 
     Returns:
         The values; None if they are not stored, or are more than once, so that
@@ -284,7 +287,7 @@ def _find(
         for start in range(len(stored) - size + 1)
         if stored[start : start + size] == kinds
     ]
-    if len(starts) == 1 and size and not by_path:
+    if len(starts) == 1 and size and not only_by_path:
         matches = weights[starts[0] : starts[0] + size]
     else:
         by_path = {w.path: w for w in weights}

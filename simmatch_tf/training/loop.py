@@ -141,12 +141,7 @@ class _Run:
             folder.anew = not resumed
         # ---------------------------------------------------- first weights --
         # Before all that takes long: they may have to be downloaded.
-        self.published: list[np.ndarray] | None = None
-        if config.init_from == config_lib.PUBLISHED and not resumed:
-            self._say(f"fetching the published weights of {config.backbone}")
-            self.published = self.workers.by_each(
-                lambda: initial.fetch(config.backbone)
-            )
+        self.published = None if resumed else self._published()
         # ------------------------------------------------------------- data --
         if source is None:
             self._say(f"reading the images of {config.dataset}")
@@ -159,16 +154,7 @@ class _Run:
         self.first: keras.Model | None = None
         self.initial: str | None = None
         # ------------------------------------------------- the labels alone --
-        self.alone: tuple[baselines.Baseline, ...] = ()
-        if config.labels_alone:
-            self.workers.by_chief(lambda: self._begin(config))
-            if config.init_from:  # these take seconds, so they come first
-                self._measure_baselines()
-                self.workers.by_chief(self.baselines.store)
-                self._keep_baseline()
-                for line in self.baselines.news():
-                    self._say(line)
-            self.alone = self._train_alone()
+        self.alone = self._labels_alone() if config.labels_alone else ()
         # ----------------------------------------------------------- length --
         self.costs: duration.Costs | None = None
         self.flags = self._with_length()
@@ -177,16 +163,7 @@ class _Run:
         self._say(f"building {config.backbone}")
         self.algorithm = self._make_algorithm(self.config, resumed)
         if config.init_from and not resumed:
-            # Outside the strategy's scope: another run's network has its own.
-            self.initial = initial.initialize(
-                self.algorithm,
-                config.init_from,
-                self.source.class_names,
-                published=self.published,
-                fit=self._fit_classifier
-                if config.classifier_init == "frozen_features"
-                else None,
-            )
+            self.initial = self._initialize()
         # ---------------------------------------------------------- workdir --
         self.workers.by_chief(lambda: self._begin(self.flags))
         self.workers.same_folder(folder.path, (folder.flagfile, folder.split))
@@ -212,6 +189,32 @@ class _Run:
         self.accuracy: dict[str, dict[str, float]] = {}
         self.calibration: dict[str, dict[str, float | None]] = {}
         self.right: np.ndarray | None = None
+
+    def _published(self) -> list[np.ndarray] | None:
+        """Fetches the weights that the backbone's library has published.
+
+        Returns:
+            None if the run does not start from these.
+        """
+        config = self.given
+        if config.init_from != config_lib.PUBLISHED:
+            return None
+        self._say(f"fetching the published weights of {config.backbone}")
+        return self.workers.by_each(lambda: initial.fetch(config.backbone))
+
+    def _initialize(self) -> str:
+        """Fills the networks with the first weights; says which those are."""
+        config, fit = self.given, None
+        if config.classifier_init == "frozen_features":
+            fit = self._fit_classifier
+        # Outside the strategy's scope: another run's network has its own.
+        return initial.initialize(
+            self.algorithm,
+            config.init_from,
+            self.source.class_names,
+            published=self.published,
+            fit=fit,
+        )
 
     def train(self) -> results.Result:
         """Trains to the end, or until a signal asks to stop.
@@ -342,6 +345,21 @@ class _Run:
         return self.config.steps - cooldown if cooldown else 0
 
     # ----------------------------------------------------- the labels alone --
+    def _labels_alone(self) -> tuple[baselines.Baseline, ...]:
+        """Begins the workdir, and measures what needs the labels alone.
+
+        Returns:
+            See `_train_alone`.
+        """
+        self.workers.by_chief(lambda: self._begin(self.given))
+        if self.given.init_from:  # these take seconds, so they come first
+            self._measure_baselines()
+            self.workers.by_chief(self.baselines.store)
+            self._keep_baseline()
+            for line in self.baselines.news():
+                self._say(line)
+        return self._train_alone()
+
     def _train_alone(self) -> tuple[baselines.Baseline, ...]:
         """Trains on the labels alone first, by a run of its own.
 

@@ -264,15 +264,15 @@ def small_network(precision):
 @pytest.fixture(scope="module")
 def trained():
     """A method whose network has learned a little, 200 other images, and p."""
-    made, train = small_network("float32"), digits.load(8).train
-    weights = made.student.trainable_variables
+    algorithm, train = small_network("float32"), digits.load(8).train
+    weights = algorithm.student.trainable_variables
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     optimizer.build(weights)
 
     @tf.function(autograph=False)
     def step(x, y):
         with tf.GradientTape() as tape:
-            logits = made.call(made.student, x)["logits"]
+            logits = algorithm.call(algorithm.student, x)["logits"]
             loss = losses.supervised_loss(logits, y)
         gradients = tape.gradient(loss, [weight.value for weight in weights])
         optimizer.apply(gradients, weights)
@@ -281,21 +281,21 @@ def trained():
         rows = slice(start, start + 25)
         step(tf.constant(train.images[rows]), tf.constant(train.labels[rows]))
     v = tf.constant(train.images[1000:1200])
-    p = tf.nn.softmax(made.call(made.student, v, "batch")["logits"])
+    p = tf.nn.softmax(algorithm.call(algorithm.student, v, "batch")["logits"])
     assert 0.5 < np.mean(np.max(p, axis=1)) < 0.99
-    return made, v, p
+    return algorithm, v, p
 
 
 def test_it_changes_predictions_more_than_a_random_perturbation(trained):
-    made, v, p = trained
-    d = made.directions({"unlabeled": v})
-    r = made.perturbation(v, p, d)
+    algorithm, v, p = trained
+    d = algorithm.directions({"unlabeled": v})
+    r = algorithm.perturbation(v, p, d)
     norms = np.linalg.norm(np.reshape(r, [200, -1]), axis=1)
     np.testing.assert_allclose(norms, 1.5, rtol=1e-5)
 
     def divergences(r):
         v_r = tf.cast(v, tf.float32) + 127.5 * r
-        logits = made.call(made.student, v_r, "batch")["logits"]
+        logits = algorithm.call(algorithm.student, v_r, "batch")["logits"]
         return kl(np.float64(p), np.float64(tf.nn.softmax(logits)))
 
     one, random = divergences(r), divergences(perturbations.with_norm(d, 1.5))
@@ -304,13 +304,13 @@ def test_it_changes_predictions_more_than_a_random_perturbation(trained):
 
 
 def test_the_published_step_is_below_what_float32_resolves(trained):
-    made, v = trained[0], trained[1][:50]
+    algorithm, v = trained[0], trained[1][:50]
     double = small_network("float64")
     for one, other in zip(
-        double.student.variables, made.student.variables, strict=True
+        double.student.variables, algorithm.student.variables, strict=True
     ):
         one.assign(np.asarray(other))
-    drawn = made.directions({"unlabeled": v})
+    drawn = algorithm.directions({"unlabeled": v})
 
     def direction(method, xi):
         before = method.hyper
@@ -322,7 +322,7 @@ def test_the_published_step_is_below_what_float32_resolves(trained):
 
     def cosines(xi):
         """Of the directions in float32 with those in float64, by image."""
-        single, exact = direction(made, xi), direction(double, xi)
+        single, exact = direction(algorithm, xi), direction(double, xi)
         return np.sum(single * exact, axis=(1, 2, 3))
 
     assert cosines(1.0).min() > 0.9999
@@ -337,21 +337,21 @@ def test_the_published_step_is_below_what_float32_resolves(trained):
 
 
 def test_weights_averages_and_gradients_are_left_alone():
-    made = whole_step.make("vat")
+    algorithm = whole_step.make("vat")
     v = whole_step.batch(views=("weak",))["unlabeled_weak"]
-    before = [np.array(variable) for variable in made.student.variables]
+    before = [np.array(variable) for variable in algorithm.student.variables]
 
     def gradients(searches):
         with tf.GradientTape() as tape:
-            logits = made.call(made.student, v, "batch")["logits"]
+            logits = algorithm.call(algorithm.student, v, "batch")["logits"]
             loss = losses.entropy_loss(logits)
             if searches:
                 p = tf.nn.softmax(tf.stop_gradient(logits))
                 with tape.stop_recording():
-                    d = made.directions({"unlabeled": v})
-                    r = made.perturbation(v, p, d)
+                    d = algorithm.directions({"unlabeled": v})
+                    r = algorithm.perturbation(v, p, d)
                 loss += tf.reduce_sum(r)
-        weights = made.student.trainable_variables
+        weights = algorithm.student.trainable_variables
         return tape.gradient(
             loss,
             [weight.value for weight in weights],
@@ -360,5 +360,7 @@ def test_weights_averages_and_gradients_are_left_alone():
 
     for one, other in zip(gradients(True), gradients(False), strict=True):
         np.testing.assert_array_equal(one, other)
-    for variable, value in zip(made.student.variables, before, strict=True):
+    for variable, value in zip(
+        algorithm.student.variables, before, strict=True
+    ):
         np.testing.assert_array_equal(variable, value)

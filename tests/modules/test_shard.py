@@ -123,10 +123,10 @@ def test_finds_the_same_nearest(slots, count, two_replicas):
     fill(two_replicas, alone, divided)
     z = unit(np.random.default_rng(2), N)
     wanted = alone.nearest(z, count)
-    found = run(two_replicas, lambda z: divided.nearest(z, count), z)
-    assert found[0].shape == (N, min(count, slots), D)
-    np.testing.assert_allclose(found[0], wanted[0], atol=1e-6)
-    np.testing.assert_array_equal(found[1], wanted[1])
+    nearest = run(two_replicas, lambda z: divided.nearest(z, count), z)
+    assert nearest[0].shape == (N, min(count, slots), D)
+    np.testing.assert_allclose(nearest[0], wanted[0], atol=1e-6)
+    np.testing.assert_array_equal(nearest[1], wanted[1])
     order = np.argsort(-(z @ alone.features.numpy().T), axis=1)[:, :count]
     np.testing.assert_array_equal(wanted[1], alone.labels.numpy()[order])
 

@@ -147,17 +147,17 @@ def main() -> None:
     for seed in seeds:
         pool = words.workdir.absolute() / f"seed{seed}" / "pool"
         write_pool(words.data_dir, pool, seed)
-        for arm, found in results.items():
-            found.append(run(pool, arm, seed, words.train_flags))
+        for arm, of_arm in results.items():
+            of_arm.append(run(pool, arm, seed, words.train_flags))
     print("| labels | top-1, % | each seed | classes found |")
     print("|---|---|---|---|")
-    for arm, found in results.items():
-        values = [result["top1"] for result in found]
+    for arm, of_arm in results.items():
+        values = [result["top1"] for result in of_arm]
         mean = f"{statistics.mean(values):.1f}"
         if len(values) > 1:
             mean += f" ± {statistics.stdev(values):.1f}"
         each = ", ".join(f"{value:.1f}" for value in values)
-        classes = ", ".join(str(result["classes"]) for result in found)
+        classes = ", ".join(str(result["classes"]) for result in of_arm)
         print(f"| {arm} | {mean} | {each} | {classes} |")
 
 
